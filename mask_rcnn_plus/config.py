@@ -1,6 +1,15 @@
-"""Every config key this project adds to detectron2's, each with what it does."""
+"""Every config key that this project adds, each with what it does; how a config is read."""
 
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from mask_rcnn_plus.errors import UserError, did_you_mean
 
 
 def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
@@ -9,27 +18,30 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     Args:
         cfg: a config made by ``detectron2.config.get_cfg()``.
     """
-    # "auto" takes the GPU when there is one, else the CPU; anything else is what torch.device takes ("cuda:1", "cpu").
+    # "auto" takes the GPU when there is one, else the CPU; else whatever torch.device takes
+    # ("cuda:1", "cpu").
     cfg.MODEL.DEVICE = "auto"
 
-    # MODEL.ROI_HEADS.NUM_CLASSES stays detectron2's key; the value -1 means "as many as the training set has".
+    # MODEL.ROI_HEADS.NUM_CLASSES stays detectron2's key; train_net.py reads -1 in it as "as many
+    # as the training set has".
 
-    # The generated data set of circles, squares and triangles (data/shapes.py): DATASETS.SHAPES.NAME + "_train" and
-    # + "_val" are written below $DETECTRON2_DATASETS on first use, so that a first run needs no download.
+    # The generated data set of circles, squares and triangles (data/shapes.py), so that a first
+    # run needs no download: NAME_train and NAME_val, written below $DETECTRON2_DATASETS on first
+    # use when ENABLED.
     cfg.DATASETS.SHAPES = CfgNode()
     cfg.DATASETS.SHAPES.ENABLED = False
     cfg.DATASETS.SHAPES.NAME = "shapes"
     cfg.DATASETS.SHAPES.NUM_TRAIN = 400
     cfg.DATASETS.SHAPES.NUM_VAL = 100
-    # Height and width of every image, in pixels.
+    # (height, width) of every image, in pixels.
     cfg.DATASETS.SHAPES.IMAGE_SIZE = (192, 192)
     # How the masks are written: "polygon" or "rle".
     cfg.DATASETS.SHAPES.MASK_FORMAT = "polygon"
     # The same seed gives the same bytes.
     cfg.DATASETS.SHAPES.SEED = 0
 
-    # How many test images are drawn, prediction beside ground truth, into OUTPUT_DIR/preview_<data set>.png after each
-    # evaluation. 0 draws none.
+    # How many images of each test set are drawn, prediction beside ground truth, into
+    # OUTPUT_DIR/preview_<data set>.png after its evaluation. 0 draws none.
     cfg.TEST.PREVIEW_IMAGES = 6
 
 
@@ -39,8 +51,106 @@ def get_cfg() -> CfgNode:
     Returns:
         a new, unfrozen config, ready for ``merge_from_file``.
     """
-    from detectron2.config import get_cfg as detectron2_get_cfg
-
-    cfg = detectron2_get_cfg()
+    cfg = get_detectron2_cfg()
     add_mask_rcnn_plus_config(cfg)
     return cfg
+
+
+def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Reads a YAML config over the defaults, then ``KEY VALUE`` pairs over it.
+
+    Only plain YAML is read: tags that would run Python are refused.
+
+    Args:
+        config_file: path of a YAML file; its ``_BASE_`` is followed.
+        opts: keys and values in turn, e.g. ``["SOLVER.BASE_LR", "0.01"]``.
+
+    Returns:
+        a new, unfrozen config.
+
+    Raises:
+        UserError: the file (or its ``_BASE_``) is missing, is no YAML or no mapping; a key does not
+            exist, or its value has another type than the default.
+    """
+    cfg = get_cfg()
+    known = dict(_flatten(cfg))
+    values = _read_yaml(str(config_file))
+    _check_keys((key for key, _ in _flatten(values)), known, f"config file '{config_file}'")
+    try:
+        # merge_from_file would read the file again with yaml.unsafe_load as its way out.
+        cfg.merge_from_other_cfg(CfgNode(values))
+    except (ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"config file '{config_file}': {_first_line(error)}") from error
+    _merge_opts(cfg, list(opts), known)
+    return cfg
+
+
+def _read_yaml(config_file: str) -> dict[str, Any]:
+    if not config_file:
+        raise UserError("no config file: give one with --config-file configs/quickstart.yaml")
+    path = Path(config_file)
+    if not path.is_file():
+        siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise UserError(
+            f"config file '{config_file}' does not exist{did_you_mean(config_file, siblings)}"
+        )
+    try:
+        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"config file '{config_file}': its _BASE_ '{error.filename}' does not exist"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"config file '{config_file}': its _BASE_ leads back to itself") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"config file '{config_file}' is no plain YAML: {reason}") from error
+    except (TypeError, AttributeError, AssertionError) as error:
+        # What fvcore raises while merging when one of the files is not a mapping of keys.
+        raise UserError(
+            f"config file '{config_file}' (or its _BASE_) is not a mapping of keys to values"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"config file '{config_file}' is not a mapping of keys to values")
+    # detectron2 guesses (and warns) where a file does not say; all that this project reads is v2.
+    if values.pop("VERSION", 2) != 2:
+        raise UserError(f"config file '{config_file}' is of VERSION 1: convert it to VERSION 2")
+    return values
+
+
+def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None:
+    for position, item in enumerate(opts):
+        if position % 2 == 0 and item.startswith("-"):
+            raise UserError(f"'{item}' stands after a config override: put options before them")
+    _check_keys(opts[0::2], known, "the command line")
+    if len(opts) % 2:
+        raise UserError(f"config key '{opts[-1]}' on the command line has no value")
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError, TypeError, SyntaxError) as error:
+            raise UserError(f"{key} {value}: {_first_line(error)}") from error
+
+
+def _check_keys(keys: Iterable[str], known: Mapping[str, Any], where: str) -> None:
+    groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, 1 + key.count("."))}
+    for key in keys:
+        if key in known:
+            continue
+        if key in groups:
+            raise UserError(f"'{key}' in {where} is a group of keys, not a key with a value")
+        raise UserError(f"{where} has the unknown key '{key}'{did_you_mean(key, known)}")
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0] if error.args else error).strip()
+    # yacs prints types as "<class 'int'>"; a user reads "int".
+    return re.sub(r"<class '([\w.]+)'>", r"\1", text.splitlines()[0] if text else repr(error))

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and the suggestions that its messages carry."""
+"""The exception that means "the user can mend this", and suggestions for its messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -7,8 +7,8 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A mistake in what the user gave: a path, a key, a value, a data set, a checkpoint.
 
-    The commands print its message as one line on standard error and exit with code 2. The message names the thing,
-    the value and what to do.
+    The commands print its message as one line on standard error and exit with code 2. The message
+    names the thing, the value and what to do.
     """
 
 
@@ -20,7 +20,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         choices: the names that exist.
 
     Returns:
-        ``"; did you mean 'balloon_train'?"`` where one of the choices is close, else the empty string.
+        ``"; did you mean 'balloon_train'?"`` where one of the choices is close, else "".
     """
     matches = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""

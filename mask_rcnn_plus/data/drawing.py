@@ -1,0 +1,231 @@
+"""Draws one image of overlapping circles, squares and triangles with its masks and keypoints."""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+SHAPE_KINDS = ("circle", "square", "triangle")
+# Every kind has the same list, as COCO's keypoint evaluation needs; a kind labels those it has.
+KEYPOINTS = ("centre", "top", "top_left", "top_right", "bottom_right", "bottom_left")
+
+MIN_SIZE = 12  # pixels, the lesser side of the box around the smallest shape
+_MAX_SIZE = 0.42  # of the image's lesser side
+_OBJECTS = (2, 8)
+_TRIES = 25  # places tried for a shape before it is left out
+# What must stay visible of a shape that others cover.
+_MIN_VISIBLE_FRACTION = 0.5
+_MIN_VISIBLE_PIXELS = 50
+# Up to here the names of the corners stay true and no two corners can swap names.
+_MAX_ROTATION = math.radians(30)
+_MIN_CONTRAST = 65.0  # distance in RGB between a shape's colour and the mean of what it covers
+
+# Corners as (keypoint, angle on screen), clockwise; the angle 0 points right, 90 degrees down.
+_CORNERS = {
+    "circle": (),
+    "square": (("top_left", 225), ("top_right", 315), ("bottom_right", 45), ("bottom_left", 135)),
+    "triangle": (("top", 270), ("bottom_right", 30), ("bottom_left", 150)),
+}
+# Radius of the circle through the corners, as a part of the size.
+_RADIUS = {"circle": 1 / 2, "square": math.sqrt(2) / 2, "triangle": 2 / 3}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape in image coordinates: pixels, the first one spanning 0 to 1, y downwards.
+
+    Attributes:
+        kind: one of ``SHAPE_KINDS``.
+        centre: (x, y).
+        radius: of the circle, or of the circle through the corners.
+        corners: (name of the keypoint, (x, y)), clockwise on screen; none for a circle.
+    """
+
+    kind: str
+    centre: tuple[float, float]
+    radius: float
+    corners: tuple[tuple[str, tuple[float, float]], ...]
+
+    def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Signed distance of points to the outline, in pixels, negative inside.
+
+        Beyond a corner it is the distance to the nearer side's line. Both masks and pixels are
+        drawn from it.
+
+        Args:
+            x, y: coordinates of points, broadcastable against each other.
+        """
+        if not self.corners:
+            return np.hypot(x - self.centre[0], y - self.centre[1]) - self.radius
+        result = np.full(np.broadcast_shapes(x.shape, y.shape), -np.inf)
+        points = [point for _, point in self.corners]
+        for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
+            length = math.hypot(x1 - x0, y1 - y0)
+            # The corners go clockwise on screen, so outside lies on the left hand.
+            outward = ((y1 - y0) * (x - x0) - (x1 - x0) * (y - y0)) / length
+            np.maximum(result, outward, out=result)
+        return result
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One object of an image.
+
+    Attributes:
+        kind: one of ``SHAPE_KINDS``.
+        mask: (H, W) bool, the visible pixels: those whose centre lies in the shape and in no later
+            one. At least 50 of them, and half of the whole shape.
+        keypoints: (6, 3) float: x, y in image coordinates, and v: 2 visible, 1 covered by a later
+            shape, 0 the kind has no such point (x and y are 0); in the order of ``KEYPOINTS``.
+    """
+
+    kind: str
+    mask: np.ndarray
+    keypoints: np.ndarray
+
+
+def draw_image(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[Drawn]]:
+    """Draws an image; the generator's state alone decides what.
+
+    Args:
+        rng: the source of chance.
+        size: (H, W) in pixels, each at least 32.
+
+    Returns:
+        the image, (H, W, 3) uint8 in RGB, and its objects, from the lowest to the topmost: two to
+        eight, fewer where a small image has no room, but at least one.
+    """
+    canvas = _background(rng, size)
+    # Which shape each pixel shows: its index, or -1.
+    owner = np.full(size, -1, dtype=np.int16)
+    shapes: list[Shape] = []
+    whole: list[int] = []  # pixels of each shape, covered or not
+    for _ in range(_integer(rng, *_OBJECTS)):
+        for _ in range(_TRIES):
+            shape = _random_shape(rng, size, shapes)
+            window, distance = _rasterise(shape, size)
+            trial = owner[window].copy()
+            trial[distance < 0] = len(shapes)
+            if _still_visible(owner, trial, window, whole):
+                owner[window] = trial
+                shapes.append(shape)
+                whole.append(int((distance < 0).sum()))
+                _paint(rng, canvas[window], distance)
+                break
+    canvas += 6 * (rng.random((*size, 1)) - 0.5)  # grain
+    image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    drawn = [
+        Drawn(shape.kind, owner == index, _keypoints(shape, shapes[index + 1 :]))
+        for index, shape in enumerate(shapes)
+    ]
+    return image, drawn
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(rng.random())
+
+
+def _integer(rng: np.random.Generator, low: int, high: int) -> int:
+    """From low to high, both included."""
+    return min(high, low + int(float(rng.random()) * (high - low + 1)))
+
+
+def _random_shape(rng: np.random.Generator, size: tuple[int, int], others: list[Shape]) -> Shape:
+    """A shape that lies within the image, one time in two beside or over an earlier one."""
+    kind = SHAPE_KINDS[_integer(rng, 0, len(SHAPE_KINDS) - 1)]
+    largest = _MAX_SIZE * min(size)
+    extent = MIN_SIZE * (largest / MIN_SIZE) ** _uniform(rng, 0, 1)
+    radius = extent * _RADIUS[kind]
+    height, width = size
+    x = _uniform(rng, radius, width - radius)
+    y = _uniform(rng, radius, height - radius)
+    if others and rng.random() < 0.5:
+        other = others[_integer(rng, 0, len(others) - 1)]
+        angle = _uniform(rng, 0, 2 * math.pi)
+        away = (other.radius + radius) * _uniform(rng, 0.35, 0.95)
+        x = min(max(other.centre[0] + away * math.cos(angle), radius), width - radius)
+        y = min(max(other.centre[1] + away * math.sin(angle), radius), height - radius)
+    rotation = _uniform(rng, -_MAX_ROTATION, _MAX_ROTATION)
+    corners = []
+    for name, degrees in _CORNERS[kind]:
+        angle = math.radians(degrees) + rotation
+        corners.append((name, (x + radius * math.cos(angle), y + radius * math.sin(angle))))
+    return Shape(kind, (x, y), radius, tuple(corners))
+
+
+def _rasterise(shape: Shape, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The window of the image that holds the shape, and the distance at its pixels' centres."""
+    (x, y), reach = shape.centre, shape.radius + 1
+    rows = slice(max(0, math.floor(y - reach)), min(size[0], math.ceil(y + reach)))
+    columns = slice(max(0, math.floor(x - reach)), min(size[1], math.ceil(x + reach)))
+    ys = np.arange(rows.start, rows.stop)[:, None] + 0.5
+    xs = np.arange(columns.start, columns.stop)[None, :] + 0.5
+    return (rows, columns), shape.distance(xs, ys)
+
+
+def _still_visible(
+    owner: np.ndarray, trial: np.ndarray, window: tuple[slice, slice], whole: list[int]
+) -> bool:
+    """Whether enough of every earlier shape shows once the window looks like the trial."""
+    count = len(whole)
+    shown = np.bincount(owner.ravel() + 1, minlength=count + 1)[1 : count + 1]
+    lost = np.bincount(owner[window].ravel() + 1, minlength=count + 1)[1 : count + 1]
+    kept = np.bincount(trial.ravel() + 1, minlength=count + 1)[1 : count + 1]
+    visible = shown - lost + kept
+    wanted = np.maximum(_MIN_VISIBLE_PIXELS, _MIN_VISIBLE_FRACTION * np.array(whole))
+    return bool((visible >= wanted).all())
+
+
+def _keypoints(shape: Shape, later: list[Shape]) -> np.ndarray:
+    result = np.zeros((len(KEYPOINTS), 3))
+    for name, (x, y) in (("centre", shape.centre), *shape.corners):
+        covered = any(other.distance(np.array(x), np.array(y)) < 0 for other in later)
+        result[KEYPOINTS.index(name)] = (x, y, 1 if covered else 2)
+    return result
+
+
+def _noise(rng: np.random.Generator, size: tuple[int, int], cell: float) -> np.ndarray:
+    """Smooth noise, (H, W, 1) from about -0.5 to 0.5, its bumps about ``cell`` pixels wide."""
+    coarse = rng.random((math.ceil(size[0] / cell) + 1, math.ceil(size[1] / cell) + 1), np.float32)
+    coarse -= 0.5
+    return cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)[..., None]
+
+
+def _slope(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A plane rising in a random direction, (H, W, 1) from about -0.5 to 0.5."""
+    angle = _uniform(rng, 0, 2 * math.pi)
+    ys = np.linspace(-0.5, 0.5, size[0])[:, None, None]
+    xs = np.linspace(-0.5, 0.5, size[1])[None, :, None]
+    return xs * math.cos(angle) + ys * math.sin(angle)
+
+
+def _colour(rng: np.random.Generator) -> np.ndarray:
+    return 30 + 195 * rng.random(3)
+
+
+def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Patches of three colours under noise at several scales and a slope of light."""
+    canvas = np.broadcast_to(_colour(rng), (*size, 3))
+    for cell in (_uniform(rng, 40, 90), _uniform(rng, 16, 40)):
+        weight = np.clip(0.5 + 2.5 * _noise(rng, size, cell), 0, 1)
+        canvas = canvas * (1 - weight) + _colour(rng) * weight
+    for cell in (9.0, 3.0):
+        canvas = canvas + _uniform(rng, 10, 45) * _noise(rng, size, cell)
+    return canvas + _uniform(rng, 0, 70) * _slope(rng, size)
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, distance: np.ndarray) -> None:
+    """Lays a textured, shaded, anti-aliased shape onto the window of the canvas, in place."""
+    below = canvas[distance < 0].mean(axis=0)
+    colour = max((_colour(rng) for _ in range(6)), key=lambda c: _contrast(c, below))
+    size = distance.shape
+    painted = colour + _uniform(rng, 0, 60) * _slope(rng, size)
+    painted = painted + _uniform(rng, 5, 45) * _noise(rng, size, _uniform(rng, 3, 12))
+    coverage = np.clip(0.5 - distance, 0, 1)[..., None]
+    canvas += coverage * (painted - canvas)
+
+
+def _contrast(colour: np.ndarray, below: np.ndarray) -> float:
+    """Enough is enough: beyond the least contrast the first colour wins."""
+    return min(_MIN_CONTRAST, float(np.linalg.norm(colour - below)))

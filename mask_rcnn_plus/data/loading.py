@@ -1,0 +1,170 @@
+"""Loads a data set of any origin, or says in one line why it cannot be used."""
+
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from mask_rcnn_plus.data.coco_json import read_coco_json
+from mask_rcnn_plus.data.folders import dataset_root, is_stale, register_folder_datasets
+from mask_rcnn_plus.errors import UserError, did_you_mean
+
+_LISTED = 10  # names of data sets in a message, at most
+
+
+def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]]:
+    """Loads a data set of any origin and checks that it can be used.
+
+    Args:
+        name: as in DATASETS.TRAIN and DATASETS.TEST. If it is not registered,
+            ``register_folder_datasets()`` is called first.
+        training: whether it must have an annotation to learn from: neither crowd nor empty.
+
+    Returns:
+        its images, at least one, in detectron2's format.
+
+    Raises:
+        UserError: the name is not registered, loading fails, there are no images, images are
+            missing on disk, or there is nothing to learn from.
+    """
+    if name not in DatasetCatalog:
+        found = register_folder_datasets()
+        if name not in DatasetCatalog:
+            raise UserError(_not_registered(name, found))
+    try:
+        loaded = DatasetCatalog.get(name)
+        # Upstream also takes a torch Dataset.
+        records = loaded if isinstance(loaded, list) else [loaded[i] for i in range(len(loaded))]
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(_not_loaded(name, error)) from error
+    if not records:
+        raise UserError(f"data set '{name}' has no images{_origin(name)}")
+    for record in records:
+        if not isinstance(record, dict):
+            kind = type(record).__name__
+            raise UserError(f"data set '{name}' holds a {kind}, not detectron2's dicts")
+    _check_images(name, [r["file_name"] for r in records if isinstance(r.get("file_name"), str)])
+    if training and not any(map(_is_usable, records)):
+        raise UserError(
+            f"data set '{name}' has nothing to train on{_origin(name)}: none of its "
+            f"{len(records)} images has an annotation that is neither crowd nor an empty box"
+        )
+    return records
+
+
+def class_names(name: str) -> list[str]:
+    """The classes of a data set, in the order of the class indices that a model predicts.
+
+    Args:
+        name: as in ``require_dataset``. It is loaded only if its classes are not known yet or its
+            json has changed.
+
+    Returns:
+        the names, at least one.
+
+    Raises:
+        UserError: as ``require_dataset``, or the data set's metadata has no ``thing_classes``.
+    """
+    known = name in DatasetCatalog and MetadataCatalog.get(name).get("thing_classes")
+    if not known or is_stale(name):
+        require_dataset(name)
+    names = MetadataCatalog.get(name).get("thing_classes")
+    if not names:
+        raise UserError(
+            f"data set '{name}' does not name its classes: "
+            f"set MetadataCatalog.get('{name}').thing_classes where you register it"
+        )
+    return list(names)
+
+
+def _not_registered(name: str, found: list[str]) -> str:
+    # A user's data set is likelier meant than one of detectron2's many.
+    hint = did_you_mean(name, found) or did_you_mean(name, DatasetCatalog.list())
+    root = dataset_root().absolute()
+    if found:
+        more = f", ... ({len(found)} in all)" if len(found) > _LISTED else ""
+        there = f"which has {', '.join(found[:_LISTED])}{more}"
+    else:
+        there = "which has none" if root.is_dir() else "which does not exist"
+    return (
+        f"data set '{name}' is not registered{hint or ';'} Looked for NAME/SPLIT.json in "
+        f"'{root}' (DETECTRON2_DATASETS), {there}"
+    ).replace("; Looked", "; looked")
+
+
+def _not_loaded(name: str, error: Exception) -> str:
+    metadata = MetadataCatalog.get(name)
+    json_file = str(metadata.get("json_file", ""))
+    if json_file and "://" not in json_file:
+        path = Path(json_file).absolute()
+        if not path.is_file():
+            return (
+                f"data set '{name}' is registered, but its json is missing: put it at '{path}', "
+                "or set DETECTRON2_DATASETS to the folder that holds your data sets"
+            )
+        if metadata.get("evaluator_type") == "coco":
+            try:
+                read_coco_json(path)
+            except UserError as fault:
+                return f"data set '{name}': {fault}"
+    text = " ".join(str(error).split())
+    # Below this room's frame and the catalog's: the registered function's.
+    frame = traceback.extract_tb(error.__traceback__)[:3][-1]
+    return (
+        f"data set '{name}' could not be loaded{_origin(name)}: {type(error).__name__}: "
+        f"{text[:300]} (in {Path(frame.filename).name}, line {frame.lineno})"
+    )
+
+
+def _origin(name: str) -> str:
+    json_file = MetadataCatalog.get(name).get("json_file")
+    return f" ('{json_file}')" if json_file else ""
+
+
+def _check_images(name: str, file_names: list[str]) -> None:
+    """Raises a UserError if files are missing. Lists each folder once instead of asking by file."""
+    listings: dict[str, set[str]] = {}
+    missing = []
+    for file_name in file_names:
+        folder, base = os.path.split(file_name)
+        if folder not in listings:
+            listings[folder] = _listing(folder)
+        if base in listings[folder] or "://" in file_name:
+            continue
+        # Where the listing spells a name differently (case, Unicode), the file system decides.
+        if not Path(file_name).exists():
+            missing.append(file_name)
+    if not missing:
+        return
+    first = Path(missing[0]).absolute()
+    where = "looked in" if first.parent.is_dir() else "there is no folder"
+    advice = "put them there or mend 'file_name'"
+    image_root = MetadataCatalog.get(name).get("image_root")
+    if image_root and Path(image_root, first.name).is_file():
+        advice = f"but '{first.name}' lies in '{image_root}', from where each 'file_name' counts"
+    raise UserError(
+        f"data set '{name}': {len(missing)} of {len(file_names)} images are missing, the first is "
+        f"'{first.name}' ({where} '{first.parent}'); {advice}{_origin(name)}"
+    )
+
+
+def _listing(folder: str) -> set[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name for entry in entries}
+    except OSError:
+        return set()
+
+
+def _is_usable(record: dict[str, Any]) -> bool:
+    """Whether an image has an annotation that detectron2 would train on."""
+    for annotation in record.get("annotations", ()):
+        empty = annotation.get("bbox_mode") == BoxMode.XYWH_ABS and min(annotation["bbox"][2:]) <= 0
+        if not empty and not annotation.get("iscrowd", 0):
+            return True
+    return False

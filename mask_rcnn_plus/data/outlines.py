@@ -1,0 +1,93 @@
+"""Outlines of a mask along pixel edges: polygons that pycocotools turns back into the very mask."""
+
+import cv2
+import numpy as np
+
+# Steps along pixel edges as (dx, dy), clockwise on screen: right, down, left, up.
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+
+
+def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
+    """The outlines of a mask as COCO polygons.
+
+    COCO takes the union of an object's polygons and knows no holes, so a region with a hole is cut
+    by a vertical line through the hole. The polygons overlap nowhere, and their union,
+    rasterised by pycocotools, is the mask, pixel for pixel.
+
+    Args:
+        mask: (H, W) bool, True where the object is.
+
+    Returns:
+        one list [x0, y0, x1, y1, ...] a part, clockwise on screen, its vertices at pixel corners
+        in image coordinates (the first pixel spans 0 to 1); empty for an empty mask. Whole
+        numbers, but of type float: detectron2's transforms truncate integer coordinates.
+    """
+    rows, columns = np.nonzero(mask)
+    if not len(rows):
+        return []
+    top, left = int(rows.min()), int(columns.min())
+    polygons: list[list[float]] = []
+    pending = _regions(mask[top : rows.max() + 1, left : columns.max() + 1])
+    while pending:
+        region = pending.pop()
+        # The outer loop holds the leftmost vertex; any other loop is a hole's.
+        outer, *holes = sorted(_trace(region), key=_leftmost)
+        if holes:
+            cut = _leftmost(holes[0])
+            for side in (slice(None, cut), slice(cut, None)):
+                half = np.zeros_like(region)
+                half[:, side] = region[:, side]
+                pending.extend(_regions(half))
+        else:
+            polygons.append([float(value) for x, y in outer for value in (x + left, y + top)])
+    return polygons
+
+
+def _regions(mask: np.ndarray) -> list[np.ndarray]:
+    """The 4-connected parts of a mask, each as a mask."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    return [labels == label for label in range(1, count)]
+
+
+def _leftmost(loop: list[tuple[int, int]]) -> int:
+    return min(x for x, _ in loop)
+
+
+def _trace(region: np.ndarray) -> list[list[tuple[int, int]]]:
+    """The closed loops around a 4-connected region: its vertices, the region on the right hand."""
+    padded = np.pad(region, 1)
+    inside = padded[1:-1, 1:-1]
+    # (missing neighbour above, right, below, left; start of that edge relative to the pixel)
+    edges = (
+        (inside & ~padded[:-2, 1:-1], 0, 0),
+        (inside & ~padded[1:-1, 2:], 1, 0),
+        (inside & ~padded[2:, 1:-1], 1, 1),
+        (inside & ~padded[1:-1, :-2], 0, 1),
+    )
+    leaving: dict[tuple[int, int], set[int]] = {}
+    for direction, (edge, dx, dy) in enumerate(edges):
+        rows, columns = np.nonzero(edge)
+        for x, y in zip((columns + dx).tolist(), (rows + dy).tolist(), strict=True):
+            leaving.setdefault((x, y), set()).add(direction)
+
+    loops = []
+    while leaving:
+        # Where two pixels touch at a corner only, two edges leave: no place to start and end.
+        x, y = next(vertex for vertex, ways in leaving.items() if len(ways) == 1)
+        first = direction = next(iter(leaving[x, y]))
+        before = -1
+        loop: list[tuple[int, int]] = []
+        while (x, y) in leaving:
+            # There the right turn stays with the same pixel, which keeps the region 4-connected.
+            ways = leaving[x, y]
+            direction = next(way for turn in (1, 0, 3) if (way := (direction + turn) % 4) in ways)
+            ways.remove(direction)
+            if not ways:
+                del leaving[x, y]
+            if direction != before:
+                loop.append((x, y))
+            before = direction
+            dx, dy = _STEPS[direction]
+            x, y = x + dx, y + dy
+        loops.append(loop[1:] if direction == first else loop)
+    return loops

@@ -1,0 +1,261 @@
+"""The generated data set: images of circles, squares and triangles, COCO json, written once."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+from iopath.common.file_io import file_lock
+from tqdm import tqdm
+
+from mask_rcnn_plus.data.drawing import KEYPOINTS, SHAPE_KINDS, Drawn, draw_image
+from mask_rcnn_plus.data.outlines import mask_to_polygons
+from mask_rcnn_plus.errors import UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = ("train", "val")
+_MASK_FORMATS = ("polygon", "rle")
+_MIN_SIDE = 32
+_GENERATOR = "mask_rcnn_plus.data.shapes"
+# Raised with every change that changes what is drawn or written, so that old folders are redrawn.
+_VERSION = 1
+# The json starts with its info, which thus can be read without reading the rest.
+_HEAD = '{"info":'
+_IMAGE_NAME = re.compile(rf"({'|'.join(_SPLITS)})_\d{{6,}}\.png")
+# The sides of the square, then of the triangle; counted from 1, as COCO does.
+_SKELETON = [
+    [1 + KEYPOINTS.index(first), 1 + KEYPOINTS.index(second)]
+    for first, second in (
+        ("top_left", "top_right"),
+        ("top_right", "bottom_right"),
+        ("bottom_right", "bottom_left"),
+        ("bottom_left", "top_left"),
+        ("top", "bottom_right"),
+        ("top", "bottom_left"),
+    )
+]
+
+
+def generate_shapes(
+    root: Path,
+    *,
+    name: str = "shapes",
+    num_train: int = 400,
+    num_val: int = 100,
+    image_size: tuple[int, int] = (192, 192),
+    mask_format: str = "polygon",
+    seed: int = 0,
+    progress: bool = True,
+) -> list[str]:
+    """Writes ``root/name/{train,val}.json`` and ``root/name/images/*.png``, unless they lie there.
+
+    Image i of a split depends on the seed, the split, i and the image size alone, and the same
+    arguments give the same bytes. A folder of ours made with other arguments is replaced; the new
+    one grows beside it and takes its place when complete. Processes that start at once wait for
+    the first.
+
+    Every category names the same keypoints (``drawing.KEYPOINTS``), as COCO's evaluation needs; a
+    point that a category lacks has v = 0. Boxes are tight around the visible mask, areas count its
+    pixels; polygons run along pixel edges and give the mask back exactly.
+
+    Args:
+        root: the folder of the data sets, made if it is missing.
+        name: the data set's folder; the data sets are NAME_train and NAME_val.
+        num_train, num_val: images a split, at least 1.
+        image_size: (H, W) in pixels, each at least 32.
+        mask_format: "polygon" or "rle" (COCO's compressed run lengths).
+        seed: 0 or more.
+        progress: shows a bar while drawing, if standard error is a terminal.
+
+    Returns:
+        the two data sets' names, for ``register_folder_datasets`` to register.
+
+    Raises:
+        UserError: a wrong argument, a folder that cannot be written, or a folder of that name that
+            holds something else.
+    """
+    _check_arguments(name, num_train, num_val, image_size, mask_format, seed)
+    target = Path(root, name).resolve()
+    counts = {"train": num_train, "val": num_val}
+    info = {
+        "description": "Circles, squares and triangles drawn by mask_rcnn_plus",
+        "generator": _GENERATOR,
+        "version": _VERSION,
+        "num_train": num_train,
+        "num_val": num_val,
+        "image_size": list(image_size),
+        "mask_format": mask_format,
+        "seed": seed,
+    }
+    try:
+        if not _is_current(target, info):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(str(target.with_name(f".{target.name}"))):
+                if not _is_current(target, info):  # no other process has been faster
+                    _replace(target, info, counts, progress)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the generated data set '{target}': {error.strerror or error}; "
+            "set DETECTRON2_DATASETS to a folder that can be written"
+        ) from error
+    return [f"{name}_{split}" for split in _SPLITS]
+
+
+def _check_arguments(
+    name: str,
+    num_train: int,
+    num_val: int,
+    image_size: tuple[int, int],
+    mask_format: str,
+    seed: int,
+) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        raise UserError(f"shapes: name {name!r} is no folder name: use letters, digits, _ and -")
+    for what, count in (("num_train", num_train), ("num_val", num_val)):
+        if not _is_whole(count) or count < 1:
+            raise UserError(f"shapes: {what} is {count!r}: give a whole number from 1 up")
+    sides = list(image_size) if isinstance(image_size, Sequence) else []
+    if len(sides) != 2 or not all(_is_whole(side) and side >= _MIN_SIDE for side in sides):
+        raise UserError(
+            f"shapes: image_size is {image_size!r}: give (height, width) in pixels, each a whole "
+            f"number from {_MIN_SIDE} up"
+        )
+    if mask_format not in _MASK_FORMATS:
+        hint = did_you_mean(str(mask_format), _MASK_FORMATS) or ": give 'polygon' or 'rle'"
+        raise UserError(f"shapes: there is no mask_format {mask_format!r}{hint}")
+    if not _is_whole(seed) or seed < 0:
+        raise UserError(f"shapes: seed is {seed!r}: give a whole number from 0 up")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_current(target: Path, info: dict[str, Any]) -> bool:
+    """Whether the folder holds just what would be written; False if it may be replaced."""
+    if not os.path.lexists(target):
+        return False
+    refusal = f"'{target}' was not written by the shapes generator, which will not replace it"
+    advice = "move it away or choose another name (DATASETS.SHAPES.NAME)"
+    if not target.is_dir():
+        raise UserError(f"{refusal}: it is no folder; {advice}")
+    files = {path.name for path in target.iterdir()} - {".DS_Store"}
+    if not files:
+        return False
+    jsons = {f"{split}.json" for split in _SPLITS}
+    infos = [_read_info(target / file) for file in sorted(files & jsons)]
+    foreign = files - jsons - {"images"}
+    if not foreign and infos and all(found.get("generator") == _GENERATOR for found in infos):
+        folder = target / "images"
+        images = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        foreign = {file for file in images - {".DS_Store"} if not _IMAGE_NAME.fullmatch(file)}
+        if not foreign:
+            complete = len(images - {".DS_Store"}) == info["num_train"] + info["num_val"]
+            return complete and infos == [info] * len(_SPLITS)
+    what = f"it holds '{min(foreign)}'" if foreign else "its json files are not the generator's"
+    raise UserError(f"{refusal}: {what}; {advice}")
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """What a json of ours says about its making; empty for any other file."""
+    with path.open(errors="replace") as file:
+        head = file.read(4096)
+    try:
+        info = json.JSONDecoder().raw_decode(head, len(_HEAD))[0]
+    except ValueError:
+        return {}
+    return info if head.startswith(_HEAD) and isinstance(info, dict) else {}
+
+
+def _replace(target: Path, info: dict[str, Any], counts: dict[str, int], progress: bool) -> None:
+    """Draws into a hidden sibling folder, then renames it. The caller holds the lock."""
+    work, aside = (target.with_name(f".{target.name}.{end}") for end in ("new", "old"))
+    # What an interrupted process has left; nobody else writes here while we hold the lock.
+    for leftover in (work, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        (work / "images").mkdir(parents=True)
+        bar = tqdm(
+            total=sum(counts.values()),
+            desc=f"drawing {target.name}",
+            unit="image",
+            disable=None if progress else True,  # None: only on a terminal
+        )
+        with bar:
+            for split, count in counts.items():
+                _write_split(work, info, split, count, bar)
+        if target.exists():
+            target.rename(aside)
+        work.rename(target)
+    finally:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        for leftover in (work, aside):
+            shutil.rmtree(leftover, ignore_errors=True)
+    logger.info(f"drew {sum(counts.values())} images into '{target}'")
+
+
+def _write_split(folder: Path, info: dict[str, Any], split: str, count: int, bar: tqdm) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    height, width = info["image_size"]
+    for index in range(count):
+        chance = np.random.SeedSequence(info["seed"], spawn_key=(_SPLITS.index(split), index))
+        image, objects = draw_image(np.random.Generator(np.random.PCG64(chance)), (height, width))
+        file_name = f"{split}_{index:06d}.png"
+        # imwrite would hide why a file cannot be written.
+        encoded = cv2.imencode(".png", image[:, :, ::-1])[1]
+        (folder / "images" / file_name).write_bytes(encoded.tobytes())
+        image_id = index + 1
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        for drawn in objects:
+            identity = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append({**identity, **_annotation(drawn, info["mask_format"])})
+        bar.update()
+    categories = [
+        {"id": number, "name": kind, "keypoints": list(KEYPOINTS), "skeleton": _SKELETON}
+        for number, kind in enumerate(SHAPE_KINDS, start=1)
+    ]
+    content = {
+        "info": info,
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+    with (folder / f"{split}.json").open("w") as file:
+        file.write(json.dumps(content, separators=(",", ":")))
+
+
+def _annotation(drawn: Drawn, mask_format: str) -> dict[str, Any]:
+    """The object in COCO's terms; all coordinates are float, see ``mask_to_polygons``."""
+    rows, columns = np.nonzero(drawn.mask)
+    left, top = int(columns.min()), int(rows.min())
+    width, height = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
+    segmentation: Any
+    if mask_format == "polygon":
+        segmentation = mask_to_polygons(drawn.mask)
+    else:
+        segmentation = mask_util.encode(np.asfortranarray(drawn.mask, dtype=np.uint8))
+        segmentation["counts"] = segmentation["counts"].decode("ascii")
+    keypoints: list[float] = []
+    for x, y, visibility in drawn.keypoints.tolist():
+        # COCO counts keypoints from the first pixel's centre, everything else from its corner.
+        place = [round(x - 0.5, 2), round(y - 0.5, 2)] if visibility else [0.0, 0.0]
+        keypoints += [*place, int(visibility)]
+    return {
+        "category_id": 1 + SHAPE_KINDS.index(drawn.kind),
+        "segmentation": segmentation,
+        "bbox": [float(value) for value in (left, top, width, height)],
+        "area": float(len(rows)),
+        "iscrowd": 0,
+        "keypoints": keypoints,
+        "num_keypoints": int((drawn.keypoints[:, 2] > 0).sum()),
+    }
