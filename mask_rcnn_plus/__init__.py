@@ -1,9 +1,26 @@
-"""Mask R-CNN components for detectron2."""
+"""Mask R-CNN for detectron2.
+
+``import mask_rcnn_plus`` first mends the installed detectron2 (see ``compat``), then registers this
+project's components and the data sets below ``$DETECTRON2_DATASETS``.
+"""
 
 from mask_rcnn_plus import compat
 
 compat.apply()
 
-from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg  # noqa: E402
+# The order matters: what follows imports detectron2's modeling, which compat has made importable.
+from mask_rcnn_plus import device  # noqa: E402
+from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg, load_config  # noqa: E402
+from mask_rcnn_plus.data import register_folder_datasets  # noqa: E402
+from mask_rcnn_plus.errors import UserError  # noqa: E402
 
-__all__ = ["add_mask_rcnn_plus_config", "get_cfg"]
+device.allow_auto_device()
+register_folder_datasets()
+
+__all__ = [
+    "UserError",
+    "add_mask_rcnn_plus_config",
+    "get_cfg",
+    "load_config",
+    "register_folder_datasets",
+]

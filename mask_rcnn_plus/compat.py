@@ -1,5 +1,273 @@
-"""detectron2 0.6 on today's torch, NumPy, Pillow and setuptools."""
+"""detectron2 0.6 on today's torch, NumPy, Pillow, setuptools and Python, without compiling it.
+
+``apply()`` mends what is broken in the installed detectron2 and leaves the rest alone. Upstream's
+main branch calls itself 0.6 too, so no patch trusts the version: each looks for its defect first.
+Patches change names inside detectron2's own modules; torch, NumPy and Pillow stay as they were.
+Files and lines in the docstrings are those of detectron2's tag v0.6.
+"""
+
+import functools
+import importlib.resources
+import importlib.util
+import inspect
+import random
+import re
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from mask_rcnn_plus.compat_tools import Stub, View, has_extension, lent_module, load, source
 
 
-def apply() -> None:
-    """Patches what is broken in the installed detectron2."""
+def apply() -> list[str]:
+    """Mends the installed detectron2; a second call changes nothing.
+
+    Imports the engine, hence modeling, data and evaluation: 0.1 s beyond ``detectron2.modeling``.
+
+    Returns:
+        the names of the patches in force, which are those of functions in ``PATCHES``.
+    """
+    return list(_apply_once())
+
+
+@functools.cache
+def _apply_once() -> tuple[str, ...]:
+    return tuple(patch.__name__ for patch in PATCHES if patch())
+
+
+# The patches, each returning whether it was needed.
+
+
+def layers_without_extension() -> bool:
+    """layers/deform_conv.py:11, roi_align_rotated.py:8, rotated_boxes.py:4 import ``_C`` unguarded.
+
+    Symptom: ImportError from all of detectron2's layers where ``_C`` is not compiled, although
+    Mask R-CNN calls none of its operators. Cure: a stand-in for the time of that import; a lasting
+    one would make utils/collect_env.py:118 and evaluation/fast_eval_api.py:61 believe in it.
+    """
+    unguarded = re.search(r"^from detectron2 import _C", source("layers/deform_conv.py"), re.M)
+    if not unguarded or has_extension():
+        return False
+    with lent_module(Stub("detectron2._C")):
+        load("layers")
+    return True
+
+
+def extent_transform_default() -> bool:
+    """data/transforms/transform.py:46 has the default ``Image.LINEAR``, which Pillow 10 removed.
+
+    Symptom: AttributeError from any import of ``detectron2.data``. Cure: Pillow has the name, of
+    old that of BILINEAR, while the default is evaluated.
+    """
+    from PIL import Image
+
+    if "Image.LINEAR" not in source("data/transforms/transform.py") or hasattr(Image, "LINEAR"):
+        return False
+    Image.LINEAR = Image.Resampling.BILINEAR
+    try:
+        load("data.transforms")
+    finally:
+        del Image.LINEAR
+    return True
+
+
+def removed_numpy_names() -> bool:
+    """data/build.py:171,175 say ``np.int``; structures/masks.py:33,36,344 say ``np.bool``.
+
+    Symptom: AttributeError when the training loader counts its instances; with NumPy 1.24 to 1.26,
+    which have no ``np.bool``, from polygon masks too. Cure: those modules see a NumPy in which the
+    names are Python's types, as they were.
+    """
+    missing = {name: kind for name, kind in (("int", int), ("bool", bool)) if name not in vars(np)}
+    broken = [
+        module
+        for module, name in (("data.build", "int"), ("structures.masks", "bool"))
+        if name in missing and f"np.{name})" in source(module.replace(".", "/") + ".py")
+    ]
+    for module in broken:
+        load(module).np = View(np, **missing)
+    return bool(broken)
+
+
+class _SetSampler(random.Random):
+    def sample(self, population: Any, k: int, **kwargs: Any) -> list[Any]:
+        # Sorted, because the seed does not fix the order of a set.
+        ordered = sorted(population) if isinstance(population, set) else population
+        return super().sample(ordered, k, **kwargs)
+
+
+def retry_after_skipped_image() -> bool:
+    """data/common.py:98 samples from a set, which Python 3.11 refuses.
+
+    Symptom: TypeError in the loader where a mapper returns None to skip an image. Cure: that module
+    sees a ``random.Random`` which sorts a set and samples from the list.
+    """
+    common = load("data.common")
+    try:
+        common.MapDataset([None, 0], lambda sample: sample)[0]
+    except (TypeError, DeprecationWarning):
+        common.random = View(random, Random=_SetSampler)
+        return True
+    return False
+
+
+def writable_masks() -> bool:
+    """data/detection_utils.py:433 hands torch the read-only arrays that Pillow gives.
+
+    Symptom: a UserWarning of undefined behaviour on the first bitmask that was resized but not
+    flipped. Cure: that module's ``np.ascontiguousarray`` copies what is not writable.
+    """
+    if "torch.from_numpy(np.ascontiguousarray(x))" not in source("data/detection_utils.py"):
+        return False
+
+    def ascontiguousarray(values: Any) -> np.ndarray:
+        return np.require(values, requirements=["C", "W"])
+
+    load("data.detection_utils").np = View(np, ascontiguousarray=ascontiguousarray)
+    return True
+
+
+def meshgrid_indexing() -> bool:
+    """modeling/anchor_generator.py:48 leaves out ``indexing``, whose default torch will change.
+
+    Symptom: a UserWarning at the first step; under the other default, transposed anchors. Cure:
+    that module sees a ``torch.meshgrid`` that asks for "ij". It is a typed function of two tensors
+    because TorchScript, which compiles the generator, knows no ``functools.partial``.
+    """
+    if "torch.meshgrid(shifts_y, shifts_x)" not in source("modeling/anchor_generator.py"):
+        return False
+
+    def meshgrid(rows: torch.Tensor, columns: torch.Tensor) -> list[torch.Tensor]:
+        return torch.meshgrid([rows, columns], indexing="ij")
+
+    load("modeling.anchor_generator").torch = View(torch, meshgrid=meshgrid)
+    return True
+
+
+def fast_coco_evaluator() -> bool:
+    """evaluation/coco_evaluation.py:22 imports fast_eval_api.py, which needs the compiled ``_C``.
+
+    Symptom: v0.6 cannot import ``detectron2.evaluation``; main can, and evaluates with pycocotools,
+    several times slower. Cure: our module of the same one name takes that module's place.
+    """
+    name = "detectron2.evaluation.fast_eval_api"
+    if has_extension() or name in sys.modules or "detectron2.evaluation" in sys.modules:
+        return False
+    from mask_rcnn_plus import compat_coco_eval
+
+    sys.modules[name] = compat_coco_eval
+    return True
+
+
+def masks_to_arrays() -> bool:
+    """evaluation/coco_evaluation.py:406 copies a tensor with ``np.array``.
+
+    Symptom: NumPy 2 warns at every mask that it will refuse, because the tensor's ``__array__``
+    takes no ``copy``. Cure: that module's ``np.array`` starts from the tensor's own array.
+    """
+    takes_copy = "copy" in inspect.signature(torch.Tensor.__array__).parameters
+    if takes_copy or "np.array(mask[" not in source("evaluation/coco_evaluation.py"):
+        return False
+
+    def array(values: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        plain = values.numpy() if isinstance(values, torch.Tensor) else values
+        return np.array(plain, *args, **kwargs)
+
+    load("evaluation.coco_evaluation").np = View(np, array=array)
+    return True
+
+
+def stock_scheduler_state() -> bool:
+    """engine/hooks.py:365,370 ask for ``_LRScheduler``, which torch's schedulers no longer extend.
+
+    Symptom: none to see; since torch 2.0 the state of a stock scheduler is neither saved nor
+    restored, and a resumed run decays at other iterations. Cure: that module sees, under the old
+    name, the base class of all schedulers.
+    """
+    hooks = load("engine.hooks")
+    base = torch.optim.lr_scheduler.LRScheduler
+
+    class Probe(base):
+        def __init__(self) -> None:
+            self.last_epoch = 0  # the whole state; a real one would need an optimizer
+
+    if hooks.LRScheduler(scheduler=Probe()).state_dict():
+        return False
+    schedulers = View(torch.optim.lr_scheduler, _LRScheduler=base)
+    hooks.torch = View(torch, optim=View(torch.optim, lr_scheduler=schedulers))
+    return True
+
+
+def distributed_on_cpu() -> bool:
+    """engine/defaults.py:72 names a GPU for every model that it wraps, in main too.
+
+    Symptom: ValueError from DistributedDataParallel for a model on the CPU, that is from every run
+    of several gloo processes. Cure: no device is named for such a model.
+    """
+    if 'kwargs["device_ids"] = [comm.get_local_rank()]' not in source("engine/defaults.py"):
+        return False
+    engine = load("engine")
+    original = engine.defaults.create_ddp_model
+
+    @functools.wraps(original)
+    def create_ddp_model(model: torch.nn.Module, **kwargs: Any) -> torch.nn.Module:
+        if all(parameter.device.type == "cpu" for parameter in model.parameters()):
+            kwargs.setdefault("device_ids", None)
+        return original(model, **kwargs)
+
+    engine.create_ddp_model = engine.defaults.create_ddp_model = create_ddp_model
+    return True
+
+
+def mixed_precision_names() -> bool:
+    """engine/train_loop.py:377,388 import from ``torch.cuda.amp``, which torch deprecates.
+
+    Symptom: a FutureWarning from SOLVER.AMP at each step. The names are imported inside methods,
+    out of a view's reach, so this silences that warning in that module alone.
+    """
+    if "from torch.cuda.amp import" not in source("engine/train_loop.py"):
+        return False
+    module = r"detectron2\.engine\.train_loop$"
+    warnings.filterwarnings("ignore", r"`torch\.cuda\.amp\.", FutureWarning, module)
+    return True
+
+
+def model_zoo_without_pkg_resources() -> bool:
+    """model_zoo/model_zoo.py:4 imports ``pkg_resources``, which setuptools 82 removed.
+
+    Symptom: ModuleNotFoundError from ``detectron2.model_zoo``, where COCO weights are looked up.
+    Cure: during that import there is a ``pkg_resources`` with the one function that it calls.
+    """
+    name = "pkg_resources"
+    there = name in sys.modules or importlib.util.find_spec(name)
+    if there or f"import {name}" not in source("model_zoo/model_zoo.py"):
+        return False
+
+    def resource_filename(package: str, resource: str) -> str:
+        return str(importlib.resources.files(package) / resource)
+
+    stand_in = Stub(name)
+    stand_in.resource_filename = resource_filename
+    with lent_module(stand_in):
+        load("model_zoo")
+    return True
+
+
+# In the order of the imports that they make possible.
+PATCHES = (
+    layers_without_extension,
+    extent_transform_default,
+    removed_numpy_names,
+    retry_after_skipped_image,
+    writable_masks,
+    meshgrid_indexing,
+    fast_coco_evaluator,
+    masks_to_arrays,
+    stock_scheduler_state,
+    distributed_on_cpu,
+    mixed_precision_names,
+    model_zoo_without_pkg_resources,
+)

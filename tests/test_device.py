@@ -1,0 +1,120 @@
+"""MODEL.DEVICE: auto, absent GPUs, and detectron2's functions under a config that says auto."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2 import engine, modeling
+from detectron2.config import CfgNode
+from detectron2.modeling.meta_arch.build import build_model
+
+from mask_rcnn_plus import UserError, get_cfg
+from mask_rcnn_plus.device import allow_auto_device, resolve_device
+
+
+def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda"), (2, "cuda")])
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch, gpus: int, device: str) -> None:
+    _gpus(monkeypatch, gpus)
+    assert resolve_device("auto") == device
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name"), [(0, "cpu"), (1, "cuda"), (1, "cuda:0"), (2, "cuda:1"), (0, "meta")]
+)
+def test_a_present_device_is_kept(monkeypatch, gpus: int, name: str) -> None:
+    _gpus(monkeypatch, gpus)
+    assert resolve_device(name) == name
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "says"),
+    [
+        (0, "cuda", "MODEL.DEVICE is 'cuda', but torch sees no CUDA device"),
+        (0, "cuda:0", "no CUDA device"),
+        (1, "cuda:1", "'cuda:1', but torch sees 1 CUDA device here"),
+        (2, "cuda:7", "2 CUDA devices"),
+        (1, "gpu", "MODEL.DEVICE is 'gpu'"),
+        (1, "", "MODEL.DEVICE is ''"),
+        (1, "cuda:x", "'cuda:x'"),
+    ],
+)
+def test_an_absent_device_is_one_clear_line(monkeypatch, gpus: int, name: str, says: str) -> None:
+    _gpus(monkeypatch, gpus)
+    with pytest.raises(UserError) as error:
+        resolve_device(name)
+    message = str(error.value)
+    assert says in message
+    assert "set MODEL.DEVICE auto" in message
+    assert "\n" not in message
+
+
+@modeling.META_ARCH_REGISTRY.register()
+class DeviceProbe(torch.nn.Module):
+    """A model that remembers the config it was built from."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        self.built_from = cfg
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: list[dict[str, torch.Tensor]]) -> list[torch.Size]:
+        return [image["image"].shape for image in inputs]
+
+
+def _cfg(device: str, frozen: bool) -> CfgNode:
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "DeviceProbe"
+    cfg.MODEL.DEVICE = device
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def test_the_default_is_auto() -> None:
+    assert get_cfg().MODEL.DEVICE == "auto"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("build", [build_model, modeling.build_model, engine.defaults.build_model])
+def test_build_model_takes_auto_and_leaves_the_config(monkeypatch, build, frozen: bool) -> None:
+    _gpus(monkeypatch, 0)
+    cfg = _cfg("auto", frozen)
+    model = build(cfg)
+    assert model.weight.device.type == "cpu"
+    assert model.built_from.MODEL.DEVICE == "cpu"
+    assert model.built_from.is_frozen() == frozen
+    assert cfg.MODEL.DEVICE == "auto"
+    assert cfg.is_frozen() == frozen
+
+
+def test_a_named_device_reaches_the_model_in_the_callers_own_config() -> None:
+    cfg = _cfg("meta", frozen=True)
+    model = modeling.build_model(cfg)
+    assert model.weight.device.type == "meta"
+    assert model.built_from is cfg
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_predictor_takes_auto(monkeypatch, frozen: bool) -> None:
+    _gpus(monkeypatch, 0)
+    cfg = _cfg("auto", frozen)
+    predictor = engine.DefaultPredictor(cfg)
+    # The shorter side grows to 800 by default.
+    assert predictor(np.zeros((20, 30, 3), np.uint8)) == (3, 800, 1200)
+    assert cfg.MODEL.DEVICE == "auto"
+
+
+def test_an_absent_gpu_is_refused_by_build_model_too(monkeypatch) -> None:
+    _gpus(monkeypatch, 0)
+    with pytest.raises(UserError, match="torch sees no CUDA device"):
+        modeling.build_model(_cfg("cuda", frozen=True))
+
+
+def test_allowing_twice_wraps_once() -> None:
+    before = modeling.build_model, engine.DefaultPredictor.__init__
+    allow_auto_device()
+    assert (modeling.build_model, engine.DefaultPredictor.__init__) == before
