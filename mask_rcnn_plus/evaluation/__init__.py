@@ -1,0 +1,16 @@
+"""Evaluators, the loop that feeds them, and what they report."""
+
+from mask_rcnn_plus.evaluation.coco import COCOEvaluator, build_coco_evaluator
+from mask_rcnn_plus.evaluation.inference import run_inference
+from mask_rcnn_plus.evaluation.preview import PreviewSample, PreviewWriter, draw_preview
+from mask_rcnn_plus.evaluation.speed import InferenceSpeed
+
+__all__ = [
+    "COCOEvaluator",
+    "InferenceSpeed",
+    "PreviewSample",
+    "PreviewWriter",
+    "build_coco_evaluator",
+    "draw_preview",
+    "run_inference",
+]

@@ -1,0 +1,239 @@
+"""A model run over a test set, with the time of each stage and the peak memory.
+
+detectron2's ``inference_on_dataset`` times the model as a whole; here the pasting of masks, which
+on large images takes longer than the network, has a figure of its own.
+"""
+
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.modeling import GeneralizedRCNN, detector_postprocess
+from detectron2.utils import comm
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.evaluation.speed import (
+    InferenceSpeed,
+    Share,
+    Stopwatch,
+    combine,
+    peak_memory,
+)
+
+_logger = logging.getLogger(__name__)
+
+_LOG_SECONDS = 5.0
+_MAX_WARM_UP = 5
+
+Batch = Sequence[Mapping[str, Any]]
+
+
+class _Progress:
+    """Where the main process stands: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total = name, total
+        self._main = comm.is_main_process()
+        self._last = time.perf_counter()
+        self._bar = None
+        if self._main and sys.stderr.isatty():
+            self._bar = tqdm(total=total, desc=name, unit="batch", dynamic_ncols=True)
+
+    def update(self, done: int, watch: Stopwatch) -> None:
+        """Shows that so many batches are done, at the pace that the watch measured."""
+        rate = watch.images * comm.get_world_size() / max(watch.total, 1e-9)
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{rate:.1f} images/s", refresh=False)
+            self._bar.update()
+        elif self._main and time.perf_counter() - self._last >= _LOG_SECONDS:
+            self._last = time.perf_counter()
+            left = (self._total - done) * watch.total / watch.batches
+            _logger.info(
+                "%s: %d/%d batches, %.1f images/s, ETA %s",
+                *(self._name, done, self._total, rate, timedelta(seconds=round(left))),
+            )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def run_inference(
+    model: Any,
+    data_loader: Any,
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+    *,
+    dataset_name: str,
+) -> tuple[dict[str, Any], InferenceSpeed]:
+    """Runs a model over a test set and evaluates its outputs; every process must call it.
+
+    A :class:`GeneralizedRCNN` gives what ``model(batch)`` gives, with post-processing timed apart;
+    any other model is called whole. The model runs in evaluation mode, without gradients, and is
+    left as it was. Up to five batches, half of the set at most, warm up and are not in the rates.
+
+    Args:
+        model: a callable that takes a batch of the loader and returns one mapping an image; may
+            be wrapped for distributed training.
+        data_loader: this process's share of the images, with a length; it may be empty.
+        evaluator: a DatasetEvaluator, a list of them, or None to measure the speed alone.
+        dataset_name: for messages, and to name the file that an error is about.
+
+    Returns:
+        the evaluator's results, empty on other than the main process; and the speed, the same on
+        all processes.
+
+    Raises:
+        UserError: an image cannot be read.
+        RuntimeError: anything else failed on an image; its file is named and the cause attached.
+    """
+    judge = (
+        evaluator
+        if isinstance(evaluator, DatasetEvaluator)
+        else DatasetEvaluators(list(evaluator or ()))
+    )
+    if isinstance(model, DistributedDataParallel):
+        # Its forward would synchronise buffers, and hang where processes have unequal shares.
+        model = model.module
+    split = _can_split(model)
+    device = _device_of(model)
+    total = len(data_loader)
+    warm_up = min(_MAX_WARM_UP, total // 2)
+    _logger.info("Evaluating on %s: %d batches on %s", dataset_name, total, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    judge.reset()
+    all_images = 0
+    watch = Stopwatch(device)
+    progress = _Progress(dataset_name, total)
+    try:
+        # Not inference_mode: what a model caches under it could never take part in training again.
+        with _evaluation_mode(model), torch.no_grad():
+            watch.start()
+            for index, batch in enumerate(_batches(data_loader, dataset_name)):
+                watch.lap("data")
+                with _naming_files(batch):
+                    if split:
+                        raw = model.inference(batch, do_postprocess=False)
+                        watch.lap("model")
+                        outputs = [_postprocess(*pair) for pair in zip(raw, batch, strict=True)]
+                        watch.lap("post")
+                    else:
+                        outputs = model(batch)
+                        watch.lap("model")
+                    judge.process(batch, outputs)
+                watch.lap("evaluation")
+                watch.images += len(batch)
+                watch.batches += 1
+                all_images += len(batch)
+                progress.update(index + 1, watch)
+                if index + 1 == warm_up:
+                    watch.start()
+    finally:
+        progress.close()
+    peak, peak_kind = peak_memory(device)
+
+    comm.synchronize()
+    since = time.perf_counter()
+    results = judge.evaluate() or {}
+    scoring = time.perf_counter() - since
+    shares = comm.all_gather(Share(watch, all_images, scoring, peak))
+    return results, combine(shares, split=split, peak_kind=peak_kind, device=device)
+
+
+def _can_split(model: Any) -> bool:
+    """Whether ``inference`` without post-processing, then ours, is all that the forward does."""
+    cls = type(model)
+    return (
+        isinstance(model, GeneralizedRCNN)
+        and cls.forward is GeneralizedRCNN.forward
+        and cls.inference is GeneralizedRCNN.inference
+        and cls._postprocess is GeneralizedRCNN._postprocess
+        # Hooks run on a call of the model, and only then.
+        and not (model._forward_hooks or model._forward_pre_hooks)
+    )
+
+
+def _postprocess(raw: Any, image: Mapping[str, Any]) -> dict[str, Any]:
+    height, width = (
+        image.get(key, side) for key, side in zip(("height", "width"), raw.image_size, strict=True)
+    )
+    return {"instances": detector_postprocess(raw, height, width)}
+
+
+def _device_of(model: Any) -> torch.device:
+    if isinstance(model, torch.nn.Module):
+        for tensor in itertools.chain(model.parameters(), model.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    """Evaluation mode for all modules; afterwards each is in the mode it was in, frozen or not."""
+    modes = {}
+    if isinstance(model, torch.nn.Module):
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _naming_files(batch: Batch) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        files = " or ".join(str(image.get("file_name", "?")) for image in batch)
+        raise RuntimeError(f"failed on {files}: {type(error).__name__}: {error}") from error
+
+
+def _batches(data_loader: Any, dataset_name: str) -> Iterator[Batch]:
+    """The loader's batches; an error in loading one names its images."""
+    iterator = iter(data_loader)
+    for index in itertools.count():
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except UserError:
+            raise
+        except Exception as error:
+            files = " or ".join(_files_of_batch(data_loader, dataset_name, index)) or "an image"
+            # A worker process sends its traceback as the message: the last line says what it was.
+            reason = ["", *str(error).strip().splitlines()][-1]
+            kind = type(error).__name__
+            reason = reason if reason.startswith(kind) else f"{kind}: {reason}"
+            message = f"{dataset_name}: cannot load {files}: {reason}"
+            if isinstance(error, OSError | SizeMismatchError):
+                raise UserError(message) from error
+            raise RuntimeError(message) from error
+        yield batch
+
+
+def _files_of_batch(data_loader: Any, dataset_name: str, index: int) -> list[str]:
+    """The file names of a batch that never came, as far as they can be known."""
+    sampler = getattr(data_loader, "batch_sampler", None)
+    if sampler is None or dataset_name not in DatasetCatalog.list():
+        return []
+    records = DatasetCatalog.get(dataset_name)
+    if len(records) != len(data_loader.dataset):
+        return []
+    chosen: Sequence[int] = next(itertools.islice(iter(sampler), index, None), [])
+    return [str(records[i].get("file_name", "?")) for i in chosen]

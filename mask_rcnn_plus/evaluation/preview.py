@@ -1,0 +1,279 @@
+"""A picture of test images: the ground truth, and the prediction on the right of it."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from mask_rcnn_plus.evaluation.drawing import (
+    Image,
+    Objects,
+    class_color,
+    class_name,
+    draw_objects,
+    plain_text,
+    text_size,
+    write_text,
+)
+
+_logger = logging.getLogger(__name__)
+
+_PAPER, _INK, _FAINT = (255, 255, 255), (40, 40, 40), (120, 120, 120)
+_MARGIN, _GAP = 16, 6
+_TITLE_SCALE = 0.6
+# With more objects than this in an image, boxes and labels would hide it.
+_MANY = 30
+
+
+@dataclass(frozen=True)
+class PreviewSample:
+    """One image of the preview.
+
+    Attributes:
+        image: (H, W, 3), BGR.
+        name: what is written above it, such as the file name.
+        truth: the objects that are there, in pixels of the image.
+        prediction: the objects that were found, in pixels of the image.
+    """
+
+    image: Image
+    name: str
+    truth: Objects
+    prediction: Objects
+
+
+def draw_preview(
+    samples: Sequence[PreviewSample],
+    *,
+    class_names: Sequence[str],
+    score_threshold: float = 0.5,
+    max_side: int = 480,
+    title: str = "",
+) -> Image:
+    """Draws the ground truth and the prediction of some images side by side.
+
+    Args:
+        samples: at least one.
+        class_names: names of the classes 0, 1, ...
+        score_threshold: predictions that score less are left out.
+        max_side: the longer side of every drawn image in pixels; smaller ones are enlarged, so
+            that outlines and labels can be told apart.
+        title: written at the top.
+
+    Returns:
+        (height, width, 3), BGR: pairs in as many columns as make it a little wider than high.
+
+    Raises:
+        ValueError: there is no sample.
+    """
+    if not samples:
+        raise ValueError("a preview needs at least one sample")
+    cells = [_draw_cell(sample, class_names, score_threshold, max_side) for sample in samples]
+    width = max(cell.shape[1] for cell in cells)
+    columns = min(
+        range(1, len(cells) + 1),
+        key=lambda c: abs(
+            math.log(c * width / (math.ceil(len(cells) / c) * cells[0].shape[0]) / 1.4)
+        ),
+    )
+    rows = []
+    for start in range(0, len(cells), columns):
+        row = cells[start : start + columns]
+        height = max(cell.shape[0] for cell in row)
+        row = [_pad(cell, height, width) for cell in row]
+        row += [_blank(height, width)] * (columns - len(row))
+        rows.append(_stack(row, axis=1, gap=_MARGIN))
+    drawn = [o for s in samples for o in (s.truth, s.prediction.above(score_threshold))]
+    shown = sorted({int(index) for objects in drawn for index in objects.classes})
+    header = _draw_header(title, shown, class_names, rows[0].shape[1])
+    page = _stack([header, *rows], axis=0, gap=_MARGIN)
+    edges = (_MARGIN,) * 4
+    return cv2.copyMakeBorder(page, *edges, cv2.BORDER_CONSTANT, value=_PAPER)
+
+
+class PreviewWriter(DatasetEvaluator):
+    """Draws predictions beside the ground truth into ``preview_<data set>.png``.
+
+    Attributes:
+        path: the picture that the last ``evaluate`` wrote; None where it wrote none, and on other
+            than the main process.
+    """
+
+    path: Path | None = None
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str,
+        *,
+        num_images: int = 6,
+        score_threshold: float = 0.5,
+    ) -> None:
+        """
+        Args:
+            dataset_name: a registered data set.
+            output_dir: where the picture is written; made where it does not exist.
+            num_images: how many images to draw: evenly spaced over those with objects, hence the
+                same ones in every evaluation, on any number of processes. 0 draws none.
+            score_threshold: predictions that score less are left out.
+        """
+        self._dataset_name = dataset_name
+        self._output_dir = output_dir
+        self._num_images = num_images
+        self._score_threshold = score_threshold
+        self._records: dict[Any, Mapping[str, Any]] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all predictions."""
+        self.path = None
+        self._predictions: dict[Any, Objects] = {}
+        if self._records is None:
+            self._records = {_key(r): r for r in self._choose()}
+
+    def process(
+        self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Keeps the predictions on the chosen images.
+
+        Args:
+            inputs: one mapping an image, with "image_id" or "file_name".
+            outputs: one mapping an image; those without "instances" are passed over.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            if self._records and _key(image) in self._records and "instances" in output:
+                self._predictions[_key(image)] = Objects.from_instances(output["instances"])
+
+    def evaluate(self) -> dict[str, Any]:
+        """Writes the picture; every process must call it.
+
+        Returns:
+            an empty dict: there is no figure in a picture.
+        """
+        comm.synchronize()
+        gathered = comm.gather(self._predictions, dst=0)
+        predictions = {key: objects for part in gathered for key, objects in part.items()}
+        if not comm.is_main_process() or not predictions:
+            return {}
+        try:
+            self.path = self._write(predictions)
+        except Exception:
+            # A picture must not cost the figures that hours of inference have given.
+            _logger.warning("Could not draw the preview:", exc_info=True)
+        return {}
+
+    def _choose(self) -> list[Mapping[str, Any]]:
+        if self._num_images <= 0:
+            return []
+        records = DatasetCatalog.get(self._dataset_name)
+        records = [r for r in records if r.get("annotations")] or list(records)
+        count = min(self._num_images, len(records))
+        # The middles of `count` equal parts.
+        return [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
+
+    def _write(self, predictions: Mapping[Any, Objects]) -> Path:
+        samples = []
+        for key, record in (self._records or {}).items():
+            if key not in predictions:
+                continue
+            image = utils.read_image(record["file_name"], "BGR")
+            truth = Objects.from_annotations(record.get("annotations", ()), *image.shape[:2])
+            name = Path(record["file_name"]).name
+            samples.append(PreviewSample(image, name, truth, predictions[key]))
+        picture = draw_preview(
+            samples,
+            class_names=MetadataCatalog.get(self._dataset_name).get("thing_classes") or (),
+            score_threshold=self._score_threshold,
+            title=self._dataset_name,
+        )
+        PathManager.mkdirs(self._output_dir)
+        path = Path(self._output_dir) / f"preview_{self._dataset_name}.png"
+        with PathManager.open(str(path), "wb") as file:
+            file.write(cv2.imencode(".png", picture)[1].tobytes())
+        _logger.info("Predictions beside the ground truth: %s", path)
+        return path
+
+
+def _key(record: Mapping[str, Any]) -> Any:
+    return record.get("image_id", record.get("file_name"))
+
+
+def _draw_cell(
+    sample: PreviewSample, class_names: Sequence[str], score_threshold: float, max_side: int
+) -> Image:
+    """The name, above two panels with a caption each."""
+    scale = max_side / max(sample.image.shape[:2])
+    height, width = (max(1, round(scale * side)) for side in sample.image.shape[:2])
+    found = sample.prediction.above(score_threshold)
+    caption = f"prediction: {len(found)} with score >= {score_threshold:.2f}"
+    scores = sample.prediction.scores
+    if len(found) == 0 and scores is not None and len(scores):
+        caption += f", best {scores.max():.2f}"
+    captions = {f"ground truth: {len(sample.truth)}": sample.truth, caption: found}
+    crowded = max(map(len, captions.values())) > _MANY
+    panels = []
+    for caption, objects in captions.items():
+        size = (height, width)
+        panel = draw_objects(sample.image, objects, class_names, size, crowded=crowded)
+        strip = _blank(text_size(caption)[1], max(width, text_size(caption)[0]))
+        write_text(strip, caption, (-3, 0), _FAINT)
+        panels.append(_stack([strip, _pad(panel, height, strip.shape[1])], axis=0, gap=0))
+    pair = _stack(panels, axis=1, gap=_GAP)
+    name = plain_text(sample.name, otherwise="image")
+    while text_size(name)[0] > pair.shape[1]:
+        name = "..." + name.removeprefix("...")[4:]
+    strip = _blank(text_size(name)[1], pair.shape[1])
+    write_text(strip, name, (-3, 0), _INK)
+    return _stack([strip, pair], axis=0, gap=0)
+
+
+def _draw_header(title: str, shown: Sequence[int], class_names: Sequence[str], width: int) -> Image:
+    """The title, and the colours of the classes that are in the picture."""
+    title_height = text_size(title, _TITLE_SCALE)[1] if title else 0
+    side = text_size("X")[1]
+    # Where each entry of the legend goes, a new line where one would pass the right edge.
+    places: list[tuple[int, int]] = []
+    x, y = 0, title_height
+    for index in shown:
+        entry = side + text_size(class_name(class_names, index))[0] + _MARGIN
+        if x and x + entry > width:
+            x, y = 0, y + side
+        places.append((x, y))
+        x += entry
+    header = _blank(y + side if shown else max(y, 1), width)
+    if title:
+        write_text(header, plain_text(title, ""), (-3, 0), _INK, _TITLE_SCALE)
+    for index, (x, y) in zip(shown, places, strict=True):
+        color = class_color(index)
+        cv2.rectangle(header, (x, y + 4), (x + side - 8, y + side - 4), color, cv2.FILLED)
+        write_text(header, class_name(class_names, index), (x + side - 6, y), _INK)
+    return header
+
+
+def _blank(height: int, width: int) -> Image:
+    return np.full((height, width, 3), _PAPER, np.uint8)
+
+
+def _pad(image: Image, height: int, width: int) -> Image:
+    padded = _blank(height, width)
+    padded[: image.shape[0], : image.shape[1]] = image
+    return padded
+
+
+def _stack(images: Sequence[Image], *, axis: int, gap: int) -> Image:
+    """Images of one height (axis 1) or one width (axis 0), with paper between them."""
+    parts = [images[0]]
+    for image in images[1:]:
+        shape = (gap, image.shape[1]) if axis == 0 else (image.shape[0], gap)
+        parts += [_blank(*shape), image]
+    return np.concatenate(parts, axis=axis)

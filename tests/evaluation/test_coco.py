@@ -1,0 +1,489 @@
+import copy
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, Instances
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.evaluation import COCOEvaluator, build_coco_evaluator
+from mask_rcnn_plus.evaluation import coco as coco_module
+
+SIDE = 256  # of every image
+Register = Callable[..., str]
+
+
+@pytest.fixture
+def register(tmp_path: Path) -> Iterator[Register]:
+    """Writes a COCO file of (image, category, (x, y, w, h)[, other keys]) and registers it."""
+    names = []
+
+    def _register(objects: list, categories: dict[int, str], images: int = 1, **top: Any) -> str:
+        annotations = []
+        for image, category, (x, y, w, h), *rest in objects:
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image,
+                "category_id": category,
+                "bbox": [x, y, w, h],
+                "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                "area": w * h,
+                "iscrowd": 0,
+                **(rest[0] if rest else {}),
+            }
+            annotations.append({k: v for k, v in annotation.items() if v is not None})
+        record = {
+            "images": [
+                {"id": i, "file_name": f"{i}.png", "width": SIDE, "height": SIDE}
+                for i in range(1, images + 1)
+            ],
+            "categories": [{"id": k, "name": v} for k, v in categories.items()],
+            "annotations": annotations,
+            **top,
+        }
+        name = f"test_coco_{tmp_path.name}_{len(names)}"
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({k: v for k, v in record.items() if v is not None}))
+        register_coco_instances(name, {}, str(path), str(tmp_path))
+        DatasetCatalog.get(name)  # fills in the classes, as building a test loader does
+        names.append(name)
+        return name
+
+    yield _register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the evaluator logs, whether or not a test before has taken its logger off the root."""
+    logger = logging.getLogger("mask_rcnn_plus.evaluation.coco")
+    before = logger.level, logger.propagate
+    logger.addHandler(caplog.handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    logger.level, logger.propagate = before
+
+
+def found(objects: list[tuple[int, tuple, float]], *, masks: bool = True) -> dict[str, Instances]:
+    """A model's output from (contiguous class, (x, y, w, h), score), with masks as the boxes."""
+    instances = Instances((SIDE, SIDE))
+    boxes = torch.tensor([box for _, box, _ in objects], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    instances.pred_boxes = Boxes(boxes)
+    instances.pred_classes = torch.tensor([k for k, _, _ in objects], dtype=torch.int64)
+    instances.scores = torch.tensor([score for _, _, score in objects])
+    if masks:
+        stack = torch.zeros(len(objects), SIDE, SIDE, dtype=torch.bool)
+        for mask, (x0, y0, x1, y1) in zip(stack, boxes.int().tolist(), strict=True):
+            mask[y0:y1, x0:x1] = True
+        instances.pred_masks = stack
+    return {"instances": instances}
+
+
+def evaluate(evaluator: COCOEvaluator, *outputs: dict[str, Instances]) -> dict[str, dict]:
+    """The figures for the outputs on images 1, 2, ..."""
+    evaluator.reset()
+    evaluator.process([{"image_id": i + 1} for i in range(len(outputs))], outputs)
+    return evaluator.evaluate()
+
+
+def assert_same(first: dict[str, dict], second: dict[str, dict]) -> None:
+    assert first.keys() == second.keys()
+    for task, figures in first.items():
+        assert figures == pytest.approx(second[task], nan_ok=True, abs=1e-9)
+
+
+def random_scene(
+    register: Register, *, per_image: int, images: int = 4
+) -> tuple[str, list[dict[str, Instances]]]:
+    """Three classes with ids of their own, and noisy detections of most of the objects."""
+    rng = np.random.default_rng(7)
+    ids = [3, 44, 90]
+    objects, outputs = [], []
+    for image in range(1, images + 1):
+        sides = rng.integers(6, 120, (per_image, 2))
+        corners = (rng.random((per_image, 2)) * (SIDE - sides)).astype(int)
+        boxes = np.hstack([corners, sides])
+        classes = rng.integers(0, 3, per_image)
+        objects += [
+            (image, ids[k], tuple(map(int, box))) for k, box in zip(classes, boxes, strict=True)
+        ]
+        noisy = (boxes + rng.normal(0, 4, boxes.shape)).round().clip(1, SIDE)
+        noisy[:, 2:] = np.minimum(noisy[:, 2:], SIDE - noisy[:, :2]).clip(1)
+        flipped = np.where(rng.random(per_image) < 0.1, rng.integers(0, 3, per_image), classes)
+        outputs.append(
+            found(
+                [
+                    (int(k), tuple(map(float, box)), float(score))
+                    for k, box, score in zip(flipped, noisy, rng.random(per_image), strict=True)
+                    if rng.random() < 0.8
+                ]
+            )
+        )
+    return register(objects, dict(zip(ids, "abc", strict=True)), images), outputs
+
+
+def pycocotools_stats(name: str, outputs: list, task: str, limit: int = 100) -> np.ndarray:
+    """AP, AP50, AP75, APs, APm, APl from pycocotools alone, each as it documents it, in percent."""
+    truth = COCO(MetadataCatalog.get(name).json_file)
+    category = {
+        v: k for k, v in MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.items()
+    }
+    results = []
+    for image, output in enumerate(outputs, 1):
+        instances = output["instances"]
+        for i in range(len(instances)):
+            x0, y0, x1, y1 = instances.pred_boxes.tensor[i].tolist()
+            result = {
+                "image_id": image,
+                "category_id": category[int(instances.pred_classes[i])],
+                "score": float(instances.scores[i]),
+            }
+            if task == "bbox":
+                result["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+            else:
+                mask = np.asfortranarray(instances.pred_masks[i].numpy().astype(np.uint8))
+                result["segmentation"] = mask_util.encode(mask)
+            results.append(result)
+    coco_eval = COCOeval(truth, truth.loadRes(results), task)
+    # All three limits the same: summarize, which looks for 100, then reads the last of them.
+    coco_eval.params.maxDets = [1, 10, 100] if limit == 100 else [limit] * 3
+    coco_eval.evaluate()
+    coco_eval.accumulate()
+    if limit == 100:
+        coco_eval.summarize()
+        return 100 * coco_eval.stats[:6]
+    p = coco_eval.eval["precision"][..., -1]  # T x S x K x A
+    parts = [p[..., 0], p[0, ..., 0], p[5, ..., 0], p[..., 1], p[..., 2], p[..., 3]]
+    return np.array([100 * part[part > -1].mean() for part in parts])
+
+
+def test_figures_worked_out_by_hand(register: Register) -> None:
+    name = register([(1, 1, (10, 10, 20, 20)), (1, 1, (100, 100, 100, 100))], {1: "a"})
+    results = evaluate(COCOEvaluator(name), found([(0, (100, 100, 100, 100), 0.9)]))
+    # Precision is 1 at the 51 of 101 recall thresholds that do not pass a half, then 0.
+    half = 100 * 51 / 101
+    for task in ("bbox", "segm"):
+        figures = results[task]
+        assert [figures[k] for k in ("AP", "AP50", "AP75")] == pytest.approx([half] * 3)
+        assert (figures["APs"], figures["APl"]) == (0, 100)
+        assert math.isnan(figures["APm"])
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_equals_pycocotools(register: Register, task: str, fast: bool) -> None:
+    name, outputs = random_scene(register, per_image=15)
+    results = evaluate(COCOEvaluator(name, use_fast_impl=fast), *outputs)[task]
+    expected = pycocotools_stats(name, outputs, task)
+    keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    assert [results[k] for k in keys] == pytest.approx(expected, abs=1e-9)
+    assert 5 < results["AP"] < 95
+    assert results["AP"] == pytest.approx(np.mean([results[f"AP-{k}"] for k in "abc"]))
+
+
+GRID = [(16 * column, 16 * row, 10, 10) for row in range(10) for column in range(15)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    # 100 of 150 objects reach a recall of 2/3: precision is 1 at the thresholds 0, 0.01, ..., 0.66.
+    [(None, 100 * 67 / 101), (50, 100 * 67 / 101), (100, 100 * 67 / 101), (150, 100), (-1, 100)],
+)
+def test_limit_rises_above_100_and_never_falls_below(
+    register: Register, limit: int | None, expected: float
+) -> None:
+    assert len(GRID) == 150
+    name = register([(1, 1, box) for box in GRID], {1: "a"})
+    output = found([(0, box, 0.5 + i / 1000) for i, box in enumerate(GRID)])
+    results = evaluate(COCOEvaluator(name, max_dets_per_image=limit), output)
+    for task in ("bbox", "segm"):
+        assert results[task]["AP"] == pytest.approx(expected)
+        assert results[task]["APs"] == pytest.approx(expected)
+
+
+def test_equals_pycocotools_above_100_detections(register: Register) -> None:
+    name, outputs = random_scene(register, per_image=400, images=1)
+    raised = evaluate(COCOEvaluator(name, max_dets_per_image=300), *outputs)["bbox"]
+    keys = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    expected = pycocotools_stats(name, outputs, "bbox", limit=300)
+    assert [raised[k] for k in keys] == pytest.approx(expected, abs=1e-9)
+    assert raised["AP"] > evaluate(COCOEvaluator(name), *outputs)["bbox"]["AP"] + 1
+
+
+def test_evaluates_as_often_as_asked(register: Register, tmp_path: Path) -> None:
+    name, outputs = random_scene(register, per_image=8)
+    before = copy.deepcopy(outputs)
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "out"))
+    first = evaluate(evaluator, *outputs)
+    predictions = copy.deepcopy(evaluator._predictions)
+    written = (tmp_path / "out" / "coco_instances_results.json").read_text()
+    assert_same(evaluator.evaluate(), first)
+    assert evaluator._predictions == predictions
+    assert (tmp_path / "out" / "coco_instances_results.json").read_text() == written
+    assert {d["category_id"] for d in json.loads(written)} == {3, 44, 90}
+    for output, original in zip(outputs, before, strict=True):
+        torch.testing.assert_close(
+            output["instances"].pred_boxes.tensor, original["instances"].pred_boxes.tensor
+        )
+
+
+def test_results_belong_to_the_caller(register: Register) -> None:
+    name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
+    evaluator = COCOEvaluator(name)
+    evaluate(evaluator, found([(0, (10, 10, 20, 20), 0.9)]))["bbox"]["AP"] = -5
+    assert evaluator.evaluate()["bbox"]["AP"] == 100
+
+
+def test_finding_nothing_scores_zero_where_there_are_objects(register: Register, log: Any) -> None:
+    name = register([(1, 1, (10, 10, 20, 20))], {1: "cat", 2: "dog"})
+    results = evaluate(COCOEvaluator(name), found([]))
+    for task in ("bbox", "segm"):
+        zeros = {k for k, v in results[task].items() if v == 0}
+        nans = {k for k, v in results[task].items() if math.isnan(v)}
+        assert zeros == {"AP", "AP50", "AP75", "APs", "AP-cat"}
+        assert nans == {"APm", "APl", "AP-dog"}
+    assert "found nothing" in log.text
+
+
+def test_without_any_image_the_tasks_are_those_of_the_ground_truth(register: Register) -> None:
+    masked = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
+    bare = register([(1, 1, (10, 10, 20, 20), {"segmentation": None})], {1: "a"})
+    assert {k: v["AP"] for k, v in evaluate(COCOEvaluator(masked)).items()} == {
+        "bbox": 0,
+        "segm": 0,
+    }
+    assert {k: v["AP"] for k, v in evaluate(COCOEvaluator(bare)).items()} == {"bbox": 0}
+
+
+def test_a_box_model_that_finds_nothing_gets_no_mask_figures(register: Register) -> None:
+    name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
+    assert evaluate(COCOEvaluator(name), found([], masks=False)).keys() == {"bbox"}
+
+
+def test_each_nan_is_explained(register: Register, log: Any) -> None:
+    name = register([(1, 1, (10, 10, 20, 20))], {1: "cat", 2: "dog", 5: "emu"})
+    evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)], masks=False))
+    assert "APm is nan: the ground truth has no object with a medium area" in log.text
+    assert "APl is nan: the ground truth has no object with a large area" in log.text
+    assert "APs is nan" not in log.text
+    assert "AP is nan for classes without an object in the ground truth: dog, emu" in log.text
+
+
+def test_a_ground_truth_of_crowds_alone_is_explained(register: Register, log: Any) -> None:
+    name = register([(1, 1, (10, 10, 20, 20), {"iscrowd": 1})], {1: "a"})
+    results = evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)], masks=False))
+    assert all(map(math.isnan, results["bbox"].values()))
+    assert "the ground truth has no object with a box (crowds do not count)" in log.text
+
+
+def test_nothing_is_explained_where_nothing_is_nan(register: Register, log: Any) -> None:
+    boxes = [(10, 10, 20, 20), (40, 40, 50, 50), (100, 100, 120, 120)]
+    name = register([(1, 1, box) for box in boxes], {1: "a"})
+    evaluate(COCOEvaluator(name), found([(0, box, 0.9) for box in boxes]))
+    assert "nan" not in log.text
+
+
+def test_logs_the_tables_of_boxes_masks_and_classes(register: Register, log: Any) -> None:
+    name, outputs = random_scene(register, per_image=5)
+    results = evaluate(COCOEvaluator(name, max_dets_per_image=300), *outputs)
+    for task in ("bbox", "segm"):
+        ap = results[task]["AP"]
+        line = f"@[ IoU=0.50:0.95 | area=   all | maxDets=300 ] = {ap / 100:.3f}"
+        assert f" Average Precision  (AP) {line}" in log.text
+        assert f"{ap:.3f}" in log.text
+        assert f"{results[task]['AP-b']:.3f}" in log.text
+    assert log.text.count("Average Recall     (AR)") == 12
+    assert log.text.count("\n| class") == 2
+
+
+def test_one_class_needs_no_table_of_classes(register: Register, log: Any) -> None:
+    name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
+    results = evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)]))
+    assert "| class" not in log.text
+    assert not any(key.startswith("AP-") for key in results["bbox"])
+
+
+def test_masks_are_sized_by_their_pixels_not_by_their_boxes(register: Register) -> None:
+    # A frame 100 pixels wide, one pixel thick: a large box and a small mask.
+    frame = np.zeros((SIDE, SIDE), np.uint8, order="F")
+    frame[20:120, 20:120] = 1
+    frame[21:119, 21:119] = 0
+    rle = mask_util.encode(frame)
+    rle["counts"] = rle["counts"].decode()
+    size = {"segmentation": rle, "area": int(frame.sum())}
+    name = register([(1, 1, (20, 20, 100, 100), size), (1, 1, (200, 200, 20, 20))], {1: "a"})
+    # Also a wrong mask, small too: it must count against the small ones alone.
+    output = found([(0, (20, 20, 100, 100), 0.5), (0, (150, 150, 10, 10), 0.9)])
+    output["instances"].pred_masks[0] = torch.from_numpy(frame.astype(bool))
+    results = evaluate(COCOEvaluator(name), output)["segm"]
+    # One of two is found, behind a false one: precision 1/2 up to a recall of 1/2.
+    assert results["APs"] == pytest.approx(100 * 0.5 * 51 / 101)
+    assert math.isnan(results["APl"])
+
+
+def test_fills_in_what_hand_written_files_leave_out(register: Register) -> None:
+    full = register([(1, 1, (10, 10, 40, 40))], {1: "a"})
+    short = register([(1, 1, (10, 10, 40, 40), {"iscrowd": None, "area": None})], {1: "a"})
+    output = found([(0, (10, 10, 40, 40), 0.9)])
+    expected = evaluate(COCOEvaluator(full), output)
+    assert expected["segm"]["APm"] == 100
+    assert_same(evaluate(COCOEvaluator(short), output), expected)
+
+
+def test_masks_without_mask_labels_leave_the_boxes_scored(register: Register, log: Any) -> None:
+    name = register([(1, 1, (10, 10, 20, 20), {"segmentation": None})], {1: "a"})
+    results = evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)]))
+    assert results.keys() == {"bbox"}
+    assert "No segm AP: no object of" in log.text
+
+
+def test_refuses_masks_where_some_labels_have_none(register: Register) -> None:
+    bare = (1, 1, (60, 60, 20, 20), {"segmentation": None})
+    name = register([(1, 1, (10, 10, 20, 20)), bare], {1: "a"})
+    with pytest.raises(UserError, match=r"no segmentation: 1 \(the first has id 2\)"):
+        evaluate(COCOEvaluator(name), found([]))
+
+
+def test_refuses_a_class_that_the_data_set_lacks(register: Register) -> None:
+    name = register([(1, 1, (10, 10, 20, 20))], {1: "a", 7: "b"})
+    with pytest.raises(UserError, match=r"predicted class 2, .* has 2 classes"):
+        evaluate(COCOEvaluator(name), found([(2, (10, 10, 20, 20), 0.9)]))
+
+
+def test_refuses_images_that_the_ground_truth_lacks(register: Register) -> None:
+    name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
+    with pytest.raises(UserError, match="image id 2 has predictions"):
+        evaluate(COCOEvaluator(name), *[found([(0, (10, 10, 20, 20), 0.9)])] * 2)
+
+
+def test_scores_the_asked_images_and_tasks_alone(register: Register) -> None:
+    box = (10, 10, 20, 20)
+    name = register([(1, 1, box), (2, 1, box)], {1: "a"}, images=2)
+    evaluator = COCOEvaluator(name, ("bbox",))
+    assert evaluate(evaluator, found([(0, box, 0.9)]), found([]))["bbox"]["AP"] < 60
+    assert evaluator.evaluate(img_ids=[1])["bbox"]["AP"] == 100
+    assert evaluator.evaluate().keys() == {"bbox"}
+
+
+def test_without_annotations_writes_the_predictions(register: Register, tmp_path: Path) -> None:
+    name = register([], {1: "a"}, annotations=None)
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "out"))
+    assert evaluate(evaluator, found([(0, (10, 10, 20, 20), 0.75)])) == {}
+    (written,) = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert (written["bbox"], written["score"]) == ([10, 10, 20, 20], 0.75)
+
+
+def test_gathers_from_all_processes(
+    register: Register, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name, outputs = random_scene(register, per_image=6)
+    expected = evaluate(COCOEvaluator(name), *outputs)
+
+    # Three processes, of which the last one saw no image.
+    parts = []
+    for start, stop in ((0, 1), (1, 4), (4, 4)):
+        part = COCOEvaluator(name)
+        part.process([{"image_id": i + 1} for i in range(start, stop)], outputs[start:stop])
+        parts.append((part._predictions, part._predicted))
+    monkeypatch.setattr(coco_module.comm, "gather", lambda data, dst: parts)
+    assert_same(COCOEvaluator(name).evaluate(), expected)
+
+    monkeypatch.setattr(coco_module.comm, "is_main_process", lambda: False)
+    elsewhere = COCOEvaluator(name, output_dir=str(tmp_path / "elsewhere"))
+    assert elsewhere.evaluate() == {}
+    assert not (tmp_path / "elsewhere").exists()
+    alone = COCOEvaluator(name, distributed=False)
+    assert_same(evaluate(alone, *outputs), expected)
+
+
+def keypoint_output(boxes: list, points: torch.Tensor) -> dict[str, Instances]:
+    output = found([(0, box, 0.9 - i / 10) for i, box in enumerate(boxes)], masks=False)
+    output["instances"].pred_keypoints = points
+    return output
+
+
+@pytest.fixture
+def people(register: Register) -> tuple[str, list, torch.Tensor]:
+    """Two people with three keypoints each; before them a tree, which has none."""
+    boxes = [(10, 10, 100, 100), (130, 130, 100, 100)]
+    labels = [[x + 10, y + 10, 2, x + 50, y + 50, 2, x + 90, y + 90, 1] for x, y, _, _ in boxes]
+    people = [(1, 1, box, {"keypoints": points}) for box, points in zip(boxes, labels, strict=True)]
+    name = register([(1, 2, (0, 0, 5, 5)), *people], {1: "person", 2: "tree"})
+    # Labels are indices of pixels, predictions continuous coordinates: half a pixel apart.
+    predicted = torch.tensor(labels, dtype=torch.float32).reshape(2, 3, 3)
+    predicted[..., :2] += 0.5
+    return name, boxes, predicted
+
+
+def test_keypoints(people: tuple, log: Any) -> None:
+    name, boxes, points = people
+    output = keypoint_output(boxes, points)
+    before = points.clone()
+    evaluator = COCOEvaluator(name, kpt_oks_sigmas=(0.1, 0.1, 0.1))
+    results = evaluate(evaluator, output)
+    assert results["keypoints"]["AP"] == results["keypoints"]["AP-person"] == 100
+    assert "APs" not in results["keypoints"]
+    assert "No small" not in log.text and "maxDets= 20" in log.text
+    assert_same(evaluator.evaluate(), results)
+    torch.testing.assert_close(output["instances"].pred_keypoints, before)
+
+
+def test_keypoints_are_scored_by_the_given_sigmas(people: tuple) -> None:
+    name, boxes, points = people
+    moved = points.clone()
+    moved[..., 0] += 10
+    # OKS = exp(-d^2 / (2 area (2 sigma)^2)): d = 10, area = 10^4, so exp(-1 / (800 sigma^2)).
+    # sigma 0.05: 0.61, above 3 of the 10 thresholds from 0.5 to 0.95; sigma 0.1: 0.88, above 8.
+    for sigma, expected in ((0.05, 30), (0.1, 80)):
+        evaluator = COCOEvaluator(name, kpt_oks_sigmas=[sigma] * 3)
+        results = evaluate(evaluator, keypoint_output(boxes, moved))["keypoints"]
+        assert results["AP"] == pytest.approx(expected)
+
+
+def test_refuses_keypoints_before_the_inference_not_after(people: tuple) -> None:
+    name, boxes, points = people
+    batch = [{"image_id": 1}]
+    with pytest.raises(UserError, match=r"has 0 values .* has 3 keypoints: give 3"):
+        COCOEvaluator(name).process(batch, [keypoint_output(boxes, points)])
+    with pytest.raises(UserError, match=r"predicts 2 keypoints, .* has 3"):
+        COCOEvaluator(name).process(batch, [keypoint_output(boxes, points[:, :2])])
+
+
+def test_proposals(register: Register) -> None:
+    boxes = [(10, 10, 20, 20), (100, 100, 100, 100)]
+    name = register([(1, 1, box) for box in boxes], {1: "a"})
+    proposals = Instances((SIDE, SIDE))
+    proposals.proposal_boxes = Boxes(torch.tensor([[100.0, 100, 200, 200], [0, 0, 9, 9]]))
+    proposals.objectness_logits = torch.tensor([0.3, 0.1])
+    results = evaluate(COCOEvaluator(name), {"proposals": proposals})
+    assert results.keys() == {"box_proposals"}
+    assert results["box_proposals"]["AR@100"] == pytest.approx(50)
+    assert results["box_proposals"]["ARl@100"] == pytest.approx(100)
+    assert results["box_proposals"]["ARs@100"] == pytest.approx(0)
+
+
+def test_factory(register: Register, tmp_path: Path) -> None:
+    name = register([(1, 1, box) for box in GRID], {1: "a"})
+    evaluator = build_coco_evaluator(
+        name, output_dir=str(tmp_path / "out"), detections_per_image=200
+    )
+    output = found([(0, box, 0.5) for box in GRID])
+    assert evaluate(evaluator, output)["segm"]["AP"] == 100
+    assert (tmp_path / "out" / "instances_predictions.pth").exists()
