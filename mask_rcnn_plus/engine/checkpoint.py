@@ -1,0 +1,187 @@
+"""Checkpoints that carry their class names and config, and that say why they do not fit."""
+
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+
+from mask_rcnn_plus.errors import UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+# How many parameter names an error message spells out; the log has them all.
+_NAMES_IN_MESSAGE = 6
+
+
+class Checkpointer(DetectionCheckpointer):
+    """detectron2's checkpointer with refusals in words and with what prediction needs later.
+
+    Args:
+        model: the model whose weights are saved and loaded.
+        save_dir: folder for checkpoints; "" for a checkpointer that only loads.
+        strict: refuse weights that leave any parameter unset. For evaluation; training starts from
+            partial weights (an ImageNet backbone, another number of classes) and refuses only
+            weights of which nothing fits.
+        class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids.
+        config: YAML text of the config, stored as ``"config"``.
+        checkpointables: as detectron2's.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        save_dir: str = "",
+        *,
+        strict: bool = False,
+        class_names: list[str] | None = None,
+        config: str = "",
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self._strict = strict
+        self._extra = {"class_names": list(class_names or []), "config": config}
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        super().save(name, **self._extra, **kwargs)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As detectron2's.
+
+        Raises:
+            UserError: the file does not exist, cannot be fetched, is no checkpoint, or does not fit
+                the model.
+        """
+        self._path = path
+        return super().load(str(local_weights(path)) if path else path, *args, **kwargs)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """As detectron2's, and says which it did."""
+        if not resume:
+            if self.has_checkpoint():
+                logger.warning(
+                    f"{self.save_dir} holds the checkpoint {Path(self.get_checkpoint_file()).name} "
+                    "of an earlier run, which will be overwritten; --resume would continue it"
+                )
+            return super().resume_or_load(path, resume=False)
+        if not self.has_checkpoint():
+            start = f"the weights {path}" if path else "random weights"
+            logger.info(f"--resume: no checkpoint in {self.save_dir}; starting from {start}")
+            return super().resume_or_load(path, resume=False)
+        checkpoint = self.get_checkpoint_file()
+        # What continues a run has to be that run's model, whole.
+        self._strict = True
+        extra = super().resume_or_load(path, resume=True)
+        iteration = int(extra.get("iteration", -1)) + 1
+        logger.info(f"Resuming from {checkpoint}, which has {iteration} iterations behind it")
+        return extra
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # Anything can go wrong while an arbitrary file is read as a checkpoint, and each way means
+        # the same to the user.
+        try:
+            checkpoint = super()._load_file(filename)
+            state = checkpoint["model"]
+            tensors = sum(hasattr(value, "shape") for value in state.values())
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"weights '{self._path}' are no checkpoint that can be loaded: {reason}"
+            ) from error
+        if not tensors:
+            raise UserError(f"weights '{self._path}' are no checkpoint: there is no tensor in them")
+        return checkpoint
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        wanted = [key for key in self.model.state_dict() if _matters(key)]
+        incompatible = super()._load_model(checkpoint)
+        missing = [key for key in incompatible.missing_keys if _matters(key)]
+        shapes = [
+            f"{key} ({_shape(there)} in the file, {_shape(here)} in the model)"
+            for key, there, here in incompatible.incorrect_shapes
+        ]
+        # load_state_dict was not given the keys of another shape, so they are among the missing.
+        misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
+        missing = [key for key in missing if key not in misshapen]
+        if len(missing) + len(shapes) >= len(wanted):
+            raise UserError(f"weights '{self._path}' do not fit this model: not one parameter fits")
+        if self._strict and (missing or shapes):
+            for title, keys in (("Missing", missing), ("Of another shape", shapes)):
+                if keys:
+                    logger.error(f"{title} in {self._path}:\n  " + "\n  ".join(keys))
+            parts = [
+                f"{len(keys)} {title}: {_some(keys)}"
+                for title, keys in (("missing", missing), ("of another shape", shapes))
+                if keys
+            ]
+            raise UserError(f"weights '{self._path}' do not fit this model: {'; '.join(parts)}")
+        return incompatible
+
+
+def local_weights(path: str) -> Path:
+    """The local file of some weights; what is remote is fetched into iopath's cache.
+
+    Args:
+        path: a file, a URL or a ``detectron2://`` name.
+
+    Raises:
+        UserError: there is no such file, or it cannot be fetched.
+    """
+    if "://" in path:
+        try:
+            return Path(PathManager.get_local_path(path))
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"weights '{path}' cannot be fetched: {reason}") from error
+    file = Path(path)
+    if not file.is_file():
+        siblings = file.parent.glob("*.p*") if file.parent.is_dir() else []
+        raise UserError(
+            f"weights '{path}' do not exist{did_you_mean(path, [str(p) for p in siblings])}"
+        )
+    return file
+
+
+def read_class_names(path: str) -> list[str]:
+    """The class names stored with a checkpoint of this project, in the order of class ids.
+
+    Args:
+        path: as for :func:`local_weights`.
+
+    Returns:
+        the names; an empty list for checkpoints of others (model zoo, ``.pkl``), which have none.
+
+    Raises:
+        UserError: there is no such file, or it is no checkpoint.
+    """
+    file = local_weights(path)
+    if file.suffix != ".pth":
+        return []
+    try:
+        # Mapped, not read: only the names are wanted. Files from before torch 1.6 are no zip files.
+        mapped = zipfile.is_zipfile(file)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"weights '{path}' are no checkpoint that can be loaded: {reason}"
+        ) from error
+    names = checkpoint.get("class_names") if isinstance(checkpoint, dict) else None
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _matters(key: str) -> bool:
+    # BatchNorm's count of batches is read only where its momentum is None.
+    return not key.endswith("num_batches_tracked")
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(str(side) for side in shape)
+
+
+def _some(keys: list[str]) -> str:
+    rest = len(keys) - _NAMES_IN_MESSAGE
+    return ", ".join(keys[:_NAMES_IN_MESSAGE]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,88 @@
+"""One process, several GPUs, several machines, or whatever torchrun started."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+
+from mask_rcnn_plus.errors import UserError
+
+
+def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace, device: str):
+    """Runs ``main(args)`` in every process of the run.
+
+    Under torchrun the process group is made from its environment variables, on "gloo" for the CPU
+    and "nccl" for GPUs. Otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on
+    each of ``args.num_machines`` machines.
+
+    Args:
+        main: what each process runs.
+        args: from detectron2's argument parser.
+        device: the resolved device, "cpu" or "cuda...".
+
+    Raises:
+        UserError: more GPUs are asked for than there are, or several processes on the CPU without
+            torchrun.
+        SystemExit: a process ended with this exit code.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        _join_torchrun(device)
+        try:
+            main(args)
+        finally:
+            dist.destroy_process_group()
+        return
+    if args.num_gpus * args.num_machines > 1:
+        _check_gpus(args, device)
+    try:
+        detectron2_launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except torch.multiprocessing.ProcessExitedException as error:
+        # The process has said why; spawn's traceback would say only that it ended.
+        sys.exit(error.exit_code)
+
+
+def _join_torchrun(device: str) -> None:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device.startswith("cuda"):
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun started {local_rank + 1} or more processes on this machine, which has "
+                f"{torch.cuda.device_count()} GPUs: lower --nproc-per-node"
+            )
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(local_size)
+        return
+    # detectron2 0.6 makes this group inside its own launch only.
+    for first in range(0, dist.get_world_size(), local_size):
+        ranks = list(range(first, first + local_size))
+        group = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def _check_gpus(args: argparse.Namespace, device: str) -> None:
+    if not device.startswith("cuda"):
+        raise UserError(
+            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} needs GPUs, and the "
+            f"device is '{device}'; several CPU processes are started by "
+            "'torchrun --nproc-per-node N train_net.py ...'"
+        )
+    if args.num_gpus > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus {args.num_gpus}: this machine has {torch.cuda.device_count()} GPUs"
+        )

@@ -1,0 +1,110 @@
+"""The command behind train_net.py."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.device import resolve_device
+from mask_rcnn_plus.engine.checkpoint import Checkpointer
+from mask_rcnn_plus.engine.launch import launch
+from mask_rcnn_plus.engine.setup import setup
+from mask_rcnn_plus.engine.trainer import Trainer
+from mask_rcnn_plus.errors import UserError
+
+_EXAMPLES = """
+Examples:
+  a first run, which needs no data and no GPU:
+    train_net.py --config-file configs/quickstart.yaml
+  your own data (see datasets/README.md):
+    train_net.py --config-file configs/small_data.yaml \\
+        DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
+  evaluate a checkpoint:
+    train_net.py --config-file output/small_data/config.yaml --eval-only \\
+        MODEL.WEIGHTS output/small_data/model_final.pth
+  several GPUs, or several CPU processes:
+    train_net.py --num-gpus 4 --config-file ...
+    torchrun --nproc-per-node 2 train_net.py --config-file ...
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains, or with ``--eval-only`` evaluates.
+
+    Args:
+        argv: command-line arguments; by default the process's own.
+
+    Returns:
+        the exit code: 0, or 2 after one line on standard error about a mistake in the input.
+    """
+    args = default_argument_parser(epilog=_EXAMPLES).parse_args(argv)
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        launch(_run, args, resolve_device(cfg.MODEL.DEVICE))
+    except UserError as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    try:
+        cfg = setup(args)
+        _evaluate(cfg, args) if args.eval_only else _train(cfg, args)
+    except UserError as error:
+        if comm.get_world_size() == 1:
+            raise
+        # One line a machine, however many processes it runs; main() is in another process.
+        sys.exit(_refuse(error) if comm.get_local_rank() == 0 else 2)
+
+
+def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    if comm.is_main_process():
+        _print_next_steps(cfg)
+
+
+def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+        _print_previews(cfg)
+
+
+def _print_next_steps(cfg: CfgNode) -> None:
+    output = Path(cfg.OUTPUT_DIR)
+    print(
+        "\nNext:\n"
+        "  curves:           uv run tensorboard --logdir "
+        f"{output}\n"
+        "  evaluate again:   uv run train_net.py --config-file "
+        f"{output / 'config.yaml'} --eval-only MODEL.WEIGHTS {output / 'model_final.pth'}\n"
+        "  your own data:    uv run train_net.py --config-file configs/small_data.yaml "
+        "DATASETS.TRAIN \"('mine_train',)\" DATASETS.TEST \"('mine_val',)\"\n"
+    )
+    _print_previews(cfg)
+
+
+def _print_previews(cfg: CfgNode) -> None:
+    for name in cfg.DATASETS.TEST:
+        picture = Path(cfg.OUTPUT_DIR) / f"preview_{name}.png"
+        if cfg.TEST.PREVIEW_IMAGES and picture.is_file():
+            print(f"Predictions beside ground truth: {picture}")
+
+
+def _refuse(error: UserError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2

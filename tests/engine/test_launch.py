@@ -1,0 +1,96 @@
+"""Two CPU processes under torchrun do what one process does."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from mask_rcnn_plus.engine import main
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+
+# With the same picture in every place of the batch, no augmentation, normalisation that does not
+# look at the batch, and every candidate sampled, the gradient of two processes with one image each
+# is that of one process with two.
+SAME_GRADIENT = {
+    **TINY,
+    "INPUT": {**TINY["INPUT"], "RANDOM_FLIP": "none"},
+    "SOLVER": {**TINY["SOLVER"], "MAX_ITER": 3, "BASE_LR": 0.01},
+    "TEST": {"PREVIEW_IMAGES": 0},
+}
+SAME_GRADIENT["MODEL"] = {
+    **TINY["MODEL"],
+    "RESNETS": {**TINY["MODEL"]["RESNETS"], "NORM": "GN"},
+    "RPN": {**TINY["MODEL"]["RPN"], "BATCH_SIZE_PER_IMAGE": 10**6, "POSITIVE_FRACTION": 1.0},
+    "ROI_HEADS": {
+        **TINY["MODEL"]["ROI_HEADS"],
+        "BATCH_SIZE_PER_IMAGE": 10**6,
+        "POSITIVE_FRACTION": 1.0,
+    },
+}
+
+
+def test_two_processes_train_and_evaluate_like_one(
+    tmp_path: Path, shapes_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shapes"
+    shutil.copytree(shapes_root / "shapes", folder)
+    coco = json.loads((folder / "train.json").read_text())
+    first = coco["images"][0]
+    for image in coco["images"]:
+        image["file_name"] = first["file_name"]
+    own = [a for a in coco["annotations"] if a["image_id"] == first["id"]]
+    copies = [{**a, "image_id": image["id"]} for image in coco["images"] for a in own]
+    coco["annotations"] = [{**a, "id": i} for i, a in enumerate(copies, 1)]
+    (folder / "train.json").write_text(json.dumps(coco))
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(SAME_GRADIENT))
+    two, one, again = (tmp_path / name for name in ("two", "one", "again"))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [str(ROOT / "train_net.py"), "--config-file", str(config), "OUTPUT_DIR", str(two)]
+    subprocess.run(
+        [sys.executable, *torchrun, *command],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert main(["--config-file", str(config), "OUTPUT_DIR", str(one)]) == 0
+
+    weights = {
+        folder: torch.load(folder / "model_final.pth", weights_only=True)["model"]
+        for folder in (one, two)
+    }
+    for name, value in weights[one].items():
+        torch.testing.assert_close(weights[two][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+    # Each process evaluated its share of the images; together that is one process's evaluation.
+    arguments = ["--eval-only", "MODEL.WEIGHTS", str(two / "model_final.pth")]
+    assert main(["--config-file", str(config), *arguments, "OUTPUT_DIR", str(again)]) == 0
+    results = {
+        folder: json.loads((folder / "inference/shapes_val/metrics.json").read_text())
+        for folder in (two, again)
+    }
+    assert results[two]["speed"]["processes"] == 2
+    for task in ("bbox", "segm"):
+        assert results[two][task] == pytest.approx(results[again][task], nan_ok=True, abs=1e-3)
+    detections = [read_detections(folder) for folder in (two, again)]
+    assert len(detections[0]) == len(detections[1]) > 10
+    np.testing.assert_allclose(*detections, rtol=1e-3, atol=1e-3)
+
+
+def read_detections(run: Path) -> np.ndarray:
+    """Image id, category, score and box of every detection, in an order that all runs share."""
+    detections = json.loads((run / "inference/shapes_val/coco_instances_results.json").read_text())
+    rows = [[d["image_id"], d["category_id"], d["score"], *d["bbox"]] for d in detections]
+    return np.array(sorted(rows))

@@ -1,0 +1,259 @@
+"""train_net.py as a user runs it: train, resume, evaluate, and every refusal."""
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from mask_rcnn_plus import load_config
+from mask_rcnn_plus.engine import Trainer, main
+
+
+def run(config: Path, *arguments: str) -> int:
+    return main(["--config-file", str(config), *arguments])
+
+
+def test_training_leaves_what_users_of_detectron2_expect(trained: Path) -> None:
+    for name in ("model_final.pth", "last_checkpoint", "config.yaml", "log.txt", "metrics.json"):
+        assert (trained / name).is_file(), name
+    assert list(trained.glob("events.out.tfevents*"))
+    lines = [json.loads(line) for line in (trained / "metrics.json").read_text().splitlines()]
+    assert any("total_loss" in line for line in lines)
+    assert any("segm/AP" in line for line in lines)
+
+
+def test_the_log_has_in_full_what_the_screen_only_names(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_config, "TEST.PREVIEW_IMAGES", "0") == 0
+    screen = capsys.readouterr().out
+    log = (tmp_path / "output" / "log.txt").read_text()
+    assert "Running with full config: see log.txt" in screen
+    assert "POST_NMS_TOPK_TEST" in log and "POST_NMS_TOPK_TEST" not in screen
+    assert "Device: cpu" in screen
+    assert "3 classes (id name): 0 circle, 1 square, 2 triangle" in screen
+
+
+def test_the_picture_is_the_last_thing_printed(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_config) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    picture = Path(last.split(": ", 1)[1])
+    assert picture == tmp_path / "output" / "preview_shapes_val.png"
+    assert cv2.imread(str(picture)).std() > 5
+
+
+def test_the_checkpoint_carries_class_names_and_config(trained: Path) -> None:
+    checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
+    assert checkpoint["class_names"] == ["circle", "square", "triangle"]
+    assert "NUM_CLASSES: 3" in checkpoint["config"]
+
+
+def test_evaluation_of_the_checkpoint_gives_the_figures_of_the_training(
+    trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = str(trained / "model_final.pth")
+    arguments = ("--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path))
+    # The saved config needs nothing of the original: base files, -1 classes.
+    assert run(trained / "config.yaml", *arguments) == 0
+    screen = capsys.readouterr().out
+    for word in ("images/s", "inference", "post-processing", "evaluation", "memory"):
+        assert word in screen
+    again = json.loads((tmp_path / "inference/shapes_val/metrics.json").read_text())
+    first = json.loads((trained / "inference/shapes_val/metrics.json").read_text())
+    for task in ("bbox", "segm"):
+        assert again[task] == pytest.approx(first[task], nan_ok=True)
+
+
+def test_resume_continues_where_the_run_ended(
+    trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "output")
+    assert run(tiny_config, "--resume", "SOLVER.MAX_ITER", "3", "TEST.PREVIEW_IMAGES", "0") == 0
+    screen = capsys.readouterr().out
+    assert f"Resuming from {tmp_path}/output/model_final.pth" in screen
+    assert "2 iterations behind it" in screen
+    assert "Starting training from iteration 2" in screen
+    resumed = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
+    assert resumed["iteration"] == 2
+    # Stock detectron2 0.6 loses both under today's torch.
+    assert resumed["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 3
+
+
+def test_resume_restores_the_momentum(trained: Path, tiny_config: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "output")
+    trainer = Trainer(load_config(tiny_config, ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]))
+    trainer.resume_or_load(resume=True)
+    stored = torch.load(trained / "model_final.pth", weights_only=True)
+    momenta = stored["trainer"]["_trainer"]["optimizer"]["state"]
+    restored = trainer.optimizer.state_dict()["state"]
+    assert momenta.keys() == restored.keys() and len(momenta) > 50
+    for key, state in momenta.items():
+        assert torch.equal(restored[key]["momentum_buffer"], state["momentum_buffer"])
+    assert max(state["momentum_buffer"].abs().max() for state in momenta.values()) > 0
+
+
+def test_resume_without_a_checkpoint_says_so(
+    tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_config, "--resume", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()") == 0
+    assert "no checkpoint in" in capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], config: Path | str, *arguments: str) -> str:
+    """The one line on standard error with which a run ends in exit code 2."""
+    assert main(["--config-file", str(config), *arguments]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
+    assert "Traceback" not in captured.out
+    return lines[0]
+
+
+def test_config_mistakes_are_refused(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no config file" in refusal(capsys, "")
+    message = refusal(capsys, tmp_path / "tinny.yaml")
+    assert "does not exist" in message and "tiny.yaml'?" in message
+    message = refusal(capsys, tiny_config, "SOLVER.MAX_ITERS", "3")
+    assert "did you mean 'SOLVER.MAX_ITER'?" in message
+    message = refusal(capsys, tiny_config, "SOLVER.MAX_ITER", "many")
+    assert "SOLVER.MAX_ITER" in message and "many" in message
+
+
+def test_data_set_mistakes_are_refused(
+    tiny_config: Path, shapes_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, tiny_config, "DATASETS.TRAIN", "('shapes_trian',)")
+    assert "did you mean 'shapes_train'?" in message and str(shapes_root) in message
+    assert "DATASETS.TRAIN is empty" in refusal(capsys, tiny_config, "DATASETS.TRAIN", "()")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "no json"),
+        ('{"hello": 1}', "COCO"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "no images"),
+    ],
+)
+def test_broken_json_is_refused(
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: str,
+    expected: str,
+) -> None:
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    (tmp_path / "mine" / "train.json").write_text(content)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    message = refusal(
+        capsys, tiny_config, "DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "()"
+    )
+    assert expected in message and "train.json" in message
+
+
+def test_a_missing_image_is_refused(
+    tiny_config: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(shapes_root / "shapes", tmp_path / "shapes")
+    victim = sorted((tmp_path / "shapes").rglob("*.png"))[0]
+    victim.unlink()
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert victim.name in refusal(capsys, tiny_config)
+
+
+def test_a_class_count_that_contradicts_the_data_is_refused(
+    tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, tiny_config, "MODEL.ROI_HEADS.NUM_CLASSES", "80")
+    assert "80" in message and "3 classes (circle, square, triangle)" in message
+
+
+def test_weights_that_do_not_serve_are_refused(
+    trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "random" in refusal(capsys, tiny_config, "--eval-only")
+
+    absent = ("MODEL.WEIGHTS", str(trained / "model_fnal.pth"))
+    assert "model_final.pth'?" in refusal(capsys, tiny_config, "--eval-only", *absent)
+    assert "do not exist" in refusal(capsys, tiny_config, *absent)
+
+    noise = tmp_path / "noise.pth"
+    noise.write_bytes(np.random.default_rng(0).bytes(1000))
+    assert "no checkpoint" in refusal(capsys, tiny_config, "MODEL.WEIGHTS", str(noise))
+    assert "no checkpoint" in refusal(
+        capsys, tiny_config, "--eval-only", "MODEL.WEIGHTS", str(noise)
+    )
+
+    checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
+    del checkpoint["model"]["roi_heads.mask_head.deconv.weight"]
+    checkpoint["model"]["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(9)
+    unfit = tmp_path / "unfit.pth"
+    torch.save(checkpoint, unfit)
+    message = refusal(capsys, tiny_config, "--eval-only", "MODEL.WEIGHTS", str(unfit))
+    assert "1 missing: roi_heads.mask_head.deconv.weight" in message
+    assert "roi_heads.box_predictor.cls_score.bias (9 in the file, 4 in the model)" in message
+
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"model": {"layer.weight": torch.zeros(1)}}, foreign)
+    assert "not one parameter fits" in refusal(capsys, tiny_config, "MODEL.WEIGHTS", str(foreign))
+
+
+def test_weights_of_other_classes_are_refused_in_evaluation(
+    trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
+    checkpoint["class_names"] = ["square", "circle", "triangle"]
+    torch.save(checkpoint, tmp_path / "swapped.pth")
+    message = refusal(
+        capsys, tiny_config, "--eval-only", "MODEL.WEIGHTS", str(tmp_path / "swapped.pth")
+    )
+    assert "classes differ" in message and "square, circle" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_an_absent_gpu_is_refused(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "cuda" in refusal(capsys, tiny_config, "MODEL.DEVICE", "cuda")
+    assert "torchrun" in refusal(capsys, tiny_config, "--num-gpus", "2")
+
+
+def test_an_unwritable_output_folder_is_refused(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Below a file, since root may write into any folder.
+    blocked = str(tmp_path / "file" / "output")
+    (tmp_path / "file").touch()
+    assert blocked in refusal(capsys, tiny_config, "OUTPUT_DIR", blocked)
+
+
+def test_a_config_that_runs_code_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    witness = tmp_path / "witness"
+    config = tmp_path / "hostile.yaml"
+    config.write_text(f'SEED: !!python/object/apply:os.mkdir ["{witness}"]\n')
+    assert "no plain YAML" in refusal(capsys, config)
+    assert not witness.exists()
+
+
+def test_interrupt_is_no_traceback(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mask_rcnn_plus.engine.trainer.Trainer.train", interrupted)
+    assert run(tiny_config) == 130
+    assert "--resume" in capsys.readouterr().err
