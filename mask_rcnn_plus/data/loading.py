@@ -83,8 +83,7 @@ def class_names(name: str) -> list[str]:
 
 
 def _not_registered(name: str, found: list[str]) -> str:
-    # A user's data set is likelier meant than one of detectron2's many.
-    hint = did_you_mean(name, found) or did_you_mean(name, DatasetCatalog.list())
+    hint = did_you_mean(name, DatasetCatalog.list())
     root = dataset_root().absolute()
     if found:
         more = f", ... ({len(found)} in all)" if len(found) > _LISTED else ""

@@ -74,7 +74,7 @@ def _trace(region: np.ndarray) -> list[list[tuple[int, int]]]:
     while leaving:
         # Where two pixels touch at a corner only, two edges leave: no place to start and end.
         x, y = next(vertex for vertex, ways in leaving.items() if len(ways) == 1)
-        first = direction = next(iter(leaving[x, y]))
+        direction = next(iter(leaving[x, y]))
         before = -1
         loop: list[tuple[int, int]] = []
         while (x, y) in leaving:
@@ -89,5 +89,5 @@ def _trace(region: np.ndarray) -> list[list[tuple[int, int]]]:
             before = direction
             dx, dy = _STEPS[direction]
             x, y = x + dx, y + dy
-        loops.append(loop[1:] if direction == first else loop)
+        loops.append(loop)
     return loops
