@@ -344,6 +344,17 @@ def test_an_error_names_the_image() -> None:
 
 
 def test_what_the_user_can_mend_stays_a_user_error() -> None:
+    def refusing_loader() -> Iterator[list]:
+        raise UserError("do that")
+        yield
+
+    class Loader(list):
+        def __iter__(self) -> Iterator[list]:
+            return refusing_loader()
+
+    with pytest.raises(UserError, match=r"^do that$"):
+        run_inference(lambda batch: [{}], Loader(), None, dataset_name="set")
+
     class Refusing(Recorder):
         def process(self, inputs: Any, outputs: Any) -> None:
             raise UserError("do this")
