@@ -69,7 +69,7 @@ def allow_auto_device() -> None:
     # Each module that imported the function by name holds its own reference to it.
     for name, module in list(sys.modules.items()):
         if name.startswith("detectron2.") and vars(module).get("build_model") is build_model:
-            module.build_model = build_model_anywhere  # type: ignore[attr-defined]
+            module.build_model = build_model_anywhere
 
     # In main the predictor reads MODEL.DEVICE once more, from its own copy of the config.
     init = DefaultPredictor.__init__

@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mask_rcnn_plus.compat_coco_eval import COCOeval_opt, CppCOCOeval
+from mask_rcnn_plus.compat.coco_eval import COCOeval_opt, CppCOCOeval
 
 SIDE = 160
 KEYPOINTS = 17

@@ -4,7 +4,7 @@ faster-coco-eval 1.8.0 was measured against pycocotools 2.0.11 over 150 random d
 and keypoints; crowds, ignored and empty objects, tied scores, up to 160 detections an image, images
 and categories without objects, subsets of images, other ``maxDets``, one ground truth evaluated
 several times): recall and score arrays are identical, the precision array and every statistic agree
-to 2.2e-16. tests/test_compat.py repeats a part of this.
+to 2.2e-16. tests/compat/test_coco_eval.py repeats a part.
 """
 
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster

@@ -14,12 +14,13 @@ import random
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from mask_rcnn_plus.compat_tools import Stub, View, has_extension, lent_module, load, source
+from mask_rcnn_plus.compat.tools import Stub, View, has_extension, lent_module, load, source
 
 
 def apply() -> list[str]:
@@ -36,9 +37,6 @@ def apply() -> list[str]:
 @functools.cache
 def _apply_once() -> tuple[str, ...]:
     return tuple(patch.__name__ for patch in PATCHES if patch())
-
-
-# The patches, each returning whether it was needed.
 
 
 def layers_without_extension() -> bool:
@@ -81,15 +79,13 @@ def removed_numpy_names() -> bool:
     which have no ``np.bool``, from polygon masks too. Cure: those modules see a NumPy in which the
     names are Python's types, as they were.
     """
-    missing = {name: kind for name, kind in (("int", int), ("bool", bool)) if name not in vars(np)}
-    broken = [
-        module
-        for module, name in (("data.build", "int"), ("structures.masks", "bool"))
-        if name in missing and f"np.{name})" in source(module.replace(".", "/") + ".py")
-    ]
-    for module in broken:
-        load(module).np = View(np, **missing)
-    return bool(broken)
+    needed = False
+    for module, name, kind in (("data.build", "int", int), ("structures.masks", "bool", bool)):
+        used = f"np.{name})" in source(module.replace(".", "/") + ".py")
+        if used and name not in vars(np):
+            load(module).np = View(np, **{name: kind})
+            needed = True
+    return needed
 
 
 class _SetSampler(random.Random):
@@ -156,9 +152,9 @@ def fast_coco_evaluator() -> bool:
     name = "detectron2.evaluation.fast_eval_api"
     if has_extension() or name in sys.modules or "detectron2.evaluation" in sys.modules:
         return False
-    from mask_rcnn_plus import compat_coco_eval
+    from mask_rcnn_plus.compat import coco_eval
 
-    sys.modules[name] = compat_coco_eval
+    sys.modules[name] = coco_eval
     return True
 
 
@@ -201,6 +197,18 @@ def stock_scheduler_state() -> bool:
     return True
 
 
+def _edit_distributed_arguments(edit: Callable[[torch.nn.Module, dict[str, Any]], None]) -> None:
+    engine = load("engine")
+    original = engine.defaults.create_ddp_model
+
+    @functools.wraps(original)
+    def create_ddp_model(model: torch.nn.Module, **kwargs: Any) -> torch.nn.Module:
+        edit(model, kwargs)
+        return original(model, **kwargs)
+
+    engine.create_ddp_model = engine.defaults.create_ddp_model = create_ddp_model
+
+
 def distributed_on_cpu() -> bool:
     """engine/defaults.py:72 names a GPU for every model that it wraps, in main too.
 
@@ -209,16 +217,31 @@ def distributed_on_cpu() -> bool:
     """
     if 'kwargs["device_ids"] = [comm.get_local_rank()]' not in source("engine/defaults.py"):
         return False
-    engine = load("engine")
-    original = engine.defaults.create_ddp_model
 
-    @functools.wraps(original)
-    def create_ddp_model(model: torch.nn.Module, **kwargs: Any) -> torch.nn.Module:
+    def edit(model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
         if all(parameter.device.type == "cpu" for parameter in model.parameters()):
             kwargs.setdefault("device_ids", None)
-        return original(model, **kwargs)
 
-    engine.create_ddp_model = engine.defaults.create_ddp_model = create_ddp_model
+    _edit_distributed_arguments(edit)
+    return True
+
+
+def distributed_buffers() -> bool:
+    """engine/defaults.py:380 passes ``broadcast_buffers``, which torch 2.14 deprecates.
+
+    Symptom: a FutureWarning from each process. Cure: the argument's new name. It leaves buffers
+    alone between steps too, and copies them once at the start, as torch did when v0.6 was written.
+    """
+    arguments = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
+    old_name = "broadcast_buffers=False" in source("engine/defaults.py")
+    if "forward_sync_buffers" not in arguments or not old_name:
+        return False
+
+    def edit(model: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+        if "broadcast_buffers" in kwargs:
+            kwargs["forward_sync_buffers"] = kwargs.pop("broadcast_buffers")
+
+    _edit_distributed_arguments(edit)
     return True
 
 
@@ -228,11 +251,11 @@ def mixed_precision_names() -> bool:
     Symptom: a FutureWarning from SOLVER.AMP at each step. The names are imported inside methods,
     out of a view's reach, so this silences that warning in that module alone.
     """
-    if "from torch.cuda.amp import" not in source("engine/train_loop.py"):
-        return False
-    module = r"detectron2\.engine\.train_loop$"
-    warnings.filterwarnings("ignore", r"`torch\.cuda\.amp\.", FutureWarning, module)
-    return True
+    old_names = "from torch.cuda.amp import" in source("engine/train_loop.py")
+    if old_names:
+        module = r"detectron2\.engine\.train_loop$"
+        warnings.filterwarnings("ignore", r"`torch\.cuda\.amp\.", FutureWarning, module)
+    return old_names
 
 
 def model_zoo_without_pkg_resources() -> bool:
@@ -256,7 +279,7 @@ def model_zoo_without_pkg_resources() -> bool:
     return True
 
 
-# In the order of the imports that they make possible.
+# Each returns whether it was needed; in the order of the imports that they make possible.
 PATCHES = (
     layers_without_extension,
     extent_transform_default,
@@ -268,6 +291,7 @@ PATCHES = (
     masks_to_arrays,
     stock_scheduler_state,
     distributed_on_cpu,
+    distributed_buffers,
     mixed_precision_names,
     model_zoo_without_pkg_resources,
 )
