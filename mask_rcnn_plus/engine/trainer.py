@@ -12,10 +12,15 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
+from detectron2.solver.build import (
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
 from detectron2.utils import comm
 
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import ProgressBar
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
 
 logger = logging.getLogger(__name__)
@@ -52,6 +57,28 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
             self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping.
+
+        Raises:
+            UserError: SOLVER.OPTIMIZER is neither "SGD" nor "ADAMW".
+        """
+        solver = cfg.SOLVER
+        if solver.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if solver.OPTIMIZER != "ADAMW":
+            raise UserError(f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}': set it to SGD or ADAMW")
+        groups = get_default_optimizer_params(
+            model,
+            base_lr=solver.BASE_LR,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        )
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, solver.BASE_LR)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
