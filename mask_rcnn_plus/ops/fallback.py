@@ -9,26 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-
-def assign_levels(
-    rows: Tensor, levels: int, min_level: int, canonical_box_size: float, canonical_level: int
-) -> Tensor:
-    """The level of each box (FPN, equation 1, with detectron2's rounding).
-
-    Args:
-        rows: (R, 5), in input-image pixels.
-        levels: how many maps there are.
-        min_level: the number of the first.
-        canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
-        canonical_level: that level's number.
-
-    Returns:
-        (R,) int64 in [0, levels).
-    """
-    area = (rows[:, 3] - rows[:, 1]) * (rows[:, 4] - rows[:, 2])
-    side = area.clamp(min=0).nan_to_num(0.0).sqrt()
-    level = torch.floor(canonical_level + torch.log2(side / canonical_box_size + 1e-8))
-    return (level - min_level).clamp(0, levels - 1).long()
+from mask_rcnn_plus.ops.levels import assign_levels
 
 
 def fpn_roi_align(
@@ -50,10 +31,21 @@ def fpn_roi_align(
         return roi_align(feature, boxes, (height, width), scale, sampling_ratio, aligned)
 
     levels = assign_levels(rows, len(scales), min_level, canonical_box_size, canonical_level)
-    return _each_level(features, rows, levels, scales, (height, width), pool)
+    return each_level(features, rows, levels, scales, (height, width), pool)
 
 
-def _each_level(
+def roi_pool(feature: Tensor, rows: Tensor, output_size: tuple[int, int], scale: float) -> Tensor:
+    """:func:`mask_rcnn_plus.ops.roi_pool` on checked arguments; ``rows`` is fp32 (R, 5)."""
+    from torchvision.ops import roi_pool as torchvision_roi_pool
+
+    def pool(feature: Tensor, boxes: Tensor, scale: float) -> Tensor:
+        return torchvision_roi_pool(feature, boxes, output_size, scale)
+
+    levels = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
+    return each_level([feature], rows, levels, [scale], output_size, pool)
+
+
+def each_level(
     features: list[Tensor],
     rows: Tensor,
     levels: Tensor,
@@ -61,6 +53,22 @@ def _each_level(
     output_size: tuple[int, int],
     pool: Callable[[Tensor, Tensor, float], Tensor],
 ) -> Tensor:
+    """Pools every box from its level with an operator that knows one level and fp32 or fp64 only.
+
+    Args:
+        features: L maps (N, C, Hl, Wl).
+        rows: (R, 5), fp32.
+        levels: (R,) index of each box's level.
+        scales: L scales, handed to ``pool``.
+        output_size: (height, width).
+        pool: takes a map, boxes of the map's dtype, and a scale; returns (Ri, C, height, width).
+
+    Returns:
+        (R, C, height, width) in the features' dtype; NaN where a box is not finite.
+
+    Raises:
+        RuntimeError: a box names an image that the features do not hold.
+    """
     images, dtype = features[0].shape[0], features[0].dtype
     index = rows[:, 0]
     bad = (index < 0) | (index >= images) | (index != index.floor())

@@ -124,6 +124,73 @@ def fpn_roi_align(
     )
 
 
+def roi_pool(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+) -> Tensor:
+    """RoIPool (Fast R-CNN, section 2.1): border and bins rounded to cells, then the maximum.
+
+    Runs torchvision's operator on every device, and gives its results; a maximum needs no wider
+    type, so fp16 and bf16 lose nothing. On CUDA its backward adds in no fixed order.
+
+    Args:
+        input: (N, C, H, W).
+        boxes: as in :func:`roi_align`.
+        output_size: P, or (height, width), in bins.
+        spatial_scale: cells of ``input`` for each input-image pixel: 1 / stride.
+
+    Returns:
+        (R, C, height, width); 0 in bins without a cell.
+
+    Raises:
+        BoxShapeError: boxes have a wrong shape.
+        ValueError: another argument does not fit.
+        RuntimeError: a box names an image that ``input`` does not hold.
+    """
+    features, rows = _prepare([input], boxes)
+    return fallback.roi_pool(features[0], rows, to_pair(output_size), spatial_scale)
+
+
+def roi_warp(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+) -> Tensor:
+    """RoIWarp (Mask R-CNN, table 2c): the border rounded to whole cells, bilinear sampling inside.
+
+    The border is rounded as RoIPool rounds it: from cell round(x0 * scale) to cell
+    round(x1 * scale), both included, halves away from zero, and at least one cell. The cells'
+    square is then pooled as :func:`roi_align` pools an aligned box.
+
+    Args:
+        input: (N, C, H, W).
+        boxes: as in :func:`roi_align`.
+        output_size: P, or (height, width), in bins.
+        spatial_scale: cells of ``input`` for each input-image pixel: 1 / stride.
+        sampling_ratio: as in :func:`roi_align`.
+
+    Returns:
+        (R, C, height, width), the average over each bin's samples.
+
+    Raises:
+        BoxShapeError: boxes have a wrong shape.
+        ValueError: another argument does not fit.
+        RuntimeError: a box names an image that ``input`` does not hold.
+    """
+    features, rows = _prepare([input], boxes)
+    scaled = rows[:, 1:] * spatial_scale
+    whole = scaled.trunc()
+    whole = whole + ((scaled - whole).abs() >= 0.5) * scaled.sign()
+    first = whole[:, :2]
+    beyond = torch.maximum(whole[:, 2:], first) + 1
+    rows = torch.cat([rows[:, :1], first, beyond], dim=1)
+    return _align(features, rows, output_size, [1.0], sampling_ratio, True, 0, 1.0, 0)
+
+
 def _prepare(
     features: Sequence[Tensor], boxes: Tensor | Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
