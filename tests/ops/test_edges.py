@@ -37,16 +37,17 @@ def test_an_image_that_is_not_there_is_an_error(image):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("ratio", [-1, 2])
+# Not aligned, a box's least length would hide a NaN; aligned, an adaptive grid would be empty.
+@pytest.mark.parametrize(("ratio", "aligned"), [(-1, True), (2, True), (-1, False)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("column", [1, 2, 3, 4])
 def test_a_coordinate_that_is_no_number_gives_nan_in_its_row_alone(
-    column, bad, ratio, memory_format
+    column, bad, ratio, aligned, memory_format
 ):
     features = torch.ones(1, 3, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
     boxes = torch.tensor([[0, 1.0, 1, 5, 5], [0, 1, 1, 5, 5]])
     boxes[0, column] = bad
-    out = roi_align(features, boxes, 2, 1.0, ratio, True)
+    out = roi_align(features, boxes, 2, 1.0, ratio, aligned)
     assert out[0].isnan().all()
     assert (out[1] == 1).all()
     out[1].sum().backward()
