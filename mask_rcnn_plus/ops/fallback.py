@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mask_rcnn_plus.ops.arguments import prefers_channels_last
 from mask_rcnn_plus.ops.levels import assign_levels
 
 
@@ -28,6 +29,11 @@ def fpn_roi_align(
     from torchvision.ops import roi_align
 
     def pool(feature: Tensor, boxes: Tensor, scale: float) -> Tensor:
+        if aligned and sampling_ratio <= 0:
+            # An inverted box has no samples; torchvision asks for a negative number of them.
+            inverted = (boxes[:, 3:] < boxes[:, 1:3]).any(dim=1, keepdim=True)
+            empty = torch.nn.functional.pad(boxes[:, :1], (0, 4))
+            boxes = torch.where(inverted, empty, boxes)
         return roi_align(feature, boxes, (height, width), scale, sampling_ratio, aligned)
 
     levels = assign_levels(rows, len(scales), min_level, canonical_box_size, canonical_level)
@@ -85,7 +91,13 @@ def each_level(
     out = features[0].new_zeros((len(rows), features[0].shape[1], *output_size), dtype=working)
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
         chosen = (levels == level).nonzero()[:, 0]
-        # Every level takes part, RoIs or not, so that every map gets a gradient.
-        out = out.index_put((chosen,), pool(feature.to(working), rows[chosen], scale))
+        feature = feature.to(working)
+        if feature.numel() > 0:
+            # Every level takes part, RoIs or not, so that every map gets a gradient.
+            out = out.index_put((chosen,), pool(feature, rows[chosen], scale))
+        else:  # torchvision reads out of bounds
+            out = out + feature.sum()
     out = torch.where(defined[:, None, None, None], out, torch.nan)
-    return out.to(dtype)
+    channels_last = prefers_channels_last(features)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return out.to(dtype).contiguous(memory_format=memory_format)
