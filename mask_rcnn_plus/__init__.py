@@ -9,7 +9,7 @@ from mask_rcnn_plus import compat
 compat.apply()
 
 # The order matters: what follows imports detectron2's modeling, which compat has made importable.
-from mask_rcnn_plus import device  # noqa: E402
+from mask_rcnn_plus import device, modeling  # noqa: E402, F401
 from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg, load_config  # noqa: E402
 from mask_rcnn_plus.data import register_folder_datasets  # noqa: E402
 from mask_rcnn_plus.errors import UserError  # noqa: E402

@@ -1,0 +1,84 @@
+// From an operator's arguments to the geometry's types. The checks here keep a direct call from reading out of bounds;
+// the Python functions, which users call, say more.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "roi_math.h"
+
+namespace roi {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline MemoryFormat memory_format(bool channels_last) {
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// sizes: (N, C, H, W) of each level, flat.
+inline Pyramid make_pyramid(const std::vector<int64_t>& sizes, const std::vector<double>& scales, int64_t min_level,
+                            double canonical_size, int64_t canonical_level) {
+  STD_TORCH_CHECK(!scales.empty() && scales.size() <= kMaxLevels, "expected 1 to ", kMaxLevels, " levels, got ",
+                  scales.size());
+  STD_TORCH_CHECK(sizes.size() == 4 * scales.size(), "expected four sizes for each of ", scales.size(), " scales, got ",
+                  sizes.size());
+  Pyramid p = {};
+  p.levels = static_cast<int>(scales.size());
+  p.min_level = static_cast<float>(min_level);
+  p.canonical_level = static_cast<float>(canonical_level);
+  p.canonical_size = static_cast<float>(canonical_size);
+  for (int l = 0; l < p.levels; l++) {
+    const int64_t* s = &sizes[4 * l];
+    STD_TORCH_CHECK(s[0] == sizes[0] && s[1] == sizes[1], "level ", l, " has ", s[0], " images and ", s[1],
+                    " channels, level 0 has ", sizes[0], " and ", sizes[1]);
+    STD_TORCH_CHECK(s[0] < INT32_MAX && s[2] < INT32_MAX && s[3] < INT32_MAX, "a side of level ", l, " exceeds 2^31");
+    p.scale[l] = static_cast<float>(scales[l]);
+    p.height[l] = static_cast<int>(s[2]);
+    p.width[l] = static_cast<int>(s[3]);
+  }
+  p.images = static_cast<int>(sizes[0]);
+  return p;
+}
+
+inline Sampling make_sampling(int64_t bins_y, int64_t bins_x, int64_t ratio, bool aligned) {
+  STD_TORCH_CHECK(bins_y > 0 && bins_x > 0 && bins_y <= 65536 && bins_x <= 65536, "output_size must be 1 to 65536, got (",
+                  bins_y, ", ", bins_x, ")");
+  STD_TORCH_CHECK(ratio <= kMaxSamples, "sampling_ratio must be at most ", kMaxSamples, ", got ", ratio);
+  return {static_cast<int>(bins_y), static_cast<int>(bins_x), static_cast<int>(ratio > 0 ? ratio : 0), aligned};
+}
+
+inline void check_boxes(const Tensor& boxes) {
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 5 && boxes.scalar_type() == ScalarType::Float,
+                  "boxes must be a float32 tensor of shape (R, 5)");
+}
+
+// Flat (N, C, H, W) of each map.
+inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& maps) {
+  std::vector<int64_t> sizes;
+  for (const Tensor& m : maps) {
+    STD_TORCH_CHECK(m.dim() == 4, "a feature map must have shape (N, C, H, W), got ", m.dim(), " dimensions");
+    STD_TORCH_CHECK(m.scalar_type() == maps[0].scalar_type(), "feature maps must share one dtype");
+    sizes.insert(sizes.end(), m.sizes().begin(), m.sizes().end());
+  }
+  return sizes;
+}
+
+// A map without cells gives every sample the value zero; the loops need at least one cell to clamp to.
+inline bool has_cells(const Pyramid& p) {
+  for (int l = 0; l < p.levels; l++)
+    if (p.height[l] == 0 || p.width[l] == 0) return false;
+  return true;
+}
+
+// Host memory only.
+inline void check_images(const float* boxes, int64_t count, int images) {
+  for (int64_t i = 0; i < count; i++)
+    STD_TORCH_CHECK(image_of(boxes + 5 * i, images) >= 0, "boxes[", i, "] names image ", boxes[5 * i],
+                    ", but the features hold images 0 to ", images - 1,
+                    "; the first column of boxes must be a whole number in that range");
+}
+
+}  // namespace roi

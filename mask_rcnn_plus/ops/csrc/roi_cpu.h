@@ -1,0 +1,108 @@
+// What the CPU sources share: the plan of a call, and the inner loops that exist once for each instruction set.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "roi_math.h"
+
+namespace roi {
+
+struct Tap {
+  int32_t cell;
+  float weight;
+};
+
+// The merged taps of one axis of one RoI: those of bin b are taps[begin[b]] .. taps[begin[b + 1]]. `first` and `last`
+// bound the cells in use; last < first where the RoI misses the map.
+struct AxisTaps {
+  const int32_t* begin;
+  const Tap* taps;
+  int32_t first, last;
+};
+
+struct RoITaps {
+  int64_t index;  // row of the boxes and of the output
+  bool defined;
+  AxisTaps y, x;  // the weights of y include 1 / samples
+  bool empty() const { return y.last < y.first || x.last < x.first; }
+};
+
+// Every box of a call, grouped by map (level-major, then image) and within a map ordered from top to bottom, so that
+// neighbours in time are neighbours in memory. Takes memory in proportion to RoIs x (bins + cells along their sides).
+class Plan {
+ public:
+  Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling);
+
+  int64_t size() const { return static_cast<int64_t>(rois_.size()); }
+  const RoITaps& operator[](int64_t i) const { return rois_[i]; }
+  int maps() const { return static_cast<int>(map_begin_.size()) - 1; }
+  int64_t begin(int map) const { return map_begin_[map]; }
+  int64_t end(int map) const { return map_begin_[map + 1]; }
+  // The map of the i-th RoI.
+  int map_of(int64_t i) const { return map_of_[i]; }
+
+ private:
+  struct Arena {
+    std::vector<int32_t> begins;
+    std::vector<Tap> taps;
+  };
+  std::vector<RoITaps> rois_;
+  std::vector<int> map_of_;
+  std::vector<int64_t> map_begin_;
+  std::vector<Arena> arenas_;
+};
+
+// Channels that a channels-first map is worked on at a time: its values are brought, 16 channels to a cell, into a
+// block whose cells are then contiguous.
+constexpr int kBlock = 16;
+
+// The inner loops for one storage type. Storage is the tensors' type; working is float, or double for double.
+// Strides count elements. A map has row and cell strides; bins are contiguous rows of channels, `stride` apart.
+struct Kernels {
+  // Averages every bin of one RoI: storage map to storage bins, and working block to working bins.
+  void (*forward)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell, int64_t channels,
+                  void* bins, int64_t stride);
+  void (*forward_block)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+                        int64_t channels, void* bins, int64_t stride);
+  // Adds the gradient of every bin of one RoI to the rows [row_begin, row_end) of a working map: storage gradient, and
+  // working gradient.
+  void (*backward)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
+                   void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
+  void (*backward_block)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
+                         void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
+  // Channel planes of storage, `plane` apart, to working cells, `cell` apart, and back. Gathering fills the cells with
+  // zeros up to a whole number of vectors.
+  void (*gather_planes)(const void* planes, int64_t plane, int64_t cells, int64_t channels, void* out, int64_t cell);
+  void (*scatter_planes)(const void* in, int64_t cell, int64_t cells, int64_t channels, void* planes, int64_t plane);
+  // Working cells to storage cells.
+  void (*store_cells)(const void* in, int64_t in_cell, int64_t cells, int64_t channels, void* out, int64_t out_cell);
+};
+
+enum class Storage { kFloat, kDouble, kHalf, kBFloat16 };
+
+// Null where this build or this machine lacks the instruction set.
+const Kernels* kernels_avx512(Storage storage);
+const Kernels* kernels_avx2(Storage storage);
+const Kernels* kernels_baseline(Storage storage);
+
+// The widest instruction set of this machine, or the one MASK_RCNN_PLUS_CPU_ISA names: avx512, avx2 or baseline.
+const char* cpu_isa();
+const Kernels& kernels(Storage storage);
+
+// Uninitialised memory that asks for huge pages: touching it for the first time is then hundreds of times fewer faults.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  void* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(void* p) const;
+  };
+  std::unique_ptr<void, Free> data_;
+};
+
+void use_huge_pages(void* data, int64_t bytes);
+
+}  // namespace roi

@@ -1,0 +1,19 @@
+// The shared headers come before the choice of target: what they define inline must stay baseline code.
+#include "roi_cpu.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC target("avx2,fma,f16c")
+#define ROI_VECTOR_BYTES 32
+#include "roi_cpu_kernels.h"
+
+namespace roi {
+const Kernels* kernels_avx2(Storage storage) {
+  // Every processor with AVX2 and FMA converts half precision as well.
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? table(storage) : nullptr;
+}
+}  // namespace roi
+#else
+namespace roi {
+const Kernels* kernels_avx2(Storage) { return nullptr; }
+}  // namespace roi
+#endif

@@ -1,0 +1,146 @@
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <numeric>
+#include <tuple>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "roi_cpu.h"
+#include "roi_cpu_parallel.h"
+
+namespace roi {
+namespace {
+
+constexpr int64_t kRoIsPerArena = 32;
+constexpr int64_t kHugePage = int64_t{2} << 20;
+
+// Offsets until the arena has stopped growing, then pointers.
+struct AxisOffsets {
+  size_t begin, taps;
+  int32_t first, last;
+};
+
+template <class Arena>
+AxisOffsets append_axis(Arena& arena, const Axis& axis, int bins, float factor) {
+  AxisOffsets o = {arena.begins.size(), arena.taps.size(), 0, -1};
+  for (int bin = 0; bin < bins; bin++) {
+    arena.begins.push_back(static_cast<int32_t>(arena.taps.size() - o.taps));
+    merged_taps(axis, bin, [&](int cell, float weight) {
+      if (o.last < o.first) o.first = o.last = cell;
+      o.first = std::min(o.first, cell);
+      o.last = std::max(o.last, cell);
+      arena.taps.push_back({cell, mul(weight, factor)});
+    });
+  }
+  arena.begins.push_back(static_cast<int32_t>(arena.taps.size() - o.taps));
+  return o;
+}
+
+template <class Arena>
+AxisTaps resolve(const Arena& arena, const AxisOffsets& o) {
+  return {arena.begins.data() + o.begin, arena.taps.data() + o.taps, o.first, o.last};
+}
+
+// Row and column of the first cell, for the order of work only.
+int order_key(float start, int size) {
+  return static_cast<int>(start > 0.f ? (start < static_cast<float>(size) ? start : static_cast<float>(size)) : 0.f);
+}
+
+}  // namespace
+
+Plan::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling) {
+  // Bands of 8 rows: fine enough to stay in cache, coarse enough for neighbours in x to meet.
+  struct Key {
+    int map, band, column;
+    int64_t index;
+    bool operator<(const Key& o) const {
+      return std::tie(map, band, column, index) < std::tie(o.map, o.band, o.column, o.index);
+    }
+  };
+  std::vector<Key> keys(count);
+  int64_t tasks = (count + kRoIsPerArena - 1) / kRoIsPerArena;
+  // A bin's taps take some twenty operations an axis.
+  int64_t workers = worker_count(tasks, count * 20 * (sampling.bins_y + sampling.bins_x));
+  for_each_task(tasks, workers, [&](int64_t, int64_t task) {
+    for (int64_t i = task * kRoIsPerArena; i < std::min(count, (task + 1) * kRoIsPerArena); i++) {
+      RoI r = locate(boxes + 5 * i, pyramid, sampling);
+      int map = r.level * pyramid.images + image_of(boxes + 5 * i, pyramid.images);
+      keys[i] = {map, order_key(r.y.start, r.y.size) / 8, order_key(r.x.start, r.x.size), i};
+    }
+  });
+  std::sort(keys.begin(), keys.end());
+
+  rois_.resize(count);
+  map_of_.resize(count);
+  arenas_.resize(tasks);
+  for_each_task(tasks, workers, [&](int64_t, int64_t task) {
+    Arena& arena = arenas_[task];
+    AxisOffsets y[kRoIsPerArena], x[kRoIsPerArena];
+    int64_t first = task * kRoIsPerArena, last = std::min(count, first + kRoIsPerArena);
+    for (int64_t i = first; i < last; i++) {
+      RoI r = locate(boxes + 5 * keys[i].index, pyramid, sampling);
+      rois_[i].index = keys[i].index;
+      rois_[i].defined = r.defined;
+      map_of_[i] = keys[i].map;
+      if (!r.defined) r.y.samples = r.x.samples = 0;
+      y[i - first] = append_axis(arena, r.y, sampling.bins_y, r.inv_count);
+      x[i - first] = append_axis(arena, r.x, sampling.bins_x, 1.f);
+    }
+    for (int64_t i = first; i < last; i++) {
+      rois_[i].y = resolve(arena, y[i - first]);
+      rois_[i].x = resolve(arena, x[i - first]);
+    }
+  });
+
+  map_begin_.assign(pyramid.levels * pyramid.images + 1, 0);
+  for (const Key& key : keys) map_begin_[key.map + 1]++;
+  std::partial_sum(map_begin_.begin(), map_begin_.end(), map_begin_.begin());
+}
+
+const char* cpu_isa() {
+  static const char* const isa = [] {
+    const char* wanted = std::getenv("MASK_RCNN_PLUS_CPU_ISA");
+    if (wanted != nullptr && std::strcmp(wanted, "baseline") == 0) return "baseline";
+    if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0 && kernels_avx2(Storage::kFloat)) return "avx2";
+    if (kernels_avx512(Storage::kFloat) && !(wanted && std::strcmp(wanted, "avx2") == 0)) return "avx512";
+    return kernels_avx2(Storage::kFloat) ? "avx2" : "baseline";
+  }();
+  return isa;
+}
+
+const Kernels& kernels(Storage storage) {
+  const char* isa = cpu_isa();
+  if (std::strcmp(isa, "avx512") == 0) return *kernels_avx512(storage);
+  if (std::strcmp(isa, "avx2") == 0) return *kernels_avx2(storage);
+  return *kernels_baseline(storage);
+}
+
+void use_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  uintptr_t begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
+  begin = (begin + kHugePage - 1) & ~static_cast<uintptr_t>(kHugePage - 1);
+  end &= ~static_cast<uintptr_t>(kHugePage - 1);
+  // Only advice: where it is refused, small pages serve.
+  if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
+
+Scratch::Scratch(int64_t bytes) {
+  size_t size = (std::max<int64_t>(bytes, 1) + 63) / 64 * 64;
+  size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+  size = (size + alignment - 1) / alignment * alignment;
+  data_.reset(std::aligned_alloc(alignment, size));
+  if (!data_) throw std::bad_alloc();
+  use_huge_pages(data_.get(), static_cast<int64_t>(size));
+}
+
+void Scratch::Free::operator()(void* p) const { std::free(p); }
+
+}  // namespace roi

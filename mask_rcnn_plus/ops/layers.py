@@ -1,0 +1,88 @@
+"""The RoI functions as modules."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mask_rcnn_plus.ops.roi_ops import roi_align, roi_pool, roi_warp
+
+# torch.fx then records one call instead of tracing into checks that need real shapes.
+torch.fx.wrap("roi_align")
+torch.fx.wrap("roi_pool")
+torch.fx.wrap("roi_warp")
+
+
+class RoIAlign(nn.Module):
+    """:func:`mask_rcnn_plus.ops.roi_align` with its settings held."""
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = False,
+    ) -> None:
+        """Args are those of :func:`mask_rcnn_plus.ops.roi_align`."""
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def forward(self, input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:
+        """Pools ``boxes`` from ``input`` (N, C, H, W) into (R, C, height, width)."""
+        return roi_align(
+            input,
+            boxes,
+            self.output_size,
+            self.spatial_scale,
+            self.sampling_ratio,
+            self.aligned,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )
+
+
+class RoIPool(nn.Module):
+    """:func:`mask_rcnn_plus.ops.roi_pool` with its settings held."""
+
+    def __init__(self, output_size: int | Sequence[int], spatial_scale: float) -> None:
+        """Args are those of :func:`mask_rcnn_plus.ops.roi_pool`."""
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+
+    def forward(self, input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:
+        """Pools ``boxes`` from ``input`` (N, C, H, W) into (R, C, height, width)."""
+        return roi_pool(input, boxes, self.output_size, self.spatial_scale)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
+
+
+class RoIWarp(nn.Module):
+    """:func:`mask_rcnn_plus.ops.roi_warp` with its settings held."""
+
+    def __init__(
+        self, output_size: int | Sequence[int], spatial_scale: float, sampling_ratio: int
+    ) -> None:
+        """Args are those of :func:`mask_rcnn_plus.ops.roi_warp`."""
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+
+    def forward(self, input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:
+        """Pools ``boxes`` from ``input`` (N, C, H, W) into (R, C, height, width)."""
+        return roi_warp(input, boxes, self.output_size, self.spatial_scale, self.sampling_ratio)
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}"
+        )

@@ -1,0 +1,75 @@
+"""Loads the compiled operators and tells which implementation is in use."""
+
+import importlib.machinery
+import warnings
+from pathlib import Path
+
+import torch
+
+NAMESPACE = "mask_rcnn_plus"
+
+_HOW_TO_MEND = {
+    "cpu": "install a C++ compiler (g++ 11 or newer, or clang) and reinstall mask-rcnn-plus",
+    "cuda": "set CUDA_HOME to a CUDA toolkit that has nvcc and reinstall mask-rcnn-plus",
+}
+
+
+def _load(name: str) -> str | None:
+    """Loads a library that lies beside this file; returns None, or why it did not load."""
+    folder = Path(__file__).parent
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = folder / (name + suffix)
+        if path.exists():
+            try:
+                torch.ops.load_library(path)
+            except OSError as error:
+                return f"{path} does not load: {error}"
+            return None
+    return f"{folder} holds no {name} library; this installation was made without one"
+
+
+_failures = {"cpu": _load("_roi_cpu")}
+if _failures["cpu"] is not None:
+    _failures["cuda"] = _failures["cpu"]  # the CPU library defines the operators
+elif torch.version.cuda is None:
+    _failures["cuda"] = "this torch is built without CUDA"
+else:
+    _failures["cuda"] = _load("_roi_cuda")
+
+_warned: set[str] = set()
+
+
+def has_native(device_type: str) -> bool:
+    """Whether the compiled operators serve tensors of a device type.
+
+    Args:
+        device_type: ``"cpu"``, ``"cuda"``, or any other ``torch.device.type``.
+    """
+    return _failures.get(device_type, "unsupported") is None
+
+
+def warn_of_fallback(device_type: str) -> None:
+    """Says once a device type that torchvision's operators stand in, why, and what to do."""
+    if device_type in _warned:
+        return
+    _warned.add(device_type)
+    reason = _failures.get(device_type) or f"there are no compiled operators for {device_type}"
+    mend = _HOW_TO_MEND.get(device_type)
+    warnings.warn(
+        f"RoI operators on {device_type} run through torchvision: several times slower, and one "
+        f"level at a time. The reason: {reason}." + (f" To mend it, {mend}." if mend else ""),
+        stacklevel=3,
+    )
+
+
+def backend(device: torch.device | str = "cpu") -> str:
+    """Which implementation serves a device.
+
+    Args:
+        device: a device, or the name of one.
+
+    Returns:
+        ``"native"`` for this project's compiled operators, ``"torchvision"`` where those are
+        missing.
+    """
+    return "native" if has_native(torch.device(device).type) else "torchvision"

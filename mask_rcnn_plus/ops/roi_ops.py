@@ -1,0 +1,229 @@
+"""The RoI functions.
+
+Boxes are (image index, x0, y0, x1, y1) in input-image pixels, always worked on in fp32, whatever
+the features' dtype; sums are made in fp32 (fp64 for fp64 features). The output has the features'
+dtype and memory format (channels_last or contiguous). Results repeat bit for bit, forward and
+backward, at any thread count.
+
+Unusual boxes, in every function unless it says otherwise:
+
+- A box with a NaN or infinite coordinate, or one so large that fp32 overflows, gives NaN, and no
+  gradient.
+- Samples further than one cell outside the map count as zero, so a box wholly outside gives zeros.
+- A box with no area, or inverted, gives zeros with an adaptive grid; with a fixed
+  ``sampling_ratio`` it is sampled as it stands. ``aligned=False`` widens every box to one cell.
+- An adaptive grid has at most 32768 samples a bin and axis.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mask_rcnn_plus.ops import fallback, operators
+from mask_rcnn_plus.ops.arguments import (
+    check_features,
+    first_level,
+    prefers_channels_last,
+    to_autocast_dtype,
+    to_pair,
+    to_rows,
+)
+from mask_rcnn_plus.ops.library import has_native, warn_of_fallback
+
+if has_native("cpu"):
+    operators.register()
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """RoIAlign (Mask R-CNN, section 3): bins with float borders, sampled bilinearly.
+
+    Takes torchvision's arguments and gives its results.
+
+    Args:
+        input: (N, C, H, W), fp32, fp64, fp16 or bf16.
+        boxes: (R, 5), rows of (image index, x0, y0, x1, y1), or a list of (Ri, 4), one an image;
+            in input-image pixels.
+        output_size: P, or (height, width), in bins.
+        spatial_scale: cells of ``input`` for each input-image pixel: 1 / stride.
+        sampling_ratio: samples a bin along each axis; zero or less takes as many as the bin is
+            cells wide, rounded up.
+        aligned: shift boxes by half a cell, so that pixel and cell centres coincide.
+
+    Returns:
+        (R, C, height, width).
+
+    Raises:
+        BoxShapeError: boxes have a wrong shape.
+        ValueError: another argument does not fit.
+        RuntimeError: a box names an image that ``input`` does not hold.
+    """
+    features, rows = _prepare([input], boxes)
+    return _align(features, rows, output_size, [spatial_scale], sampling_ratio, aligned, 0, 1.0, 0)
+
+
+def fpn_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    canonical_box_size: float = 224,
+    canonical_level: int = 4,
+) -> Tensor:
+    """RoIAlign over a feature pyramid, each box on the level of its size, in one operator call.
+
+    The level is FPN's equation 1 with detectron2's rounding:
+    ``floor(canonical_level + log2(sqrt(area) / canonical_box_size + 1e-8))``, clamped to the
+    levels there are. A box of negative area goes to the finest level.
+
+    Args:
+        features: L maps (N, C, Hl, Wl) of one dtype, finest first.
+        boxes: as in :func:`roi_align`.
+        output_size: P, or (height, width), in bins.
+        spatial_scales: L scales, 1 / stride, each half of the one before.
+        sampling_ratio: as in :func:`roi_align`.
+        aligned: as in :func:`roi_align`.
+        canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
+        canonical_level: that level's number; a map of stride 2^k has number k.
+
+    Returns:
+        (R, C, height, width).
+
+    Raises:
+        BoxShapeError: boxes have a wrong shape.
+        ValueError: another argument does not fit.
+        RuntimeError: a box names an image that the features do not hold.
+    """
+    features, rows = _prepare(features, boxes)
+    if len(spatial_scales) != len(features):
+        raise ValueError(
+            f"{len(features)} feature maps need as many spatial_scales, got {len(spatial_scales)}"
+        )
+    if not canonical_box_size > 0:
+        raise ValueError(f"canonical_box_size must be positive, got {canonical_box_size}")
+    min_level = first_level(spatial_scales) if len(features) > 1 else 0
+    return _align(
+        features,
+        rows,
+        output_size,
+        spatial_scales,
+        sampling_ratio,
+        aligned,
+        min_level,
+        canonical_box_size,
+        canonical_level,
+    )
+
+
+def roi_pool(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+) -> Tensor:
+    """RoIPool (Fast R-CNN, section 2.1): border and bins rounded to cells, then the maximum.
+
+    Runs torchvision's operator on every device, and gives its results; a maximum needs no wider
+    type, so fp16 and bf16 lose nothing. On CUDA its backward adds in no fixed order.
+
+    Args:
+        input: (N, C, H, W).
+        boxes: as in :func:`roi_align`.
+        output_size: P, or (height, width), in bins.
+        spatial_scale: cells of ``input`` for each input-image pixel: 1 / stride.
+
+    Returns:
+        (R, C, height, width); 0 in bins without a cell.
+
+    Raises:
+        BoxShapeError: boxes have a wrong shape.
+        ValueError: another argument does not fit.
+        RuntimeError: a box names an image that ``input`` does not hold.
+    """
+    features, rows = _prepare([input], boxes)
+    return fallback.roi_pool(features[0], rows, to_pair(output_size), spatial_scale)
+
+
+def roi_warp(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+) -> Tensor:
+    """RoIWarp (Mask R-CNN, table 2c): the border rounded to whole cells, bilinear sampling inside.
+
+    The border is rounded as RoIPool rounds it: from cell round(x0 * scale) to cell
+    round(x1 * scale), both included, halves away from zero, and at least one cell. The cells'
+    square is then pooled as :func:`roi_align` pools an aligned box.
+
+    Args:
+        input: (N, C, H, W).
+        boxes: as in :func:`roi_align`.
+        output_size: P, or (height, width), in bins.
+        spatial_scale: cells of ``input`` for each input-image pixel: 1 / stride.
+        sampling_ratio: as in :func:`roi_align`.
+
+    Returns:
+        (R, C, height, width), the average over each bin's samples.
+
+    Raises:
+        BoxShapeError: boxes have a wrong shape.
+        ValueError: another argument does not fit.
+        RuntimeError: a box names an image that ``input`` does not hold.
+    """
+    features, rows = _prepare([input], boxes)
+    scaled = rows[:, 1:] * spatial_scale
+    whole = scaled.trunc()
+    whole = whole + ((scaled - whole).abs() >= 0.5) * scaled.sign()
+    first = whole[:, :2]
+    beyond = torch.maximum(whole[:, 2:], first) + 1
+    rows = torch.cat([rows[:, :1], first, beyond], dim=1)
+    return _align(features, rows, output_size, [1.0], sampling_ratio, True, 0, 1.0, 0)
+
+
+def _prepare(
+    features: Sequence[Tensor], boxes: Tensor | Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    check_features(to_autocast_dtype(features) if features else features)
+    features = to_autocast_dtype(features)
+    return features, to_rows(boxes, features[0])
+
+
+def _align(
+    features: list[Tensor],
+    rows: Tensor,
+    output_size: int | Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    min_level: int,
+    canonical_box_size: float,
+    canonical_level: int,
+) -> Tensor:
+    height, width = to_pair(output_size)
+    arguments = (
+        features,
+        rows,
+        height,
+        width,
+        [float(scale) for scale in scales],
+        int(sampling_ratio),
+        bool(aligned),
+        min_level,
+        float(canonical_box_size),
+        int(canonical_level),
+    )
+    if not has_native(rows.device.type):
+        warn_of_fallback(rows.device.type)
+        return fallback.fpn_roi_align(*arguments)
+    return torch.ops.mask_rcnn_plus.fpn_roi_align(*arguments, prefers_channels_last(features))

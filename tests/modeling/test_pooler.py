@@ -1,0 +1,116 @@
+"""FusedROIPooler beside the detectron2 pooler that it replaces."""
+
+import pytest
+import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
+
+from mask_rcnn_plus.modeling import FusedROIPooler
+
+SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+def maps(channels=6, images=2, requires_grad=False):
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(images, channels, 64 >> i, 96 >> i) for i in range(4)]
+    return [torch.randn(s, generator=generator).requires_grad_(requires_grad) for s in shapes]
+
+
+def boxes(counts=(40, 25)):
+    generator = torch.Generator().manual_seed(2)
+    lists = []
+    for count in counts:
+        corner = torch.rand(count, 2, generator=generator) * 200
+        # From 8 to 800 pixels: every level gets its share.
+        size = 8 * 100 ** torch.rand(count, 2, generator=generator)
+        lists.append(Boxes(torch.cat([corner, corner + size], dim=1)))
+    return lists
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIAlignV2", "ROIPool"])
+@pytest.mark.parametrize("levels", [4, 1])
+def test_equals_detectron2(levels, pooler_type, ratio):
+    ours, theirs = maps(requires_grad=True)[:levels], maps(requires_grad=True)[:levels]
+    arguments = (7, SCALES[:levels], ratio, pooler_type)
+    out = FusedROIPooler(*arguments)(ours, boxes())
+    expected = ROIPooler(*arguments)(theirs, boxes())
+    torch.testing.assert_close(out, expected, rtol=0, atol=3e-6)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+    out.backward(grad)
+    expected.backward(grad)
+    for a, b in zip(ours, theirs, strict=True):
+        assert b.grad.abs().max() > 0
+        assert (a.grad - b.grad).abs().max() <= 1e-5 * b.grad.abs().max()
+
+
+def test_canonical_size_and_level_move_boxes_as_in_detectron2():
+    arguments = (7, SCALES, 2, "ROIAlignV2", 56, 3)
+    out = FusedROIPooler(*arguments)(maps(), boxes())
+    torch.testing.assert_close(out, ROIPooler(*arguments)(maps(), boxes()), rtol=0, atol=3e-6)
+    default = FusedROIPooler(*arguments[:4])(maps(), boxes())
+    assert not torch.allclose(out, default)
+
+
+def test_warp_takes_whole_cells():
+    # (9, 9) to (22, 22) at stride 4 are 2.25 to 5.5 cells: cells 2 to 6, whose middle is cell 4.
+    features = torch.arange(16.0).expand(1, 1, 16, 16).contiguous()
+    pooler = FusedROIPooler(1, [1 / 4], 1, "ROIWarp")
+    assert pooler([features], [Boxes(torch.tensor([[9.0, 9, 22, 22]]))]).item() == 4
+
+
+@pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIAlignV2", "ROIPool", "ROIWarp"])
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (1, 0)])
+def test_images_without_boxes_keep_the_graph(pooler_type, counts):
+    features = maps(requires_grad=True)
+    out = FusedROIPooler((3, 5), SCALES, 2, pooler_type)(features, boxes(counts))
+    assert out.shape == (sum(counts), 6, 3, 5)
+    out.sum().backward()
+    assert all(f.grad is not None for f in features)
+
+
+@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIPool"])
+def test_no_images(pooler_type):
+    out = FusedROIPooler(7, SCALES, 2, pooler_type)(maps(images=0), [])
+    assert out.shape == (0, 6, 7, 7)
+
+
+def test_the_same_twice_in_deterministic_mode():
+    pooler, grads = FusedROIPooler(7, SCALES, 0, "ROIAlignV2"), []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(2):
+            features = maps(requires_grad=True)
+            pooler(features, boxes()).square().sum().backward()
+            grads.append([f.grad for f in features])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pooler_type": "ROIAlignRotated"}, "rotated boxes need detectron2's ROIPooler"),
+        ({"pooler_type": "ROIAligned"}, "'ROIAligned'; FusedROIPooler knows ROIAlign,"),
+        ({"scales": [1 / 4, 1 / 16]}, "each half of the one before"),
+        ({"canonical_box_size": 0}, "canonical_box_size must be positive"),
+    ],
+)
+def test_refusals(changes, message):
+    good = {
+        "output_size": 7,
+        "scales": SCALES,
+        "sampling_ratio": 2,
+        "pooler_type": "ROIAlignV2",
+    }
+    with pytest.raises(ValueError, match=message):
+        FusedROIPooler(**(good | changes))
+
+
+def test_refuses_maps_and_boxes_that_do_not_fit():
+    pooler = FusedROIPooler(7, SCALES, 2, "ROIAlignV2")
+    with pytest.raises(ValueError, match="got 3 maps for the 4 scales"):
+        pooler(maps()[:3], boxes())
+    with pytest.raises(ValueError, match="got 1 lists of boxes for maps of 2 images"):
+        pooler(maps(), boxes((4,)))

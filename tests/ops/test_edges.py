@@ -1,0 +1,163 @@
+"""Boxes and maps that nobody draws in a paper: none, broken, far away, huge."""
+
+import math
+
+import pytest
+import torch
+
+from mask_rcnn_plus.ops import backend, fpn_roi_align, roi_align
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+# torchvision's operators, which stand in elsewhere, walk a huge box sample by sample.
+native_only = pytest.mark.skipif(backend() != "native", reason="the operators are not compiled")
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize(
+    ("maps", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0), ((1, 3, 0, 8), 2)]
+)
+def test_nothing_to_pool(maps, rois, memory_format):
+    features = torch.ones(maps).contiguous(memory_format=memory_format).requires_grad_()
+    boxes = torch.tensor([[0.0, 1, 1, 5, 5]]).expand(rois, 5)
+    out = roi_align(features, boxes, (2, 3))
+    assert out.shape == (rois, maps[1], 2, 3)
+    assert (out == 0).all()
+    out.sum().backward()
+    assert features.grad.shape == maps
+    assert (features.grad == 0).all()
+
+
+def test_an_empty_list_of_boxes():
+    assert roi_align(torch.ones(0, 3, 4, 4), [], 2).shape == (0, 3, 2, 2)
+
+
+@pytest.mark.parametrize("image", [2, -1, 0.5, math.nan, math.inf, 1e30])
+def test_an_image_that_is_not_there_is_an_error(image):
+    boxes = torch.tensor([[0, 1.0, 1, 5, 5], [image, 1, 1, 5, 5]])
+    with pytest.raises(RuntimeError, match=r"boxes\[1\] names image .* hold images 0 to 1"):
+        roi_align(torch.ones(2, 3, 8, 8), boxes, 2)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+# Not aligned, a box's least length would hide a NaN; aligned, an adaptive grid would be empty.
+@pytest.mark.parametrize(("ratio", "aligned"), [(-1, True), (2, True), (-1, False)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", [1, 2, 3, 4])
+def test_a_coordinate_that_is_no_number_gives_nan_in_its_row_alone(
+    column, bad, ratio, aligned, memory_format
+):
+    features = torch.ones(1, 3, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
+    boxes = torch.tensor([[0, 1.0, 1, 5, 5], [0, 1, 1, 5, 5]])
+    boxes[0, column] = bad
+    out = roi_align(features, boxes, 2, 1.0, ratio, aligned)
+    assert out[0].isnan().all()
+    assert (out[1] == 1).all()
+    out[1].sum().backward()
+    assert features.grad.isfinite().all()
+    assert features.grad.sum() == pytest.approx(12)
+
+
+@native_only
+def test_a_box_beyond_fp32_gives_nan():
+    boxes = torch.tensor([[0, -3e38, -3e38, 3e38, 3e38]])
+    assert roi_align(torch.ones(1, 1, 8, 8), boxes, 2).isnan().all()
+
+
+@native_only
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("ratio", [-1, 2])
+def test_huge_boxes_are_quick_and_finite(ratio, memory_format):
+    # A million cells a side: 1 / 7 of it each bin, 2^15 samples an axis, nearly all off the map.
+    features = torch.ones(1, 3, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
+    boxes = torch.tensor([[0, -1e6, -1e6, 1e6, 1e6], [0, -1e30, -1e30, 1e30, 1e30]]).repeat(50, 1)
+    out = roi_align(features, boxes, 7, 1.0, ratio, True)
+    assert out.isfinite().all()
+    assert out.min() >= 0
+    assert out.max() <= 1
+    out.sum().backward()
+    assert features.grad.isfinite().all()
+
+
+@native_only
+def test_a_huge_box_averages_over_its_whole_area():
+    # 8 of 8000 rows and columns are on the map (9.0 counting the cell's width of border on each
+    # side that clamps to it, less half a sample at each end): the mean is about (9 / 8000)^2.
+    out = roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, -4000, -4000, 4000, 4000]]), 1)
+    assert out.item() == pytest.approx((9.0 / 8000) ** 2, rel=0.01)
+
+
+def test_boxes_outside_give_zeros_and_no_gradient():
+    features = torch.ones(1, 3, 8, 8, requires_grad=True)
+    boxes = torch.tensor([[0, 50.0, 50, 60, 60], [0, -60, -60, -50, -50], [0, 1, 90, 5, 99]])
+    out = roi_align(features, boxes, 3, 1.0, 2)
+    assert (out == 0).all()
+    out.sum().backward()
+    assert (features.grad == 0).all()
+
+
+def test_inverted_boxes():
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8).contiguous()
+    inverted, upright = torch.tensor([[0.0, 6, 6, 2, 2]]), torch.tensor([[0.0, 2, 2, 6, 6]])
+    # On a fixed grid the bins run backwards; an adaptive grid has no samples; unaligned, the box
+    # is one cell from its start, here columns 6 to 7.
+    backwards = roi_align(ramp, inverted, 2, 1.0, 2, True)
+    assert torch.equal(backwards, roi_align(ramp, upright, 2, 1.0, 2, True).flip(2, 3))
+    assert (roi_align(ramp, inverted, 2, 1.0, -1, True) == 0).all()
+    assert roi_align(ramp, inverted, 1, 1.0, 2, False).item() == 6.5
+
+
+@native_only
+def test_more_than_two_to_the_31_elements():
+    # Untouched memory costs nothing; only the far corner, beyond 2^31, is written and read.
+    try:
+        features = torch.empty(
+            1, 2, 36000, 36000, dtype=torch.bfloat16, memory_format=torch.channels_last
+        )
+    except RuntimeError:
+        pytest.skip("cannot reserve 5 GB of address space")
+    features[:, :, -4:, -4:] = torch.tensor([3.0, 5.0])[:, None, None]
+    box = torch.tensor([[0.0, 35997, 35997, 35999, 35999]])
+    out = roi_align(features, box, 2, 1.0, 2, True)
+    assert (out == torch.tensor([3.0, 5.0])[:, None, None]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input": torch.ones(3, 8, 8)}, r"\(N, C, H, W\); level 0 has \(3, 8, 8\)"),
+        ({"input": torch.ones(1, 3, 8, 8).int()}, "dtype torch.int32"),
+        ({"boxes": torch.ones(2, 4)}, r"shape \(R, 5\).*got \(2, 4\)"),
+        ({"boxes": [torch.ones(2, 5)]}, r"boxes\[0\].*got \(2, 5\)"),
+        ({"output_size": 0}, "output_size must be .* got 0"),
+        ({"output_size": (2, 2, 2)}, "output_size"),
+    ],
+)
+def test_refusals_name_the_argument(arguments, message):
+    good = {"input": torch.ones(1, 3, 8, 8), "boxes": torch.ones(0, 5), "output_size": 2}
+    with pytest.raises(ValueError, match=message):
+        roi_align(**(good | arguments))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spatial_scales": [0.25]}, "2 feature maps need as many spatial_scales, got 1"),
+        ({"spatial_scales": [0.25, 0.25]}, "each half of the one before"),
+        ({"spatial_scales": [0.3, 0.15]}, "1 / 2\\^k"),
+        ({"features": []}, "features is empty"),
+        ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 4, 4, 4)]}, "level 1 holds"),
+        ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 3, 4, 4).half()]}, "level 1 is"),
+        ({"canonical_box_size": 0}, "canonical_box_size must be positive"),
+    ],
+)
+def test_pyramid_refusals_name_the_argument(changes, message):
+    good = {
+        "features": [torch.ones(1, 3, 8, 8), torch.ones(1, 3, 4, 4)],
+        "boxes": torch.ones(0, 5),
+        "output_size": 2,
+        "spatial_scales": [0.25, 0.125],
+        "sampling_ratio": 2,
+        "aligned": True,
+    }
+    with pytest.raises(ValueError, match=message):
+        fpn_roi_align(**(good | changes))
