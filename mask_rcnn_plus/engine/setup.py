@@ -11,15 +11,9 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.data import (
-    class_names,
-    dataset_root,
-    generate_shapes,
-    register_folder_datasets,
-    require_dataset,
-)
+from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
 from mask_rcnn_plus.device import resolve_device
-from mask_rcnn_plus.engine.checkpoint import local_weights, read_class_names
+from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
 from mask_rcnn_plus.engine.console import setup_console
 from mask_rcnn_plus.errors import UserError
 
@@ -44,10 +38,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     cfg = load_config(args.config_file, args.opts)
     device = resolve_device(cfg.MODEL.DEVICE)
+    check_components(cfg)
+    check_solver(cfg, device)
     _require_writable(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
     _prepare_datasets(cfg)
-    names = _check_datasets(cfg, args)
+    names = check_datasets(cfg, args)
     cfg.freeze()
     default_setup(cfg, args)
     _log_device(device, cfg.MODEL.DEVICE)
@@ -83,69 +79,6 @@ def _prepare_datasets(cfg: CfgNode) -> None:
     register_folder_datasets()
 
 
-def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
-    """Loads each data set once; returns the classes, after comparing everything that names some."""
-    train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
-    if args.eval_only:
-        _require_some(test, "DATASETS.TEST", "('mine_val',)")
-        _require_weights(cfg, args)
-    else:
-        _require_some(train, "DATASETS.TRAIN", "('mine_train',)")
-        if cfg.MODEL.WEIGHTS:
-            local_weights(cfg.MODEL.WEIGHTS)
-    used = list(dict.fromkeys(test if args.eval_only else train + test))
-    for name in used:
-        require_dataset(name, training=name in train and not args.eval_only)
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        return []  # region proposals alone have no classes
-
-    sources = {f"data set '{name}'": class_names(name) for name in used}
-    if args.eval_only and (stored := read_class_names(_weights(cfg, args))):
-        # First, since a model's classes are what everything else has to agree with.
-        sources = {f"checkpoint '{_weights(cfg, args)}'": stored, **sources}
-    first, *others = sources
-    for other in others:
-        if sources[other] != sources[first]:
-            raise UserError(
-                f"classes differ: {first} has {_listed(sources[first])}, "
-                f"{other} has {_listed(sources[other])}"
-            )
-    names = sources[first]
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
-    elif len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise UserError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but {first} has "
-            f"{_listed(names)}: set it to {len(names)}, or to -1 to take it from the data"
-        )
-    return names
-
-
-def _require_some(names: list[str], key: str, example: str) -> None:
-    if not names:
-        raise UserError(f'{key} is empty: name a data set, e.g. {key} "{example}"')
-
-
-def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
-    """The checkpoint that an evaluation reads: MODEL.WEIGHTS, or with --resume the run's last."""
-    last = Path(cfg.OUTPUT_DIR, "last_checkpoint")
-    if args.resume and last.is_file():
-        return str(Path(cfg.OUTPUT_DIR, last.read_text().strip()))
-    return cfg.MODEL.WEIGHTS
-
-
-def _require_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    weights = _weights(cfg, args)
-    if weights:
-        local_weights(weights)
-        return
-    found = sorted(str(path) for path in Path(cfg.OUTPUT_DIR).glob("*.pth"))
-    hint = f" (there is {found[-1]})" if found else ""
-    raise UserError(
-        f"--eval-only without weights would evaluate random ones: add MODEL.WEIGHTS FILE{hint}"
-    )
-
-
 def _log_device(device: str, asked: str) -> None:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
     threads = f"{torch.get_num_threads()} threads" if device == "cpu" else name
@@ -159,8 +92,3 @@ def _log_classes(names: list[str], cfg: CfgNode) -> None:
     if names:
         mapping = ", ".join(f"{index} {name}" for index, name in enumerate(names))
         logger.info(f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes (id name): {mapping}")
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-    return f"{len(names)} class{'es' if len(names) != 1 else ''} ({shown})"

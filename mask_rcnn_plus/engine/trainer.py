@@ -20,7 +20,6 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import ProgressBar
-from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
 
 logger = logging.getLogger(__name__)
@@ -60,16 +59,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping.
-
-        Raises:
-            UserError: SOLVER.OPTIMIZER is neither "SGD" nor "ADAMW".
-        """
+        """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping."""
         solver = cfg.SOLVER
         if solver.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
-        if solver.OPTIMIZER != "ADAMW":
-            raise UserError(f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}': set it to SGD or ADAMW")
         groups = get_default_optimizer_params(
             model,
             base_lr=solver.BASE_LR,

@@ -127,6 +127,24 @@ def test_config_mistakes_are_refused(
     assert "SOLVER.MAX_ITER" in message and "many" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("MODEL.ROI_HEADS.NAME", "StandartROIHeads", "did you mean 'StandardROIHeads'?"),
+        ("MODEL.BACKBONE.NAME", "my_net", "there are build_resnet_backbone"),
+        ("MODEL.ROI_MASK_HEAD.NAME", "FusedMask", "not registered"),
+        ("SOLVER.OPTIMIZER", "ADAM", "SGD or ADAMW"),
+        ("SOLVER.IMS_PER_BATCH", "0", "IMS_PER_BATCH is 0"),
+        ("SOLVER.AMP.ENABLED", "True", "needs a GPU"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    tiny_config: Path, capsys: pytest.CaptureFixture[str], key: str, value: str, expected: str
+) -> None:
+    message = refusal(capsys, tiny_config, key, value)
+    assert key in message and expected in message
+
+
 def test_data_set_mistakes_are_refused(
     tiny_config: Path, shapes_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,159 @@
+"""What can be known to be wrong before the first iteration, in words."""
+
+import argparse
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+)
+from detectron2.utils import comm
+
+from mask_rcnn_plus.data import class_names, require_dataset
+from mask_rcnn_plus.engine.checkpoint import local_weights, read_class_names
+from mask_rcnn_plus.errors import UserError, did_you_mean
+
+
+def check_components(cfg: CfgNode) -> None:
+    """Looks up each component that the config names.
+
+    Raises:
+        UserError: a name is in no registry.
+    """
+    model = cfg.MODEL
+    wanted = [
+        ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
+        (
+            "MODEL.PROPOSAL_GENERATOR.NAME",
+            model.PROPOSAL_GENERATOR.NAME,
+            PROPOSAL_GENERATOR_REGISTRY,
+        ),
+        ("MODEL.ANCHOR_GENERATOR.NAME", model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
+        ("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
+        ("MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY),
+    ]
+    if model.MASK_ON:
+        wanted.append(
+            ("MODEL.ROI_MASK_HEAD.NAME", model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY)
+        )
+    if model.KEYPOINT_ON:
+        wanted.append(
+            (
+                "MODEL.ROI_KEYPOINT_HEAD.NAME",
+                model.ROI_KEYPOINT_HEAD.NAME,
+                ROI_KEYPOINT_HEAD_REGISTRY,
+            )
+        )
+    for key, name, registry in wanted:
+        # detectron2 reads an empty head name, and PrecomputedProposals, without a look-up.
+        if name and name != "PrecomputedProposals" and name not in registry:
+            known = [known for known, _ in registry]
+            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"{key} is '{name}', which is not registered{hint}")
+
+
+def check_solver(cfg: CfgNode, device: str) -> None:
+    """Compares the solver's settings with the device and the number of processes.
+
+    Raises:
+        UserError: mixed precision without a GPU, a batch that the processes cannot share evenly,
+            or an unknown optimiser.
+    """
+    solver = cfg.SOLVER
+    if solver.AMP.ENABLED and not device.startswith("cuda"):
+        raise UserError(f"SOLVER.AMP.ENABLED needs a GPU, and the device is '{device}': set False")
+    processes = comm.get_world_size()
+    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} "
+            f"process{'es' if processes > 1 else ''} cannot share: set a multiple of {processes}"
+        )
+    if solver.OPTIMIZER not in ("SGD", "ADAMW"):
+        raise UserError(f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}': set it to SGD or ADAMW")
+
+
+def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
+    """Loads each data set once and compares all that names classes: data, checkpoint, config.
+
+    Args:
+        cfg: its MODEL.ROI_HEADS.NUM_CLASSES is set in place where it is -1.
+        args: of the command line.
+
+    Returns:
+        the class names, in the order of class ids; none for a model without classes.
+
+    Raises:
+        UserError: a data set cannot be used, weights are missing, or classes contradict each other.
+    """
+    train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
+    if args.eval_only:
+        _require_some(test, "DATASETS.TEST", "('mine_val',)")
+        _require_weights(cfg, args)
+    else:
+        _require_some(train, "DATASETS.TRAIN", "('mine_train',)")
+        if cfg.MODEL.WEIGHTS:
+            local_weights(cfg.MODEL.WEIGHTS)
+    used = list(dict.fromkeys(test if args.eval_only else train + test))
+    for name in used:
+        require_dataset(name, training=name in train and not args.eval_only)
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
+        return []  # region proposals alone have no classes
+
+    sources = {f"data set '{name}'": class_names(name) for name in used}
+    if args.eval_only and (stored := read_class_names(_weights(cfg, args))):
+        # First, since a model's classes are what everything else has to agree with.
+        sources = {f"checkpoint '{_weights(cfg, args)}'": stored, **sources}
+    first, *others = sources
+    for other in others:
+        if sources[other] != sources[first]:
+            raise UserError(
+                f"classes differ: {first} has {_listed(sources[first])}, "
+                f"{other} has {_listed(sources[other])}"
+            )
+    names = sources[first]
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+    elif len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        raise UserError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but {first} has "
+            f"{_listed(names)}: set it to {len(names)}, or to -1 to take it from the data"
+        )
+    return names
+
+
+def _require_some(names: list[str], key: str, example: str) -> None:
+    if not names:
+        raise UserError(f'{key} is empty: name a data set, e.g. {key} "{example}"')
+
+
+def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
+    """The checkpoint that an evaluation reads: MODEL.WEIGHTS, or with --resume the run's last."""
+    last = Path(cfg.OUTPUT_DIR, "last_checkpoint")
+    if args.resume and last.is_file():
+        return str(Path(cfg.OUTPUT_DIR, last.read_text().strip()))
+    return cfg.MODEL.WEIGHTS
+
+
+def _require_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    weights = _weights(cfg, args)
+    if weights:
+        local_weights(weights)
+        return
+    found = sorted(str(path) for path in Path(cfg.OUTPUT_DIR).glob("*.pth"))
+    hint = f" (there is {found[-1]})" if found else ""
+    raise UserError(
+        f"--eval-only without weights would evaluate random ones: add MODEL.WEIGHTS FILE{hint}"
+    )
+
+
+def _listed(names: list[str], most: int = 8) -> str:
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return f"{len(names)} class{'es' if len(names) != 1 else ''} ({shown})"
