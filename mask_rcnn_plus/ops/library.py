@@ -10,7 +10,6 @@ NAMESPACE = "mask_rcnn_plus"
 
 _HOW_TO_MEND = {
     "cpu": "install a C++ compiler (g++ 11 or newer, or clang) and reinstall mask-rcnn-plus",
-    "cuda": "set CUDA_HOME to a CUDA toolkit that has nvcc and reinstall mask-rcnn-plus",
 }
 
 
@@ -28,13 +27,10 @@ def _load(name: str) -> str | None:
     return f"{folder} holds no {name} library; this installation was made without one"
 
 
-_failures = {"cpu": _load("_roi_cpu")}
-if _failures["cpu"] is not None:
-    _failures["cuda"] = _failures["cpu"]  # the CPU library defines the operators
-elif torch.version.cuda is None:
-    _failures["cuda"] = "this torch is built without CUDA"
-else:
-    _failures["cuda"] = _load("_roi_cuda")
+_failures: dict[str, str | None] = {
+    "cpu": _load("_roi_cpu"),
+    "cuda": "this version has no CUDA kernels yet",
+}
 
 _warned: set[str] = set()
 
@@ -56,8 +52,8 @@ def warn_of_fallback(device_type: str) -> None:
     reason = _failures.get(device_type) or f"there are no compiled operators for {device_type}"
     mend = _HOW_TO_MEND.get(device_type)
     warnings.warn(
-        f"RoI operators on {device_type} run through torchvision: several times slower, and one "
-        f"level at a time. The reason: {reason}." + (f" To mend it, {mend}." if mend else ""),
+        f"RoI operators on {device_type} run through torchvision, more slowly and one level at a "
+        f"time: {reason}." + (f" To mend it, {mend}." if mend else ""),
         stacklevel=3,
     )
 
