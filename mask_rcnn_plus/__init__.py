@@ -12,6 +12,7 @@ compat.apply()
 from mask_rcnn_plus import device, modeling  # noqa: E402, F401
 from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg, load_config  # noqa: E402
 from mask_rcnn_plus.data import register_folder_datasets  # noqa: E402
+from mask_rcnn_plus.engine.checkpoint import read_class_names  # noqa: E402
 from mask_rcnn_plus.errors import UserError  # noqa: E402
 
 device.allow_auto_device()
@@ -22,5 +23,6 @@ __all__ = [
     "add_mask_rcnn_plus_config",
     "get_cfg",
     "load_config",
+    "read_class_names",
     "register_folder_datasets",
 ]

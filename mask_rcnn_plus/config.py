@@ -93,6 +93,8 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
     if not config_file:
         raise UserError("no config file: give one with --config-file configs/quickstart.yaml")
     path = Path(config_file)
+    if path.is_dir():
+        raise UserError(f"config file '{config_file}' is a folder: name a .yaml file in it")
     if not path.is_file():
         siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(
@@ -133,7 +135,10 @@ def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError, TypeError, SyntaxError) as error:
-            raise UserError(f"{key} {value}: {_first_line(error)}") from error
+            hint = ""
+            if isinstance(known[key], tuple | list) and not value.startswith(("(", "[")):
+                hint = f"; it is a list: write \"('{value}',)\""
+            raise UserError(f"{key} {value}: {_first_line(error)}{hint}") from error
 
 
 def _check_keys(keys: Iterable[str], known: Mapping[str, Any], where: str) -> None:

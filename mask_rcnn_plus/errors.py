@@ -9,7 +9,16 @@ class UserError(Exception):
 
     The commands print its message as one line on standard error and exit with code 2. The message
     names the thing, the value and what to do.
+
+    Args:
+        message: the line. Where a loader's worker process raised it, PyTorch raises it again with
+            the worker's traceback around it, which is taken off.
     """
+
+    def __init__(self, message: str) -> None:
+        if message.startswith("Caught UserError in DataLoader worker"):
+            message = message.rstrip().rsplit("UserError: ", 1)[-1]
+        super().__init__(message)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

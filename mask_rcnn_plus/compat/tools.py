@@ -1,4 +1,4 @@
-"""What the patches in compat.py are made of: probes, and changes that stay local or end."""
+"""What the patches in patches.py are made of: probes, and changes that stay local or end."""
 
 import functools
 import importlib

@@ -2,9 +2,11 @@
 
 from mask_rcnn_plus.data.folders import dataset_root, register_folder_datasets
 from mask_rcnn_plus.data.loading import class_names, require_dataset
+from mask_rcnn_plus.data.mapper import NamingMapper
 from mask_rcnn_plus.data.shapes import generate_shapes
 
 __all__ = [
+    "NamingMapper",
     "class_names",
     "dataset_root",
     "generate_shapes",

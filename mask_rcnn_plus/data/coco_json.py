@@ -28,7 +28,8 @@ def read_coco_json(path: Path) -> dict[str, Any]:
     """Reads a json and checks that it has COCO's structure.
 
     The structure is what loading relies on: the lists, their entries' fields and types, unique
-    ids, and ids that refer to an entry. Polygons, run lengths and sizes are not looked at.
+    ids, ids that refer to an entry, and run lengths (RLE) that fill their image. Polygons are not
+    looked at.
 
     Args:
         path: the json file.
@@ -51,10 +52,11 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         ids[section] = _check_entries(path, section, entries, fields)
     if not content["categories"]:
         raise _not_coco(path, "its list 'categories' is empty")
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
     for section, entry_fault in (
         ("images", _image_fault),
         ("categories", _category_fault),
-        ("annotations", lambda entry: _annotation_fault(entry, ids)),
+        ("annotations", lambda entry: _annotation_fault(entry, ids, sizes)),
     ):
         for index, entry in enumerate(content[section]):
             if fault := entry_fault(entry):
@@ -152,14 +154,58 @@ def _category_fault(category: dict[str, Any]) -> str:
     return ""
 
 
-def _annotation_fault(annotation: dict[str, Any], ids: dict[str, set[int | str]]) -> str:
+def _annotation_fault(
+    annotation: dict[str, Any],
+    ids: dict[str, set[int | str]],
+    sizes: dict[int | str, list[int]],
+) -> str:
     for field, section in (("image_id", "images"), ("category_id", "categories")):
         if not _is_id(annotation[field]) or annotation[field] not in ids[section]:
             return f"has the {field} {_show(annotation[field])}, which is not in '{section}'"
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"has the bbox {_show(box)}, which is not [x, y, width, height] in pixels"
+    mask = annotation.get("segmentation")
+    if isinstance(mask, dict):
+        return _rle_fault(mask, sizes[annotation["image_id"]])
     return ""
+
+
+def _rle_fault(rle: dict[str, Any], size: list[int]) -> str:
+    """pycocotools reads beyond its memory, or never ends, where run lengths do not fit."""
+    if rle.get("size") != size:
+        return f"has an RLE of the size {_show(rle.get('size'))}, and its image {size}"
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return "has an RLE whose 'counts' are no run lengths"
+    if sum(counts) != size[0] * size[1]:
+        return f"has an RLE of {sum(counts)} pixels, and its image {size[0] * size[1]}"
+    return ""
+
+
+def _decompress(text: str) -> list[int] | None:
+    """The run lengths in COCO's compressed form, or None if it is not that.
+
+    A number is written five bits a character from 48 on, least first; bit 6 says that more follow,
+    bit 5 of the last is the sign. From the fourth run on, it is the difference to the last but one.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts if shift == 0 else None
 
 
 def _is_id(value: object) -> bool:

@@ -1,6 +1,7 @@
 """Checkpoints that carry their class names and config, and that say why they do not fit."""
 
 import logging
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,13 @@ class Checkpointer(DetectionCheckpointer):
         # Anything can go wrong while an arbitrary file is read as a checkpoint, and each way means
         # the same to the user.
         try:
+            if filename.endswith(".pkl"):
+                _require_arrays_alone(filename)
             checkpoint = super()._load_file(filename)
             state = checkpoint["model"]
             tensors = sum(hasattr(value, "shape") for value in state.values())
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"weights '{self._path}' are no checkpoint that can be loaded: {reason}"
-            ) from error
+            raise _no_checkpoint(self._path, error) from error
         if not tensors:
             raise UserError(f"weights '{self._path}' are no checkpoint: there is no tensor in them")
         return checkpoint
@@ -138,10 +138,11 @@ def local_weights(path: str) -> Path:
             raise UserError(f"weights '{path}' cannot be fetched: {reason}") from error
     file = Path(path)
     if not file.is_file():
-        siblings = file.parent.glob("*.p*") if file.parent.is_dir() else []
-        raise UserError(
-            f"weights '{path}' do not exist{did_you_mean(path, [str(p) for p in siblings])}"
-        )
+        if file.is_dir():
+            raise UserError(f"weights '{path}' are a folder: name a .pth or .pkl file")
+        siblings = file.parent.iterdir() if file.parent.is_dir() else ()
+        checkpoints = [str(p) for p in siblings if p.suffix in (".pth", ".pkl")]
+        raise UserError(f"weights '{path}' do not exist{did_you_mean(path, checkpoints)}")
     return file
 
 
@@ -165,12 +166,39 @@ def read_class_names(path: str) -> list[str]:
         mapped = zipfile.is_zipfile(file)
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"weights '{path}' are no checkpoint that can be loaded: {reason}"
-        ) from error
+        raise _no_checkpoint(path, error) from error
     names = checkpoint.get("class_names") if isinstance(checkpoint, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Reads what the model zoo's .pkl files hold, and runs nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        # NumPy 2 renamed numpy.core, which the zoo's files name.
+        if (module.replace("numpy._core", "numpy.core"), name) not in {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("collections", "OrderedDict"),
+            ("_codecs", "encode"),
+        }:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, and may run code")
+        return super().find_class(module, name)
+
+
+def _require_arrays_alone(filename: str) -> None:
+    # detectron2 reads the file again, with an unpickler that would run what it says.
+    with Path(filename).open("rb") as file:
+        _ArraysOnly(file, encoding="latin1").load()
+
+
+def _no_checkpoint(path: str, error: Exception) -> UserError:
+    # torch's own text goes on with how to switch its safety off.
+    reason = " ".join(str(error).split("This file can still be loaded")[0].split())[:160]
+    kind = type(error).__name__
+    return UserError(f"weights '{path}' are no checkpoint that can be loaded: {kind} {reason}")
 
 
 def _matters(key: str) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import (
@@ -64,17 +65,22 @@ def check_solver(cfg: CfgNode, device: str) -> None:
     """Compares the solver's settings with the device and the number of processes.
 
     Raises:
-        UserError: mixed precision without a GPU, a batch that the processes cannot share evenly,
-            or an unknown optimiser.
+        UserError: mixed precision without a GPU, no iterations, a batch that the processes cannot
+            share evenly, or an unknown optimiser.
     """
     solver = cfg.SOLVER
     if solver.AMP.ENABLED and not device.startswith("cuda"):
         raise UserError(f"SOLVER.AMP.ENABLED needs a GPU, and the device is '{device}': set False")
-    processes = comm.get_world_size()
-    if solver.IMS_PER_BATCH < 1 or solver.IMS_PER_BATCH % processes:
+    if solver.MAX_ITER < 1 or solver.IMS_PER_BATCH < 1:
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} "
-            f"process{'es' if processes > 1 else ''} cannot share: set a multiple of {processes}"
+            f"SOLVER.MAX_ITER is {solver.MAX_ITER} and SOLVER.IMS_PER_BATCH is "
+            f"{solver.IMS_PER_BATCH}: both must be 1 or more"
+        )
+    processes = comm.get_world_size()
+    if solver.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot "
+            f"share: set a multiple of {processes}"
         )
     if solver.OPTIMIZER not in ("SGD", "ADAMW"):
         raise UserError(f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}': set it to SGD or ADAMW")
@@ -103,7 +109,10 @@ def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
             local_weights(cfg.MODEL.WEIGHTS)
     used = list(dict.fromkeys(test if args.eval_only else train + test))
     for name in used:
-        require_dataset(name, training=name in train and not args.eval_only)
+        training = name in train and not args.eval_only
+        records = require_dataset(name, training=training)
+        if training:
+            _check_annotations(cfg, name, records)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         return []  # region proposals alone have no classes
 
@@ -127,6 +136,34 @@ def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
             f"{_listed(names)}: set it to {len(names)}, or to -1 to take it from the data"
         )
     return names
+
+
+def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:
+    """Whether every object has what the config trains on."""
+    counted = [
+        (record, annotation)
+        for record in records
+        for annotation in record.get("annotations", ())
+        if not annotation.get("iscrowd", 0)
+    ]
+
+    def refuse(bad: list[dict[str, Any]], what: str, advice: str) -> None:
+        if bad:
+            raise UserError(
+                f"data set '{name}': {len(bad)} of {len(counted)} annotations {what}, the first "
+                f"for '{bad[0].get('file_name', '?')}'; {advice}"
+            )
+
+    if cfg.MODEL.MASK_ON:
+        without = [record for record, one in counted if not one.get("segmentation")]
+        refuse(without, "have no segmentation", "set MODEL.MASK_ON False to train boxes alone")
+        if cfg.INPUT.MASK_FORMAT == "polygon":
+            rle = [record for record, one in counted if isinstance(one["segmentation"], dict)]
+            refuse(rle, "are run lengths (RLE)", "set INPUT.MASK_FORMAT bitmask")
+    if cfg.MODEL.KEYPOINT_ON and not any("keypoints" in one for _, one in counted):
+        raise UserError(
+            f"data set '{name}' has no keypoints: set MODEL.KEYPOINT_ON False, or label some"
+        )
 
 
 def _require_some(names: list[str], key: str, example: str) -> None:

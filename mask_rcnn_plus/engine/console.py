@@ -1,6 +1,7 @@
 """What a run shows: a progress bar on a terminal, plain lines when piped, everything in log.txt."""
 
 import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -10,12 +11,18 @@ from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from mask_rcnn_plus.errors import UserError
+
 _LOGGERS = ("detectron2", "fvcore", "mask_rcnn_plus")
 
 # detectron2 opens every run with hundreds of lines. They belong into log.txt; on the screen, what
 # they are is enough.
-_LONG_MESSAGES = ("Environment info:", "Contents of args.config_file", "Running with full config:")
-_LONG_MESSAGES += ("Model:",)
+_LONG_MESSAGES = (
+    "Contents of args.config_file",
+    "Environment info:",
+    "Model:",
+    "Running with full config:",
+)
 
 
 def setup_console(output_dir: str, rank: int) -> None:
@@ -102,11 +109,18 @@ class _AboveProgressBar:
 
 
 def _is_terminal() -> bool:
-    # Progress bars are drawn on standard error, as tqdm does.
-    return sys.stderr.isatty() and sys.stdout.isatty()
+    # Progress bars are drawn on standard error, as tqdm does; some pseudo-terminals have no width.
+    if not (sys.stderr.isatty() and sys.stdout.isatty()):
+        return False
+    return shutil.get_terminal_size(fallback=(0, 0)).columns > 0
 
 
 def _is_news(record: logging.LogRecord) -> bool:
+    # What ends a run in one line needs no traceback on the screen.
+    if record.exc_info and isinstance(record.exc_info[1], UserError):
+        return False
+    if getattr(record, "for_log_alone", False):
+        return False
     # While a progress bar shows them, the periodic lines of losses are for log.txt alone.
     return not (_is_terminal() and record.name.endswith("utils.events"))
 

@@ -37,6 +37,8 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
         finally:
             dist.destroy_process_group()
         return
+    if args.num_gpus < 1 or args.num_machines < 1:
+        raise UserError("--num-gpus and --num-machines must be 1 or more (1 also without a GPU)")
     if args.num_gpus * args.num_machines > 1:
         _check_gpus(args, device)
     try:

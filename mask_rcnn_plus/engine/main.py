@@ -1,8 +1,11 @@
 """The command behind train_net.py."""
 
 import argparse
+import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -17,6 +20,8 @@ from mask_rcnn_plus.engine.launch import launch
 from mask_rcnn_plus.engine.setup import setup
 from mask_rcnn_plus.engine.trainer import Trainer
 from mask_rcnn_plus.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLES = """
 Examples:
@@ -48,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = load_config(args.config_file, args.opts)
         launch(_run, args, resolve_device(cfg.MODEL.DEVICE))
     except UserError as error:
-        return _refuse(error)
+        # Before torchrun's processes know of each other, each of them gets here.
+        return _refuse(error) if os.environ.get("LOCAL_RANK", "0") == "0" else 2
     except KeyboardInterrupt:
         print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -67,7 +73,8 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
-    trainer = Trainer(cfg)
+    with _explaining("what the config describes cannot be built"):
+        trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
     if comm.is_main_process():
@@ -75,7 +82,8 @@ def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
-    model = Trainer.build_model(cfg)
+    with _explaining("what the config describes cannot be built"):
+        model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
@@ -84,13 +92,28 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
         _print_previews(cfg)
 
 
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Turns whatever detectron2 raises on settings that do not go together into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        logger.error(what, exc_info=True, extra={"for_log_alone": True})
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{what}: {type(error).__name__}: {reason} (where: see log.txt)") from error
+
+
 def _print_next_steps(cfg: CfgNode) -> None:
     output = Path(cfg.OUTPUT_DIR)
+    root = os.environ.get("DETECTRON2_DATASETS")
+    where = f"DETECTRON2_DATASETS={root} " if root else ""
     print(
         "\nNext:\n"
         "  curves:           uv run tensorboard --logdir "
         f"{output}\n"
-        "  evaluate again:   uv run train_net.py --config-file "
+        f"  evaluate again:   {where}uv run train_net.py --config-file "
         f"{output / 'config.yaml'} --eval-only MODEL.WEIGHTS {output / 'model_final.pth'}\n"
         "  your own data:    uv run train_net.py --config-file configs/small_data.yaml "
         "DATASETS.TRAIN \"('mine_train',)\" DATASETS.TEST \"('mine_val',)\"\n"

@@ -52,6 +52,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _require_writable(output_dir: str) -> None:
+    if not output_dir:
+        raise UserError("OUTPUT_DIR is empty: name a folder")
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
 from detectron2.solver.build import (
@@ -18,8 +18,10 @@ from detectron2.solver.build import (
 )
 from detectron2.utils import comm
 
+from mask_rcnn_plus.data import NamingMapper
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import ProgressBar
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,13 @@ class Trainer(DefaultTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        stored = state_dict.get("_trainer", {}).get("optimizer")
+        if stored and _kind(stored["param_groups"]) != _kind(self.optimizer.param_groups):
+            raise UserError(
+                f"SOLVER.OPTIMIZER is '{self.cfg.SOLVER.OPTIMIZER}', and the checkpoint to resume "
+                "from was trained with the other one: keep it, or start anew from its weights with "
+                "MODEL.WEIGHTS and without --resume"
+            )
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
             self._trainer.load_state_dict(state_dict["_trainer"])
@@ -72,6 +81,12 @@ class Trainer(DefaultTrainer):
             weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         )
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, solver.BASE_LR)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """detectron2's loader; an image or annotation that cannot be used is named."""
+        mapper = NamingMapper(DatasetMapper(cfg, is_train=True))
+        return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -131,6 +146,11 @@ class Trainer(DefaultTrainer):
                 report.parent.mkdir(parents=True, exist_ok=True)
                 report.write_text(json.dumps({**results[name], "speed": speed.to_dict()}, indent=1))
         return results[names[0]] if len(names) == 1 else results
+
+
+def _kind(param_groups: list[dict[str, Any]]) -> set[str]:
+    """What tells SGD's state from AdamW's."""
+    return {"momentum", "betas"} & set().union(*param_groups)
 
 
 def _inference_dir(cfg: CfgNode, dataset_name: str) -> Path:

@@ -129,7 +129,7 @@ BAD_JSON: list[tuple[Any, str]] = [
     (at("annotations.0.bbox", {"x": 1}), "bbox {'x': 1}"),
     # What detectron2 finds while converting.
     (at("annotations.0.ignore", 1), "ignore"),
-    (at("annotations.0.segmentation", {"size": [4, 4]}), "could not be loaded"),
+    (at("annotations.0.segmentation", {"size": [4, 4]}), "RLE of the size [4, 4]"),
     (at("annotations.0.segmentation", [3, 4]), "could not be loaded"),
     (at("annotations.0.segmentation", [["a"] * 6]), "could not be loaded"),
     (at("annotations.0.keypoints", ["a"]), "could not be loaded"),

@@ -1,7 +1,10 @@
 """train_net.py as a user runs it: train, resume, evaluate, and every refusal."""
 
 import json
+import os
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -98,6 +101,24 @@ def test_resume_restores_the_momentum(trained: Path, tiny_config: Path, tmp_path
     assert max(state["momentum_buffer"].abs().max() for state in momenta.values()) > 0
 
 
+def test_resume_with_another_optimiser_is_refused(
+    trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "output")
+    message = refusal(
+        capsys, tiny_config, "--resume", "SOLVER.OPTIMIZER", "ADAMW", "SOLVER.MAX_ITER", "3"
+    )
+    assert "SOLVER.OPTIMIZER is 'ADAMW'" in message
+
+
+def test_settings_that_do_not_go_together_are_explained(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refusal(capsys, tiny_config, "MODEL.RESNETS.DEPTH", "19")
+    assert "cannot be built: KeyError: 19" in message
+    assert "Traceback" in (tmp_path / "output" / "log.txt").read_text()
+
+
 def test_resume_without_a_checkpoint_says_so(
     tiny_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +156,9 @@ def test_config_mistakes_are_refused(
         ("MODEL.ROI_MASK_HEAD.NAME", "FusedMask", "not registered"),
         ("SOLVER.OPTIMIZER", "ADAM", "SGD or ADAMW"),
         ("SOLVER.IMS_PER_BATCH", "0", "IMS_PER_BATCH is 0"),
+        ("SOLVER.MAX_ITER", "-5", "must be 1 or more"),
+        ("DATASETS.TRAIN", "shapes_train", "write \"('shapes_train',)\""),
+        ("OUTPUT_DIR", "", "is empty"),
         ("SOLVER.AMP.ENABLED", "True", "needs a GPU"),
     ],
 )
@@ -192,6 +216,75 @@ def test_a_missing_image_is_refused(
     assert victim.name in refusal(capsys, tiny_config)
 
 
+def edited(
+    shapes_root: Path, root: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[dict], None]
+) -> None:
+    """A copy of the shapes, its training json edited, as the data set root."""
+    shutil.copytree(shapes_root / "shapes", root / "shapes")
+    path = root / "shapes" / "train.json"
+    coco = json.loads(path.read_text())
+    edit(coco)
+    path.write_text(json.dumps(coco))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "expected"),
+    [
+        (None, "have no segmentation"),
+        ({"size": [64, 64], "counts": [4096]}, "INPUT.MASK_FORMAT bitmask"),
+        ({"size": [64, 63], "counts": [4032]}, "RLE of the size [64, 63]"),
+        ({"size": [64, 64], "counts": [10, 5]}, "RLE of 15 pixels"),
+        ({"size": [64, 64], "counts": "~~"}, "no run lengths"),
+    ],
+)
+def test_masks_that_cannot_be_trained_on_are_refused(
+    tiny_config: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    segmentation: object,
+    expected: str,
+) -> None:
+    def edit(coco: dict) -> None:
+        coco["annotations"][0]["segmentation"] = segmentation
+
+    edited(shapes_root, tmp_path, monkeypatch, edit)
+    assert expected in refusal(capsys, tiny_config)
+
+
+def test_keypoints_that_are_not_there_are_refused(
+    tiny_config: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def edit(coco: dict) -> None:
+        for annotation in coco["annotations"]:
+            del annotation["keypoints"]
+
+    edited(shapes_root, tmp_path, monkeypatch, edit)
+    assert "has no keypoints" in refusal(capsys, tiny_config, "MODEL.KEYPOINT_ON", "True")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_an_image_that_cannot_be_read_is_named(
+    tiny_config: Path,
+    shapes_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: str,
+) -> None:
+    edited(shapes_root, tmp_path, monkeypatch, lambda coco: None)
+    for image in (tmp_path / "shapes" / "images").glob("train_*.png"):
+        image.write_bytes(image.read_bytes()[:200])
+    message = refusal(capsys, tiny_config, "DATALOADER.NUM_WORKERS", workers)
+    assert "train_" in message and "cannot be used: OSError" in message
+
+
 def test_a_class_count_that_contradicts_the_data_is_refused(
     tiny_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +320,29 @@ def test_weights_that_do_not_serve_are_refused(
     foreign = tmp_path / "foreign.pth"
     torch.save({"model": {"layer.weight": torch.zeros(1)}}, foreign)
     assert "not one parameter fits" in refusal(capsys, tiny_config, "MODEL.WEIGHTS", str(foreign))
+
+
+def test_a_pkl_that_would_run_code_is_refused(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "witness"),)
+
+    hostile = tmp_path / "hostile.pkl"
+    hostile.write_bytes(pickle.dumps({"model": Hostile()}))
+    assert "may run code" in refusal(capsys, tiny_config, "MODEL.WEIGHTS", str(hostile))
+    assert not (tmp_path / "witness").exists()
+
+
+def test_a_pkl_of_the_model_zoo_loads(
+    trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = torch.load(trained / "model_final.pth", weights_only=True)["model"]
+    arrays = {name: value.numpy() for name, value in model.items()}
+    zoo = {"model": arrays, "__author__": "Detectron2 Model Zoo"}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(zoo))
+    assert run(tiny_config, "--eval-only", "MODEL.WEIGHTS", str(tmp_path / "zoo.pkl")) == 0
 
 
 def test_weights_of_other_classes_are_refused_in_evaluation(
