@@ -68,15 +68,17 @@ def _run(args: argparse.Namespace) -> None:
     except UserError as error:
         if comm.get_world_size() == 1:
             raise
-        # One line a machine, however many processes it runs; main() is in another process.
-        sys.exit(_refuse(error) if comm.get_local_rank() == 0 else 2)
+        # main() is in another process. What all processes refuse is one line a machine.
+        own = isinstance(error, _OwnShareError)
+        sys.exit(_refuse(error) if own or comm.get_local_rank() == 0 else 2)
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
     with _explaining("what the config describes cannot be built"):
         trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+    with _sharing():
+        trainer.train()
     if comm.is_main_process():
         _print_next_steps(cfg)
 
@@ -86,10 +88,24 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
         model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
+    with _sharing():
+        results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
         _print_previews(cfg)
+
+
+class _OwnShareError(UserError):
+    """About an image that this process alone has seen."""
+
+
+@contextmanager
+def _sharing() -> Iterator[None]:
+    """Marks the errors of one process's share of the images, which no other process reports."""
+    try:
+        yield
+    except UserError as error:
+        raise _OwnShareError(str(error)) from error
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Two CPU processes under torchrun do what one process does."""
 
+import argparse
+import importlib
 import json
 import os
 import shutil
@@ -12,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from mask_rcnn_plus import UserError
 from mask_rcnn_plus.engine import main
 from tests.conftest import TINY
 
@@ -94,3 +97,31 @@ def read_detections(run: Path) -> np.ndarray:
     detections = json.loads((run / "inference/shapes_val/coco_instances_results.json").read_text())
     rows = [[d["image_id"], d["category_id"], d["score"], *d["bbox"]] for d in detections]
     return np.array(sorted(rows))
+
+
+def test_each_process_reports_its_own_images_and_one_a_machine_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("mask_rcnn_plus.engine.main")
+    monkeypatch.setattr(module.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(module.comm, "get_local_rank", lambda: 1)
+
+    class Trainer:
+        def __init__(self, cfg: object) -> None: ...
+
+        def resume_or_load(self, resume: bool) -> None: ...
+
+        def train(self) -> None:
+            raise UserError("image 7 is broken")
+
+    def refuse(args: object) -> None:
+        raise UserError("no such data set")
+
+    arguments = argparse.Namespace(eval_only=False, resume=False)
+    monkeypatch.setattr(module, "Trainer", Trainer)
+    for setup, printed in ((lambda args: None, "error: image 7 is broken\n"), (refuse, "")):
+        monkeypatch.setattr(module, "setup", setup)
+        with pytest.raises(SystemExit) as end:
+            module._run(arguments)
+        assert end.value.code == 2
+        assert capsys.readouterr().err == printed
