@@ -1,24 +1,30 @@
 """RoI pooling over a feature pyramid, all levels in one operator call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from mask_rcnn_plus.ops import fpn_roi_align, roi_pool, roi_warp
-from mask_rcnn_plus.ops.arguments import first_level, to_pair, to_rows
-from mask_rcnn_plus.ops.levels import assign_levels
+from mask_rcnn_plus.ops.arguments import Grid, first_level, to_pair
+from mask_rcnn_plus.ops.roi_ops import pool_pyramid
 
-POOLER_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool", "ROIWarp")
+# Mask R-CNN, table 2c: what a box's bins are, and what is taken of each.
+POOLER_TYPES = {
+    "ROIAlign": (Grid.ALIGN, "avg"),
+    "ROIAlignV2": (Grid.ALIGN_HALF, "avg"),
+    "ROIAlignMax": (Grid.ALIGN, "max"),
+    "ROIAlignV2Max": (Grid.ALIGN_HALF, "max"),
+    "ROIPool": (Grid.POOL, "max"),
+    "ROIWarp": (Grid.WARP, "avg"),
+    "ROIWarpMax": (Grid.WARP, "max"),
+}
 
 
 class FusedROIPooler(nn.Module):
     """Takes the place of ``detectron2.modeling.poolers.ROIPooler``: same arguments, same results.
 
-    ``ROIAlign`` and ``ROIAlignV2`` run as one operator call whatever the number of levels and
-    images, without waiting for the device. ``ROIPool`` and ``ROIWarp``, which are there for
-    ablations, take one call a level.
+    Every type runs as one operator call whatever the number of levels and images, without waiting
+    for the device.
     """
 
     def __init__(
@@ -36,8 +42,9 @@ class FusedROIPooler(nn.Module):
             scales: 1 / stride of each map, finest first; each is 1 / 2^k and half of the one
                 before.
             sampling_ratio: samples a bin and axis; zero or less adapts to the box.
-            pooler_type: ``"ROIAlignV2"`` (aligned), ``"ROIAlign"`` (not aligned), ``"ROIPool"`` or
-                ``"ROIWarp"``.
+            pooler_type: ``"ROIAlignV2"`` (aligned), ``"ROIAlign"`` (not aligned), ``"ROIWarp"``,
+                each also with ``Max`` at its end for the maximum of a bin's samples instead of
+                their average; or ``"ROIPool"``.
             canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
             canonical_level: that level's number; a map of stride 2^k has number k.
 
@@ -83,52 +90,18 @@ class FusedROIPooler(nn.Module):
             raise ValueError(
                 f"got {len(box_lists)} lists of boxes for maps of {x[0].shape[0]} images"
             )
-        boxes = [one.tensor for one in box_lists]
-        if self.pooler_type.startswith("ROIAlign"):
-            return fpn_roi_align(
-                x,
-                boxes,
-                self.output_size,
-                self.scales,
-                self.sampling_ratio,
-                self.pooler_type == "ROIAlignV2",
-                self.canonical_box_size,
-                self.canonical_level,
-            )
-        if self.pooler_type == "ROIPool":
-            return self._each_level(
-                x,
-                boxes,
-                lambda feature, rows, scale: roi_pool(feature, rows, self.output_size, scale),
-            )
-        return self._each_level(
+        grid, mode = POOLER_TYPES[self.pooler_type]
+        return pool_pyramid(
             x,
-            boxes,
-            lambda feature, rows, scale: roi_warp(
-                feature, rows, self.output_size, scale, self.sampling_ratio
-            ),
+            [one.tensor for one in box_lists],
+            self.output_size,
+            self.scales,
+            self.sampling_ratio,
+            grid,
+            mode,
+            self.canonical_box_size,
+            self.canonical_level,
         )
-
-    def _each_level(
-        self,
-        x: list[Tensor],
-        boxes: list[Tensor],
-        pool: Callable[[Tensor, Tensor, float], Tensor],
-    ) -> Tensor:
-        rows = to_rows(boxes, x[0])
-        if len(x) == 1:
-            return pool(x[0], rows, self.scales[0])
-        levels = assign_levels(
-            rows, len(x), self.min_level, self.canonical_box_size, self.canonical_level
-        )
-        chosen = [(levels == level).nonzero()[:, 0] for level in range(len(x))]
-        # Every level takes part, boxes or not, so that every map gets a gradient.
-        parts = [
-            pool(feature, rows[index], scale)
-            for feature, index, scale in zip(x, chosen, self.scales, strict=True)
-        ]
-        out = parts[0].new_empty((len(rows), *parts[0].shape[1:]))
-        return out.index_put((torch.cat(chosen),), torch.cat(parts))
 
     def extra_repr(self) -> str:
         return (

@@ -1,5 +1,6 @@
 """The arguments of RoI functions: brought into the one form the operators take, or refused."""
 
+import enum
 import math
 from collections.abc import Sequence
 
@@ -7,6 +8,28 @@ import torch
 from torch import Tensor
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class Grid(enum.IntEnum):
+    """How a box becomes a grid of points on a map; ``roi::Grid`` in csrc/roi_math.h."""
+
+    ALIGN = 0
+    ALIGN_HALF = 1
+    WARP = 2
+    POOL = 3
+
+
+MODES = ("avg", "max")
+
+
+def check_mode(mode: str) -> None:
+    """Refuses a mode that is neither ``"avg"`` nor ``"max"``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode must be 'avg' or 'max', got {mode!r}")
 
 
 class BoxShapeError(ValueError, AssertionError):

@@ -4,10 +4,29 @@ setuptools runs this file by itself, without the package around it (pyproject.to
 ``[tool.setuptools.cmdclass]``), so it may import nothing of it. torch is imported only to find its
 headers; without torch or a compiler the package installs without libraries, and its operators run
 through torchvision's.
+
+The library for CUDA needs a torch built with CUDA, and an nvcc of the same major version. It is
+looked for in this order: ``$CUDA_HOME/bin``, ``PATH``, and the packages of the extra ``cuda``. The
+last are seen only where they lie beside the torch that this build imports, before it begins:
+
+* pip: ``pip install torch "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.*"`` (of the version that
+  torch itself asks for), then ``pip install --no-build-isolation mask-rcnn-plus``. To name the
+  extra in that command is too late, since pip builds before it installs.
+* uv builds in an environment of its own: ``uv sync --extra cuda``, then the same again with
+  ``--reinstall-package mask-rcnn-plus`` and ``CUDA_HOME`` set to ``nvidia/cu13`` in the project's
+  site-packages.
+
+``TORCH_CUDA_ARCH_LIST`` names the architectures to build for, as torch's own extensions take it.
 """
 
+import os
+import re
+import shutil
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -15,14 +34,148 @@ from setuptools.command.build_ext import build_ext
 # LibTorch's stable ABI: a library built for 2.11 serves every later torch.
 STABLE_ABI = "0x020b000000000000"
 
-CPU_FLAGS = [
+# The geometry must round alike on host and device; see roi_math.h.
+CODE_FLAGS = ["-fvisibility=hidden", "-ffp-contract=off"]
+CPU_FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", *CODE_FLAGS]
+NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
-    "-fvisibility=hidden",
-    # The geometry must round as the device does; see roi_math.h.
-    "-ffp-contract=off",
-    "-fno-math-errno",
+    "--expt-relaxed-constexpr",
+    # The architectures side by side, on as many cores as there are.
+    "--threads=0",
+    # torch may bring a CUDA runtime without the link that a linker looks for.
+    "--cudart=static",
+    "-DUSE_CUDA",
+    f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
+    f"-Xcompiler=-fPIC,{','.join(CODE_FLAGS)}",
+    "-shared",
+    "-Xlinker=-s",
 ]
+
+# One of each generation, from A100 on; code for one also runs on later ones of the same major
+# version. A GPU newer than all of these takes the last one's PTX.
+ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
+
+
+def torch_root(torch: ModuleType) -> Path:
+    return Path(str(torch.__file__)).parent
+
+
+class Unavailable(Exception):
+    """Why a library cannot be built here."""
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """A CUDA compiler."""
+
+    path: Path
+    release: str  # "13.0"
+
+    @property
+    def major(self) -> str:
+        return self.release.partition(".")[0]
+
+    def codes(self) -> set[str]:
+        """The architectures it knows, such as ``90`` and ``100a``."""
+        return set(re.findall(r"sm_(\w+)", _output(self.path, "--list-gpu-code")))
+
+
+def _output(*command: str | Path) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"{command[0]} does not run: {error}") from error
+
+
+def find_nvcc(major: str) -> Nvcc:
+    """The first nvcc of a major version.
+
+    Raises:
+        Unavailable: there is none; says which others there are.
+    """
+    places = [Path(entry) / "nvidia" / f"cu{major}" / "bin" for entry in sys.path]
+    on_path = shutil.which("nvcc")
+    if on_path:
+        places.insert(0, Path(on_path).parent)
+    if os.environ.get("CUDA_HOME"):
+        places.insert(0, Path(os.environ["CUDA_HOME"]) / "bin")
+    found = []
+    for place in places:
+        path = place / "nvcc"
+        if not path.is_file():
+            continue
+        release = re.search(r"release (\d+\.\d+)", _output(path, "--version"))
+        nvcc = Nvcc(path, release[1] if release else "unknown")
+        if nvcc.major == major:
+            return nvcc
+        found.append(f"{path} is of CUDA {nvcc.release}")
+    raise Unavailable(
+        f"torch was built with CUDA {major}, and no nvcc of that version was found"
+        + (f" ({'; '.join(found)})" if found else "")
+        + f". Set CUDA_HOME to a CUDA {major} toolkit, or see mask_rcnn_plus/ops/build.py for one "
+        "from the Python registry"
+    )
+
+
+def architecture_flags(wanted: str | None, known: set[str]) -> list[str]:
+    """nvcc's flags for a list of architectures.
+
+    Args:
+        wanted: in the form of ``TORCH_CUDA_ARCH_LIST``: ``"8.0;9.0+PTX"``; or None for those that
+            most users have.
+        known: what nvcc can make, such as ``{"80", "90a"}``.
+
+    Raises:
+        Unavailable: the list names something else than a number, or what nvcc does not know.
+    """
+    if not (wanted and wanted.strip()):
+        numbers = [number for number in ARCHITECTURES if number.replace(".", "") in known]
+        if not numbers:
+            raise Unavailable(f"nvcc knows none of the architectures {', '.join(ARCHITECTURES)}")
+        wanted = ";".join(numbers) + "+PTX"
+    flags = []
+    for name in re.split(r"[;,\s]+", wanted.strip(" ;,\t\n")):
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if match is None or match[1] + match[2] not in known:
+            raise Unavailable(
+                f"TORCH_CUDA_ARCH_LIST names {name!r}; expected numbers that nvcc knows, such as "
+                "'8.0;9.0+PTX'"
+            )
+        code = match[1] + match[2]
+        flags.append(f"-gencode=arch=compute_{code},code=sm_{code}")
+        if match[3]:
+            flags.append(f"-gencode=arch=compute_{code},code=compute_{code}")
+    return flags
+
+
+def nvcc_command(torch: ModuleType, source: Path, target: Path) -> list[str]:
+    """The command that makes the CUDA library.
+
+    Raises:
+        Unavailable: torch or this machine has no CUDA that serves.
+    """
+    if torch.version.cuda is None:
+        raise Unavailable("torch was built without CUDA")
+    if not sys.platform.startswith("linux"):
+        raise Unavailable("the CUDA operators are built on Linux alone")
+    nvcc = find_nvcc(torch.version.cuda.partition(".")[0])
+    home, root = nvcc.path.parents[1], torch_root(torch)
+    return [
+        str(nvcc.path),
+        *NVCC_FLAGS,
+        *architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST"), nvcc.codes()),
+        f"-I{root / 'include'}",
+        str(source),
+        f"-o={target}",
+        f"-L{root / 'lib'}",
+        # Where the registry's packages have the runtime; a toolkit's own nvcc knows its place.
+        f"-L{home / 'lib'}",
+        "-ltorch_cpu",
+        "-ltorch_cuda",
+        # torch is loaded before this library; the linker need not know all it depends on.
+        "-Xlinker=--allow-shlib-undefined",
+    ]
 
 
 class BuildOperators(build_ext):
@@ -38,7 +191,13 @@ class BuildOperators(build_ext):
                 "install torch first and pass --no-build-isolation"
             )
             return
-        root = Path(torch.__file__).parent
+        if ext.sources[0].endswith(".cu"):
+            self.build_cuda(ext, torch)
+        else:
+            self.build_cpu(ext, torch)
+
+    def build_cpu(self, ext: Extension, torch: ModuleType) -> None:
+        root = torch_root(torch)
         ext.include_dirs = [str(root / "include")]
         ext.library_dirs = [str(root / "lib")]
         ext.libraries = ["torch_cpu"]
@@ -48,3 +207,18 @@ class BuildOperators(build_ext):
             # torch is loaded before this library; the linker need not know all it depends on.
             ext.extra_link_args = ["-Wl,--allow-shlib-undefined", "-s"]
         super().build_extension(ext)
+
+    def build_cuda(self, ext: Extension, torch: ModuleType) -> None:
+        # setuptools does not know CUDA's sources.
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            command = nvcc_command(torch, Path(ext.sources[0]), target)
+            self.announce(" ".join(command), level=2)
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
+            if process.returncode != 0:
+                raise Unavailable(f"nvcc failed:\n{process.stderr or process.stdout}")
+        except Unavailable as reason:
+            # What an earlier build left would be taken for this one's.
+            target.unlink(missing_ok=True)
+            self.warn(f"{ext.name} is not built: {reason}")

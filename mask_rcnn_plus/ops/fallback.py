@@ -8,47 +8,100 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
-from mask_rcnn_plus.ops.arguments import prefers_channels_last
+from mask_rcnn_plus.ops.arguments import Grid, prefers_channels_last
 from mask_rcnn_plus.ops.levels import assign_levels
 
 
-def fpn_roi_align(
+def pool_pyramid(
     features: list[Tensor],
     rows: Tensor,
     height: int,
     width: int,
     scales: Sequence[float],
     sampling_ratio: int,
-    aligned: bool,
+    grid: int,
     min_level: int,
     canonical_box_size: float,
     canonical_level: int,
+    mode: str,
 ) -> Tensor:
-    """:func:`mask_rcnn_plus.ops.fpn_roi_align` on checked arguments; ``rows`` is fp32 (R, 5)."""
-    from torchvision.ops import roi_align
+    """:func:`mask_rcnn_plus.ops.roi_ops.pool_pyramid` on checked arguments; rows: fp32 (R, 5)."""
+    from torchvision.ops import roi_align, roi_pool
 
     def pool(feature: Tensor, boxes: Tensor, scale: float) -> Tensor:
+        size = (height, width)
+        if grid == Grid.POOL:
+            return roi_pool(feature, boxes, size, scale)
+        if grid == Grid.WARP:
+            boxes, scale = _to_whole_cells(boxes, scale), 1.0
+        aligned = grid != Grid.ALIGN
+        if mode == "max":
+            return _greatest_sample(feature, boxes, size, scale, sampling_ratio, aligned)
         if aligned and sampling_ratio <= 0:
             # An inverted box has no samples; torchvision asks for a negative number of them.
             inverted = (boxes[:, 3:] < boxes[:, 1:3]).any(dim=1, keepdim=True)
             empty = torch.nn.functional.pad(boxes[:, :1], (0, 4))
             boxes = torch.where(inverted, empty, boxes)
-        return roi_align(feature, boxes, (height, width), scale, sampling_ratio, aligned)
+        return roi_align(feature, boxes, size, scale, sampling_ratio, aligned)
 
     levels = assign_levels(rows, len(scales), min_level, canonical_box_size, canonical_level)
     return each_level(features, rows, levels, scales, (height, width), pool)
 
 
-def roi_pool(feature: Tensor, rows: Tensor, output_size: tuple[int, int], scale: float) -> Tensor:
-    """:func:`mask_rcnn_plus.ops.roi_pool` on checked arguments; ``rows`` is fp32 (R, 5)."""
-    from torchvision.ops import roi_pool as torchvision_roi_pool
+def quantized_roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """torchvision's RoIAlign of a quantised map, which takes and gives its own kind."""
+    from torchvision.ops import roi_align
 
-    def pool(feature: Tensor, boxes: Tensor, scale: float) -> Tensor:
-        return torchvision_roi_pool(feature, boxes, output_size, scale)
+    return roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
 
-    levels = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    return each_level([feature], rows, levels, [scale], output_size, pool)
+
+def _to_whole_cells(boxes: Tensor, scale: float) -> Tensor:
+    """Boxes (R, 5) in pixels to RoIWarp's, in cells."""
+    scaled = boxes[:, 1:] * scale
+    whole = scaled.trunc()
+    whole = whole + ((scaled - whole).abs() >= 0.5) * scaled.sign()
+    first = whole[:, :2]
+    beyond = torch.maximum(whole[:, 2:], first) + 1
+    return torch.cat([boxes[:, :1], first, beyond], dim=1)
+
+
+def _greatest_sample(
+    feature: Tensor,
+    boxes: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """The maximum over samples: one bin for each sample, then the maximum over those bins.
+
+    Takes memory for every sample of every box with the same grid.
+    """
+    from torchvision.ops import roi_align
+
+    length = (boxes[:, 3:] - boxes[:, 1:3]) * scale
+    if not aligned:
+        length = length.clamp(min=1)
+    samples = (length / length.new_tensor([size[1], size[0]])).ceil().clamp(min=0).long()
+    if sampling_ratio > 0:
+        samples = torch.full_like(samples, sampling_ratio)
+    out = feature.new_zeros((len(boxes), feature.shape[1], *size)) + 0 * feature.sum()
+    for across, down in samples.unique(dim=0).tolist():
+        if across and down:
+            chosen = (samples == samples.new_tensor([across, down])).all(dim=1).nonzero()[:, 0]
+            fine = (size[0] * down, size[1] * across)
+            each = roi_align(feature, boxes[chosen], fine, scale, 1, aligned)
+            out = out.index_put((chosen,), max_pool2d(each, (down, across)))
+    return out
 
 
 def each_level(

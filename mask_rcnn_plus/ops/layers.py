@@ -5,12 +5,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from mask_rcnn_plus.ops.arguments import check_mode
 from mask_rcnn_plus.ops.roi_ops import roi_align, roi_pool, roi_warp
 
 # torch.fx then records one call instead of tracing into checks that need real shapes.
 torch.fx.wrap("roi_align")
 torch.fx.wrap("roi_pool")
 torch.fx.wrap("roi_warp")
+
+
+def _mode(mode: str) -> str:
+    """The average goes without saying, as with torchvision's modules."""
+    return "" if mode == "avg" else f", mode={mode!r}"
 
 
 class RoIAlign(nn.Module):
@@ -22,13 +28,16 @@ class RoIAlign(nn.Module):
         spatial_scale: float,
         sampling_ratio: int,
         aligned: bool = False,
+        mode: str = "avg",
     ) -> None:
         """Args are those of :func:`mask_rcnn_plus.ops.roi_align`."""
         super().__init__()
+        check_mode(mode)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.aligned = aligned
+        self.mode = mode
 
     def forward(self, input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:
         """Pools ``boxes`` from ``input`` (N, C, H, W) into (R, C, height, width)."""
@@ -39,13 +48,14 @@ class RoIAlign(nn.Module):
             self.spatial_scale,
             self.sampling_ratio,
             self.aligned,
+            self.mode,
         )
 
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
-        )
+        ) + _mode(self.mode)
 
 
 class RoIPool(nn.Module):
@@ -69,20 +79,28 @@ class RoIWarp(nn.Module):
     """:func:`mask_rcnn_plus.ops.roi_warp` with its settings held."""
 
     def __init__(
-        self, output_size: int | Sequence[int], spatial_scale: float, sampling_ratio: int
+        self,
+        output_size: int | Sequence[int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        mode: str = "avg",
     ) -> None:
         """Args are those of :func:`mask_rcnn_plus.ops.roi_warp`."""
         super().__init__()
+        check_mode(mode)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
+        self.mode = mode
 
     def forward(self, input: Tensor, boxes: Tensor | list[Tensor]) -> Tensor:
         """Pools ``boxes`` from ``input`` (N, C, H, W) into (R, C, height, width)."""
-        return roi_warp(input, boxes, self.output_size, self.spatial_scale, self.sampling_ratio)
+        return roi_warp(
+            input, boxes, self.output_size, self.spatial_scale, self.sampling_ratio, self.mode
+        )
 
     def extra_repr(self) -> str:
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}"
-        )
+        ) + _mode(self.mode)

@@ -10,6 +10,8 @@ NAMESPACE = "mask_rcnn_plus"
 
 _HOW_TO_MEND = {
     "cpu": "install a C++ compiler (g++ 11 or newer, or clang) and reinstall mask-rcnn-plus",
+    "cuda": "install a C++ compiler and the CUDA toolkit of torch's version "
+    f"({torch.version.cuda}), and reinstall mask-rcnn-plus",
 }
 
 
@@ -27,10 +29,17 @@ def _load(name: str) -> str | None:
     return f"{folder} holds no {name} library; this installation was made without one"
 
 
-_failures: dict[str, str | None] = {
-    "cpu": _load("_roi_cpu"),
-    "cuda": "this version has no CUDA kernels yet",
-}
+def _load_for_cuda(cpu_failure: str | None) -> str | None:
+    """Loads the CUDA library, which needs torch's, and the CPU one for what operators there are."""
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA"
+    if cpu_failure is not None:
+        return f"the library that declares the operators is missing: {cpu_failure}"
+    return _load("_roi_cuda")
+
+
+_failures: dict[str, str | None] = {"cpu": _load("_roi_cpu")}
+_failures["cuda"] = _load_for_cuda(_failures["cpu"])
 
 _warned: set[str] = set()
 

@@ -34,6 +34,7 @@ def _refuse_second_derivative(name: str) -> None:
 def register() -> None:
     """Registers fake kernels and derivatives; call once, after the library is loaded."""
     _register_fpn_roi_align()
+    _register_fpn_roi_max()
 
 
 def _register_fpn_roi_align() -> None:
@@ -60,3 +61,30 @@ def _register_fpn_roi_align() -> None:
 
     torch.library.register_autograd(name, backward, setup_context=setup_context)
     _refuse_second_derivative("fpn_roi_align")
+
+
+def _register_fpn_roi_max() -> None:
+    name = f"{NAMESPACE}::fpn_roi_max"
+
+    @torch.library.register_fake(name)
+    def fake(features, boxes, pooled_height, pooled_width, *rest):  # type: ignore[no-untyped-def]
+        sizes = (boxes.shape[0], features[0].shape[1], pooled_height, pooled_width)
+        out = _empty(sizes, features[0], rest[-1])
+        return out, torch.empty_like(out, dtype=torch.int32)
+
+    @torch.library.register_fake(name + "_backward")
+    def fake_backward(grad, index, boxes, sizes, *rest):  # type: ignore[no-untyped-def]
+        return _gradients_like(sizes, grad, rest[-1])
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        features, boxes, _, _, *ctx.settings = inputs
+        ctx.save_for_backward(boxes, output[1])
+        ctx.sizes = _sizes(features)
+
+    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+        boxes, index = ctx.saved_tensors
+        operator = torch.ops.mask_rcnn_plus.fpn_roi_max_backward
+        return operator(grad, index, boxes, ctx.sizes, *ctx.settings), *(None,) * 10
+
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
+    _refuse_second_derivative("fpn_roi_max")

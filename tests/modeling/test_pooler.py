@@ -6,6 +6,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 
 from mask_rcnn_plus.modeling import FusedROIPooler
+from mask_rcnn_plus.modeling.pooler import POOLER_TYPES
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
@@ -59,7 +60,22 @@ def test_warp_takes_whole_cells():
     assert pooler([features], [Boxes(torch.tensor([[9.0, 9, 22, 22]]))]).item() == 4
 
 
-@pytest.mark.parametrize("pooler_type", ["ROIAlign", "ROIAlignV2", "ROIPool", "ROIWarp"])
+def test_max_types_take_the_greatest_sample():
+    features = torch.arange(16.0).expand(1, 1, 16, 16).contiguous()
+    box = [Boxes(torch.tensor([[8.0, 8, 24, 24]]))]
+
+    def pooled(pooler_type):
+        return FusedROIPooler(1, [1 / 4], 2, pooler_type)([features], box).item()
+
+    # Cells 2 to 6 at samples 3 and 5; half a cell less when aligned; warped, cells 2 to 6 are 5
+    # wide and start half a cell before the first, so the samples are at 2.75 and 5.25.
+    assert (pooled("ROIAlign"), pooled("ROIAlignMax")) == (4, 5)
+    assert (pooled("ROIAlignV2"), pooled("ROIAlignV2Max")) == (3.5, 4.5)
+    assert (pooled("ROIWarp"), pooled("ROIWarpMax")) == (4, 5.25)
+    assert pooled("ROIPool") == 6
+
+
+@pytest.mark.parametrize("pooler_type", sorted(POOLER_TYPES))
 @pytest.mark.parametrize("counts", [(0, 0), (0, 3), (1, 0)])
 def test_images_without_boxes_keep_the_graph(pooler_type, counts):
     features = maps(requires_grad=True)
@@ -69,7 +85,7 @@ def test_images_without_boxes_keep_the_graph(pooler_type, counts):
     assert all(f.grad is not None for f in features)
 
 
-@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIPool"])
+@pytest.mark.parametrize("pooler_type", sorted(POOLER_TYPES))
 def test_no_images(pooler_type):
     out = FusedROIPooler(7, SCALES, 2, pooler_type)(maps(images=0), [])
     assert out.shape == (0, 6, 7, 7)

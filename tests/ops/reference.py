@@ -32,6 +32,7 @@ def roi_align(
     scale: float = 1.0,
     ratio: int = -1,
     aligned: bool = False,
+    mode: str = "avg",
 ) -> Tensor:
     """maps (N, C, H, W) fp64 and boxes (R, 5) to (R, C, height, width)."""
     offset = 0.5 if aligned else 0.0
@@ -47,16 +48,67 @@ def roi_align(
         channels = maps[int(image)]
         for i in range(output_size[0]):
             for j in range(output_size[1]):
-                total = channels.new_zeros(channels.shape[0])
+                values = []
                 for a in range(grid_h):
                     for b in range(grid_w):
                         y = y0 + (i + (a + 0.5) / grid_h) * bin_h
                         x = x0 + (j + (b + 0.5) / grid_w) * bin_w
-                        total = total + sample(channels, y, x)
-                rows.append(total / max(grid_h * grid_w, 1))
+                        values.append(sample(channels, y, x))
+                if not values:
+                    rows.append(channels.new_zeros(channels.shape[0]))
+                elif mode == "avg":
+                    rows.append(sum(values) / len(values))
+                else:
+                    rows.append(torch.stack(values).max(dim=0).values)
     shape = (len(boxes), *output_size, maps.shape[1])
     flat = torch.stack(rows) if rows else maps.new_zeros((0, maps.shape[1]))
     return flat.reshape(shape).permute(0, 3, 1, 2)
+
+
+def nearest_cell(v: float) -> int:
+    """Halves away from zero."""
+    return math.floor(abs(v) + 0.5) * (1 if v >= 0 else -1)
+
+
+def roi_warp(
+    maps: Tensor,
+    boxes: Tensor,
+    output_size: tuple[int, int],
+    scale: float = 1.0,
+    ratio: int = -1,
+    mode: str = "avg",
+) -> Tensor:
+    """maps (N, C, H, W) fp64 and boxes (R, 5) to (R, C, height, width)."""
+    rows = []
+    for image, *corners in boxes.double().tolist():
+        x0, y0, x1, y1 = (nearest_cell(v * scale) for v in corners)
+        rows.append([image, x0, y0, max(x1, x0) + 1, max(y1, y0) + 1])
+    cells = torch.tensor(rows, dtype=torch.float64)
+    return roi_align(maps, cells, output_size, 1.0, ratio, True, mode)
+
+
+def roi_pool(
+    maps: Tensor, boxes: Tensor, output_size: tuple[int, int], scale: float = 1.0
+) -> Tensor:
+    """maps (N, C, H, W) fp64 and boxes (R, 5) to (R, C, height, width)."""
+    out = maps.new_zeros((len(boxes), maps.shape[1], *output_size))
+    for r, (image, *corners) in enumerate(boxes.double().tolist()):
+        x0, y0, x1, y1 = (nearest_cell(v * scale) for v in corners)
+        sides = max(y1 - y0 + 1, 1), max(x1 - x0 + 1, 1)
+        for i in range(output_size[0]):
+            for j in range(output_size[1]):
+                spans = []
+                for start, side, bins, bin_, size in (
+                    (y0, sides[0], output_size[0], i, maps.shape[2]),
+                    (x0, sides[1], output_size[1], j, maps.shape[3]),
+                ):
+                    begin, end = bin_ * side // bins, -(-(bin_ + 1) * side // bins)
+                    spans.append([min(max(start + v, 0), size) for v in (begin, end)])
+                (top, bottom), (left, right) = spans
+                if top < bottom and left < right:
+                    cells = maps[int(image), :, top:bottom, left:right].flatten(1)
+                    out[r, :, i, j] = cells.max(dim=1).values
+    return out
 
 
 def fpn_level(box: list[float], levels: range, size: float = 224, canonical: int = 4) -> int:

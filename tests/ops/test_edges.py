@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mask_rcnn_plus.ops import backend, fpn_roi_align, roi_align
+from mask_rcnn_plus.ops.arguments import Grid
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 # torchvision's operators, which stand in elsewhere, walk a huge box sample by sample.
@@ -161,3 +162,14 @@ def test_pyramid_refusals_name_the_argument(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         fpn_roi_align(**(good | changes))
+
+
+@native_only
+def test_roi_pool_has_no_average():
+    settings = ([1.0], 0, int(Grid.POOL), 0, 1.0, 0, False)
+    boxes, maps = torch.tensor([[0.0, 1, 1, 2, 2]]), torch.ones(1, 1, 4, 4)
+    operators = torch.ops.mask_rcnn_plus
+    with pytest.raises(RuntimeError, match="RoIPool has no average"):
+        operators.fpn_roi_align([maps], boxes, 2, 2, *settings)
+    with pytest.raises(RuntimeError, match="RoIPool has no average"):
+        operators.fpn_roi_align_backward(torch.ones(1, 1, 2, 2), boxes, [1, 1, 4, 4], *settings)

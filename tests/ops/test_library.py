@@ -9,7 +9,9 @@ import warnings
 import pytest
 import torch
 
-from mask_rcnn_plus.ops import backend, fpn_roi_align, library, roi_align
+from mask_rcnn_plus.ops import backend, library, roi_align
+from mask_rcnn_plus.ops.arguments import Grid
+from mask_rcnn_plus.ops.roi_ops import pool_pyramid
 
 SCALES = [1 / 4, 1 / 8]
 BOXES = torch.tensor(
@@ -32,22 +34,33 @@ def test_the_compiled_operators_are_in_use():
     assert backend() == "native"
 
 
-def pool_and_grad(dtype):
+def pool_and_grad(dtype, grid=Grid.ALIGN_HALF, mode="avg", ratio=2):
     generator = torch.Generator().manual_seed(1)
     maps = [torch.randn(2, 20, 30 >> i, 40 >> i, generator=generator).to(dtype) for i in range(2)]
     maps = [m.requires_grad_() for m in maps]
-    out = fpn_roi_align(maps, BOXES, (3, 2), SCALES, 2, True, 60, 3)
+    out = pool_pyramid(maps, BOXES, (3, 2), SCALES, ratio, grid, mode, 60, 3)
     out.backward(torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(dtype))
     return out.detach(), [m.grad for m in maps]
 
 
+@pytest.mark.parametrize(
+    ("grid", "mode", "ratio"),
+    [
+        (Grid.ALIGN_HALF, "avg", 2),
+        (Grid.ALIGN, "max", 2),
+        (Grid.ALIGN_HALF, "max", -1),
+        (Grid.WARP, "avg", -1),
+        (Grid.WARP, "max", 3),
+        (Grid.POOL, "max", 0),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_fallback_gives_the_same(dtype, monkeypatch):
-    out, grads = pool_and_grad(dtype)
+def test_fallback_gives_the_same(dtype, grid, mode, ratio, monkeypatch):
+    out, grads = pool_and_grad(dtype, grid, mode, ratio)
     monkeypatch.setitem(library._failures, "cpu", "a test took it away")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        other, other_grads = pool_and_grad(dtype)
+        other, other_grads = pool_and_grad(dtype, grid, mode, ratio)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(out, other, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(grads, other_grads, rtol=tolerance, atol=tolerance)
@@ -81,6 +94,33 @@ def test_a_library_that_does_not_load_is_a_reason_not_an_error(tmp_path, monkeyp
     assert "does not load" in library._load("_roi_cpu")
 
 
+@pytest.mark.skipif(
+    not (torch.version.cuda and shutil.which("nvcc")), reason="no nvcc, or a torch without CUDA"
+)
+def test_the_cuda_operators_are_in_use_where_they_can_be_built():
+    assert backend("cuda") == "native"
+
+
+def test_why_there_are_no_cuda_operators(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert library._load_for_cuda(None) == "this torch was built without CUDA"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert "holds no _roi_cuda library" in library._load_for_cuda(None)
+    missing = library._load_for_cuda("no compiler")
+    assert missing == "the library that declares the operators is missing: no compiler"
+
+
+def test_what_to_do_about_missing_cuda_operators(monkeypatch):
+    monkeypatch.setitem(library._failures, "cuda", "a test took it away")
+    monkeypatch.setattr(library, "_warned", set())
+    assert backend("cuda") == "torchvision"
+    with pytest.warns(
+        UserWarning, match="on cuda .* a test took it away.* CUDA toolkit of torch's"
+    ):
+        library.warn_of_fallback("cuda")
+
+
 # Runs in a process of its own, since the instruction set is chosen once.
 PARITY = """
 import torch
@@ -103,6 +143,16 @@ for channels in (3, 16, 70, 280):
             expected.backward(grad.float())
             assert (out.float() - expected).abs().max() < tolerance, (channels, dtype)
             assert (a.grad.float() - b.grad).abs().max() < 4 * tolerance, (channels, dtype)
+            # The greatest sample is the greatest of bins of one sample each.
+            a = x.to(dtype).clone(memory_format=memory_format).requires_grad_()
+            b = a.detach().clone().float().requires_grad_()
+            out = roi_align(a, boxes, 5, 0.5, 2, mode="max")
+            expected = torch.nn.functional.max_pool2d(theirs(b, boxes, 10, 0.5, 1), 2)
+            out.backward(grad)
+            expected.backward(grad.float())
+            # torchvision's samples of ten bins are placed by other roundings than those of five.
+            assert (out.float() - expected).abs().max() < 4 * tolerance, (channels, dtype)
+            assert (a.grad.float() - b.grad).abs().max() < 8 * tolerance, (channels, dtype)
 bits = torch.arange(-2**15, 2**15, dtype=torch.int16)
 for dtype in (torch.float16, torch.bfloat16):
     x = bits.view(dtype).reshape(1, 64, 32, 32)

@@ -42,13 +42,13 @@ def test_gradcheck(channels_last, ratio):
     if channels_last:
         maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]
     maps = [m.detach().requires_grad_() for m in maps]
-    gradcheck(lambda *m: fpn_roi_align(list(m), BOXES, 2, SCALES, ratio, True, 40, 3), maps)
+    gradcheck(lambda *m: fpn_roi_align(list(m), BOXES, 2, SCALES, ratio, True, "avg", 40, 3), maps)
 
 
 def test_only_some_levels_may_need_a_gradient():
     maps = pyramid()
     maps[1].requires_grad_()
-    fpn_roi_align(maps, BOXES, 2, SCALES, 2, True, 40, 3).sum().backward()
+    fpn_roi_align(maps, BOXES, 2, SCALES, 2, True, "avg", 40, 3).sum().backward()
     assert maps[0].grad is None
     assert maps[1].grad.abs().sum() > 0
 
@@ -124,9 +124,10 @@ def test_every_half_precision_number_survives(dtype, channels_last):
     assert torch.equal(out[number], maps[number])
 
 
+@pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_repeats_bit_for_bit_at_any_thread_count(dtype, channels_last):
+def test_repeats_bit_for_bit_at_any_thread_count(dtype, channels_last, mode):
     generator = torch.Generator().manual_seed(2)
     boxes = torch.rand(150, 5, generator=generator) * 100
     boxes[:, 0] = torch.randint(0, 2, (150,), generator=generator)
@@ -135,13 +136,39 @@ def test_repeats_bit_for_bit_at_any_thread_count(dtype, channels_last):
         for count in (1, 2, 5, 2):
             torch.set_num_threads(count)
             maps = pyramid(dtype, 48, requires_grad=True, channels_last=channels_last)
-            out = fpn_roi_align(maps, boxes, 7, SCALES, 2, True, 60, 3)
+            out = fpn_roi_align(maps, boxes, 7, SCALES, 2, True, mode, 60, 3)
             out.sum().backward()
             results.append([out, *(m.grad for m in maps)])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_every_row_of_a_gradient_is_written_once(mode):
+    # Rows of a channels_last gradient are summed in bands, by several threads. A box over the whole
+    # map is seen by every band, and what falls outside a band must not be added there again.
+    threads = torch.get_num_threads()
+    maps = torch.ones(1, 128, 200, 16).contiguous(memory_format=torch.channels_last)
+    boxes = torch.tensor([[0.0, 0, 0, 16, 200]]).repeat(3, 1)
+    try:
+        torch.set_num_threads(4)
+        leaf = maps.requires_grad_()
+        # A sample in each cell's middle and half-way between cells, so each band's border is met.
+        out = roi_align(leaf, boxes, (200, 16), 1.0, 2, True, mode)
+        out.sum().backward()
+    finally:
+        torch.set_num_threads(threads)
+    columns = leaf.grad.sum(dim=(1, 3))[0]
+    # Each of the 200 rows of bins gives 3 boxes x 16 bins x 128 channels.
+    assert leaf.grad.sum().item() == pytest.approx(200 * 3 * 16 * 128, rel=1e-5)
+    if mode == "avg":
+        # The samples at a quarter and three quarters of a cell leave all of it in that cell but at
+        # the map's edges, where nothing lies beyond.
+        torch.testing.assert_close(
+            columns, torch.full_like(columns, 3 * 16 * 128.0), rtol=1e-5, atol=0
+        )
 
 
 def test_serves_deterministic_mode_without_a_word(recwarn):

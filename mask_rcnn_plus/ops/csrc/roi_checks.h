@@ -43,11 +43,23 @@ inline Pyramid make_pyramid(const std::vector<int64_t>& sizes, const std::vector
   return p;
 }
 
-inline Sampling make_sampling(int64_t bins_y, int64_t bins_x, int64_t ratio, bool aligned) {
+inline Sampling make_sampling(int64_t bins_y, int64_t bins_x, int64_t ratio, int64_t grid) {
   STD_TORCH_CHECK(bins_y > 0 && bins_x > 0 && bins_y <= 65536 && bins_x <= 65536, "output_size must be 1 to 65536, got (",
                   bins_y, ", ", bins_x, ")");
   STD_TORCH_CHECK(ratio <= kMaxSamples, "sampling_ratio must be at most ", kMaxSamples, ", got ", ratio);
-  return {static_cast<int>(bins_y), static_cast<int>(bins_x), static_cast<int>(ratio > 0 ? ratio : 0), aligned};
+  STD_TORCH_CHECK(grid >= 0 && grid <= 3, "grid must be 0 to 3, got ", grid);
+  return {static_cast<int>(bins_y), static_cast<int>(bins_x), static_cast<int>(ratio > 0 ? ratio : 0),
+          static_cast<Grid>(grid)};
+}
+
+inline void check_averaged(const Sampling& s) { STD_TORCH_CHECK(s.grid != Grid::kPool, "RoIPool has no average"); }
+
+// Which point was a maximum is told in 32 bits.
+inline void check_planes(const Pyramid& p) {
+  for (int l = 0; l < p.levels; l++)
+    STD_TORCH_CHECK(int64_t{p.height[l]} * p.width[l] <= INT32_MAX,
+                    "max pooling takes maps of fewer than 2^31 cells; level ", l, " has ", p.height[l], " x ",
+                    p.width[l]);
 }
 
 inline void check_boxes(const Tensor& boxes) {

@@ -8,34 +8,46 @@
 
 namespace roi {
 
+// What one axis of a bin reads. Averaging is separable and reads each cell once, with the sum of its samples' weights;
+// a maximum has to see every point.
 struct Tap {
   int32_t cell;
   float weight;
 };
-
-// The merged taps of one axis of one RoI: those of bin b are taps[begin[b]] .. taps[begin[b + 1]]. `first` and `last`
-// bound the cells in use; last < first where the RoI misses the map.
-struct AxisTaps {
-  const int32_t* begin;
-  const Tap* taps;
-  int32_t first, last;
+struct Point {
+  int32_t cell;
+  float low, high;  // weights of `cell` and of cell + 1; high is 0 where only one cell is read
 };
 
-struct RoITaps {
+// One axis of one RoI: bin b reads items[begin[b]] .. items[begin[b + 1]]. `first` and `last` bound the cells in use;
+// last < first where the RoI misses the map.
+template <class Item>
+struct AxisItems {
+  const int32_t* begin;
+  const Item* items;
+  int32_t first, last;
+  int32_t samples;  // a bin's samples, those outside the map included; kWholeCells for RoIPool
+};
+
+template <class Item>
+struct RoIItems {
   int64_t index;  // row of the boxes and of the output
   bool defined;
-  AxisTaps y, x;  // the weights of y include 1 / samples
+  AxisItems<Item> y, x;  // the weights of Taps in y include 1 / samples
   bool empty() const { return y.last < y.first || x.last < x.first; }
 };
+using RoITaps = RoIItems<Tap>;
+using RoIPoints = RoIItems<Point>;
 
 // Every box of a call, grouped by map (level-major, then image) and within a map ordered from top to bottom, so that
-// neighbours in time are neighbours in memory. Takes memory in proportion to RoIs x (bins + cells along their sides).
+// neighbours in time are neighbours in memory. Takes memory in proportion to RoIs x (bins + items along their sides).
+template <class Item>
 class Plan {
  public:
   Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling);
 
   int64_t size() const { return static_cast<int64_t>(rois_.size()); }
-  const RoITaps& operator[](int64_t i) const { return rois_[i]; }
+  const RoIItems<Item>& operator[](int64_t i) const { return rois_[i]; }
   int maps() const { return static_cast<int>(map_begin_.size()) - 1; }
   int64_t begin(int map) const { return map_begin_[map]; }
   int64_t end(int map) const { return map_begin_[map + 1]; }
@@ -45,9 +57,9 @@ class Plan {
  private:
   struct Arena {
     std::vector<int32_t> begins;
-    std::vector<Tap> taps;
+    std::vector<Item> items;
   };
-  std::vector<RoITaps> rois_;
+  std::vector<RoIItems<Item>> rois_;
   std::vector<int> map_of_;
   std::vector<int64_t> map_begin_;
   std::vector<Arena> arenas_;
@@ -61,23 +73,39 @@ constexpr int kBlock = 16;
 // Strides count elements. A map has row and cell strides; bins are contiguous rows of channels, `stride` apart.
 struct Kernels {
   // Averages every bin of one RoI: storage map to storage bins, and working block to working bins.
-  void (*forward)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell, int64_t channels,
+  void (*average)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell, int64_t channels,
                   void* bins, int64_t stride);
-  void (*forward_block)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+  void (*average_block)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                         int64_t channels, void* bins, int64_t stride);
+  // average for bins at multiples of kStreamAlignment bytes, written past the caches: an output larger than those would
+  // be fetched only to be overwritten. fp32 alone; null for other types.
+  void (*average_streaming)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+                            int64_t channels, void* bins, int64_t stride);
   // Adds the gradient of every bin of one RoI to the rows [row_begin, row_end) of a working map: storage gradient, and
   // working gradient.
-  void (*backward)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
-                   void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
-  void (*backward_block)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
-                         void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
+  void (*spread)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels, void* map,
+                 int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
+  void (*spread_block)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
+                       void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
+  // The same for the maximum; `points`, of the bins' strides, tells which point it was.
+  void (*maximum)(const RoIPoints&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+                  int64_t channels, void* bins, int32_t* points, int64_t stride);
+  void (*maximum_block)(const RoIPoints&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+                        int64_t channels, void* bins, int32_t* points, int64_t stride);
+  void (*route)(const RoIPoints&, int bins_y, int bins_x, const void* bins, const int32_t* points, int64_t stride,
+                int64_t channels, void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
+  void (*route_block)(const RoIPoints&, int bins_y, int bins_x, const void* bins, const int32_t* points,
+                      int64_t stride, int64_t channels, void* map, int64_t row, int64_t cell, int32_t row_begin,
+                      int32_t row_end);
   // Channel planes of storage, `plane` apart, to working cells, `cell` apart, and back. Gathering fills the cells with
-  // zeros up to a whole number of vectors.
+  // zeros up to a whole number of vectors or to the next cell; the way back may read a vector beyond the last cell.
   void (*gather_planes)(const void* planes, int64_t plane, int64_t cells, int64_t channels, void* out, int64_t cell);
   void (*scatter_planes)(const void* in, int64_t cell, int64_t cells, int64_t channels, void* planes, int64_t plane);
   // Working cells to storage cells.
   void (*store_cells)(const void* in, int64_t in_cell, int64_t cells, int64_t channels, void* out, int64_t out_cell);
 };
+
+constexpr int64_t kStreamAlignment = 64;
 
 enum class Storage { kFloat, kDouble, kHalf, kBFloat16 };
 
@@ -90,7 +118,7 @@ const Kernels* kernels_baseline(Storage storage);
 const char* cpu_isa();
 const Kernels& kernels(Storage storage);
 
-// Uninitialised memory that asks for huge pages: touching it for the first time is then hundreds of times fewer faults.
+// Uninitialised memory, with room to read a vector beyond its end, that asks for huge pages: touching it for the first time is then hundreds of times fewer faults.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes);

@@ -4,7 +4,7 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #pragma GCC target("avx2,fma,f16c")
 #define ROI_VECTOR_BYTES 32
-#include "roi_cpu_kernels.h"
+#include "roi_cpu_table.h"
 
 namespace roi {
 const Kernels* kernels_avx2(Storage storage) {

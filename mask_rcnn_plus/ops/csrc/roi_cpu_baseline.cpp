@@ -1,5 +1,5 @@
 #include "roi_cpu.h"
-#include "roi_cpu_kernels.h"
+#include "roi_cpu_table.h"
 
 namespace roi {
 const Kernels* kernels_baseline(Storage storage) { return table(storage); }

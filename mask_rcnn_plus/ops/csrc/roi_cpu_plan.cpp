@@ -15,34 +15,50 @@
 namespace roi {
 namespace {
 
-constexpr int64_t kRoIsPerArena = 32;
+constexpr int64_t kRoIsPerArena = 16;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
 // Offsets until the arena has stopped growing, then pointers.
 struct AxisOffsets {
-  size_t begin, taps;
-  int32_t first, last;
+  size_t begin, items;
+  int32_t first, last, samples;
 };
 
-template <class Arena>
+// Calls emit(first cell, last cell, item) for all that a bin reads.
+template <class Emit>
+void read_bin(const Axis& axis, int bin, float factor, Tap*, const Emit& emit) {
+  merged_taps(axis, bin, [&](int cell, float weight) { emit(cell, cell, Tap{cell, mul(weight, factor)}); });
+}
+
+template <class Emit>
+void read_bin(const Axis& axis, int bin, float, Point*, const Emit& emit) {
+  Range range = points_of(axis, bin);
+  float begin = bin_start(axis, bin);
+  for (int i = range.begin; i < range.end; i++) {
+    Cells c = point_at(axis, begin, i);
+    emit(c.low, c.high_weight != 0.f ? c.low + 1 : c.low, Point{c.low, c.low_weight, c.high_weight});
+  }
+}
+
+template <class Item, class Arena>
 AxisOffsets append_axis(Arena& arena, const Axis& axis, int bins, float factor) {
-  AxisOffsets o = {arena.begins.size(), arena.taps.size(), 0, -1};
+  AxisOffsets o = {arena.begins.size(), arena.items.size(), 0, -1, axis.samples};
   for (int bin = 0; bin < bins; bin++) {
-    arena.begins.push_back(static_cast<int32_t>(arena.taps.size() - o.taps));
-    merged_taps(axis, bin, [&](int cell, float weight) {
-      if (o.last < o.first) o.first = o.last = cell;
-      o.first = std::min(o.first, cell);
-      o.last = std::max(o.last, cell);
-      arena.taps.push_back({cell, mul(weight, factor)});
+    arena.begins.push_back(static_cast<int32_t>(arena.items.size() - o.items));
+    read_bin(axis, bin, factor, static_cast<Item*>(nullptr), [&](int first, int last, const Item& item) {
+      if (o.last < o.first) o.first = first, o.last = last;
+      o.first = std::min(o.first, first);
+      o.last = std::max(o.last, last);
+      arena.items.push_back(item);
     });
   }
-  arena.begins.push_back(static_cast<int32_t>(arena.taps.size() - o.taps));
+  arena.begins.push_back(static_cast<int32_t>(arena.items.size() - o.items));
   return o;
 }
 
-template <class Arena>
-AxisTaps resolve(const Arena& arena, const AxisOffsets& o) {
-  return {arena.begins.data() + o.begin, arena.taps.data() + o.taps, o.first, o.last};
+template <class Item, class Arena>
+AxisItems<Item> resolve(const Arena& arena, const AxisOffsets& o) {
+  return {arena.begins.data() + o.begin, arena.items.data() + o.items, o.first, o.last, o.samples};
 }
 
 // Row and column of the first cell, for the order of work only.
@@ -52,7 +68,8 @@ int order_key(float start, int size) {
 
 }  // namespace
 
-Plan::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling) {
+template <class Item>
+Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling) {
   // Bands of 8 rows: fine enough to stay in cache, coarse enough for neighbours in x to meet.
   struct Key {
     int map, band, column;
@@ -63,11 +80,13 @@ Plan::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Samp
   };
   std::vector<Key> keys(count);
   int64_t tasks = (count + kRoIsPerArena - 1) / kRoIsPerArena;
-  // A bin's taps take some twenty operations an axis.
-  int64_t workers = worker_count(tasks, count * 20 * (sampling.bins_y + sampling.bins_x));
+  // What a bin reads takes about as long to find out, an axis, as a hundred elements to read.
+  int64_t workers = worker_count(tasks, count * 100 * (sampling.bins_y + sampling.bins_x));
+  std::vector<RoI> located(count);
   for_each_task(tasks, workers, [&](int64_t, int64_t task) {
     for (int64_t i = task * kRoIsPerArena; i < std::min(count, (task + 1) * kRoIsPerArena); i++) {
-      RoI r = locate(boxes + 5 * i, pyramid, sampling);
+      RoI& r = located[i];
+      r = locate(boxes + 5 * i, pyramid, sampling);
       int map = r.level * pyramid.images + image_of(boxes + 5 * i, pyramid.images);
       keys[i] = {map, order_key(r.y.start, r.y.size) / 8, order_key(r.x.start, r.x.size), i};
     }
@@ -82,17 +101,17 @@ Plan::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Samp
     AxisOffsets y[kRoIsPerArena], x[kRoIsPerArena];
     int64_t first = task * kRoIsPerArena, last = std::min(count, first + kRoIsPerArena);
     for (int64_t i = first; i < last; i++) {
-      RoI r = locate(boxes + 5 * keys[i].index, pyramid, sampling);
+      RoI& r = located[keys[i].index];
       rois_[i].index = keys[i].index;
       rois_[i].defined = r.defined;
       map_of_[i] = keys[i].map;
-      if (!r.defined) r.y.samples = r.x.samples = 0;
-      y[i - first] = append_axis(arena, r.y, sampling.bins_y, r.inv_count);
-      x[i - first] = append_axis(arena, r.x, sampling.bins_x, 1.f);
+      if (!r.defined) r.y.samples = r.x.samples = 0;  // what a NaN would give as a cell is undefined
+      y[i - first] = append_axis<Item>(arena, r.y, sampling.bins_y, r.inv_count);
+      x[i - first] = append_axis<Item>(arena, r.x, sampling.bins_x, 1.f);
     }
     for (int64_t i = first; i < last; i++) {
-      rois_[i].y = resolve(arena, y[i - first]);
-      rois_[i].x = resolve(arena, x[i - first]);
+      rois_[i].y = resolve<Item>(arena, y[i - first]);
+      rois_[i].x = resolve<Item>(arena, x[i - first]);
     }
   });
 
@@ -100,6 +119,9 @@ Plan::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Samp
   for (const Key& key : keys) map_begin_[key.map + 1]++;
   std::partial_sum(map_begin_.begin(), map_begin_.end(), map_begin_.begin());
 }
+
+template class Plan<Tap>;
+template class Plan<Point>;
 
 const char* cpu_isa() {
   static const char* const isa = [] {
@@ -133,7 +155,7 @@ void use_huge_pages(void* data, int64_t bytes) {
 }
 
 Scratch::Scratch(int64_t bytes) {
-  size_t size = (std::max<int64_t>(bytes, 1) + 63) / 64 * 64;
+  size_t size = (std::max<int64_t>(bytes, 1) + 63) / 64 * 64 + 64;
   size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   size = (size + alignment - 1) / alignment * alignment;
   data_.reset(std::aligned_alloc(alignment, size));

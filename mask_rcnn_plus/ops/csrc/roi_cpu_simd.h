@@ -8,9 +8,12 @@
 #endif
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #define ROI_INLINE static inline __attribute__((always_inline))
+#define ROI_MEMBER inline __attribute__((always_inline))
+#define ROI_LAMBDA __attribute__((always_inline))
 
 namespace {
 
@@ -40,6 +43,14 @@ using Vec = typename VecOf<A>::type;
 template <class A>
 constexpr int kLanes = VecOf<A>::lanes;
 
+// Integers as wide as the lanes: what comparing vectors gives, and indices beside them.
+template <class A>
+struct LanesOf {
+  typedef std::conditional_t<sizeof(A) == 8, int64_t, int32_t> type __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Lanes = typename LanesOf<A>::type;
+
 typedef uint32_t VecBits __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
 
@@ -68,24 +79,58 @@ ROI_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
+// A vector anywhere in memory, of whatever type. (memcpy says the same, but GCC 12 makes a call of some of them.)
+template <class V>
+struct Unaligned {
+  typedef V type __attribute__((aligned(1), may_alias));
+};
+template <class V>
+ROI_INLINE typename Unaligned<V>::type& at(void* p) {
+  return *static_cast<typename Unaligned<V>::type*>(p);
+}
+template <class V>
+ROI_INLINE const typename Unaligned<V>::type& at(const void* p) {
+  return *static_cast<const typename Unaligned<V>::type*>(p);
+}
+
+// The pointer itself, in one register. Left to its own, GCC 12 takes a row of accesses p[0], p[n], p[2n] ... apart into
+// as many bases as it has registers, and then some.
+template <class T>
+ROI_INLINE T* pinned(T* p) {
+#if defined(__GNUC__)
+  asm("" : "+r"(p));
+#endif
+  return p;
+}
+
 // Same-type loads and stores.
 template <class A>
 ROI_INLINE Vec<A> load(const A* p, A) {
-  Vec<A> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+  return at<Vec<A>>(p);
 }
 
 template <class A>
 ROI_INLINE void store(A* p, Vec<A> v) {
-  std::memcpy(p, &v, sizeof v);
+  at<Vec<A>>(p) = v;
 }
 
-ROI_INLINE HalfBits load_bits(const void* p) {
-  HalfBits v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+// Past the caches, to an address that is a multiple of the vector's size; fence() before another thread reads it.
+ROI_INLINE void stream(float* p, Vec<float> v) {
+#if ROI_VECTOR_BYTES == 64
+  _mm512_stream_ps(p, v);
+#elif ROI_VECTOR_BYTES == 32
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
 }
+ROI_INLINE void fence() {
+#if ROI_VECTOR_BYTES > 16
+  _mm_sfence();
+#endif
+}
+
+ROI_INLINE HalfBits load_bits(const void* p) { return at<HalfBits>(p); }
 
 ROI_INLINE Vec<float> load(const BFloat16* p, float) {
   return (Vec<float>)(__builtin_convertvector(load_bits(p), VecBits) << 16);
@@ -97,7 +142,7 @@ ROI_INLINE void store(BFloat16* p, Vec<float> v) {
   VecBits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   VecBits nan = (VecBits)(v != v);
   HalfBits h = __builtin_convertvector((rounded & ~nan) | (0x7fc0u & nan), HalfBits);
-  std::memcpy(p, &h, sizeof h);
+  at<HalfBits>(p) = h;
 }
 
 ROI_INLINE Vec<float> load(const Half* p, float) {
@@ -117,9 +162,9 @@ ROI_INLINE Vec<float> load(const Half* p, float) {
 
 ROI_INLINE void store(Half* p, Vec<float> v) {
 #if ROI_VECTOR_BYTES == 64
-  __m256i h = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  HalfBits h = (HalfBits)_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif ROI_VECTOR_BYTES == 32
-  __m128i h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  HalfBits h = (HalfBits)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   VecBits u = (VecBits)v, sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
   // Normal: move the bias from 127 to 15 and round 13 bits away, ties to even. Subnormal: adding 0.5 lines the ulp up
@@ -131,7 +176,7 @@ ROI_INLINE void store(Half* p, Vec<float> v) {
   VecBits result = (subnormal & small) | (normal & ~small & ~large) | (0x7c00u & large);
   HalfBits h = __builtin_convertvector(result | (0x0200u & nan) | sign, HalfBits);
 #endif
-  std::memcpy(p, &h, sizeof h);
+  at<HalfBits>(p) = h;
 }
 
 // The first n lanes only; the rest are zero.
@@ -147,6 +192,55 @@ ROI_INLINE void store_part(T* p, V v, int64_t n) {
   T buffer[sizeof(V) / sizeof(v[0])];
   store(buffer, v);
   std::memcpy(p, buffer, n * sizeof(T));
+}
+
+template <class A>
+ROI_INLINE Lanes<A> splat_lanes(int32_t i) {
+  return i - Lanes<A>{};
+}
+
+// Lanes of 32 bits in memory: all of them, or the first n (the rest are -1).
+template <class A>
+struct Narrow {
+  typedef int32_t type __attribute__((vector_size(kLanes<A> * 4)));
+};
+
+template <class A>
+ROI_INLINE Lanes<A> load_lanes(const int32_t* p) {
+  return __builtin_convertvector(at<typename Narrow<A>::type>(p), Lanes<A>);
+}
+
+template <class A>
+ROI_INLINE void store_lanes(int32_t* p, Lanes<A> v) {
+  at<typename Narrow<A>::type>(p) = __builtin_convertvector(v, typename Narrow<A>::type);
+}
+
+template <class A>
+ROI_INLINE Lanes<A> load_lanes_part(const int32_t* p, int64_t n) {
+  int32_t buffer[kLanes<A>];
+  for (int i = 0; i < kLanes<A>; i++) buffer[i] = i < n ? p[i] : -1;
+  return load_lanes<A>(buffer);
+}
+
+template <class A>
+ROI_INLINE void store_lanes_part(int32_t* p, Lanes<A> v, int64_t n) {
+  int32_t buffer[kLanes<A>];
+  store_lanes<A>(buffer, v);
+  std::memcpy(p, buffer, n * sizeof(int32_t));
+}
+
+// A bit for each lane of a comparison.
+template <class A>
+ROI_INLINE uint32_t lane_bits(Lanes<A> v) {
+#if ROI_VECTOR_BYTES == 64
+  return sizeof(A) == 8 ? _mm512_movepi64_mask((__m512i)v) : _mm512_movepi32_mask((__m512i)v);
+#elif ROI_VECTOR_BYTES == 32
+  return sizeof(A) == 8 ? _mm256_movemask_pd((__m256d)v) : _mm256_movemask_ps((__m256)v);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes<A>; i++) bits |= static_cast<uint32_t>(v[i] != 0) << i;
+  return bits;
+#endif
 }
 
 // Transposes a square of kLanes x kLanes in registers: each step swaps the off-diagonal halves of ever larger blocks.

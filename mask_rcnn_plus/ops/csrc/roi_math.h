@@ -3,7 +3,7 @@
 // A box is (image index, x0, y0, x1, y1) in input-image pixels, fp32. Each axis of a box on a map is an `Axis`: `bins`
 // equal bins from `start`, each with `samples` regularly spaced points, on a map of `size` cells. A sample reads the
 // two cells around it with linear weights; a cell's centre lies at its integer index. Samples further than one cell
-// outside the map count as zero, as in torchvision.
+// outside the map count as zero, as in torchvision. RoIPool reads whole cells instead (`kWholeCells`).
 //
 // All arithmetic goes through add/sub/mul/div below. They are never contracted into fused operations (the host
 // compiles with -ffp-contract=off, the device uses the _rn intrinsics), so host and device agree bit for bit. The one
@@ -25,6 +25,8 @@ constexpr int kMaxLevels = 32;
 // An adaptive grid is at most this many samples a bin and axis. A flat sample index then fits in 31 bits, and a bin
 // wider than this many cells is beyond any map.
 constexpr int kMaxSamples = 32768;
+// In place of Axis::samples: every cell of a bin is a point of its own.
+constexpr int kWholeCells = -1;
 
 #ifdef __CUDA_ARCH__
 ROI_HD float add(float a, float b) { return __fadd_rn(a, b); }
@@ -53,10 +55,18 @@ struct Pyramid {
   int width[kMaxLevels];
 };
 
+// How a box becomes a grid of points on a map.
+enum class Grid : int {
+  kAlign = 0,      // RoIAlign as torchvision's aligned=False: no shift, at least one cell a side
+  kAlignHalf = 1,  // RoIAlign, shifted by half a cell, so that pixel and cell centres coincide
+  kWarp = 2,       // RoIWarp: the border rounded to whole cells, samples inside
+  kPool = 3,       // RoIPool: border and bins rounded to whole cells
+};
+
 struct Sampling {
   int bins_y, bins_x;
-  int ratio;     // samples a bin and axis; <= 0: as many as the bin is cells wide, rounded up
-  bool aligned;  // shift by half a cell, so that pixel and cell centres coincide
+  int ratio;  // samples a bin and axis; <= 0: as many as the bin is cells wide, rounded up
+  Grid grid;
 };
 
 struct Axis {
@@ -83,18 +93,26 @@ ROI_HD int level_of(const float* box, const Pyramid& p) {
   return index > 0.f ? (int)(index < last ? index : last) : 0;
 }
 
-ROI_HD Axis make_axis(float lo, float hi, float scale, int bins, int ratio, bool aligned, int size) {
-  float offset = aligned ? 0.5f : 0.f;
+ROI_HD Axis make_axis(float lo, float hi, float scale, int bins, const Sampling& s, int size) {
   Axis a;
   a.size = size;
-  a.start = sub(mul(lo, scale), offset);
-  float length = sub(sub(mul(hi, scale), offset), a.start);
+  float length;
+  if (s.grid == Grid::kWarp || s.grid == Grid::kPool) {
+    // Both border cells belong to the box; halves round away from zero.
+    float first = roundf(mul(lo, scale));
+    length = add(sub(roundf(mul(hi, scale)), first), 1.f);
+    a.start = s.grid == Grid::kWarp ? sub(first, 0.5f) : first;
+  } else {
+    float offset = s.grid == Grid::kAlignHalf ? 0.5f : 0.f;
+    a.start = sub(mul(lo, scale), offset);
+    length = sub(sub(mul(hi, scale), offset), a.start);
+  }
   // Before half-cell alignment, boxes were given at least one cell; the results of that time keep it.
-  if (!aligned && !(length > 1.f)) length = 1.f;
+  if (s.grid != Grid::kAlignHalf && !(length > 1.f)) length = 1.f;
   a.bin = div(length, (float)bins);
   float adaptive = ceilf(a.bin);
   adaptive = adaptive > 0.f ? (adaptive < (float)kMaxSamples ? adaptive : (float)kMaxSamples) : 0.f;
-  a.samples = ratio > 0 ? ratio : (int)adaptive;
+  a.samples = s.grid == Grid::kPool ? kWholeCells : s.ratio > 0 ? s.ratio : (int)adaptive;
   return a;
 }
 
@@ -103,8 +121,8 @@ ROI_HD RoI locate(const float* box, const Pyramid& p, const Sampling& s) {
   r.defined = is_finite(box[1]) && is_finite(box[2]) && is_finite(box[3]) && is_finite(box[4]);
   r.level = r.defined ? level_of(box, p) : 0;
   float scale = p.scale[r.level];
-  r.x = make_axis(box[1], box[3], scale, s.bins_x, s.ratio, s.aligned, p.width[r.level]);
-  r.y = make_axis(box[2], box[4], scale, s.bins_y, s.ratio, s.aligned, p.height[r.level]);
+  r.x = make_axis(box[1], box[3], scale, s.bins_x, s, p.width[r.level]);
+  r.y = make_axis(box[2], box[4], scale, s.bins_y, s, p.height[r.level]);
   r.defined = r.defined && is_finite(r.x.bin) && is_finite(r.y.bin) && is_finite(r.x.start) && is_finite(r.y.start);
   float count = mul((float)r.x.samples, (float)r.y.samples);
   r.inv_count = count > 1.f ? div(1.f, count) : 1.f;
@@ -135,7 +153,8 @@ struct Range {
 ROI_HD Range samples_inside(const Axis& a, float bin_begin) {
   Range whole = {0, a.samples};
   if (a.samples <= 0) return whole;
-  if (is_inside(a, sample_at(a, bin_begin, 0)) && is_inside(a, sample_at(a, bin_begin, a.samples - 1))) return whole;
+  // A sample lies between its bin's ends, after rounding as before.
+  if (is_inside(a, bin_begin) && is_inside(a, add(bin_begin, a.bin))) return whole;
   Range r;
   for (int end = 0; end < 2; end++) {
     int lo = 0, hi = a.samples;
@@ -169,6 +188,48 @@ ROI_HD Cells cells_of(const Axis& a, float v) {
   c.high_weight = sub(v, (float)c.low);
   c.low_weight = sub(1.f, c.high_weight);
   return c;
+}
+
+// The points of a bin that lie on the map: samples, or with kWholeCells the cells themselves.
+ROI_HD Range points_of(const Axis& a, int bin) {
+  if (a.samples != kWholeCells) return samples_inside(a, bin_start(a, bin));
+  float last = (float)a.size;
+  float begin = add(a.start, floorf(mul((float)bin, a.bin)));
+  float end = add(a.start, ceilf(mul((float)(bin + 1), a.bin)));
+  begin = begin > 0.f ? (begin < last ? begin : last) : 0.f;
+  end = end > begin ? (end < last ? end : last) : begin;
+  // A side beyond 2^24 cells may round up as a float.
+  Range r = {(int)begin, (int)end};
+  if (r.end > a.size) r.end = a.size;
+  return r;
+}
+
+// The cells that point i of a bin reads; bin_begin is bin_start(a, bin).
+ROI_HD Cells point_at(const Axis& a, float bin_begin, int i) {
+  if (a.samples == kWholeCells) return {i, 1.f, 0.f};
+  return cells_of(a, sample_at(a, bin_begin, i));
+}
+
+// Whether some of a bin's samples lie outside the map, where they count as zero.
+ROI_HD bool reads_outside(const Axis& y, Range in_y, const Axis& x, Range in_x) {
+  if (y.samples <= 0 || x.samples <= 0) return false;
+  return in_y.end - in_y.begin < y.samples || in_x.end - in_x.begin < x.samples;
+}
+
+// The cells [begin, end) that a bin reads; empty where begin >= end.
+ROI_HD Range cells_read(const Axis& a, int bin) {
+  Range points = points_of(a, bin);
+  if (points.begin >= points.end) return {0, 0};
+  float begin = bin_start(a, bin);
+  Cells first = point_at(a, begin, points.begin), last = point_at(a, begin, points.end - 1);
+  if (last.low < first.low) {  // an inverted box comes from above
+    Cells swap = first;
+    first = last;
+    last = swap;
+  }
+  // Two points between the same cells: either may be the one that reaches the upper.
+  bool upper = last.high_weight != 0.f || (first.low == last.low && first.high_weight != 0.f);
+  return {first.low, last.low + (upper ? 2 : 1)};
 }
 
 // Calls emit(cell, weight) once for each cell that a bin reads, in the samples' order (ascending, or descending for an

@@ -1,0 +1,110 @@
+// One call on the CPU: its tensors, and which task works on which part of which of them. What is done with a RoI there,
+// an average or a maximum, the callers say.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "roi_checks.h"
+#include "roi_cpu.h"
+#include "roi_cpu_parallel.h"
+
+namespace roi {
+
+struct Type {
+  Storage storage;
+  int64_t bytes;          // of an element in a tensor
+  int64_t working_bytes;  // of an element while it is summed
+};
+
+inline Type type_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float: return {Storage::kFloat, 4, 4};
+    case ScalarType::Double: return {Storage::kDouble, 8, 8};
+    case ScalarType::Half: return {Storage::kHalf, 2, 4};
+    case ScalarType::BFloat16: return {Storage::kBFloat16, 2, 4};
+    default: STD_TORCH_CHECK(false, "RoI operators take float32, float64, float16 or bfloat16 features");
+  }
+}
+
+inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType type, bool channels_last) {
+  Tensor t = torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, memory_format(channels_last));
+  int64_t bytes = type == ScalarType::Int ? 4 : type_of(type).bytes;
+  if (t.numel() > 0) use_huge_pages(t.mutable_data_ptr(), t.numel() * bytes);
+  return t;
+}
+
+inline bool is_channels_last(const Tensor& t) { return t.stride(1) == 1 && t.size(1) > 1; }
+
+// Either dense layout as it lies; anything else, such as an expanded scalar, copied.
+inline Tensor dense(const Tensor& t) {
+  return torch::stable::contiguous(t, memory_format(is_channels_last(t) && t.stride(3) == t.size(1)));
+}
+
+inline std::vector<Tensor> dense_maps(const std::vector<Tensor>& features, bool channels_last) {
+  std::vector<Tensor> maps;
+  for (const Tensor& f : features) maps.push_back(torch::stable::contiguous(f, memory_format(channels_last)));
+  return maps;
+}
+
+inline const char* at(const void* base, int64_t elements, int64_t bytes) {
+  return static_cast<const char*>(base) + elements * bytes;
+}
+inline char* at(void* base, int64_t elements, int64_t bytes) { return static_cast<char*>(base) + elements * bytes; }
+
+// What the arguments of every operator come down to.
+struct Call {
+  Pyramid pyramid;
+  Sampling sampling;
+  Tensor rois;  // dense
+
+  Call(const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<double>& scales, int64_t bins_y,
+       int64_t bins_x, int64_t ratio, int64_t grid, int64_t min_level, double canonical_size, int64_t canonical_level)
+      : pyramid(make_pyramid(sizes, scales, min_level, canonical_size, canonical_level)),
+        sampling(make_sampling(bins_y, bins_x, ratio, grid)), rois((check_boxes(boxes), torch::stable::contiguous(boxes))) {
+    check_images(this->boxes(), count(), pyramid.images);
+  }
+
+  const float* boxes() const { return rois.const_data_ptr<float>(); }
+  int64_t count() const { return rois.size(0); }
+};
+
+// Facts that its tasks share.
+template <class Item>
+struct Job {
+  const Kernels& kernel;
+  Type type;
+  const Plan<Item>& plan;
+  const Pyramid& pyramid;
+  const Sampling& sampling;
+  int64_t channels;
+
+  int64_t bins() const { return int64_t{sampling.bins_y} * sampling.bins_x; }
+  int64_t height(int map) const { return pyramid.height[map / pyramid.images]; }
+  int64_t width(int map) const { return pyramid.width[map / pyramid.images]; }
+  int64_t cells(int map) const { return height(map) * width(map); }
+  int64_t outputs() const { return plan.size() * channels * bins(); }
+  // Blocks of kBlock channels, and those of every map.
+  int64_t blocks() const { return (channels + kBlock - 1) / kBlock; }
+  // Channels a cell of a block has room for: a giant map of few channels must not take 16 of them.
+  int64_t block_width() const { return std::min<int64_t>(kBlock, (channels + 3) / 4 * 4); }
+  int64_t block_tasks() const { return plan.maps() * blocks(); }
+  // Rows of all maps.
+  int64_t rows() const {
+    int64_t all = 0;
+    for (int m = 0; m < plan.maps(); m++) all += height(m);
+    return all;
+  }
+  int64_t most_cells() const {
+    int64_t most = 0;
+    for (int m = 0; m < plan.maps(); m++) most = std::max(most, cells(m));
+    return most;
+  }
+  // First element of a map within its level's tensor.
+  int64_t offset(int map) const { return map % pyramid.images * channels * cells(map); }
+};
+
+}  // namespace roi

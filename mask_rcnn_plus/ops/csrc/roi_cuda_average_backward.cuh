@@ -1,0 +1,233 @@
+// The gradient of average pooling: a cell's is the sum over bins of weight_y * weight_x * the bin's gradient.
+#pragma once
+#include "roi_cuda_gather.cuh"
+
+namespace roi::cuda {
+
+constexpr int kTileRows = kWarps;  // a warp works on one row of a tile
+
+// The weights of a tile's rows and columns in the bins of a batch of RoIs, in shared memory; and for each row and
+// column the bins that read it, so that nobody looks at the others.
+template <int Columns>
+struct WeightTables {
+  float* y;        // [RoI][bin][row], 1 / samples included
+  float* x;        // [RoI][bin][column]
+  Range* bins_y;   // [RoI][row]
+  Range* bins_x;   // [RoI][column]
+  int stride_y, stride_x;  // of a RoI
+
+  static int64_t bytes(int bins_y, int bins_x) {
+    return (int64_t{bins_y} * kTileRows + int64_t{bins_x} * Columns) * sizeof(float) +
+           (kTileRows + Columns) * sizeof(Range);
+  }
+
+  ROI_DEVICE WeightTables(unsigned char* memory, const TableShape& t)
+      : stride_y(t.bins_y * kTileRows), stride_x(t.bins_x * Columns) {
+    x = reinterpret_cast<float*>(memory);
+    y = x + t.batch * stride_x;
+    bins_y = reinterpret_cast<Range*>(y + t.batch * stride_y);
+    bins_x = bins_y + t.batch * kTileRows;
+  }
+
+  // Every thread of the block; bins [by, by + count_y) and [bx, bx + count_x).
+  ROI_DEVICE void fill(const Plan& plan, const int* rows, int count, const Bounds& tile, int by, int count_y, int bx,
+                       int count_x) {
+    for (int i = threadIdx.x; i < count * (count_y + count_x); i += kThreads) {
+      int roi = i / (count_y + count_x), bin = i % (count_y + count_x);
+      const RoI& r = plan.rois[rows[roi]].roi;
+      if (bin < count_y) {
+        fill_bin(r.y, by + bin, r.inv_count, tile.top, tile.bottom, kTileRows, y + roi * stride_y + bin * kTileRows);
+      } else {
+        bin -= count_y;
+        fill_bin(r.x, bx + bin, 1.f, tile.left, tile.right, Columns, x + roi * stride_x + bin * Columns);
+      }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < count * (kTileRows + Columns); i += kThreads) {
+      int roi = i / (kTileRows + Columns), k = i % (kTileRows + Columns);
+      if (k < kTileRows) {
+        bins_y[roi * kTileRows + k] = bins_in_use(y + roi * stride_y + k, kTileRows, count_y);
+      } else {
+        k -= kTileRows;
+        bins_x[roi * Columns + k] = bins_in_use(x + roi * stride_x + k, Columns, count_x);
+      }
+    }
+    __syncthreads();
+  }
+
+ private:
+  // weights[i]: of cell first + i; zero where the tile has ended.
+  ROI_DEVICE static void fill_bin(const Axis& axis, int bin, float factor, int first, int end, int room,
+                                  float* weights) {
+    for (int i = 0; i < room; i++) weights[i] = 0.f;
+    if (!meets(cells_read(axis, bin), first, end)) return;
+    merged_taps(axis, bin, [&](int cell, float weight) {
+      if (cell >= first && cell < end) weights[cell - first] = mul(weight, factor);
+    });
+  }
+
+  ROI_DEVICE static Range bins_in_use(const float* weights, int stride, int bins) {
+    Range r = {0, 0};
+    for (int bin = 0; bin < bins; bin++) {
+      if (weights[bin * stride] == 0.f) continue;
+      if (r.end == 0) r.begin = bin;
+      r.end = bin + 1;
+    }
+    return r;
+  }
+};
+
+// 32 accumulators a thread, and as many columns as they are for.
+template <class T>
+constexpr int kVectorColumns = sizeof(T) == 2 ? 4 : 8;
+
+// Blocks that a multiprocessor's registers are shared among. fp64 needs a few more than a third of them.
+template <class T>
+constexpr int kVectorBlocks = sizeof(T) == 8 ? 2 : 3;
+
+// Gradient and maps channels_last: a thread takes one vector of every cell in a row of the tile, so that each vector of
+// the gradient that it loads serves several cells.
+template <class T>
+ROI_KERNEL(kVectorBlocks<T>) spread_vectors(Call call, Plan plan, const T* grad, Maps<T> maps, Tiling tiling,
+                                            TableShape shape, int64_t chunks) {
+  using W = Working<T>;
+  constexpr int kColumns = kVectorColumns<T>;
+  ROI_SHARED_MEMORY(shared);
+  HitList* list = reinterpret_cast<HitList*>(shared);
+  WeightTables<kColumns> tables(shared + sizeof(HitList), shape);
+  int64_t index = quotient(blockIdx.x, chunks), chunk = blockIdx.x - index * chunks, cell = call.channels;
+  find_tile(list, tiling, call.pyramid, index);
+  const Tile& tile = list->tile;
+  int row = threadIdx.x / kWarp;
+  int64_t c = (chunk * kWarp + threadIdx.x % kWarp) * kVector<T>;
+  bool in_use = c < call.channels;
+  if (!in_use) c = 0;
+
+  W sum[kColumns][kVector<T>] = {};
+  for_each_batch(
+      call, plan, shape.batch, list, [&](const int* rows, int count) {
+        for_each_bins(call.sampling, shape, [&](int by, int count_y, int bx, int count_x) {
+          tables.fill(plan, rows, count, tile.bounds, by, count_y, bx, count_x);
+          for (int roi = 0; roi < count; roi++) {
+            Range in_y = tables.bins_y[roi * kTileRows + row], in_x = {INT32_MAX, 0};
+            for (int k = 0; k < kColumns; k++) {
+              Range r = tables.bins_x[roi * kColumns + k];
+              if (r.begin >= r.end) continue;
+              if (r.begin < in_x.begin) in_x.begin = r.begin;
+              if (r.end > in_x.end) in_x.end = r.end;
+            }
+            for (int y = in_y.begin; y < in_y.end; y++) {
+              float weight_y = tables.y[roi * tables.stride_y + y * kTileRows + row];
+              const T* bins = grad + (rows[roi] * call.bins() + int64_t{by + y} * call.sampling.bins_x + bx) * cell + c;
+              const float* weights_x = tables.x + roi * tables.stride_x;
+#pragma unroll 2
+              for (int x = in_x.begin; x < in_x.end; x++) {
+                W values[kVector<T>];
+                load_vector(bins + x * cell, values);
+                float weights[kColumns / 4][4];
+#pragma unroll
+                for (int k = 0; k < kColumns / 4; k++) load_vector(weights_x + x * kColumns + 4 * k, weights[k]);
+#pragma unroll
+                for (int k = 0; k < kColumns; k++) {
+                  float weight = mul(weight_y, weights[k / 4][k % 4]);
+                  // A cell that a bin does not read must not meet its gradient, which may be infinite.
+                  if (weight != 0.f) {
+#pragma unroll
+                    for (int v = 0; v < kVector<T>; v++)
+                      sum[k][v] = fused(static_cast<W>(weight), values[v], sum[k][v]);
+                  }
+                }
+              }
+            }
+          }
+          __syncthreads();
+        });
+      });
+
+  if (!in_use || tile.bounds.top + row >= tile.bounds.bottom) return;
+  int64_t width = call.pyramid.width[tile.level], height = call.pyramid.height[tile.level];
+  T* out = maps.level[tile.level] +
+           ((tile.image * height + tile.bounds.top + row) * width + tile.bounds.left) * cell + c;
+#pragma unroll
+  for (int k = 0; k < kColumns; k++)
+    if (tile.bounds.left + k < tile.bounds.right) store_vector(out + k * cell, sum[k]);
+}
+
+constexpr int kElementColumns = kWarp;
+constexpr int kElementChannels = 16;
+
+// Any layouts: a thread takes one cell and some channels.
+template <class T>
+ROI_KERNEL(2) spread_elements(Call call, Plan plan, const T* grad, Strides from, Maps<T> maps, Tiling tiling,
+                              TableShape shape, int64_t chunks) {
+  using W = Working<T>;
+  ROI_SHARED_MEMORY(shared);
+  HitList* list = reinterpret_cast<HitList*>(shared);
+  WeightTables<kElementColumns> tables(shared + sizeof(HitList), shape);
+  int64_t index = quotient(blockIdx.x, chunks), first = (blockIdx.x - index * chunks) * kElementChannels;
+  find_tile(list, tiling, call.pyramid, index);
+  const Tile& tile = list->tile;
+  int row = threadIdx.x / kWarp, column = threadIdx.x % kWarp;
+  int64_t channels = call.channels - first;
+
+  W sum[kElementChannels] = {};
+  for_each_batch(
+      call, plan, shape.batch, list, [&](const int* rows, int count) {
+        for_each_bins(call.sampling, shape, [&](int by, int count_y, int bx, int count_x) {
+          tables.fill(plan, rows, count, tile.bounds, by, count_y, bx, count_x);
+          for (int roi = 0; roi < count; roi++) {
+            Range in_y = tables.bins_y[roi * kTileRows + row], in_x = tables.bins_x[roi * kElementColumns + column];
+            for (int y = in_y.begin; y < in_y.end; y++) {
+              for (int x = in_x.begin; x < in_x.end; x++) {
+                float weight = mul(tables.y[roi * tables.stride_y + y * kTileRows + row],
+                                   tables.x[roi * tables.stride_x + x * kElementColumns + column]);
+                if (weight == 0.f) continue;
+                const T* bin = grad + rows[roi] * from.item + first * from.channel + (by + y) * from.row +
+                               (bx + x) * from.cell;
+#pragma unroll
+                for (int k = 0; k < kElementChannels; k++)
+                  if (k < channels)
+                    sum[k] = fused(static_cast<W>(weight), static_cast<W>(bin[k * from.channel]), sum[k]);
+              }
+            }
+          }
+          __syncthreads();
+        });
+      });
+
+  if (tile.bounds.top + row >= tile.bounds.bottom || tile.bounds.left + column >= tile.bounds.right) return;
+  Strides to = strides_of(call.channels_last, call.channels, call.pyramid.height[tile.level],
+                          call.pyramid.width[tile.level]);
+  T* out = maps.level[tile.level] + tile.image * to.item + first * to.channel + (tile.bounds.top + row) * to.row +
+           (tile.bounds.left + column) * to.cell;
+#pragma unroll
+  for (int k = 0; k < kElementChannels; k++)
+    if (k < channels) out[k * to.channel] = static_cast<T>(sum[k]);
+}
+
+// grad_channels_last: of the gradient given. Returns false where the call needs more blocks than a launch may have.
+template <class T>
+bool launch_average_backward(const Call& call, const float* boxes, const T* grad, bool grad_channels_last,
+                             const Maps<T>& maps, const Plan& plan, void* stream) {
+  bool vectors = call.channels_last && grad_channels_last && is_vectorised<T>(grad, call.channels);
+  for (int l = 0; l < call.pyramid.levels; l++) vectors = vectors && is_vectorised<T>(maps.level[l], call.channels);
+  int columns = vectors ? kVectorColumns<T> : kElementColumns;
+  Tiling tiling = make_tiling(call.pyramid, kTileRows, columns);
+  int64_t tiles = tiling.begin[call.pyramid.levels];
+  int64_t chunks = ceil_div(call.channels, vectors ? kWarp * kVector<T> : kElementChannels);
+  if (tiles > 0 && chunks > kMostBlocks / tiles) return false;
+  if (!launch_plan(call, boxes, plan, stream)) return false;
+
+  auto bytes_of = vectors ? WeightTables<kVectorColumns<T>>::bytes : WeightTables<kElementColumns>::bytes;
+  TableShape shape = make_table_shape(call.sampling, bytes_of);
+  int64_t shared = sizeof(HitList) + shape.batch * bytes_of(shape.bins_y, shape.bins_x);
+  if (vectors) {
+    launch(spread_vectors<T>, tiles * chunks, shared, stream, call, plan, grad, maps, tiling, shape, chunks);
+  } else {
+    Strides from = strides_of(grad_channels_last, call.channels, call.sampling.bins_y, call.sampling.bins_x);
+    launch(spread_elements<T>, tiles * chunks, shared, stream, call, plan, grad, from, maps, tiling, shape, chunks);
+  }
+  return true;
+}
+
+}  // namespace roi::cuda

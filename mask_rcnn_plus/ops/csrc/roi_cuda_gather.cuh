@@ -1,0 +1,225 @@
+// How gradients are gathered. Each block owns a tile of one map's gradient, finds the RoIs that read it, and writes
+// every element once: no atomics, no zeroing, and sums in an order that never changes.
+//
+// Three launches on one stream, with no word from the host between them: plan_rois places every RoI, rank_rois sorts
+// them by map, and the gathering kernel walks the RoIs of its tile's map.
+#pragma once
+#include "roi_cuda_device.cuh"
+
+namespace roi::cuda {
+
+// Rows [top, bottom) and columns [left, right) of a map.
+struct Bounds {
+  int top, bottom, left, right;
+};
+
+ROI_HD bool meets(Range a, int begin, int end) { return a.begin < end && begin < a.end; }
+
+ROI_HD bool meet(const Bounds& a, const Bounds& b) {
+  return a.top < b.bottom && b.top < a.bottom && a.left < b.right && b.left < a.right;
+}
+
+struct PlannedRoI {
+  RoI roi;
+  Bounds cells;  // that its bins read
+};
+
+// The RoIs of a call, sorted by map (level-major, then image) and among those of one map by row of `boxes`. Arrays in
+// device memory.
+struct Plan {
+  Bounds* bounds;     // sorted
+  int* order;         // sorted: rows of `boxes`
+  int* map_begin;     // maps + 1; the RoIs of map m are [map_begin[m], map_begin[m + 1])
+  PlannedRoI* rois;   // not sorted
+  int* keys;          // not sorted: the map, or the number of maps where a box is undefined
+
+  static int64_t bytes(int64_t rois, int64_t maps) {
+    return rois * static_cast<int64_t>(sizeof(Bounds) + sizeof(PlannedRoI) + 2 * sizeof(int)) +
+           (maps + 1) * static_cast<int64_t>(sizeof(int));
+  }
+  // memory: bytes() of them, aligned to 16.
+  static Plan in(void* memory, int64_t rois) {
+    Plan p;
+    p.bounds = static_cast<Bounds*>(memory);
+    p.rois = reinterpret_cast<PlannedRoI*>(p.bounds + rois);
+    p.keys = reinterpret_cast<int*>(p.rois + rois);
+    p.order = p.keys + rois;
+    p.map_begin = p.order + rois;
+    return p;
+  }
+};
+
+inline int64_t maps_of(const Call& call) { return int64_t{call.pyramid.levels} * call.pyramid.images; }
+
+ROI_DEVICE int warp_sum(int v) {
+  for (int step = kWarp / 2; step > 0; step /= 2) v += __shfl_xor_sync(~0u, v, step);
+  return v;
+}
+
+// The cells that an axis' bins read; a whole warp works them out. Not the first and the last bin's alone: an inverted
+// box runs backwards, and rounding may disorder the bins of a distant one.
+ROI_DEVICE Range warp_cells_read(const Axis& a, int bins, int lane) {
+  Range all = {INT32_MAX, 0};
+  for (int bin = lane; bin < bins; bin += kWarp) {
+    Range r = cells_read(a, bin);
+    if (r.begin >= r.end) continue;
+    if (r.begin < all.begin) all.begin = r.begin;
+    if (r.end > all.end) all.end = r.end;
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    int begin = __shfl_xor_sync(~0u, all.begin, step), end = __shfl_xor_sync(~0u, all.end, step);
+    if (begin < all.begin) all.begin = begin;
+    if (end > all.end) all.end = end;
+  }
+  return all;
+}
+
+// One warp a RoI.
+static ROI_KERNEL(1) plan_rois(Call call, const float* boxes, Plan plan) {
+  int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  int lane = threadIdx.x % kWarp;
+  if (i >= call.rois) return;
+  Place place = place_of(boxes + 5 * i, call);
+  PlannedRoI planned = {place.roi, {0, 0, 0, 0}};
+  int key = call.pyramid.levels * call.pyramid.images;
+  if (place.roi.defined) {
+    Range y = warp_cells_read(place.roi.y, call.sampling.bins_y, lane);
+    Range x = warp_cells_read(place.roi.x, call.sampling.bins_x, lane);
+    planned.cells = {y.begin, y.end, x.begin, x.end};
+    key = place.roi.level * call.pyramid.images + place.image;
+  }
+  if (lane != 0) return;
+  plan.rois[i] = planned;
+  plan.keys[i] = key;
+}
+
+// One warp a RoI, which counts those that come before it, and one a map, which counts those of the maps before. Quick
+// for the thousands of boxes that detectors make: 10^5 of them take about a millisecond.
+static ROI_KERNEL(1) rank_rois(Plan plan, int64_t rois, int64_t maps) {
+  int64_t query = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  int lane = threadIdx.x % kWarp;
+  if (query >= rois + maps + 1) return;
+  bool is_roi = query < rois;
+  int key = is_roi ? plan.keys[query] : static_cast<int>(query - rois), before = 0;
+  for (int64_t i = lane; i < rois; i += kWarp) {
+    int other = plan.keys[i];
+    before += other < key || (is_roi && other == key && i < query);
+  }
+  before = warp_sum(before);
+  if (lane != 0) return;
+  if (is_roi) {
+    plan.order[before] = static_cast<int>(query);
+    plan.bounds[before] = plan.rois[query].cells;
+  } else {
+    plan.map_begin[query - rois] = before;
+  }
+}
+
+inline bool launch_plan(const Call& call, const float* boxes, const Plan& plan, void* stream) {
+  int64_t queries = call.rois + maps_of(call) + 1;
+  if (queries > kMostBlocks - kThreads) return false;
+  launch(plan_rois, ceil_div(call.rois, kWarps), 0, stream, call, boxes, plan);
+  launch(rank_rois, ceil_div(queries, kWarps), 0, stream, plan, call.rois, maps_of(call));
+  return true;
+}
+
+// The tiles of every map of a call, numbered level by level, image by image.
+struct Tiling {
+  int rows, columns;
+  int64_t begin[kMaxLevels + 1];
+};
+
+struct Tile {
+  int level, image;
+  Bounds bounds;
+};
+
+inline Tiling make_tiling(const Pyramid& p, int rows, int columns) {
+  Tiling t = {rows, columns, {}};
+  for (int l = 0; l < p.levels; l++)
+    t.begin[l + 1] = t.begin[l] + p.images * ceil_div(p.height[l], rows) * ceil_div(p.width[l], columns);
+  return t;
+}
+
+ROI_DEVICE Tile tile_at(const Tiling& t, const Pyramid& p, int64_t index) {
+  Tile tile = {};
+  while (index >= t.begin[tile.level + 1]) tile.level++;
+  int height = p.height[tile.level], width = p.width[tile.level];
+  int64_t down = ceil_div(height, t.rows), across = ceil_div(width, t.columns);
+  index -= t.begin[tile.level];
+  tile.image = static_cast<int>(quotient(index, down * across));
+  index -= tile.image * down * across;
+  int row = static_cast<int>(quotient(index, across)), column = static_cast<int>(index - row * across);
+  tile.bounds.top = row * t.rows;
+  tile.bounds.left = column * t.columns;
+  tile.bounds.bottom = height - tile.bounds.top < t.rows ? height : tile.bounds.top + t.rows;
+  tile.bounds.right = width - tile.bounds.left < t.columns ? width : tile.bounds.left + t.columns;
+  return tile;
+}
+
+// What a gathering block knows, in shared memory. Tables follow it, and are read 16 bytes at a time.
+struct alignas(16) HitList {
+  Tile tile;
+  int votes[kWarps];
+  int rows[kThreads];  // of `boxes`, the RoIs that may read the tile
+};
+
+// All threads of the block take part. The tile stays in shared memory: registers are for sums. Tiles are taken from the
+// last, since those of the coarsest maps are read by the most RoIs: they must not be what a launch ends with.
+ROI_DEVICE void find_tile(HitList* list, const Tiling& t, const Pyramid& p, int64_t index) {
+  if (threadIdx.x == 0) list->tile = tile_at(t, p, t.begin[p.levels] - 1 - index);
+  __syncthreads();
+}
+
+// Calls visit(rows of boxes, how many) for the RoIs that may read a tile, at most `batch` at a time and always in the
+// plan's order. All threads of the block take part, and visit must end at a barrier.
+template <class Visit>
+ROI_DEVICE void for_each_batch(const Call& call, const Plan& plan, int batch, HitList* list, Visit&& visit) {
+  int map = list->tile.level * call.pyramid.images + list->tile.image;
+  int end = plan.map_begin[map + 1], warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  for (int first = plan.map_begin[map]; first < end; first += kThreads) {
+    int i = first + static_cast<int>(threadIdx.x);
+    bool hit = i < end && meet(plan.bounds[i], list->tile.bounds);
+    unsigned votes = __ballot_sync(~0u, hit);
+    if (lane == 0) list->votes[warp] = __popc(votes);
+    __syncthreads();
+    int before = 0, total = 0;
+    for (int w = 0; w < kWarps; w++) {
+      if (w < warp) before += list->votes[w];
+      total += list->votes[w];
+    }
+    if (hit) list->rows[before + __popc(votes & ((1u << lane) - 1))] = plan.order[i];
+    __syncthreads();
+    for (int at = 0; at < total; at += batch) visit(list->rows + at, total - at < batch ? total - at : batch);
+  }
+}
+
+// Tables are filled for some bins of an axis at a time, so that any number of bins fits.
+constexpr int kMostTableBins = 96;
+constexpr int kMostBatch = 16;
+
+struct TableShape {
+  int bins_y, bins_x;  // in a table
+  int batch;           // RoIs in a table
+};
+
+// bytes_of(bins_y, bins_x): of one RoI's part of the table.
+template <class BytesOf>
+TableShape make_table_shape(const Sampling& s, const BytesOf& bytes_of) {
+  TableShape t = {};
+  t.bins_y = s.bins_y < kMostTableBins ? s.bins_y : kMostTableBins;
+  t.bins_x = s.bins_x < kMostTableBins ? s.bins_x : kMostTableBins;
+  int64_t fitting = (kSharedBytes - static_cast<int64_t>(sizeof(HitList))) / bytes_of(t.bins_y, t.bins_x);
+  t.batch = static_cast<int>(fitting < kMostBatch ? fitting : kMostBatch);
+  return t;
+}
+
+// Calls visit(first bin_y, count, first bin_x, count) for parts of the bins that fit a table.
+template <class Visit>
+ROI_DEVICE void for_each_bins(const Sampling& s, const TableShape& t, Visit&& visit) {
+  for (int y = 0; y < s.bins_y; y += t.bins_y)
+    for (int x = 0; x < s.bins_x; x += t.bins_x)
+      visit(y, s.bins_y - y < t.bins_y ? s.bins_y - y : t.bins_y, x, s.bins_x - x < t.bins_x ? s.bins_x - x : t.bins_x);
+}
+
+}  // namespace roi::cuda

@@ -1,0 +1,160 @@
+"""How the CUDA library is built: with which compiler, for which GPUs, and what it is made of."""
+
+import re
+import shutil
+import subprocess
+import types
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+
+from mask_rcnn_plus.ops import build
+
+SOURCE = Path(build.__file__).parent / "csrc" / "roi_cuda.cu"
+
+
+def fake_nvcc(folder: Path, release: str) -> Path:
+    """A toolkit whose nvcc knows two architectures; returns its folder."""
+    path = folder / "bin" / "nvcc"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        f"#!/bin/sh\ncase $1 in --version) echo release {release}, V1;; *) echo sm_80 sm_90a;; esac"
+    )
+    path.chmod(0o755)
+    return folder
+
+
+@pytest.fixture
+def no_nvcc(monkeypatch):
+    """Neither a toolkit nor the extra's packages are installed."""
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.sys, "path", [])
+
+
+def test_cuda_home_comes_before_path_before_the_registry(no_nvcc, tmp_path, monkeypatch):
+    fake_nvcc(tmp_path / "nvidia" / "cu13", "13.0")
+    monkeypatch.setattr(build.sys, "path", [str(tmp_path)])
+    assert build.find_nvcc("13").path.parents[1] == tmp_path / "nvidia" / "cu13"
+    on_path = fake_nvcc(tmp_path / "system", "13.1") / "bin" / "nvcc"
+    monkeypatch.setattr(build.shutil, "which", lambda name: str(on_path))
+    assert build.find_nvcc("13").path == on_path
+    monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path / "home", "13.2")))
+    assert build.find_nvcc("13").release == "13.2"
+
+
+def test_another_version_is_passed_over_and_named(no_nvcc, tmp_path, monkeypatch):
+    home = fake_nvcc(tmp_path / "home", "12.8")
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    with pytest.raises(build.Unavailable, match=r"CUDA 13, .*home/bin/nvcc is of CUDA 12.8"):
+        build.find_nvcc("13")
+    fake_nvcc(tmp_path / "nvidia" / "cu13", "13.0")
+    monkeypatch.setattr(build.sys, "path", [str(tmp_path)])
+    assert build.find_nvcc("13").release == "13.0"
+
+
+def test_no_compiler_says_what_to_do(no_nvcc):
+    with pytest.raises(build.Unavailable, match="Set CUDA_HOME to a CUDA 13 toolkit, or see"):
+        build.find_nvcc("13")
+
+
+def test_a_torch_without_cuda_gets_no_cuda_library():
+    version = types.SimpleNamespace(cuda=None)
+    with pytest.raises(build.Unavailable, match="torch was built without CUDA"):
+        build.nvcc_command(types.SimpleNamespace(version=version), SOURCE, Path("target"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "codes"),
+    [
+        ("8.0;9.0+PTX", ["compute_80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
+        ("8.6 9.0", ["compute_86,code=sm_86", "compute_90,code=sm_90"]),
+        ("9.0a", ["compute_90a,code=sm_90a"]),
+        (None, ["80,code=sm_80", "90,code=sm_90", "100,code=sm_100", "100,code=compute_100"]),
+        ("", ["80,code=sm_80", "90,code=sm_90", "100,code=sm_100", "100,code=compute_100"]),
+    ],
+)
+def test_architectures(wanted, codes):
+    flags = build.architecture_flags(wanted, {"80", "86", "90", "90a", "100"})
+    assert len(flags) == len(codes)
+    assert all(flag.endswith(code) for flag, code in zip(flags, codes, strict=True))
+
+
+@pytest.mark.parametrize("wanted", ["Hopper", "9", "13.0", "8.0;sm_90"])
+def test_an_architecture_that_nvcc_does_not_know(wanted):
+    with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST names .* such as '8.0;9.0"):
+        build.architecture_flags(wanted, {"80", "90"})
+
+
+@pytest.mark.skipif(
+    not (torch.version.cuda and shutil.which("nvcc")), reason="no nvcc, or a torch without CUDA"
+)
+def test_kernels_compile_and_keep_to_registers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    command = build.nvcc_command(torch, SOURCE, tmp_path / "library.so")
+    process = subprocess.run(
+        [*command, "-Xptxas=-v", "--keep", f"--keep-dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "warning" not in process.stderr
+    reports = re.findall(
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads.*?Used (\d+) registers",
+        process.stderr,
+        re.DOTALL,
+    )
+    # Four types each, and the two that plan a gradient.
+    names = ("average_vectors", "average_elements", "spread_vectors", "spread_elements")
+    names += ("max_elements", "spread_maxima")
+    found = {name: [r for r in reports if f"{len(name)}{name}" in r[0]] for name in names}
+    assert {name: len(kernels) for name, kernels in found.items()} == dict.fromkeys(names, 4)
+    assert len(reports) == 4 * len(names) + 2
+    for kernel, stack, stores, loads, registers in reports:
+        print(kernel, "registers:", registers)
+        assert (stack, stores, loads) == ("0", "0", "0"), kernel
+    # Blocks of 256 threads share 65536 registers: at least three of them where memory is waited
+    # for, but for fp64.
+    for kernel, *_, registers in found["average_vectors"] + found["spread_vectors"]:
+        assert int(registers) <= (128 if "vectorsId" in kernel else 80)
+
+    # Memory is read and written 16 bytes at a time.
+    (ptx,) = tmp_path.glob("*.ptx")
+    for entry in ptx.read_text().split(".entry ")[1:]:
+        if "_vectors" in entry.partition("(")[0]:
+            assert re.search(r"ld\.global\.(v4\..32|v2\..64)", entry)
+            stores = set(re.findall(r"st\.global\S*|st\.wb\S*", entry))
+            assert stores
+            assert all(".v4" in store for store in stores), stores
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["sh", "-c", "echo broken >&2; exit 1"], "not built: nvcc failed:\nbroken"),
+        (None, "no CUDA"),
+    ],
+)
+def test_a_failing_build_says_so_and_goes_on(tmp_path, monkeypatch, command, message):
+    def nvcc_command(*arguments):
+        if command is None:
+            raise build.Unavailable("no CUDA")
+        return command
+
+    monkeypatch.setattr(build, "nvcc_command", nvcc_command)
+    extension = setuptools.Extension("package._roi_cuda", ["package/roi_cuda.cu"])
+    builder = build.BuildOperators(setuptools.Distribution({"ext_modules": [extension]}))
+    builder.build_lib = str(tmp_path)
+    builder.ensure_finalized()
+    warnings = []
+    monkeypatch.setattr(builder, "warn", warnings.append)
+    old = Path(builder.get_ext_fullpath(extension.name))
+    old.parent.mkdir()
+    old.touch()
+    builder.build_extension(extension)
+    assert message in warnings[0]
+    assert not old.exists()
