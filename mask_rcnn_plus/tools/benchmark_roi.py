@@ -1,240 +1,200 @@
-"""Times FusedROIPooler beside detectron2's ROIPooler and torchvision level by level."""
+"""Times RoIAlign over a feature pyramid: ours beside detectron2's ROIPooler and torchvision's."""
 
 import argparse
 import json
-import os
-import platform
-import statistics
+import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import torch
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.structures import Boxes
-from torch import Tensor
-from torchvision.ops import roi_align as torchvision_roi_align
+from tqdm import tqdm
 
-from mask_rcnn_plus.modeling import FusedROIPooler
-from mask_rcnn_plus.ops import backend
-from mask_rcnn_plus.ops.levels import assign_levels
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.tools.arguments import Parser, positive, prepare_output, require_device
+from mask_rcnn_plus.tools.environment import describe_environment
+from mask_rcnn_plus.tools.roi_case import make_boxes, make_pyramid
+from mask_rcnn_plus.tools.roi_measure import (
+    BASELINE,
+    DTYPES,
+    LAYOUTS,
+    MAX_INPUT_SETS,
+    SIDES,
+    Row,
+    Setting,
+    measure,
+)
+from mask_rcnn_plus.tools.timing import copy_bandwidth
 
-SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-SIDES = ("ours", "detectron2", "torchvision")
+PROGRAM = "mask-rcnn-plus benchmark roi-align"
+BINS = {1000: 7, 100: 14}  # RoIs of an image -> bins: the box head's and the mask head's
+MARKDOWN, JSON = "roi_align.md", "roi_align.json"
 
-
-@dataclass
-class Case:
-    """One row of the table: milliseconds of each side, and how far ours is from fp64."""
-
-    rois: int
-    bins: int
-    ratio: int
-    dtype: str
-    memory_format: str
-    direction: str
-    ours: float
-    detectron2: float | None
-    torchvision: float | None
-    floor: float
-    error: float
-
-
-def make_pyramid(channels: int, device: str) -> list[Tensor]:
-    """P2 to P5 of an 800 x 1344 image."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(1, channels, 800 // s, 1344 // s) for s in (4, 8, 16, 32)]
-    return [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+_EPILOG = f"""
+The case: P2 to P5 of an 800 x 1333 image, 1000 RoIs into 7 x 7 bins and 100 into 14 x 14, boxes of
+16 to 800 pixels. The sides take turns on several input sets; a figure is the median in
+milliseconds, and "2.0x" says that ours is twice as fast. Error: the largest difference from fp64 as
+a share of the largest value. Floor: the time in which the device's memory moves what must be moved
+once. With --output, {MARKDOWN} and {JSON} hold the same and more.
+"""
 
 
-def make_boxes(count: int, device: str) -> Tensor:
-    """Boxes of 16 to 800 pixels, evenly spread in the logarithm, aspect ratios 1:2 to 2:1."""
-    generator = torch.Generator().manual_seed(0)
-    side = 16 * 50 ** torch.rand(count, generator=generator)
-    aspect = 2 ** (torch.rand(count, generator=generator) - 0.5)
-    width, height = (side * aspect).clamp(max=1332), (side / aspect).clamp(max=799)
-    x = torch.rand(count, generator=generator) * (1333 - width)
-    y = torch.rand(count, generator=generator) * (800 - height)
-    return torch.stack([x, y, x + width, y + height], dim=1).to(device)
-
-
-def _torchvision_pooler(bins: int, ratio: int) -> Callable[[list[Tensor], list[Boxes]], Tensor]:
-    def pool(maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
-        rows = torch.nn.functional.pad(boxes[0].tensor, (1, 0))
-        levels = assign_levels(rows, len(maps), 2, 224, 4)
-        out = maps[0].new_empty((len(rows), maps[0].shape[1], bins, bins))
-        for level, (feature, scale) in enumerate(zip(maps, SCALES, strict=True)):
-            chosen = (levels == level).nonzero()[:, 0]
-            part = rows[chosen].to(feature.dtype)
-            pooled = torchvision_roi_align(feature, part, bins, scale, ratio, True)
-            out = out.index_put((chosen,), pooled)
-        return out
-
-    return pool
-
-
-def _clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() * 1e3
-
-
-def _alternate(sides: dict[str, Callable[[], object]], repeats: int, device: str) -> dict:
-    """Median milliseconds of each side, taken in turns so that all see the same machine."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(repeats + 1):
-        for name, run in sides.items():
-            start = _clock(device)
-            run()
-            if turn > 0:  # the first one warms up
-                times[name].append(_clock(device) - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _bandwidth(device: str) -> float:
-    """Bytes a millisecond of a large copy: what the device's memory gives."""
-    source = torch.ones(2**26, device=device)
-    target = torch.empty_like(source)
-    seconds = _alternate({"copy": lambda: target.copy_(source)}, 5, device)["copy"]
-    return 2 * source.nbytes / seconds
-
-
-def _cases(
-    rois: int, bins: int, ratio: int, dtype: str, memory_format: str, arguments: argparse.Namespace
-) -> Iterator[Case]:
-    device, kind = arguments.device, DTYPES[dtype]
-    exact = make_pyramid(arguments.channels, device)
-    maps = [m.to(kind).contiguous(memory_format=FORMATS[memory_format]) for m in exact]
-    maps = [m.requires_grad_() for m in maps]
-    boxes = [Boxes(make_boxes(rois, device))]
-    settings = (bins, SCALES, ratio, "ROIAlignV2")
-    poolers: dict[str, Callable] = {
-        "ours": FusedROIPooler(*settings),
-        "detectron2": ROIPooler(*settings),
-        "torchvision": _torchvision_pooler(bins, ratio),
-    }
-    outputs: dict[str, Tensor] = {}
-    for name, pooler in poolers.items():
-        try:
-            outputs[name] = pooler(maps, boxes)
-        except (RuntimeError, NotImplementedError):
-            continue  # torchvision knows no bf16
-    grad = torch.randn_like(outputs["ours"])
-    wide = [m.detach().double().requires_grad_() for m in maps]
-    expected = FusedROIPooler(*settings)(wide, boxes)
-    expected_grads = torch.autograd.grad(expected, wide, grad.double())
-    grads = torch.autograd.grad(outputs["ours"], maps, grad, retain_graph=True)
-
-    def forward(pooler: Callable) -> Callable[[], object]:
-        def run() -> None:
-            with torch.no_grad():
-                pooler(maps, boxes)
-
-        return run
-
-    def backward(out: Tensor) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(out, maps, grad, retain_graph=True)
-
-    size = outputs["ours"].element_size()
-    cells = sum(m.numel() for m in maps) * size
-    # The least traffic: forward reads the maps at most once and writes the output, backward reads
-    # the output's gradient and writes the maps'.
-    floor = (outputs["ours"].numel() * size + cells) / arguments.bandwidth
-    for direction, runs, error in (
-        ("forward", {n: forward(poolers[n]) for n in outputs}, outputs["ours"] - expected),
-        ("backward", {n: backward(outputs[n]) for n in outputs}, None),
-    ):
-        times = _alternate(runs, arguments.repeats, device)
-        if error is None:
-            distance = max(
-                (a.double() - b).abs().max().item()
-                for a, b in zip(grads, expected_grads, strict=True)
-            )
-        else:
-            distance = error.abs().max().item()
-        yield Case(
-            rois,
-            bins,
-            ratio,
-            dtype,
-            memory_format,
-            direction,
-            *(times.get(side) for side in SIDES),
-            floor,
-            distance,
-        )
-
-
-def _environment(arguments: argparse.Namespace) -> str:
-    if arguments.device == "cuda":
-        where = torch.cuda.get_device_name()
-    else:
-        where = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs"
-        where += f", {torch.get_num_threads()} threads"
-        if backend() == "native":
-            where += f", {torch.ops.mask_rcnn_plus.cpu_isa()}"
-    return (
-        f"{where}; torch {torch.__version__}; operators: {backend(arguments.device)}; memory "
-        f"{arguments.bandwidth / 1e6:.1f} GB/s by copying"
-    )
-
-
-def _row(case: Case) -> str:
-    def against(milliseconds: float | None) -> str:
-        if milliseconds is None:
-            return "- | -"
-        return f"{milliseconds:.2f} | {milliseconds / case.ours:.1f}x"
-
-    ratio = "adaptive" if case.ratio == 0 else case.ratio
-    return (
-        f"| {case.rois} x {case.bins}x{case.bins} | {ratio} | {case.dtype} | {case.memory_format} "
-        f"| {case.direction} | {case.ours:.2f} | {against(case.detectron2)} "
-        f"| {against(case.torchvision)} | {case.floor:.2f} | {case.error:.1e} |"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and prints a Markdown table.
 
     Args:
-        argv: ``--device``, ``--repeats``, ``--channels``, ``--dtypes``, ``--json``; see ``--help``.
+        argv: the arguments; see ``--help``.
 
     Returns:
         the exit code, 0.
-    """
-    parser = argparse.ArgumentParser(prog="benchmark roi-align", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each side")
-    parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--dtypes", nargs="+", choices=tuple(DTYPES), default=tuple(DTYPES))
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
-    arguments = parser.parse_args(argv)
-    arguments.bandwidth = _bandwidth(arguments.device)
 
-    print(_environment(arguments), end="\n\n")
-    print("Milliseconds, medians; floor: traffic of maps and output once at the memory's speed.\n")
-    print(
-        "| case | sampling | dtype | format | direction | ours | detectron2 | ratio | torchvision "
-        "| ratio | floor | error |"
-    )
-    print("| --- " * 12 + "|")
-    cases = []
-    for rois, bins in ((1000, 7), (100, 14)):
-        for ratio in (2, 0):
-            for dtype in arguments.dtypes:
-                for memory_format in FORMATS:
-                    for case in _cases(rois, bins, ratio, dtype, memory_format, arguments):
-                        print(_row(case), flush=True)
-                        cases.append(case)
-    if arguments.json is not None:
-        report = {"environment": _environment(arguments), "cases": [asdict(c) for c in cases]}
-        arguments.json.write_text(json.dumps(report, indent=2))
+    Raises:
+        UserError: an argument does not fit, the output cannot be written, or memory runs out.
+    """
+    arguments = _parse(argv)
+    require_device(arguments.device)
+    if arguments.output is not None:
+        prepare_output(arguments.output, (MARKDOWN, JSON), overwrite=arguments.overwrite)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    command = shlex.join([*PROGRAM.split(), *argv])
+    try:
+        report = _run(arguments, command)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"--device {arguments.device} has too little memory for --channels "
+            f"{arguments.channels}; give fewer channels"
+        ) from error
+    if arguments.output is not None:
+        _write(arguments.output / MARKDOWN, "\n".join(report["markdown"]) + "\n")
+        del report["markdown"]
+        _write(arguments.output / JSON, json.dumps(report, indent=2) + "\n")
+        print(f"written: {arguments.output / MARKDOWN}, {JSON}", file=sys.stderr)
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG, allow_abbrev=False)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rois", type=int, nargs="+", choices=BINS, default=list(BINS))
+    parser.add_argument(
+        "--sampling",
+        type=int,
+        nargs="+",
+        choices=(2, 0),
+        default=[2, 0],
+        help="0 adapts to the box",
+    )
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--channels", type=positive, default=256)
+    parser.add_argument("--repeats", type=positive, default=7, help="turns of each side, at most")
+    parser.add_argument("--threads", type=positive, help="CPU threads; by default torch's choice")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help=f"write {MARKDOWN} and {JSON} there as well"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of an earlier run")
+    return parser.parse_args(argv)
+
+
+def _run(arguments: argparse.Namespace, command: str) -> dict:
+    """Measures and prints; returns what is to be written."""
+    environment = describe_environment(arguments.device)
+    bandwidth = copy_bandwidth(arguments.device)
+    environment["memory"] = f"{bandwidth / 1e6:.1f} GB/s by copying"
+    settings = [
+        Setting(rois, BINS[rois], ratio, dtype)
+        for rois, ratio, dtype in product(arguments.rois, arguments.sampling, arguments.dtypes)
+    ]
+    markdown = _introduction(environment, command, arguments.device)
+    print("\n".join(markdown), flush=True)
+    rows = []
+    total = len(settings) * len(LAYOUTS) * 2
+    with tqdm(total=total, unit="row", disable=not sys.stderr.isatty(), leave=False) as bar:
+        for row in _measure_all(arguments, settings, bandwidth):
+            rows.append(row)
+            markdown.append(_line(row, arguments.device))
+            # The bar is on standard error, which may be the same terminal.
+            tqdm.write(markdown[-1], file=sys.stdout)
+            sys.stdout.flush()
+            bar.update()
+    return {
+        "command": command,
+        "environment": environment,
+        "channels": arguments.channels,
+        "repeats": arguments.repeats,
+        "bandwidth_bytes_per_second": bandwidth * 1e3,
+        "baseline": BASELINE,
+        "rows": [asdict(row) for row in rows],
+        "markdown": markdown,
+    }
+
+
+def _measure_all(
+    arguments: argparse.Namespace, settings: Sequence[Setting], bandwidth: float
+) -> Iterator[Row]:
+    seeds, device = range(MAX_INPUT_SETS), arguments.device
+    pyramids = [make_pyramid(arguments.channels, seed, device) for seed in seeds]
+    for setting in settings:
+        yield from measure(
+            setting,
+            pyramids,
+            [make_boxes(setting.rois, seed, device) for seed in seeds],
+            repeats=arguments.repeats,
+            bandwidth=bandwidth,
+            device=device,
+        )
+
+
+def _introduction(environment: dict, command: str, device: str) -> list[str]:
+    facts = "; ".join(f"{name} {value}" for name, value in environment.items())
+    columns = ["case", "sampling", "dtype", "layout", "direction"]
+    columns += [f"{side} ms" for side in (*SIDES, BASELINE)]
+    columns += [f"against {side}" for side in (*SIDES[1:], BASELINE)]
+    columns += ["floor ms", *(f"error {side}" for side in SIDES[:2])]
+    if device == "cuda":
+        columns += [f"extra MiB {side}" for side in SIDES]
+    return [
+        f"`{command}`",
+        "",
+        facts,
+        "",
+        f"| {' | '.join(columns)} |",
+        "| --- " * len(columns) + "|",
+    ]
+
+
+def _line(row: Row, device: str) -> str:
+    def figures(values: dict, names: Sequence[str], form: str) -> list[str]:
+        return [form.format(values[n]) if values.get(n) is not None else "-" for n in names]
+
+    cells = [
+        f"{row.rois} x {row.bins}x{row.bins}",
+        "adaptive" if row.sampling_ratio == 0 else str(row.sampling_ratio),
+        row.dtype,
+        row.layout,
+        row.direction,
+    ]
+    # Three digits of a GPU's tenths of a millisecond.
+    form = "{:.3f}" if device == "cuda" else "{:.2f}"
+    cells += figures(row.milliseconds, (*SIDES, BASELINE), form)
+    cells += figures(row.speedup, (*SIDES[1:], BASELINE), "{:.2f}x")
+    cells += [form.format(row.floor), *figures(row.error, SIDES[:2], "{:.1e}")]
+    if device == "cuda":
+        cells += figures(row.extra_mib, SIDES, "{:.1f}")
+    return f"| {' | '.join(cells)} |"
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        # The table is on the screen; only the file is missing.
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,67 @@
+"""What the tools' command lines have in common: one-line refusals, before any long work."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from mask_rcnn_plus.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals are a UserError, hence one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def positive(text: str) -> int:
+    """An argument's ``type``: a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
+    return number
+
+
+def require_device(name: str) -> str:
+    """The device that ``--device`` names.
+
+    Args:
+        name: "cpu" or "cuda".
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no CUDA device here; use --device cpu")
+    return name
+
+
+def prepare_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Makes sure that a long run's files can be written in the end.
+
+    Args:
+        folder: made where it does not exist.
+        names: of the files that will be written into it.
+        overwrite: whether those may exist.
+
+    Raises:
+        UserError: the folder cannot be made or written into, or a file is there already.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write into --output {folder}: {reason}") from error
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name another --output")
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists; name another --output, or give --overwrite")

@@ -1,0 +1,62 @@
+"""On what a figure was measured: hardware, versions, settings."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import detectron2
+import torch
+import torchvision
+
+from mask_rcnn_plus.ops import backend
+
+
+def describe_environment(device: str) -> dict[str, str | int]:
+    """What a benchmark's figures depend on besides the code.
+
+    Args:
+        device: "cpu" or "cuda", where the benchmark runs.
+
+    Returns:
+        from names for people to strings and numbers, ready for JSON.
+    """
+    facts: dict[str, str | int] = {"device": device}
+    if device == "cuda":
+        facts["GPU"] = torch.cuda.get_device_name()
+        facts["CUDA"] = torch.version.cuda or "none"
+    facts["CPU"] = _cpu_model()
+    facts["CPUs usable"] = _usable_cpus()
+    facts["threads"] = torch.get_num_threads()
+    facts["operators"] = backend(device)
+    if facts["operators"] == "native" and device == "cpu":
+        facts["instruction set"] = torch.ops.mask_rcnn_plus.cpu_isa()
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    facts["Python"] = platform.python_version()
+    facts["torch"] = torch.__version__
+    facts["torchvision"] = torchvision.__version__
+    facts["detectron2"] = f"{detectron2.__version__} ({_origin('detectron2')})"
+    facts["mask_rcnn_plus"] = metadata.version("mask-rcnn-plus")
+    return facts
+
+
+def _cpu_model() -> str:
+    # platform.processor() knows no more than the architecture on most Linux systems.
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _origin(package: str) -> str:
+    """Which distribution an importable package came with."""
+    names = metadata.packages_distributions().get(package)
+    return ", ".join(sorted(set(names))) if names else "a source tree"

@@ -1,0 +1,104 @@
+"""The command mask-rcnn-plus: help, mistakes in the command's name, errors of a tool."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from mask_rcnn_plus import UserError
+from mask_rcnn_plus.tools.cli import COMMANDS, PROGRAM, main
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    of_benchmark = [n.split(" ", 1)[1] for n in COMMANDS if n.startswith("benchmark ")]
+    for arguments, names in ((["--help"], COMMANDS), (["benchmark", "-h"], of_benchmark)):
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        assert all(re.search(rf"^  {name}  ", out, re.MULTILINE) for name in names)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"mask-rcnn-plus \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [[], ["benchmark"]])
+def test_without_a_command_the_help_is_an_error(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "roi-align" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["benchmrk", "roi-align"], "no command 'benchmrk'; did you mean 'benchmark'?"),
+        (["benchmark", "roi_align"], "benchmark has no command 'roi_align'; did you mean 'roi-al"),
+        (["zzz"], "no command 'zzz'; see mask-rcnn-plus --help"),
+        (["--device", "cpu"], "no command '--device'"),
+    ],
+)
+def test_an_unknown_command_is_one_line(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert expected in captured.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "expected"),
+    [
+        (UserError("photo.jpg is no image"), 2, "error: photo.jpg is no image\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+    ],
+)
+def test_what_a_tool_raises_becomes_one_line(
+    raised: BaseException,
+    code: int,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def tool(arguments: list[str]) -> int:
+        assert arguments == ["--repeats", "1"]
+        raise raised
+
+    monkeypatch.setattr("mask_rcnn_plus.tools.benchmark_roi.main", tool)
+    assert main(["benchmark", "roi-align", "--repeats", "1"]) == code
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tool(arguments: list[str]) -> int:
+        raise ModuleNotFoundError("", name="tqdm")
+
+    monkeypatch.setattr("mask_rcnn_plus.tools.benchmark_roi.main", tool)
+    with pytest.raises(ModuleNotFoundError):
+        main(["benchmark", "roi-align"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_of_the_table_says_what_it_takes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, _ = COMMANDS[name]
+    assert callable(importlib.import_module(f"mask_rcnn_plus.tools.{module}").main)
+    with pytest.raises(SystemExit) as exit_:
+        main([*name.split(), "--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {PROGRAM} {name} ")
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    named = re.findall(r"uv run mask-rcnn-plus ([^-`\n]+(?:-\w+)?)", README)
+    assert named
+    assert {" ".join(words.split()) for words in named} <= set(COMMANDS)
