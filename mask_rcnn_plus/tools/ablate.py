@@ -1,6 +1,7 @@
 """Trains every config of a folder with several seeds, and tabulates what their difference does."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -215,8 +216,6 @@ class _Report:
 
 def _train(runs: list[Run], report: _Report, arguments: argparse.Namespace) -> None:
     """Trains what is not finished; the rest of the runs follows even where one fails."""
-    import os
-
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = max(1, (usable or 1) // arguments.jobs)
     report.note_threads(threads, arguments.jobs)

@@ -1,4 +1,4 @@
-"""One training run of an ablation: its folder, whether it is finished, and the process behind it."""
+"""One training run of an ablation: its folder, what is known of it, the process behind it."""
 
 import hashlib
 import json
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mask_rcnn_plus
 from detectron2.config import CfgNode
+
+import mask_rcnn_plus
 from mask_rcnn_plus.errors import UserError
 
 RECORD, CONFIG, LOG = "run.json", "ablation.yaml", "output.txt"
@@ -138,7 +139,7 @@ class Processes:
         with (run.folder / LOG).open("a") as log:
             with self._lock:
                 if self._stopped:
-                    return
+                    return None
                 process = subprocess.Popen(
                     command, stdout=log, stderr=subprocess.STDOUT, env=self._environment()
                 )
