@@ -42,7 +42,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_solver(cfg, device)
     _require_writable(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
-    _prepare_datasets(cfg)
+    prepare_datasets(cfg)
     names = check_datasets(cfg, args)
     cfg.freeze()
     default_setup(cfg, args)
@@ -64,7 +64,8 @@ def _require_writable(output_dir: str) -> None:
         ) from error
 
 
-def _prepare_datasets(cfg: CfgNode) -> None:
+def prepare_datasets(cfg: CfgNode) -> None:
+    """Draws the generated data set where the config asks for it; registers those by folder."""
     shapes = cfg.DATASETS.SHAPES
     # One process a machine draws; the others wait for its files.
     if shapes.ENABLED and comm.get_local_rank() == 0:

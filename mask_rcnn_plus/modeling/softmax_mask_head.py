@@ -36,15 +36,15 @@ class SoftmaxMaskHead(MaskRCNNConvUpsampleHead):
 
         Returns:
             in training ``{"loss_mask": loss}``; else the instances, whose ``pred_masks``
-            (R_i, 1, M, M) is each pixel's probability, 0 to 1, of the predicted class.
+            (R_i, 1, M, M) is, 0 to 1, how the predicted class stands against its strongest rival:
+            above 0.5, detectron2's threshold for a mask, where it is the pixel's likeliest.
         """
         logits = self.layers(x)
         if self.training:
             loss = softmax_mask_loss(logits, instances, vis_period=self.vis_period)
             return {"loss_mask": loss * self.loss_weight}
-        probabilities = logits.softmax(dim=1)
         classes = torch.cat([one.pred_classes for one in instances])
-        masks = _of_class(probabilities, classes)[:, None]
+        masks = _against_the_rest(logits, classes)[:, None]
         for one, mask in zip(instances, masks.split([len(i) for i in instances]), strict=True):
             one.pred_masks = mask
         return instances
@@ -55,7 +55,7 @@ def softmax_mask_loss(logits: Tensor, instances: list[Instances], *, vis_period:
 
     A pixel's class is the RoI's inside the ground-truth mask (cropped to the RoI), and background
     elsewhere. Writes detectron2's ``mask_rcnn/`` scalars, where a pixel counts as predicted when
-    its class has more than half of the probability.
+    its class is the likeliest.
 
     Args:
         logits: (R, K + 1, M, M), background last; K is 1 for class-agnostic masks.
@@ -80,20 +80,26 @@ def softmax_mask_loss(logits: Tensor, instances: list[Instances], *, vis_period:
     if logits.shape[1] == 2:
         classes = torch.zeros_like(classes)
     target = torch.where(inside, classes[:, None, None], logits.shape[1] - 1)
-    _log(_of_class(logits.detach().softmax(dim=1), classes), inside, vis_period)
+    _log(_against_the_rest(logits.detach(), classes), inside, vis_period)
     return F.cross_entropy(logits, target)
 
 
-def _of_class(maps: Tensor, classes: Tensor) -> Tensor:
-    """Of (R, K + 1, M, M) each RoI's map of its class: (R, M, M)."""
-    if maps.shape[1] == 2:
-        return maps[:, 0]
-    return maps[torch.arange(len(maps), device=maps.device), classes]
+def _against_the_rest(logits: Tensor, classes: Tensor) -> Tensor:
+    """Of each RoI's class k, p_k / (p_k + the largest other p): (R, M, M) of (R, K + 1, M, M).
+
+    An FCN decodes a softmax by its largest class, and p_k alone may be that and far below one half.
+    """
+    if logits.shape[1] == 2:
+        classes = torch.zeros_like(classes)
+    index = classes[:, None, None, None].expand(-1, 1, *logits.shape[2:])
+    own = logits.gather(1, index)
+    rival = logits.scatter(1, index, float("-inf")).amax(dim=1, keepdim=True)
+    return (own - rival).sigmoid()[:, 0]
 
 
-def _log(probabilities: Tensor, inside: Tensor, vis_period: int) -> None:
+def _log(masks: Tensor, inside: Tensor, vis_period: int) -> None:
     storage = get_event_storage()
-    predicted = probabilities > 0.5
+    predicted = masks > 0.5
     wrong = predicted != inside
     rates = {
         "accuracy": (~wrong).sum() / wrong.numel(),
@@ -105,7 +111,7 @@ def _log(probabilities: Tensor, inside: Tensor, vis_period: int) -> None:
     for name, value in zip(rates, values, strict=True):
         storage.put_scalar(f"mask_rcnn/{name}", value)
     if vis_period > 0 and storage.iter % vis_period == 0:
-        pairs = torch.cat([probabilities.float(), inside.float()], dim=2)
+        pairs = torch.cat([masks.float(), inside.float()], dim=2)
         for number, pair in enumerate(pairs):
             name = f"Left: mask prediction;   Right: mask GT ({number})"
             storage.put_image(name, pair.expand(3, -1, -1))

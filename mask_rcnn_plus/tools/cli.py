@@ -12,6 +12,7 @@ PROGRAM = "mask-rcnn-plus"
 # What is typed -> the module of mask_rcnn_plus.tools whose main(argv) runs it, and what it does.
 # main(argv) returns the exit code, or raises UserError, of which this file makes one line.
 COMMANDS = {
+    "ablate": ("ablate", "train a folder of configs with several seeds, and compare them"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
 }

@@ -82,7 +82,7 @@ def test_softmax_classes_compete() -> None:
 
 
 @pytest.mark.parametrize(("logits", "classes"), [([1.0, 2.0, -1.0, 0.5], 3), ([0.3, -0.4], 1)])
-def test_softmax_predicts_the_probability_of_the_predicted_class(
+def test_softmax_predicts_the_class_against_its_strongest_rival(
     logits: list[float], classes: int
 ) -> None:
     head = softmax_head(len(logits)).eval()
@@ -92,11 +92,22 @@ def test_softmax_predicts_the_probability_of_the_predicted_class(
     second.pred_classes = torch.tensor([2])
     found = head(torch.rand(3, 4, 2, 2), [first, second])
     p = softmax(logits)
-    expected = [[p[1], p[0]], [p[2]]] if classes == 3 else [[p[0], p[0]], [p[0]]]
+    # Of [1, 2, -1, 0.5] the largest is class 1's, and its strongest rival is class 0.
+    competing = [[p[1] / (p[1] + p[0]), p[0] / (p[0] + p[1])], [p[2] / (p[2] + p[1])]]
+    expected = competing if classes == 3 else [[p[0], p[0]], [p[0]]]
     for one, values in zip(found, expected, strict=True):
         assert one.pred_masks.shape == (len(values), 1, 4, 4)
         for mask, value in zip(one.pred_masks, values, strict=True):
             torch.testing.assert_close(mask, torch.full((1, 4, 4), value))
+
+
+def test_softmax_masks_are_where_the_class_is_the_likeliest() -> None:
+    head = softmax_head(4).eval()
+    constant_logits(head, [0.1, 0.2, 0.0, 0.1])  # no class has half of the probability
+    one = Instances((16, 16))
+    one.pred_classes = torch.tensor([0, 1, 2])
+    (found,) = head(torch.rand(3, 4, 2, 2), [one])
+    assert [bool((mask > 0.5).all()) for mask in found.pred_masks] == [False, True, False]
 
 
 def test_softmax_pictures_every_vis_period() -> None:

@@ -1,0 +1,121 @@
+"""A family of an ablation: a folder with a YAML a row, and what the paper found."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mask_rcnn_plus.errors import UserError, did_you_mean
+
+_CONFIGS = Path("configs", "ablations")
+DESCRIPTION = "family.json"
+_KEYS = {"title", "baseline", "order", "paper", "rows"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Rows that differ in one choice.
+
+    Attributes:
+        name: the folder's name.
+        folder: where the configs lie.
+        rows: names of the config files without their ending, in the table's order.
+        baseline: the row that the others are compared with.
+        title: of the table.
+        paper: where the paper's figures come from; "" where there are none.
+        paper_rows: row -> metric, e.g. "mask AP" -> the paper's figure in percent.
+    """
+
+    name: str
+    folder: Path
+    rows: tuple[str, ...]
+    baseline: str
+    title: str
+    paper: str
+    paper_rows: dict[str, dict[str, float]]
+
+    def config_file(self, row: str) -> Path:
+        return self.folder / f"{row}.yaml"
+
+    def paper_difference(self, row: str, metric: str) -> float | None:
+        """How much more the row has than the baseline in the paper; None where it does not say."""
+        figures = [self.paper_rows.get(name, {}).get(metric) for name in (row, self.baseline)]
+        ours, theirs = figures
+        return None if ours is None or theirs is None else ours - theirs
+
+
+def known_families() -> list[str]:
+    """The folders of configs/ablations, of this repository or of the working folder."""
+    if not _root().is_dir():
+        return []
+    return sorted(folder.name for folder in _root().iterdir() if _rows(folder))
+
+
+def find_families(name: str) -> list[Family]:
+    """The families that a name stands for.
+
+    Args:
+        name: "all", a folder of configs/ablations, or the path of any folder with configs in it.
+
+    Raises:
+        UserError: there is no such folder, no config in it, or its family.json is wrong.
+    """
+    names = known_families()
+    if name == "all":
+        if not names:
+            raise UserError(f"there is no folder {_CONFIGS} here: name a folder of configs")
+        return [_load(_root() / one) for one in names]
+    folder = _root() / name if name in names else Path(name)
+    if not folder.is_dir():
+        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}, or give a folder"
+        raise UserError(f"there is no ablation '{name}'{hint}")
+    return [_load(folder)]
+
+
+def _root() -> Path:
+    here = Path(__file__).parents[2] / _CONFIGS
+    return here if here.is_dir() else _CONFIGS
+
+
+def _rows(folder: Path) -> list[str]:
+    return sorted(p.stem for p in folder.glob("*.yaml") if not p.name.startswith("Base"))
+
+
+def _load(folder: Path) -> Family:
+    rows = _rows(folder)
+    if not rows:
+        raise UserError(f"folder '{folder}' has no configs: put a .yaml a row into it")
+    said = _read(folder / DESCRIPTION)
+    where = f"'{folder / DESCRIPTION}'"
+    for key in said:
+        if key not in _KEYS:
+            raise UserError(f"{where} has the unknown key '{key}'{did_you_mean(key, _KEYS)}")
+    baseline = said.get("baseline", rows[0])
+    order, figures = said.get("order", rows), said.get("rows", {})
+    for row in (baseline, *order, *figures):
+        if row not in rows:
+            hint = did_you_mean(str(row), rows)
+            raise UserError(f"{where} names the row '{row}', which has no config{hint}")
+    # A config that the order does not name comes last, rather than not at all.
+    every = dict.fromkeys((*order, *rows))
+    return Family(
+        name=folder.resolve().name,
+        folder=folder,
+        rows=tuple(every),
+        baseline=baseline,
+        title=said.get("title", folder.resolve().name),
+        paper=said.get("paper", ""),
+        paper_rows=figures,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"'{path}' is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"'{path}' is no JSON object")
+    return content

@@ -1,0 +1,256 @@
+"""One training run of an ablation: its folder, what is known of it, the process behind it."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+import mask_rcnn_plus
+from mask_rcnn_plus.errors import UserError
+
+RECORD, CONFIG, LOG = "run.json", "ablation.yaml", "output.txt"
+METRICS = tuple(f"{task} {name}" for task in ("box", "mask") for name in ("AP", "AP50", "AP75"))
+_TASKS = {"box": "bbox", "mask": "segm"}
+# glibc gives maps of some megabytes back to the system after each use, and takes them anew: a
+# seventh of a run's CPU time.
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+_TRAIN = "import sys; from mask_rcnn_plus.engine import main; sys.exit(main(sys.argv[1:]))"
+
+
+@dataclass
+class Run:
+    """A row's config with one seed.
+
+    Attributes:
+        row: the config file's name without its ending.
+        seed: SEED of the config.
+        config: the resolved config, as YAML, without its OUTPUT_DIR.
+        data: name of the data set that is evaluated.
+        folder: where the run writes.
+        record: what ``run.json`` in the folder says; empty before the run has started.
+    """
+
+    row: str
+    seed: int
+    config: str
+    data: str
+    folder: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The same for runs that would give the same."""
+        return hashlib.sha256(self.config.encode()).hexdigest()
+
+    @property
+    def finished(self) -> bool:
+        return self.record.get("state") == "finished"
+
+    @property
+    def failed(self) -> bool:
+        return self.record.get("state") == "failed"
+
+    @property
+    def results(self) -> dict[str, float]:
+        """Metric, e.g. "mask AP", to its value in percent, for what the run has measured."""
+        return self.record.get("results", {}) if self.finished else {}
+
+
+def make_run(row: str, cfg: CfgNode, folder: Path) -> Run:
+    """A run of a resolved config; its SEED is the run's."""
+    bare = cfg.clone()
+    bare.OUTPUT_DIR = ""
+    return Run(row, bare.SEED, bare.dump(), bare.DATASETS.TEST[0], folder)
+
+
+def share_finished(runs: list[Run], root: Path) -> None:
+    """Points runs of one config at one folder, and reads what lies there.
+
+    Args:
+        runs: changed in place. The first of those with one config keeps its folder, unless a run
+            with that config lies in another folder already.
+        root: below it, FAMILY/ROW/seed_N are folders of earlier runs.
+    """
+    places: dict[str, Path] = {}
+    for record in sorted(root.glob(f"*/*/seed_*/{RECORD}")):
+        places.setdefault(_read(record).get("digest", ""), record.parent)
+    for run in runs:
+        own = _read(run.folder / RECORD)
+        if own.get("digest") == run.digest:
+            places[run.digest] = run.folder
+    for run in runs:
+        run.folder = places.setdefault(run.digest, run.folder)
+        run.record = _read(run.folder / RECORD)
+
+
+def refuse_changed(runs: list[Run], *, overwrite: bool) -> None:
+    """Makes room for runs whose folder holds a run of another config.
+
+    Raises:
+        UserError: there is such a folder, and overwrite is off.
+    """
+    for run in runs:
+        if not run.record or run.record.get("digest") == run.digest:
+            continue
+        if not overwrite:
+            raise UserError(
+                f"{run.folder} holds a run of another config ({_difference(run)}); name another "
+                "--output, or give --overwrite"
+            )
+    for run in runs:
+        if run.record and run.record.get("digest") != run.digest:
+            shutil.rmtree(run.folder, ignore_errors=True)
+            run.record = {}
+
+
+class Processes:
+    """The training processes that are running, so that an interruption can end them."""
+
+    def __init__(self, threads: int, *, keep_weights: bool) -> None:
+        """
+        Args:
+            threads: CPU threads of each process.
+            keep_weights: leave a finished run's checkpoints, about 150 MB each.
+        """
+        self._threads = threads
+        self._keep_weights = keep_weights
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def train(self, run: Run) -> None:
+        """Trains and evaluates, or goes on where an interrupted run has stopped.
+
+        Whatever happens in the process, this ends with a record in the run's folder.
+        """
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / CONFIG).write_text(run.config)
+        spent = run.record.get("cpu_seconds", 0.0)
+        self._note(run, {"state": "running", "cpu_seconds": spent})
+        command = [sys.executable, "-c", _TRAIN, "--config-file", str(run.folder / CONFIG)]
+        command += ["--resume", "OUTPUT_DIR", str(run.folder)]
+        with (run.folder / LOG).open("a") as log:
+            with self._lock:
+                if self._stopped:
+                    return None
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=subprocess.STDOUT, env=self._environment()
+                )
+                self._running.add(process)
+            # wait4 and not wait: it knows this one child's CPU time.
+            _, status, usage = os.wait4(process.pid, 0)
+            with self._lock:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                self._running.discard(process)
+        spent += usage.ru_utime + usage.ru_stime
+        if self._stopped:
+            return self._note(run, {"state": "running", "cpu_seconds": spent})
+        self._conclude(run, process.returncode, spent)
+        return None
+
+    def stop(self) -> None:
+        """Ends the processes; their runs count as interrupted."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def _conclude(self, run: Run, code: int, spent: float) -> None:
+        try:
+            if code:
+                raise ValueError(f"exit code {code}: {_last_line(run.folder / LOG)}")
+            results = _read_results(run.folder / "inference" / run.data / "metrics.json")
+        except (OSError, ValueError) as error:
+            return self._note(run, {"state": "failed", "error": str(error), "cpu_seconds": spent})
+        self._note(
+            run,
+            {
+                "state": "finished",
+                "results": results,
+                "train_seconds": _training_seconds(run),
+                "cpu_seconds": round(spent, 1),
+            },
+        )
+        if not self._keep_weights:
+            for checkpoint in [*run.folder.glob("*.pth"), run.folder / "last_checkpoint"]:
+                checkpoint.unlink(missing_ok=True)
+        return None
+
+    def _note(self, run: Run, record: dict[str, Any]) -> None:
+        run.record = {"digest": run.digest, "row": run.row, "seed": run.seed, **record}
+        new = run.folder / f".{RECORD}"
+        new.write_text(json.dumps(run.record, indent=1) + "\n")
+        new.replace(run.folder / RECORD)  # never half written
+
+    def _environment(self) -> dict[str, str]:
+        # The processes are to import this very package, wherever it lies.
+        package = str(Path(mask_rcnn_plus.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        threads = str(self._threads)
+        return {**_MEMORY, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_results(path: Path) -> dict[str, float]:
+    measured = json.loads(path.read_text())
+    results = {}
+    for metric in METRICS:
+        task, name = metric.split()
+        value = measured.get(_TASKS[task], {}).get(name)
+        if value is not None and not math.isnan(value):
+            results[metric] = float(value)
+    return results
+
+
+def _training_seconds(run: Run) -> float | None:
+    """Iterations times an iteration's median time, which a machine's pauses leave as it is."""
+    iterations = CfgNode.load_cfg(run.config).SOLVER.MAX_ITER
+    try:
+        lines = (run.folder / "metrics.json").read_text().splitlines()
+        times = [t for t in (json.loads(line).get("time") for line in lines) if t is not None]
+    except (OSError, ValueError):
+        return None
+    return round(iterations * statistics.median(times), 1) if times else None
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "no output"
+
+
+def _difference(run: Run) -> str:
+    """The first keys in which the folder's config differs."""
+    try:
+        there = CfgNode.load_cfg((run.folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return "it cannot be read"
+    here = dict(_leaves(CfgNode.load_cfg(run.config)))
+    old = dict(_leaves(there))
+    keys = [key for key in {**here, **old} if here.get(key) != old.get(key)]
+    words = [f"{key} {old.get(key)} there, {here.get(key)} here" for key in keys[:3]]
+    return "; ".join(words) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        nested = isinstance(value, CfgNode) and value
+        leaves += _leaves(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+    return leaves
