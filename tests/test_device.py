@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling.meta_arch.build import build_model
 
 from mask_rcnn_plus import UserError, get_cfg
-from mask_rcnn_plus.device import allow_auto_device, resolve_device
+from mask_rcnn_plus.device import extend_detectron2, resolve_device
 
 
 def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -116,5 +116,5 @@ def test_an_absent_gpu_is_refused_by_build_model_too(monkeypatch) -> None:
 
 def test_allowing_twice_wraps_once() -> None:
     before = modeling.build_model, engine.DefaultPredictor.__init__
-    allow_auto_device()
+    extend_detectron2()
     assert (modeling.build_model, engine.DefaultPredictor.__init__) == before
