@@ -22,8 +22,8 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # ("cuda:1", "cpu").
     cfg.MODEL.DEVICE = "auto"
 
-    # Weights, images and feature maps lie in memory pixel by pixel (NHWC), as GPUs with tensor cores
-    # like them; the results are the same.
+    # Weights, images and feature maps lie in memory pixel by pixel (NHWC), as GPUs with tensor
+    # cores like them; the results are the same.
     cfg.MODEL.CHANNELS_LAST = False
 
     # The model of MODEL.BACKBONE.NAME "build_timm_fpn_backbone" (with MODEL.FPN, its top block a
@@ -44,6 +44,13 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
 
     # MODEL.ROI_HEADS.NUM_CLASSES stays detectron2's key; train_net.py reads -1 in it as "as many
     # as the training set has".
+
+    # MLPMaskHead (Mask R-CNN, table 2e): NUM_FC layers of FC_DIM, then one to a mask of
+    # OUTPUT_RESOLUTION x OUTPUT_RESOLUTION a class. The paper's two have NUM_FC 2 and 3.
+    cfg.MODEL.ROI_MASK_HEAD.MLP = CfgNode()
+    cfg.MODEL.ROI_MASK_HEAD.MLP.NUM_FC = 2
+    cfg.MODEL.ROI_MASK_HEAD.MLP.FC_DIM = 1024
+    cfg.MODEL.ROI_MASK_HEAD.MLP.OUTPUT_RESOLUTION = 28
 
     # The generated data set of circles, squares and triangles (data/shapes.py), so that a first
     # run needs no download: NAME_train and NAME_val, written below $DETECTRON2_DATASETS on first

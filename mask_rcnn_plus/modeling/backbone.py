@@ -262,7 +262,7 @@ def _freeze(timm: ModuleType, model: nn.Module, stages: dict[str, Any], freeze_a
         reached |= inside
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad = False
-        frozen = module if list(module.children()) else timm.layers.freeze_batch_norm_2d(module)
-        if frozen is not module:
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             parent, _, child = name.rpartition(".")
+            frozen = timm.layers.freeze_batch_norm_2d(module)
             setattr(model.get_submodule(parent), child, frozen)

@@ -1,12 +1,26 @@
-"""detectron2's ROI heads over the fused pooler."""
+"""detectron2's ROI heads (FPN and DC5, C4, cascade) over the fused pooler."""
 
+from collections.abc import Callable
 from typing import Any
 
-from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
-from torch import nn
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 
-from mask_rcnn_plus.modeling.pooler import FusedROIPooler
+from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.modeling.pooler import POOLER_TYPES, FusedROIPooler
+
+# A constructor's argument -> the section of MODEL that has its POOLER_TYPE. C4 has one pooler for
+# boxes and masks, and reads the box head's section.
+_POOLERS = {
+    "box_pooler": "ROI_BOX_HEAD",
+    "pooler": "ROI_BOX_HEAD",
+    "mask_pooler": "ROI_MASK_HEAD",
+    "keypoint_pooler": "ROI_KEYPOINT_HEAD",
+}
+_STOCK_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool")
+_ROTATED = "ROIAlignRotated"
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -14,32 +28,78 @@ class FusedROIHeads(StandardROIHeads):
     """``StandardROIHeads`` whose box, mask and keypoint poolers are one operator call each.
 
     Nothing else differs: the same config keys, losses, parameters and their names, so weights of
-    either load into the other.
+    either load into the other. ``POOLER_TYPE`` takes every key of ``POOLER_TYPES`` as well;
+    ``ROIAlignRotated`` leaves detectron2's pooler in place.
     """
 
     @classmethod
-    def from_config(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
-        arguments = super().from_config(cfg, input_shape)
-        for name in ("box_pooler", "mask_pooler", "keypoint_pooler"):
-            # Absent where the head is off, None where it works on the features themselves.
-            if isinstance(arguments.get(name), ROIPooler):
-                arguments[name] = _fused(arguments[name])
-        return arguments
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        return _with_fused_poolers(super().from_config, cfg, input_shape)
 
 
-def _fused(pooler: ROIPooler) -> nn.Module:
-    """The fused pooler that gives what detectron2's gives."""
+@ROI_HEADS_REGISTRY.register()
+class FusedRes5ROIHeads(Res5ROIHeads):
+    """``Res5ROIHeads`` (C4) over the fused pooler; as :class:`FusedROIHeads` otherwise.
+
+    Boxes and masks share one pooler, whose type is ``MODEL.ROI_BOX_HEAD.POOLER_TYPE``.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+
+@ROI_HEADS_REGISTRY.register()
+class FusedCascadeROIHeads(CascadeROIHeads):
+    """``CascadeROIHeads`` over the fused pooler; as :class:`FusedROIHeads` otherwise."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+
+def _with_fused_poolers(
+    from_config: Callable[[CfgNode, Any], dict[str, Any]], cfg: CfgNode, input_shape: Any
+) -> dict[str, Any]:
+    """The arguments that detectron2's ``from_config`` makes of a config, with our poolers in them.
+
+    Raises:
+        UserError: a ``POOLER_TYPE`` does not exist.
+    """
+    readable = CfgNode(cfg)  # a copy, which is not frozen
+    for section in sorted(set(_POOLERS.values())):
+        _check_type(section, cfg.MODEL[section].POOLER_TYPE)
+        if cfg.MODEL[section].POOLER_TYPE not in ("", *_STOCK_TYPES, _ROTATED):
+            # detectron2's pooler, which refuses what only ours knows, is built to be read alone.
+            readable.MODEL[section].POOLER_TYPE = "ROIAlignV2"
+    arguments = from_config(readable, input_shape)
+    for name, section in _POOLERS.items():
+        # Absent where the head is off, None where it works on the features themselves.
+        if isinstance(arguments.get(name), ROIPooler):
+            arguments[name] = _fused(arguments[name], cfg.MODEL[section].POOLER_TYPE)
+    return arguments
+
+
+def _check_type(section: str, pooler_type: str) -> None:
+    known = [*POOLER_TYPES, _ROTATED]
+    # A mask or keypoint head may take the maps as they are; then there is no pooler.
+    if pooler_type in known or (pooler_type == "" and section != "ROI_BOX_HEAD"):
+        return
+    raise UserError(
+        f"MODEL.{section}.POOLER_TYPE '{pooler_type}' is none of {', '.join(known)}"
+        f"{did_you_mean(pooler_type, known)}"
+    )
+
+
+def _fused(pooler: ROIPooler, pooler_type: str) -> FusedROIPooler | ROIPooler:
+    """Our pooler with the sizes, scales and levels of detectron2's."""
+    if pooler_type == _ROTATED:
+        return pooler
     levels = list(pooler.level_poolers)
-    kind = type(levels[0]).__name__
-    if kind == "RoIPool":
-        pooler_type = "ROIPool"
-    elif kind == "ROIAlign":
-        pooler_type = "ROIAlignV2" if levels[0].aligned else "ROIAlign"
-    else:
-        return pooler  # rotated boxes stay detectron2's
     return FusedROIPooler(
         output_size=pooler.output_size,
         scales=[level.spatial_scale for level in levels],
+        # RoIPool has none.
         sampling_ratio=getattr(levels[0], "sampling_ratio", 0),
         pooler_type=pooler_type,
         canonical_box_size=pooler.canonical_box_size,

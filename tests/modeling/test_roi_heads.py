@@ -1,91 +1,95 @@
-"""FusedROIHeads beside detectron2's StandardROIHeads: same parameters, losses and predictions."""
-
-import copy
+"""This project's ROI heads: every pooler type, what is refused, no objects. See test_parity.py."""
 
 import pytest
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils.events import EventStorage
 
-from mask_rcnn_plus import get_cfg
+from mask_rcnn_plus import UserError
 from mask_rcnn_plus.modeling import FusedROIPooler
-from tests.conftest import TINY
+from mask_rcnn_plus.modeling.pooler import POOLER_TYPES
+from tests.modeling.models import ARCHITECTURES, batch, build, config
+
+POOLERS = {
+    "fpn": {"box_pooler": "ROI_BOX_HEAD", "mask_pooler": "ROI_MASK_HEAD"},
+    "dc5": {"box_pooler": "ROI_BOX_HEAD", "mask_pooler": "ROI_MASK_HEAD"},
+    "cascade": {"box_pooler": "ROI_BOX_HEAD", "mask_pooler": "ROI_MASK_HEAD"},
+    "keypoint": {"box_pooler": "ROI_BOX_HEAD", "keypoint_pooler": "ROI_KEYPOINT_HEAD"},
+    "c4": {"pooler": "ROI_BOX_HEAD"},
+}
 
 
-def build(name: str, **keys: object) -> torch.nn.Module:
-    cfg = get_cfg()
-    cfg.merge_from_other_cfg(type(cfg)(copy.deepcopy(TINY)))
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    cfg.MODEL.ROI_HEADS.NAME = name
-    for key, value in keys.items():
-        cfg.merge_from_list([key.replace("__", "."), value])
-    torch.manual_seed(0)
-    return build_model(cfg)
-
-
-def batch() -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for _ in range(2):
-        objects = Instances((64, 64))
-        objects.gt_boxes = Boxes(torch.tensor([[4.0, 6.0, 30.0, 40.0], [20.0, 20.0, 60.0, 50.0]]))
-        objects.gt_classes = torch.tensor([0, 2])
-        masks = torch.zeros(2, 64, 64, dtype=torch.bool)
-        masks[0, 6:40, 4:30] = masks[1, 20:50, 20:60] = True
-        objects.gt_masks = BitMasks(masks)
-        image = torch.randint(0, 255, (3, 64, 64), generator=generator, dtype=torch.uint8)
-        inputs.append({"image": image, "instances": objects, "height": 64, "width": 64})
-    return inputs
-
-
-@pytest.mark.parametrize("pooler_type", ["ROIAlignV2", "ROIAlign", "ROIPool"])
-def test_losses_and_predictions_are_those_of_the_standard_heads(pooler_type: str) -> None:
-    keys = {
-        "MODEL__ROI_BOX_HEAD__POOLER_TYPE": pooler_type,
-        "MODEL__ROI_MASK_HEAD__POOLER_TYPE": pooler_type,
-    }
-    standard, fused = build("StandardROIHeads", **keys), build("FusedROIHeads", **keys)
-    assert isinstance(fused.roi_heads.box_pooler, FusedROIPooler)
-    assert isinstance(fused.roi_heads.mask_pooler, FusedROIPooler)
-    fused.load_state_dict(standard.state_dict(), strict=True)
-
-    losses = []
-    for model in (standard, fused):
-        torch.manual_seed(1)  # the sampling of anchors and proposals
+@pytest.mark.parametrize("pooler_type", POOLER_TYPES)
+def test_every_pooler_type_in_every_head(pooler_type: str) -> None:
+    keys = {f"{section}__POOLER_TYPE": pooler_type for section in ("ROI_BOX_HEAD", "ROI_MASK_HEAD")}
+    for architecture in ("fpn", "c4"):
+        model = build(architecture, **keys)
+        for name in POOLERS[architecture]:
+            pooler = getattr(model.roi_heads, name)
+            assert isinstance(pooler, FusedROIPooler)
+            assert pooler.pooler_type == pooler_type
         with EventStorage():
-            losses.append(model(batch()))
-    assert losses[0].keys() == losses[1].keys() >= {"loss_mask", "loss_box_reg"}
-    for name, value in losses[0].items():
-        torch.testing.assert_close(losses[1][name], value, rtol=1e-4, atol=1e-6)
-
-    gradients = []
-    for model, loss in zip((standard, fused), losses, strict=True):
-        sum(loss.values()).backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, value in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], value, rtol=1e-2, atol=1e-4, msg=name)
-
-    outputs = []
-    for model in (standard.eval(), fused.eval()):
-        with torch.no_grad():
-            outputs.append([one["instances"] for one in model(batch())])
-    for expected, found in zip(*outputs, strict=True):
-        assert len(expected) == len(found) > 0
-        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=1e-4, atol=1e-2
-        )
-        assert (found.pred_masks == expected.pred_masks).float().mean() > 0.999
+            losses = model(batch())
+        sum(losses.values()).backward()
+        assert all(torch.isfinite(loss) for loss in losses.values())
+    keypoints = build("keypoint", ROI_KEYPOINT_HEAD__POOLER_TYPE=pooler_type).roi_heads
+    assert keypoints.keypoint_pooler.pooler_type == pooler_type
+    assert keypoints.box_pooler.pooler_type == "ROIAlignV2"
 
 
-def test_a_batch_without_objects_keeps_the_graph() -> None:
-    model = build("FusedROIHeads")
-    inputs = batch()
-    for one in inputs:
-        one["instances"] = one["instances"][:0]
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_poolers_keep_the_sizes_and_levels_of_detectron2s(architecture: str) -> None:
+    keys = {f"{s}__POOLER_SAMPLING_RATIO": 2 for s in POOLERS[architecture].values()}
+    ours = build(architecture, **keys).roi_heads
+    theirs = build(architecture, ours=False, **keys).roi_heads
+    for name in POOLERS[architecture]:
+        found, expected = getattr(ours, name), getattr(theirs, name)
+        assert isinstance(found, FusedROIPooler)
+        assert isinstance(expected, ROIPooler)
+        assert found.sampling_ratio == 2
+        assert found.scales == tuple(p.spatial_scale for p in expected.level_poolers)
+        for field in ("output_size", "min_level", "max_level", "canonical_box_size"):
+            assert getattr(found, field) == getattr(expected, field)
+
+
+def test_the_config_is_left_as_it_was() -> None:
+    cfg = config("fpn", ROI_MASK_HEAD__POOLER_TYPE="ROIWarp")
+    before = cfg.dump()
+    build("fpn", ROI_MASK_HEAD__POOLER_TYPE="ROIWarp")
+    assert cfg.dump() == before
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "section", "pooler_type", "expected"),
+    [
+        ("fpn", "ROI_MASK_HEAD", "ROIWrap", "did you mean 'ROIWarp'?"),
+        ("c4", "ROI_BOX_HEAD", "ROIPoolMax", "did you mean 'ROIPool'?"),
+        ("cascade", "ROI_BOX_HEAD", "", "ROI_BOX_HEAD.POOLER_TYPE '' is none of ROIAlign,"),
+        ("keypoint", "ROI_KEYPOINT_HEAD", "max", "'max' is none of ROIAlign, ROIAlignV2,"),
+    ],
+)
+def test_an_unknown_pooler_type_is_refused(
+    architecture: str, section: str, pooler_type: str, expected: str
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        build(architecture, **{f"{section}__POOLER_TYPE": pooler_type})
+    assert expected in str(refusal.value)
+    assert all(name in str(refusal.value) for name in POOLER_TYPES)
+
+
+def test_without_a_pooler_type_a_mask_head_gets_the_maps() -> None:
+    # As in detectron2; of the heads here none takes maps, so the refusal shows it.
+    with pytest.raises(UserError, match="MLPMaskHead needs RoIs"):
+        build("fpn", ROI_MASK_HEAD__NAME="MLPMaskHead", ROI_MASK_HEAD__POOLER_TYPE="")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_batch_without_objects_keeps_the_graph(architecture: str) -> None:
+    model = build(architecture)
     with EventStorage():
-        losses = model(inputs)
+        losses = model(batch(empty=True))
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
-    assert model.roi_heads.mask_head.predictor.weight.grad is not None
+    # Every head's every parameter, or distributed training would wait for it forever.
+    assert all(p.grad is not None for p in model.roi_heads.parameters())
