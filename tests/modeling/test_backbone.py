@@ -190,7 +190,7 @@ def test_an_fpn_of_fewer_levels_has_its_top_above_them() -> None:
             "names 'res2', but 'vit_tiny_patch16_224' has res4",
         ),
         ({"TIMM__NAME": "vgg11", "TIMM__DROP_PATH_RATE": 0.1}, "has no drop path"),
-        ({"TIMM__NAME": "coat_tiny"}, "takes images of 224 x 224 pixels alone"),
+        ({"TIMM__NAME": "gcvit_xxtiny"}, "takes images of 224 x 224 pixels alone"),
         ({"BACKBONE__FREEZE_AT": 9}, "FREEZE_AT is 9, but the stages are"),
         ({"TIMM__NAME": "hrnet_w18_small", "BACKBONE__FREEZE_AT": 2}, "set it to 0"),
         (
