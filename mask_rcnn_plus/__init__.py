@@ -15,7 +15,7 @@ from mask_rcnn_plus.data import register_folder_datasets  # noqa: E402
 from mask_rcnn_plus.engine.checkpoint import read_class_names  # noqa: E402
 from mask_rcnn_plus.errors import UserError  # noqa: E402
 
-device.allow_auto_device()
+device.extend_detectron2()
 register_folder_datasets()
 
 __all__ = [

@@ -22,6 +22,26 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # ("cuda:1", "cpu").
     cfg.MODEL.DEVICE = "auto"
 
+    # Weights, images and feature maps lie in memory pixel by pixel (NHWC), as GPUs with tensor
+    # cores like them; the results are the same.
+    cfg.MODEL.CHANNELS_LAST = False
+
+    # The model of MODEL.BACKBONE.NAME "build_timm_fpn_backbone" (with MODEL.FPN, its top block a
+    # max pooling) or "build_timm_backbone" (without). MODEL.BACKBONE.FREEZE_AT counts stages as
+    # for a ResNet: 0 trains all, 1 freezes the stem, 2 res2 as well. INPUT.FORMAT "RGB" and
+    # MODEL.PIXEL_MEAN and PIXEL_STD have to be those of the pretrained weights.
+    cfg.MODEL.TIMM = CfgNode()
+    # A name of timm.list_models(), or with the tag of its weights one of timm.list_pretrained().
+    cfg.MODEL.TIMM.NAME = "convnext_tiny"
+    # Start from timm's ImageNet weights, fetched once and cached; MODEL.WEIGHTS goes before them.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Maps are named by stride: res2 4, res3 8, res4 16, res5 32.
+    cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Probability, in training, of dropping the last block; earlier ones linearly less.
+    cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
+    # Batch norms keep their statistics, scale and shift: with small batches.
+    cfg.MODEL.TIMM.FREEZE_BATCH_NORM = False
+
     # MODEL.ROI_HEADS.NUM_CLASSES stays detectron2's key; train_net.py reads -1 in it as "as many
     # as the training set has".
 

@@ -1,4 +1,4 @@
-"""MODEL.DEVICE: what "auto" means, and detectron2's functions that must understand it."""
+"""MODEL.DEVICE and MODEL.CHANNELS_LAST: what detectron2's functions must understand of them."""
 
 import functools
 import sys
@@ -51,25 +51,56 @@ def _with_device(cfg: CfgNode) -> CfgNode:
     return copy
 
 
-@functools.cache
-def allow_auto_device() -> None:
-    """Lets detectron2's ``build_model`` and ``DefaultPredictor`` take a config that says "auto".
+def use_channels_last(model: torch.nn.Module) -> None:
+    """Converts a detectron2 model, in place, to run in channels_last (NHWC) memory.
 
-    They get a copy of the config that names the device; the caller's, which may be frozen, stays
-    as it is. They also refuse an absent GPU as ``resolve_device`` does. A second call changes
-    nothing.
+    What enters the backbone is converted; convolutions, norms, resizing and pooling keep the layout
+    of what they get, so the heads get it too.
+
+    Args:
+        model: of any architecture with a ``backbone`` that takes the batch of images.
+
+    Raises:
+        UserError: there is no backbone.
+    """
+    if not isinstance(getattr(model, "backbone", None), torch.nn.Module):
+        raise UserError(
+            f"MODEL.CHANNELS_LAST is True, but {type(model).__name__} has no backbone: set it to "
+            "False"
+        )
+    model.to(memory_format=torch.channels_last)
+    model.backbone.register_forward_pre_hook(_to_channels_last)
+
+
+def _to_channels_last(
+    backbone: torch.nn.Module, inputs: tuple[torch.Tensor]
+) -> tuple[torch.Tensor]:
+    return (inputs[0].contiguous(memory_format=torch.channels_last),)
+
+
+@functools.cache
+def extend_detectron2() -> None:
+    """Lets detectron2 take a config that says MODEL.DEVICE "auto" or MODEL.CHANNELS_LAST.
+
+    ``build_model`` and ``DefaultPredictor`` get a copy of the config that names the device; the
+    caller's, which may be frozen, stays as it is. They also refuse an absent GPU as
+    ``resolve_device`` does. A second call changes nothing.
     """
     from detectron2.engine import DefaultPredictor
     from detectron2.modeling import build_model
 
     @functools.wraps(build_model)
-    def build_model_anywhere(cfg: CfgNode) -> torch.nn.Module:
-        return build_model(_with_device(cfg))
+    def build_model_extended(cfg: CfgNode) -> torch.nn.Module:
+        model = build_model(_with_device(cfg))
+        # A config made without this project's keys has none.
+        if cfg.MODEL.get("CHANNELS_LAST", False):
+            use_channels_last(model)
+        return model
 
     # Each module that imported the function by name holds its own reference to it.
     for name, module in list(sys.modules.items()):
         if name.startswith("detectron2.") and vars(module).get("build_model") is build_model:
-            module.build_model = build_model_anywhere
+            module.build_model = build_model_extended
 
     # In main the predictor reads MODEL.DEVICE once more, from its own copy of the config.
     init = DefaultPredictor.__init__

@@ -1,4 +1,7 @@
-"""MODEL.DEVICE: auto, absent GPUs, and detectron2's functions under a config that says auto."""
+"""MODEL.DEVICE: auto, absent GPUs, and detectron2's functions under a config that says auto;
+MODEL.CHANNELS_LAST."""
+
+import copy
 
 import numpy as np
 import pytest
@@ -6,9 +9,12 @@ import torch
 from detectron2 import engine, modeling
 from detectron2.config import CfgNode
 from detectron2.modeling.meta_arch.build import build_model
+from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError, get_cfg
-from mask_rcnn_plus.device import allow_auto_device, resolve_device
+from mask_rcnn_plus.device import extend_detectron2, resolve_device
+from tests.conftest import TINY
+from tests.shrink import batch
 
 
 def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -116,5 +122,85 @@ def test_an_absent_gpu_is_refused_by_build_model_too(monkeypatch) -> None:
 
 def test_allowing_twice_wraps_once() -> None:
     before = modeling.build_model, engine.DefaultPredictor.__init__
-    allow_auto_device()
+    extend_detectron2()
     assert (modeling.build_model, engine.DefaultPredictor.__init__) == before
+
+
+def _tiny(**keys: object) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_other_cfg(CfgNode(copy.deepcopy(TINY)))
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.MODEL.ROI_HEADS.NAME = "FusedROIHeads"
+    for key, value in keys.items():
+        cfg.merge_from_list([f"MODEL.{key.replace('__', '.')}", value])
+    return cfg
+
+
+def _is_channels_last(maps: torch.Tensor) -> bool:
+    return maps.is_contiguous(memory_format=torch.channels_last) and not maps.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"RESNETS__NORM": "GN", "FPN__NORM": "GN", "FPN__OUT_CHANNELS": 32},
+        {"BACKBONE__NAME": "build_timm_fpn_backbone", "TIMM__NAME": "convnext_atto"},
+    ],
+    ids=["BN", "GN", "timm"],
+)
+def test_channels_last_computes_the_same_and_reaches_the_pooler(keys: dict[str, object]) -> None:
+    if "BACKBONE__NAME" in keys:
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    contiguous = modeling.build_model(_tiny(**keys))
+    last = modeling.build_model(_tiny(CHANNELS_LAST=True, **keys))
+    last.load_state_dict(contiguous.state_dict())
+    assert _is_channels_last(last.proposal_generator.rpn_head.conv.weight)
+
+    seen: list[torch.Tensor] = []
+    for pooler in (last.roi_heads.box_pooler, last.roi_heads.mask_pooler):
+        pooler.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[0]))
+    inputs = batch(_tiny())
+    results = []
+    for model in (contiguous, last):
+        torch.manual_seed(1)  # the sampling of anchors and proposals
+        with EventStorage():
+            losses = model.train()(inputs)
+        sum(losses.values()).backward()
+        with torch.no_grad():
+            maps = model.eval().backbone(model.preprocess_image(inputs).tensor)
+        results.append((losses, maps))
+    assert len(seen) == 8  # four levels, two heads
+    assert all(_is_channels_last(one) for one in seen)
+
+    (losses, maps), (losses_last, maps_last) = results
+    for name, loss in losses.items():
+        torch.testing.assert_close(losses_last[name], loss, rtol=1e-5, atol=1e-5)
+    for name, one in maps.items():
+        assert (maps_last[name] - one).abs().max() <= 1e-5 * one.abs().max(), name
+    gradient, gradient_last = (
+        model.backbone.fpn_output2.weight.grad for model in (contiguous, last)
+    )
+    assert (gradient_last - gradient).abs().max() <= 1e-5 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("architecture", ["ProposalNetwork", "RetinaNet"])
+def test_channels_last_serves_other_architectures(architecture: str) -> None:
+    cfg = _tiny(CHANNELS_LAST=True, META_ARCHITECTURE=architecture)
+    cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16]] if architecture == "RetinaNet" else [[8]]
+    model = modeling.build_model(cfg).eval()
+    seen: list[torch.Tensor] = []
+    first = model.backbone.bottom_up.stem.conv1
+    first.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    with torch.no_grad():
+        model(batch(cfg))
+    assert [_is_channels_last(one) for one in seen] == [True]
+
+
+def test_channels_last_without_a_backbone_is_refused() -> None:
+    cfg = _cfg("cpu", frozen=False)
+    cfg.MODEL.CHANNELS_LAST = True
+    with pytest.raises(UserError, match="DeviceProbe has no backbone"):
+        modeling.build_model(cfg)

@@ -1,5 +1,6 @@
 """Components that this project registers with detectron2 or builds its heads from."""
 
+from mask_rcnn_plus.modeling.backbone import TimmBackbone
 from mask_rcnn_plus.modeling.mlp_mask_head import MLPMaskHead
 from mask_rcnn_plus.modeling.pooler import FusedROIPooler
 from mask_rcnn_plus.modeling.roi_heads import (
@@ -16,4 +17,5 @@ __all__ = [
     "FusedRes5ROIHeads",
     "MLPMaskHead",
     "SoftmaxMaskHead",
+    "TimmBackbone",
 ]

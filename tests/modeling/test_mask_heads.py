@@ -93,8 +93,10 @@ def test_softmax_predicts_the_class_against_its_strongest_rival(
     found = head(torch.rand(3, 4, 2, 2), [first, second])
     p = softmax(logits)
     # Of [1, 2, -1, 0.5] the largest is class 1's, and its strongest rival is class 0.
-    competing = [[p[1] / (p[1] + p[0]), p[0] / (p[0] + p[1])], [p[2] / (p[2] + p[1])]]
-    expected = competing if classes == 3 else [[p[0], p[0]], [p[0]]]
+    if classes == 3:
+        expected = [[p[1] / (p[1] + p[0]), p[0] / (p[0] + p[1])], [p[2] / (p[2] + p[1])]]
+    else:
+        expected = [[p[0], p[0]], [p[0]]]
     for one, values in zip(found, expected, strict=True):
         assert one.pred_masks.shape == (len(values), 1, 4, 4)
         for mask, value in zip(one.pred_masks, values, strict=True):

@@ -1,0 +1,226 @@
+"""timm models as backbones: names by stride, sizes, layouts, frozen stages, refusals."""
+
+import sys
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from mask_rcnn_plus import UserError, get_cfg
+from mask_rcnn_plus.modeling import TimmBackbone
+
+timm = pytest.importorskip("timm")
+
+RGB = ShapeSpec(channels=3)
+
+
+def from_config(**keys: object) -> torch.nn.Module:
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.TIMM.NAME = "resnet10t"
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    for key, value in keys.items():
+        cfg.merge_from_list([f"MODEL.{key.replace('__', '.')}", value])
+    torch.manual_seed(0)
+    return build_backbone(cfg, RGB)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("convnext_atto", (40, 80, 160, 320)),
+        ("swin_tiny_patch4_window7_224", (96, 192, 384, 768)),
+        ("efficientnet_b0", (24, 40, 112, 320)),
+        ("resnet18", (64, 128, 256, 512)),
+    ],
+)
+@pytest.mark.parametrize("size", [(64, 96), (50, 71)])
+def test_maps_have_the_sizes_that_their_strides_say(
+    name: str, channels: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    backbone = TimmBackbone(name=name).eval()
+    shapes = backbone.output_shape()
+    assert list(shapes) == ["res2", "res3", "res4", "res5"]
+    assert [shape.stride for shape in shapes.values()] == [4, 8, 16, 32]
+    assert tuple(shape.channels for shape in shapes.values()) == channels
+    with torch.no_grad():
+        maps = backbone(torch.randn(2, 3, *size))
+    for key, one in maps.items():
+        stride = shapes[key].stride
+        sides = [-(-side // stride) for side in size]
+        assert one.shape == (2, shapes[key].channels, *sides)
+
+
+def test_maps_are_the_models_own() -> None:
+    name = "swin_tiny_patch4_window7_224"
+    backbone = TimmBackbone(name=name, out_features=["res3", "res5"]).eval()
+    model = timm.create_model(name, features_only=True, img_size=(64, 96), always_partition=True)
+    model.load_state_dict(backbone.model.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        found, expected = backbone(image), model.eval()(image)
+    assert list(found) == ["res3", "res5"]
+    torch.testing.assert_close(found["res3"], expected[1].permute(0, 3, 1, 2))
+    torch.testing.assert_close(found["res5"], expected[3].permute(0, 3, 1, 2))
+
+
+def test_a_smaller_image_is_padded_with_zeros_right_and_below() -> None:
+    backbone = TimmBackbone(name="convnext_atto").eval()
+    image = torch.randn(1, 3, 64, 64)
+    image[:, :, 40:] = image[:, :, :, 33:] = 0
+    with torch.no_grad():
+        whole, cut = backbone(image), backbone(image[:, :, :40, :33])
+    for name, one in cut.items():
+        torch.testing.assert_close(one, whole[name][..., : one.shape[2], : one.shape[3]])
+
+
+def test_windows_that_must_fill_the_map_are_padded_to() -> None:
+    backbone = TimmBackbone(name="maxvit_tiny_tf_224", out_features=["res2"]).eval()
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 64, 80))
+    assert maps["res2"].shape == (1, 64, 16, 20)
+
+
+def test_no_layer_stands_behind_the_last_map() -> None:
+    backbone = TimmBackbone(name="resnet18", out_features=["res2", "res4"])
+    maps = backbone(torch.randn(1, 3, 32, 32))
+    assert list(maps) == ["res2", "res4"]
+    sum(one.sum() for one in maps.values()).backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "frozen", "trained"),
+    [
+        ("resnet18", 1, ["conv1", "bn1"], ["layer1", "layer2", "layer3", "layer4"]),
+        ("resnet18", 3, ["conv1", "bn1", "layer1", "layer2"], ["layer3", "layer4"]),
+        ("convnext_atto", 1, ["stem_0", "stem_1"], ["stages_0", "stages_1"]),
+        ("convnext_atto", 2, ["stem_0", "stages_0"], ["stages_1", "stages_3"]),
+        ("efficientnet_b0", 2, ["conv_stem", "blocks.0", "blocks.1"], ["blocks.2", "blocks.6"]),
+    ],
+)
+def test_frozen_stages(name: str, freeze_at: int, frozen: list[str], trained: list[str]) -> None:
+    backbone = TimmBackbone(name=name, freeze_at=freeze_at)
+    parameters = dict(backbone.model.named_parameters())
+
+    def of(part: str) -> list[bool]:
+        return [p.requires_grad for key, p in parameters.items() if key.startswith(f"{part}.")]
+
+    assert not any(flag for part in frozen for flag in of(part))
+    assert all(of(part) and all(of(part)) for part in trained)
+    # What batch norms know must stay as well, whatever images come.
+    before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    maps = backbone.train()(5 + torch.randn(2, 3, 64, 64))
+    sum(one.sum() for one in maps.values()).backward()
+    after = backbone.model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert not [key for key in changed if key.startswith(tuple(f"{part}." for part in frozen))]
+
+
+def test_frozen_batch_norms_keep_their_statistics_and_their_activation() -> None:
+    """EfficientNet's norms hold the activation, which has to outlive them."""
+    free = TimmBackbone(name="efficientnet_b0").eval()
+    frozen = TimmBackbone(name="efficientnet_b0", freeze_batch_norm=True)
+    frozen.load_state_dict(free.state_dict(), strict=False)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = free(image), frozen.train()(image)
+    for name, one in expected.items():
+        torch.testing.assert_close(found[name], one)
+    assert frozen.model.bn1.weight.requires_grad is False
+
+
+def test_drop_path_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    backbone = TimmBackbone(name="convnext_atto", drop_path_rate=0.5)
+    for key, parameter in backbone.named_parameters():
+        if key.endswith("gamma"):
+            torch.nn.init.ones_(parameter)  # the branches that are dropped, at full weight
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        kept = [backbone.eval()(image)["res5"] for _ in range(2)]
+        dropped = [backbone.train()(image)["res5"] for _ in range(2)]
+    assert torch.equal(*kept)
+    assert not torch.equal(*dropped)
+
+
+@pytest.mark.parametrize(("norm", "bias"), [("", True), ("GN", False)])
+def test_fpn_by_config(norm: str, bias: bool) -> None:
+    fpn = from_config(
+        BACKBONE__NAME="build_timm_fpn_backbone", FPN__OUT_CHANNELS=32, FPN__NORM=norm
+    )
+    maps = fpn(torch.randn(1, 3, 64, 64))
+    assert {name: one.shape[2] for name, one in maps.items()} == {
+        "p2": 16,
+        "p3": 8,
+        "p4": 4,
+        "p5": 2,
+        "p6": 1,
+    }
+    assert all(one.shape[1] == 32 for one in maps.values())
+    assert fpn.size_divisibility == 32
+    assert (fpn.fpn_lateral2.bias is not None) == bias
+    torch.testing.assert_close(maps["p6"], maps["p5"][..., ::2, ::2])
+
+
+def test_an_fpn_of_fewer_levels_has_its_top_above_them() -> None:
+    fpn = from_config(
+        BACKBONE__NAME="build_timm_fpn_backbone",
+        FPN__IN_FEATURES="['res2', 'res3', 'res4']",
+        TIMM__OUT_FEATURES="['res2', 'res3', 'res4']",
+    )
+    assert list(fpn.output_shape()) == ["p2", "p3", "p4", "p5"]
+    maps = fpn(torch.randn(1, 3, 64, 64))
+    torch.testing.assert_close(maps["p5"], maps["p4"][..., ::2, ::2])
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"TIMM__NAME": "convnext_tinny"}, "did you mean 'convnext_tiny'"),
+        ({"TIMM__NAME": "no such thing at all"}, "see timm.list_models()"),
+        (
+            {"TIMM__OUT_FEATURES": "['res2', 'res7']"},
+            "names 'res7', but 'resnet10t' has res1, res2",
+        ),
+        (
+            {"TIMM__NAME": "vit_tiny_patch16_224"},
+            "names 'res2', but 'vit_tiny_patch16_224' has res4",
+        ),
+        ({"TIMM__NAME": "vgg11", "TIMM__DROP_PATH_RATE": 0.1}, "has no drop path"),
+        ({"TIMM__NAME": "gcvit_xxtiny"}, "takes images of 224 x 224 pixels alone"),
+        ({"BACKBONE__FREEZE_AT": 9}, "FREEZE_AT is 9, but the stages are"),
+        ({"TIMM__NAME": "hrnet_w18_small", "BACKBONE__FREEZE_AT": 2}, "set it to 0"),
+        (
+            {"BACKBONE__NAME": "build_timm_fpn_backbone", "TIMM__OUT_FEATURES": "['res2', 'res3']"},
+            "MODEL.FPN.IN_FEATURES names 'res4'",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_one_clear_line(keys: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError) as error:
+        from_config(**keys)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_without_timm_the_message_says_how_to_install_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="uv sync --extra timm"):
+        TimmBackbone(name="resnet18")
+
+
+def test_weights_that_cannot_be_fetched_are_one_clear_line(monkeypatch) -> None:
+    def no_network(*args: object, **kwargs: object) -> None:
+        raise OSError("Could not reach\nthe hub")
+
+    monkeypatch.setattr(timm.models._builder, "load_pretrained", no_network)
+    with pytest.raises(UserError) as error:
+        from_config(TIMM__PRETRAINED=True)
+    assert "pretrained weights of 'resnet10t' cannot be had" in str(error.value)
+    assert "set MODEL.TIMM.PRETRAINED False" in str(error.value)
+    assert "\n" not in str(error.value)
+    # A checkpoint brings every weight with it.
+    from_config(TIMM__PRETRAINED=True, WEIGHTS="model_final.pth")
