@@ -40,6 +40,14 @@ def half_inside(classes: list[int]) -> Instances:
     return one
 
 
+def test_softmax_loss_is_weighted() -> None:
+    head, losses = softmax_head(4), []
+    for head.loss_weight in (1.0, 2.5):
+        with EventStorage():
+            losses.append(head(torch.ones(1, 4, 2, 2), [half_inside([1])])["loss_mask"].item())
+    assert losses[1] == pytest.approx(2.5 * losses[0])
+
+
 def softmax(values: list[float]) -> list[float]:
     total = sum(math.exp(v) for v in values)
     return [math.exp(v) / total for v in values]
