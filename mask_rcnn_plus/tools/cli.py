@@ -13,6 +13,7 @@ PROGRAM = "mask-rcnn-plus"
 # main(argv) returns the exit code, or raises UserError, of which this file makes one line.
 COMMANDS = {
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
+    "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
 }
 
 

@@ -1,0 +1,121 @@
+"""The same weights and input in our models and in stock detectron2's give the same numbers."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask_rcnn_plus import UserError
+from mask_rcnn_plus.engine.checkpoint import Checkpointer
+from tests.modeling.models import ARCHITECTURES, batch, build
+
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def smooth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes ReLU's kink away, in both models.
+
+    Where a value lies within rounding of zero, one model's ReLU passes a gradient and the other's
+    does not: a difference of the gradient's full size, from one of 1e-8 in the value.
+    """
+
+    def smooth_relu(x: Tensor, inplace: bool = False) -> Tensor:
+        return F.gelu(x)
+
+    monkeypatch.setattr(F, "relu", smooth_relu)
+    monkeypatch.setattr(F, "relu_", smooth_relu)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Gives the predictors weights that tell boxes and classes apart, as training would."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("predictor", "objectness", "anchor_deltas", "score")):
+                scale = 0.05 if "delta" in name or "bbox" in name else 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def in_zoo_format(model: nn.Module, path: Path) -> str:
+    """Writes what the model zoo's .pkl files are: NumPy arrays by name, and an author."""
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    with path.open("wb") as file:
+        pickle.dump({"model": arrays, "__author__": "Detectron2 Model Zoo"}, file)
+    return str(path)
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[nn.Module, nn.Module]:
+    """Stock detectron2's model, and ours with its weights, by way of a checkpoint file."""
+    stock = randomised(build(request.param, ours=False))
+    ours = build(request.param)
+    assert {n: v.shape for n, v in ours.state_dict().items()} == {
+        n: v.shape for n, v in stock.state_dict().items()
+    }
+    Checkpointer(ours, strict=True).load(in_zoo_format(stock, tmp_path / "model_final.pkl"))
+    return stock, ours
+
+
+def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
+    """Within 1e-5 of the largest value."""
+    assert found.shape == expected.shape, what
+    if expected.numel():
+        bound = TOLERANCE * max(1.0, expected.abs().max().item())
+        assert (found - expected).abs().max().item() <= bound, what
+
+
+@pytest.mark.parametrize("pair", ARCHITECTURES, indirect=True)
+def test_losses_and_gradients(pair: tuple[nn.Module, nn.Module], smooth: None) -> None:
+    losses = []
+    for model in pair:
+        torch.manual_seed(1)  # the sampling of anchors and proposals
+        with EventStorage():
+            losses.append(model(batch()))
+        sum(losses[-1].values()).backward()
+    assert losses[0].keys() == losses[1].keys()
+    assert {"loss_mask", "loss_keypoint"} & losses[0].keys()
+    for name, expected in losses[0].items():
+        assert expected > 0
+        assert_near(losses[1][name], expected, name)
+    ours = dict(pair[1].named_parameters())
+    for name, parameter in pair[0].named_parameters():
+        expected = parameter.grad
+        # What is added is for a bias before a softmax over pixels, whose gradient is rounding.
+        bound = TOLERANCE * expected.abs().max().item() + 1e-7
+        assert expected.any(), name
+        assert (ours[name].grad - expected).abs().max().item() <= bound, name
+
+
+@pytest.mark.parametrize("pair", ARCHITECTURES, indirect=True)
+def test_detections(pair: tuple[nn.Module, nn.Module]) -> None:
+    results = []
+    for model in pair:
+        with torch.no_grad():
+            results.append(model.eval().inference(batch(), do_postprocess=False))
+    for expected, found in zip(*results, strict=True):
+        assert len(expected) >= 10
+        # Else all classes or all boxes could be mistaken for one another.
+        assert len(expected.pred_classes.unique()) > 1
+        assert (expected.scores[:-1] - expected.scores[1:]).max() > 100 * TOLERANCE
+        fields = expected.get_fields()
+        assert fields.keys() == found.get_fields().keys()
+        assert {"pred_masks", "pred_keypoints"} & fields.keys()
+        for name, value in fields.items():
+            there = found.get(name)
+            if isinstance(value, Boxes):
+                value, there = value.tensor, there.tensor
+            assert_near(there, value, name)
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "cascade"])
+def test_a_checkpoint_of_another_architecture_is_refused(architecture: str, tmp_path: Path) -> None:
+    path = in_zoo_format(build("c4", ours=False), tmp_path / "c4.pkl")
+    with pytest.raises(UserError, match="do not fit this model: "):
+        Checkpointer(build(architecture), strict=True).load(path)
