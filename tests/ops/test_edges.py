@@ -122,6 +122,22 @@ def test_more_than_two_to_the_31_elements():
     assert (out == torch.tensor([3.0, 5.0])[:, None, None]).all()
 
 
+@native_only
+@pytest.mark.parametrize("channels", [64, 256, 272, 260])
+def test_an_output_larger_than_the_caches_has_the_same_bits(channels):
+    # From 16 MiB on an output is written past the caches (where its cells are aligned for that).
+    side = 7 if channels == 256 else 8
+    rois = (17 << 20) // (4 * channels * side**2) + 1
+    features = torch.rand(1, channels, 20, 20).contiguous(memory_format=torch.channels_last)
+    corners = 16 * torch.rand(rois, 2)
+    boxes = torch.cat([torch.zeros(rois, 1), corners, corners + 4 * torch.rand(rois, 2)], 1)
+    boxes[3, 1] = math.nan
+    whole = roi_align(features, boxes, side, 1.0, 2, True)
+    parts = [roi_align(features, some, side, 1.0, 2, True) for some in boxes.chunk(2)]
+    assert whole.nbytes >= 16 << 20 > parts[0].nbytes
+    assert torch.equal(whole.view(torch.int32), torch.cat(parts).view(torch.int32))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
