@@ -1,7 +1,10 @@
 """The command ``mask-rcnn-plus``: finds the tool that a command line names, and runs it."""
 
 import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -26,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: the tool's, 2 after one line on standard error about a mistake in the input,
-        or 130 after Ctrl-C.
+        130 after Ctrl-C, 143 after SIGTERM, or 141 when what reads the output went away.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
@@ -42,13 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(module: str, arguments: list[str]) -> int:
     # A tool may import much that another does not need.
     tool = importlib.import_module(f"mask_rcnn_plus.tools.{module}")
+    if threading.current_thread() is threading.main_thread():
+        # Unlike the default, this lets a tool end the processes that it has started.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return tool.main(arguments)
+        code = tool.main(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Python writes out what is left as it ends, which would fail once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _explain(words: list[str]) -> int:

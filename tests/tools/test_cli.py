@@ -1,7 +1,11 @@
 """The command mask-rcnn-plus: help, mistakes in the command's name, errors of a tool."""
 
 import importlib
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +79,38 @@ def test_what_a_tool_raises_becomes_one_line(
     monkeypatch.setattr("mask_rcnn_plus.tools.benchmark_roi.main", tool)
     assert main(["benchmark", "roi-align", "--repeats", "1"]) == code
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_a_tool_that_is_terminated_ends_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def tool(arguments: list[str]) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return 0
+        finally:
+            ended.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("mask_rcnn_plus.tools.benchmark_roi.main", tool)
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            main(["benchmark", "roi-align"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exit_.value.code == 143 and ended == [True]
+
+
+def test_output_that_nobody_reads_is_no_traceback() -> None:
+    code = "import sys; from mask_rcnn_plus.tools.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "ablate", "--list"]
+    read, write = os.pipe()
+    os.close(read)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(write)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
 def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
