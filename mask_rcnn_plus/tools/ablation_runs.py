@@ -24,6 +24,8 @@ _TASKS = {"box": "bbox", "mask": "segm"}
 # glibc gives maps of some megabytes back to the system after each use, and takes them anew: a
 # seventh of a run's CPU time.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+# Threads that wait for each other by spinning hold up whatever else runs on their core.
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 _TRAIN = "import sys; from mask_rcnn_plus.engine import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -197,7 +199,7 @@ class Processes:
         package = str(Path(mask_rcnn_plus.__file__).parents[1])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         threads = str(self._threads)
-        return {**_MEMORY, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
+        return {**_MEMORY, **_WAITING, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
 
 
 def _read(path: Path) -> dict[str, Any]:
