@@ -12,6 +12,7 @@ PROGRAM = "mask-rcnn-plus"
 # What is typed -> the module of mask_rcnn_plus.tools whose main(argv) runs it, and what it does.
 # main(argv) returns the exit code, or raises UserError, of which this file makes one line.
 COMMANDS = {
+    "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
 }
 
