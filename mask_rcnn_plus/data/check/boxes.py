@@ -95,23 +95,28 @@ def _other_formats(
     sides = np.array([size or (np.nan, np.nan) for size in sizes], np.float64).reshape(-1, 2)
     scale = sides[:, [1, 0, 1, 0]]
     extents = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    has_mask = np.isfinite(masks).all(1)
+    has_mask = _all(np.isfinite(masks))
     wrong = has_mask & ~_agree(extents, masks)
     corners: Flags = wrong & _agree(boxes, masks)
-    normalised: Flags = wrong & (boxes <= 1).all(1) & _agree(extents * scale, masks)
+    normalised: Flags = wrong & _all(boxes <= 1) & _agree(extents * scale, masks)
     if has_mask.any() or not len(boxes):
         return corners, normalised
 
-    known: Flags = np.isfinite(boxes).all(1) & np.isfinite(sides).all(1)
+    known: Flags = _all(np.isfinite(boxes)) & _all(np.isfinite(sides))
     if not known.any():
         return none, none
-    fractions = (boxes >= 0).all(1) & (boxes <= 1).all(1) & (scale.min(1) > 2)
+    fractions = _all(boxes >= 0) & _all(boxes <= 1) & (scale.min(1) > 2)
     if fractions[known].all() and known.sum() > 0:
         return none, known
-    ordered = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes <= scale + 1).all(1)
-    beyond = (extents[:, 2:] > scale[:, :2] + 1).any(1)
+    ordered = _all(boxes[:, 2:] > boxes[:, :2]) & _all(boxes <= scale + 1)
+    beyond = ~_all(extents[:, 2:] <= scale[:, :2] + 1)
     many = beyond[known].sum() >= max(_SOME, _SHARE * known.sum())
     return (known if ordered[known].all() and many else none), none
+
+
+def _all(flags: npt.NDArray[np.bool_]) -> Flags:
+    """Of each row, whether all are true."""
+    return np.logical_and.reduce(flags, axis=1)
 
 
 def _agree(boxes: Floats, masks: Floats) -> Flags:

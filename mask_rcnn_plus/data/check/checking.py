@@ -1,6 +1,8 @@
 """The data check of a json and its images, with what was found before."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,16 +115,28 @@ def _inspect(json_file: Path, digest: str, progress: bool) -> Inspection:
     if (found := _restore(cache.load(key))) is not None:
         return found
     try:
-        content = parse(json_file)
+        with _no_collection():
+            inspection = inspect(parse(json_file), progress=progress)
     except UserError as error:
         if "is no json" not in str(error):
             raise
         detail = str(error).split("is no json: ", 1)[-1]
         return Inspection([Problem("no-json", detail=f"is no json: {detail}")], 0, [], [], [], [])
-    inspection = inspect(content, progress=progress)
     if len(inspection.problems) <= _KEPT:
         cache.save(key, inspection)
     return inspection
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps Python from searching millions of new objects for cycles, over and over."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _restore(saved: Any) -> Inspection | None:

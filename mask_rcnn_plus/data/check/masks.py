@@ -107,8 +107,7 @@ def _check_chunk(
     has_mask[list(bad)] = False
     for place in np.flatnonzero(has_mask & (areas == 0)).tolist():
         findings.add("mask-empty", "annotations", chunk.indices[place], "has a mask of no pixel")
-    crowds = [p for p in drawn if chunk.annotations[p].get("iscrowd") not in (None, 0, False)]
-    for place in crowds:
+    for place in (place for place in drawn if chunk.annotations[place].get("iscrowd") == 1):
         findings.add("crowd-polygons", "annotations", chunk.indices[place])
     return boxes, areas, [chunk.indices[place] for place in places["rle"]]
 
@@ -127,6 +126,7 @@ def _check_place(findings: Findings, chunk: Objects, boxes: Floats) -> None:
                 f"{width} x {height}"
             )
             findings.add(kind, "annotations", chunk.indices[place], detail)
+    boxes[outside] = np.nan  # nothing to measure others by
 
 
 def place_in_image(
