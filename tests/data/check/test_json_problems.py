@@ -75,9 +75,7 @@ def fractions(annotation: Any) -> list[float]:
 
 SQUARE = [2, 3, 22, 3, 22, 13, 2, 13]
 BARE = of_all("segmentation", lambda _: ...)
-CORNERS = of_all(
-    "bbox", lambda a: [a["bbox"][0], a["bbox"][1], a["bbox"][0] + 19, a["bbox"][1] + 17]
-)
+CORNERS = of_all("bbox", lambda a: [30, 20, 45, 35] if a["image_id"] == 5 else [12, 10, 18, 28])
 
 # (what is spoilt, the kinds found with the positions of their entries, the annotations that stay)
 ALL, LAST_TWO = [1, 2, 3], [2, 3]
