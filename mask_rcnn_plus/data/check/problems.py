@@ -30,8 +30,8 @@ _POLYGON = "the polygon is dropped, and the annotation where none is left"
 
 KINDS: dict[str, Kind] = {
     # The file.
-    "no-json": Kind(ERROR, "no json"),
-    "no-coco": Kind(ERROR, "not in COCO format"),
+    "no-json": Kind(ERROR, "the file cannot be read as json"),
+    "no-coco": Kind(ERROR, "the file is not in COCO format"),
     "no-images": Kind(ERROR, "there are no images"),
     # Entries and ids.
     "entry": Kind(ERROR, "entries are no objects", "the entry is dropped"),

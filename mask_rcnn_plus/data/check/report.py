@@ -80,7 +80,7 @@ class Report:
         if not self.kinds(ERROR):
             lines += ["", "no errors"]
         lines += ["", *self._classes(width), *self.statistics]
-        return "\n".join(lines)
+        return "\n".join(lines).rstrip()
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report, for json."""
@@ -133,7 +133,7 @@ class Report:
 def describe(problem: Problem) -> str:
     """One problem as a sentence: which entry, of which image, and what is so."""
     if not problem.section:
-        return f"the json {problem.detail}"
+        return f"it {problem.detail}"
     image = f"image {_quote(problem.image_id)}"
     if isinstance(problem.file_name, str):
         image += f" {_quote(problem.file_name)}"
