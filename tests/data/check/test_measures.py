@@ -77,6 +77,12 @@ def test_many_run_lengths_at_once_get_the_verdict_of_each_alone(counts: list[Any
             assert mask_util.decode(good).sum() == area
 
 
+def test_run_lengths_below_0_do_not_make_up_for_others() -> None:
+    # 10, -2 and 4, in a character each: 12 pixels, as the image has.
+    faults, _, areas = measure_rles([{"size": [2, 6], "counts": ":N4"}], [(2, 6)])
+    assert "no run lengths" in faults[0] and areas.tolist() == [0]
+
+
 def test_polygons_are_measured() -> None:
     triangle = [10.0, 20, 30, 20, 10, 40]
     far_square = [900_000, 900_000, 900_002, 900_000, 900_002, 900_002, 900_000, 900_002]
