@@ -67,6 +67,11 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # The same seed gives the same bytes.
     cfg.DATASETS.SHAPES.SEED = 0
 
+    # What is done about errors in data sets in COCO format before training and evaluation: "strict"
+    # refuses, "repair" drops or mends what is wrong and trains and evaluates on the rest, "off"
+    # looks for nothing but what would end the process. `mask-rcnn-plus check-data NAME` shows all.
+    cfg.DATA_CHECK = "strict"
+
     # "SGD" is detectron2's (with SOLVER.MOMENTUM and NESTEROV). "ADAMW" needs far fewer iterations
     # from random weights; BASE_LR about 0.001, WEIGHT_DECAY about 0.05.
     cfg.SOLVER.OPTIMIZER = "SGD"

@@ -76,6 +76,14 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The data check remembers nothing of the user's, nor tells the user's cache of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASK_RCNN_PLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_handlers_left() -> Iterator[None]:
     """Loggers forget a test's streams, which pytest closes behind it."""

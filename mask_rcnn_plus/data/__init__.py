@@ -1,15 +1,24 @@
 """Data sets: registered by folder, checked when loaded, or generated."""
 
-from mask_rcnn_plus.data.folders import dataset_root, register_folder_datasets
-from mask_rcnn_plus.data.loading import class_names, require_dataset
-from mask_rcnn_plus.data.mapper import NamingMapper
+from mask_rcnn_plus.data.folders import dataset_root, register_folder_datasets, use_json
+from mask_rcnn_plus.data.loading import (
+    class_names,
+    coco_files,
+    require_dataset,
+    require_registered,
+)
+from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper
 from mask_rcnn_plus.data.shapes import generate_shapes
 
 __all__ = [
     "NamingMapper",
+    "PolygonMapper",
     "class_names",
+    "coco_files",
     "dataset_root",
     "generate_shapes",
     "register_folder_datasets",
     "require_dataset",
+    "require_registered",
+    "use_json",
 ]

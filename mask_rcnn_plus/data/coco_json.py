@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn_plus.data.mask_rules import max_pixels, segmentation_fault
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ def read_coco_json(path: Path) -> dict[str, Any]:
     """Reads a json and checks that it has COCO's structure.
 
     The structure is what loading relies on: the lists, their entries' fields and types, unique
-    ids, ids that refer to an entry, and run lengths (RLE) that fill their image. Polygons are not
-    looked at.
+    ids, ids that refer to an entry, and masks that pycocotools can take without harm. Whatever else
+    can be wrong is the data check's (``mask_rcnn_plus.data.check``).
 
     Args:
         path: the json file.
@@ -41,27 +42,100 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing, cannot be read, is no json, or is not COCO; the message
             names the first entry at fault by its list, index and id.
     """
-    content = _parse(path)
-    if not isinstance(content, dict):
-        raise _not_coco(path, f"it holds a {type(content).__name__}, not an object")
-    ids: dict[str, set[int | str]] = {}
-    for section, fields in _FIELDS.items():
-        entries = content.get(section)
-        if not isinstance(entries, list):
-            raise _not_coco(path, f"it has no list '{section}'")
-        ids[section] = _check_entries(path, section, entries, fields)
-    if not content["categories"]:
-        raise _not_coco(path, "its list 'categories' is empty")
+    content = parse(path)
+    if fault := outline_fault(content):
+        raise _not_coco(path, fault)
+    ids = {
+        section: _check_entries(path, section, content[section], fields)
+        for section, fields in _FIELDS.items()
+    }
     sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
     for section, entry_fault in (
-        ("images", _image_fault),
-        ("categories", _category_fault),
+        ("images", image_fault),
+        ("categories", category_fault),
         ("annotations", lambda entry: _annotation_fault(entry, ids, sizes)),
     ):
         for index, entry in enumerate(content[section]):
             if fault := entry_fault(entry):
                 raise _not_coco(path, f"{section}[{index}] (id {entry['id']!r}) {fault}")
     return content
+
+
+def outline_fault(content: Any) -> str:
+    """Why a json's content is no COCO at all, or ""."""
+    if not isinstance(content, dict):
+        return f"it holds a {type(content).__name__}, not an object"
+    for section in _FIELDS:
+        if not isinstance(content.get(section), list):
+            return f"it has no list '{section}'"
+    return "" if content["categories"] else "its list 'categories' is empty"
+
+
+# The jsons that the data check has found in order, with their categories: none is read again just
+# to be refused.
+_vetted: dict[tuple[Path, int, int], list[dict[str, Any]]] = {}
+# Those of which that is known of the masks alone.
+_harmless: set[tuple[Path, int, int]] = set()
+
+
+def file_stamp(path: Path) -> tuple[Path, int, int] | None:
+    """Changes when the file does; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return path, status.st_mtime_ns, status.st_size
+
+
+def mark_vetted(stamp: tuple[Path, int, int], categories: list[dict[str, Any]]) -> None:
+    """Notes that ``read_coco_json`` would find nothing wrong with a json.
+
+    Args:
+        stamp: the json's ``file_stamp`` from before it was read.
+        categories: its list of that name.
+    """
+    _vetted[stamp] = categories
+
+
+def read_categories(path: Path) -> list[dict[str, Any]]:
+    """A json's categories, after all that ``read_coco_json`` checks; it is not read if vetted."""
+    stamp = file_stamp(path)
+    if stamp is not None and stamp in _vetted:
+        return _vetted[stamp]
+    return read_coco_json(path)["categories"]
+
+
+def refuse_harmful_masks(path: Path) -> None:
+    """Refuses a json with a mask that pycocotools must not see; the rest is left to others.
+
+    Args:
+        path: of a data set that another package loads, which has no rules of ours to follow.
+
+    Raises:
+        UserError: there is such a mask, or the file is no json.
+    """
+    stamp = file_stamp(path)
+    if stamp is None or stamp in _vetted or stamp in _harmless:
+        return
+    content = parse(path)
+    if outline_fault(content):
+        return
+    sizes: dict[int | str, list[Any]] = {
+        image["id"]: [image.get("height"), image.get("width")]
+        for image in content["images"]
+        if isinstance(image, dict) and _is_id(image.get("id"))
+    }
+    for index, annotation in enumerate(content["annotations"]):
+        if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
+            continue
+        if annotation["image_id"] in sizes and (
+            fault := segmentation_fault(
+                annotation.get("segmentation"), sizes[annotation["image_id"]]
+            )
+        ):
+            where = f"annotations[{index}] (id {_show(annotation.get('id'))})"
+            raise _not_coco(path, f"{where} {fault}")
+    _harmless.add(stamp)
 
 
 def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -81,7 +155,7 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not named:
         return {}
     names = named[0]["keypoints"]
-    if not _is_names(names) or any(c["keypoints"] != names for c in named):
+    if not is_names(names) or any(c["keypoints"] != names for c in named):
         logger.warning("Categories differ in their 'keypoints': no keypoint metadata is set")
         return {}
     metadata: dict[str, Any] = {"keypoint_names": list(names)}
@@ -99,7 +173,12 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return metadata
 
 
-def _parse(path: Path) -> Any:
+def parse(path: Path) -> Any:
+    """A json's content, whatever it is.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is no json.
+    """
     if not path.is_file():
         raise UserError(f"there is no file '{path}'")
     try:
@@ -139,16 +218,19 @@ def _check_entries(
     return ids
 
 
-def _image_fault(image: dict[str, Any]) -> str:
+def image_fault(image: dict[str, Any]) -> str:
+    """What is wrong with an image's file name or size, as the end of a sentence, or ""."""
     if not isinstance(image["file_name"], str) or not image["file_name"]:
         return f"has the file_name {_show(image['file_name'])}, which is no text"
     for side in ("height", "width"):
         if type(image[side]) is not int or image[side] < 1:
             return f"has the {side} {_show(image[side])}, which is no whole number of pixels"
+    if image["height"] * image["width"] > max_pixels():
+        return f"has {image['height']} x {image['width']} pixels, more than Pillow opens"
     return ""
 
 
-def _category_fault(category: dict[str, Any]) -> str:
+def category_fault(category: dict[str, Any]) -> str:
     if not isinstance(category["name"], str):
         return f"has the name {_show(category['name'])}, which is no text"
     return ""
@@ -165,47 +247,7 @@ def _annotation_fault(
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"has the bbox {_show(box)}, which is not [x, y, width, height] in pixels"
-    mask = annotation.get("segmentation")
-    if isinstance(mask, dict):
-        return _rle_fault(mask, sizes[annotation["image_id"]])
-    return ""
-
-
-def _rle_fault(rle: dict[str, Any], size: list[int]) -> str:
-    """pycocotools reads beyond its memory, or never ends, where run lengths do not fit."""
-    if rle.get("size") != size:
-        return f"has an RLE of the size {_show(rle.get('size'))}, and its image {size}"
-    counts = rle.get("counts")
-    if isinstance(counts, str):
-        counts = _decompress(counts)
-    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-        return "has an RLE whose 'counts' are no run lengths"
-    if sum(counts) != size[0] * size[1]:
-        return f"has an RLE of {sum(counts)} pixels, and its image {size[0] * size[1]}"
-    return ""
-
-
-def _decompress(text: str) -> list[int] | None:
-    """The run lengths in COCO's compressed form, or None if it is not that.
-
-    A number is written five bits a character from 48 on, least first; bit 6 says that more follow,
-    bit 5 of the last is the sign. From the fourth run on, it is the difference to the last but one.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64 or shift > 60:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    return counts if shift == 0 else None
+    return segmentation_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
 
 
 def _is_id(value: object) -> bool:
@@ -213,10 +255,13 @@ def _is_id(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    try:
+        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
-def _is_names(names: object) -> bool:
+def is_names(names: object) -> bool:
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 

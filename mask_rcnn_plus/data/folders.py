@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from mask_rcnn_plus.data.coco_json import keypoint_metadata, read_coco_json
+from mask_rcnn_plus.data.coco_json import file_stamp, keypoint_metadata, read_categories
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -45,20 +45,19 @@ class _Folder:
                 f"data set '{self.name}' is ambiguous: both '{self.json_file}' and "
                 f"'{self.rival}' have that name; rename one"
             )
-        stamp = _stamp(self.json_file)
+        stamp = file_stamp(self.json_file)
         if stamp is None or stamp != self.stamp:
             try:
-                content = read_coco_json(self.json_file)
+                categories = read_categories(self.json_file)
             except UserError as error:
                 raise UserError(f"data set '{self.name}': {error}") from error
-            self.keypoints = keypoint_metadata(content["categories"])
+            self.keypoints = keypoint_metadata(categories)
             self.stamp = stamp
-            del content  # may take gigabytes, and detectron2 reads the json again
         return self._load()
 
     def is_stale(self) -> bool:
         """Whether the metadata is not that of the json as it lies on disk now."""
-        return not self.derived or self.stamp != _stamp(self.json_file)
+        return not self.derived or self.stamp != file_stamp(self.json_file)
 
     def publish(self) -> None:
         """Puts what is known without reading the json into the metadata."""
@@ -151,6 +150,32 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
     return sorted(found)
 
 
+def use_json(name: str, json_file: Path) -> None:
+    """Lets a registered COCO data set of any origin read another json of the same images.
+
+    ``register_folder_datasets`` lets a data set by folder return to its own.
+
+    Args:
+        name: a data set whose metadata has ``image_root``.
+        json_file: what it, and the evaluation through the metadata, shall read from now on.
+    """
+    image_root = Path(MetadataCatalog.get(name).image_root)
+    if not _is_ours(name):
+        DatasetCatalog.remove(name)
+        _folders[name] = _Folder(name, json_file, image_root)
+        DatasetCatalog.register(name, _folders[name])
+        metadata = MetadataCatalog.get(name)
+        for key in ("thing_classes", "thing_dataset_id_to_contiguous_id"):
+            vars(metadata).pop(key, None)  # the new loader derives them
+    _folders[name].json_file = json_file
+    _folders[name].publish()
+
+
+def is_by_folder(name: str) -> bool:
+    """Whether it is a data set by folder, whose json is checked when it is loaded."""
+    return _is_ours(name)
+
+
 def is_stale(name: str) -> bool:
     """Whether it is a data set by folder whose metadata waits for its json to be loaded (again)."""
     return _is_ours(name) and _folders[name].is_stale()
@@ -158,15 +183,6 @@ def is_stale(name: str) -> bool:
 
 def _is_ours(name: str) -> bool:
     return name in _folders and name in DatasetCatalog and DatasetCatalog[name] is _folders[name]
-
-
-def _stamp(path: Path) -> tuple[Path, int, int] | None:
-    """Changes when the file does; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return path, status.st_mtime_ns, status.st_size
 
 
 def _find_jsons(root: Path) -> list[Path]:

@@ -8,8 +8,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from mask_rcnn_plus.data.coco_json import read_coco_json
-from mask_rcnn_plus.data.folders import dataset_root, is_stale, register_folder_datasets
+from mask_rcnn_plus.data.coco_json import read_coco_json, refuse_harmful_masks
+from mask_rcnn_plus.data.folders import (
+    dataset_root,
+    is_by_folder,
+    is_stale,
+    register_folder_datasets,
+)
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
 _LISTED = 10  # names of data sets in a message, at most
@@ -30,10 +35,12 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
         UserError: the name is not registered, loading fails, there are no images, images are
             missing on disk, or there is nothing to learn from.
     """
-    if name not in DatasetCatalog:
-        found = register_folder_datasets()
-        if name not in DatasetCatalog:
-            raise UserError(_not_registered(name, found))
+    require_registered(name)
+    if (files := coco_files(name)) and not is_by_folder(name):
+        try:
+            refuse_harmful_masks(files[0])
+        except UserError as error:
+            raise UserError(f"data set '{name}': {error}") from error
     try:
         loaded = DatasetCatalog.get(name)
         # Upstream also takes a torch Dataset.
@@ -55,6 +62,38 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
             f"{len(records)} images has an annotation that is neither crowd nor an empty box"
         )
     return records
+
+
+def require_registered(name: str) -> None:
+    """Looks for a data set in detectron2's catalog, then among the folders.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in DatasetCatalog:
+        found = register_folder_datasets()
+        if name not in DatasetCatalog:
+            raise UserError(_not_registered(name, found))
+
+
+def coco_files(name: str) -> tuple[Path, Path] | None:
+    """The json and the image folder of a registered data set in COCO format.
+
+    Args:
+        name: as in DATASETS.TRAIN.
+
+    Returns:
+        None for a data set of another kind, or one whose json is not there.
+    """
+    if name not in DatasetCatalog:
+        return None
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
+    if metadata.get("evaluator_type") != "coco" or not json_file or image_root is None:
+        return None
+    if "://" in str(json_file) or not Path(json_file).is_file():
+        return None
+    return Path(json_file).absolute(), Path(image_root).absolute()
 
 
 def class_names(name: str) -> list[str]:

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.data import class_names, require_dataset
 from mask_rcnn_plus.engine.checkpoint import local_weights, read_class_names
+from mask_rcnn_plus.engine.data_check import check_data
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
 
@@ -108,6 +109,7 @@ def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         if cfg.MODEL.WEIGHTS:
             local_weights(cfg.MODEL.WEIGHTS)
     used = list(dict.fromkeys(test if args.eval_only else train + test))
+    check_data(cfg, used)
     for name in used:
         training = name in train and not args.eval_only
         records = require_dataset(name, training=training)
@@ -157,9 +159,6 @@ def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -
     if cfg.MODEL.MASK_ON:
         without = [record for record, one in counted if not one.get("segmentation")]
         refuse(without, "have no segmentation", "set MODEL.MASK_ON False to train boxes alone")
-        if cfg.INPUT.MASK_FORMAT == "polygon":
-            rle = [record for record, one in counted if isinstance(one["segmentation"], dict)]
-            refuse(rle, "are run lengths (RLE)", "set INPUT.MASK_FORMAT bitmask")
     if cfg.MODEL.KEYPOINT_ON and not any("keypoints" in one for _, one in counted):
         raise UserError(
             f"data set '{name}' has no keypoints: set MODEL.KEYPOINT_ON False, or label some"

@@ -18,7 +18,7 @@ from detectron2.solver.build import (
 )
 from detectron2.utils import comm
 
-from mask_rcnn_plus.data import NamingMapper
+from mask_rcnn_plus.data import NamingMapper, PolygonMapper
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import ProgressBar
 from mask_rcnn_plus.errors import UserError
@@ -85,8 +85,10 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """detectron2's loader; an image or annotation that cannot be used is named."""
-        mapper = NamingMapper(DatasetMapper(cfg, is_train=True))
-        return build_detection_train_loader(cfg, mapper=mapper)
+        mapper = DatasetMapper(cfg, is_train=True)
+        if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+            mapper = PolygonMapper(mapper)
+        return build_detection_train_loader(cfg, mapper=NamingMapper(mapper))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

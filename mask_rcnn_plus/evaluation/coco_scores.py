@@ -33,6 +33,8 @@ _SIZES = {
 def complete_ground_truth(ground_truth: COCO) -> int:
     """Fills in, in place, what hand-written files leave out and COCO's evaluators index.
 
+    An annotation with the id 0, which those would never count as found, gets another one.
+
     Args:
         ground_truth: its annotations need "bbox", in (x, y, width, height), at least.
 
@@ -40,6 +42,12 @@ def complete_ground_truth(ground_truth: COCO) -> int:
         the number of keypoints an object has, 0 where none has any.
     """
     anns = ground_truth.anns.values()
+    if 0 in ground_truth.anns:
+        # The evaluators note matches by id, and take 0 for none.
+        new_id = 1 + max(key for key in ground_truth.anns if isinstance(key, int))
+        ground_truth.anns[0]["id"] = new_id
+        ground_truth.anns[new_id] = ground_truth.anns.pop(0)
+        anns = ground_truth.anns.values()
     num_keypoints = max((len(ann.get("keypoints") or ()) // 3 for ann in anns), default=0)
     for ann in anns:
         ann.setdefault("iscrowd", 0)

@@ -130,8 +130,16 @@ BAD_JSON: list[tuple[Any, str]] = [
     # What detectron2 finds while converting.
     (at("annotations.0.ignore", 1), "ignore"),
     (at("annotations.0.segmentation", {"size": [4, 4]}), "RLE of the size [4, 4]"),
-    (at("annotations.0.segmentation", [3, 4]), "could not be loaded"),
-    (at("annotations.0.segmentation", [["a"] * 6]), "could not be loaded"),
+    (at("annotations.0.segmentation", [3, 4]), "has the polygon 3, which is no list of numbers"),
+    (at("annotations.0.segmentation", [["a"] * 6]), "has the polygon ['a', "),
+    (at("annotations.0.segmentation", [["nan"] * 6]), "which is no list of numbers"),
+    (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "not finite"),
+    (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, 10**400]]), "not finite"),
+    (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, -1e9]]), "the coordinate -1e+09"),
+    (at("annotations.0.segmentation", [[0, 0, 9e5, 9e5] * 20]), "pixels long"),
+    (at("annotations.0.segmentation", "text"), "neither polygons nor an RLE"),
+    (at("annotations.0.bbox", [1, 2, 3, 10**400]), "not [x, y, width, height]"),
+    (at("images.0.height", 10**8), "more than Pillow opens"),
     (at("annotations.0.keypoints", ["a"]), "could not be loaded"),
 ]
 

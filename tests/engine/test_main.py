@@ -231,8 +231,7 @@ def edited(
 @pytest.mark.parametrize(
     ("segmentation", "expected"),
     [
-        (None, "have no segmentation"),
-        ({"size": [64, 64], "counts": [4096]}, "INPUT.MASK_FORMAT bitmask"),
+        (None, "mask-missing"),
         ({"size": [64, 63], "counts": [4032]}, "RLE of the size [64, 63]"),
         ({"size": [64, 64], "counts": [10, 5]}, "RLE of 15 pixels"),
         ({"size": [64, 64], "counts": "~~"}, "no run lengths"),

@@ -1,0 +1,118 @@
+"""Which masks of a json pycocotools may be given: it checks nothing, and others end the process.
+
+Run lengths that do not fit their image make it read and write beyond its memory; a polygon's NaN or
+huge coordinate makes it allocate without end.
+"""
+
+import math
+import reprlib
+from typing import Any
+
+from PIL import Image
+
+_show = reprlib.repr  # a value of unknown length, shortened
+
+# pycocotools walks along a polygon in fifths of a pixel and keeps every step: 0.8 GB at most.
+MAX_STEPS = 20_000_000
+# In pixels; keeps the steps of a short edge, and an integer's range, out of question.
+MAX_COORDINATE = 1_000_000.0
+
+
+def max_pixels() -> int:
+    """The pixels of the largest image that Pillow opens; ``Image.MAX_IMAGE_PIXELS`` sets them."""
+    return min(2 * (Image.MAX_IMAGE_PIXELS or 2**30), 2**31 - 1)
+
+
+def segmentation_fault(segmentation: Any, size: list[int]) -> str:
+    """What makes a mask unfit for pycocotools.
+
+    Args:
+        segmentation: of an annotation: polygons, an RLE, or whatever a json holds there.
+        size: [height, width] of its image.
+
+    Returns:
+        a clause such as "has an RLE of 10 pixels, and its image 2000"; "" for a mask that is safe,
+        or that is none at all.
+    """
+    if isinstance(segmentation, dict):
+        return rle_fault(segmentation, size) if segmentation else ""
+    if not segmentation:
+        return ""
+    if not isinstance(segmentation, list):
+        return f"has the segmentation {_show(segmentation)}, which is neither polygons nor an RLE"
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+            return f"has the polygon {_show(polygon)}, which is no list of numbers"
+        if fault := coordinates_fault(polygon):
+            return fault
+    return ""
+
+
+def coordinates_fault(polygon: list[float]) -> str:
+    """What makes a polygon's numbers unfit for pycocotools, as in ``segmentation_fault``."""
+    if not polygon:
+        return ""
+    low, high = min(polygon), max(polygon)
+    try:
+        # The comparisons may have missed a NaN, the sum does not.
+        finite = all(map(math.isfinite, (low, high, sum(polygon))))
+    except OverflowError:  # a whole number of hundreds of digits
+        finite = False
+    if not finite:
+        return "has a polygon with a coordinate that is not finite"
+    if max(-low, high) > MAX_COORDINATE:
+        return f"has a polygon with the coordinate {high if high > -low else low:g}"
+    if len(polygon) * (high - low) > MAX_STEPS:  # at most so long
+        points = list(zip(polygon[0::2], polygon[1::2], strict=False))
+        steps = sum(
+            max(abs(x1 - x0), abs(y1 - y0))
+            for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True)
+        )
+        if steps > MAX_STEPS:
+            return f"has a polygon whose outline is {steps:.0f} pixels long"
+    return ""
+
+
+def rle_fault(rle: dict[str, Any], size: list[int]) -> str:
+    """What is wrong with an RLE in an image of [height, width], as in ``segmentation_fault``."""
+    if rle.get("size") != size or {type(side) for side in rle["size"]} != {int}:
+        return f"has an RLE of the size {_show(rle.get('size'))}, and its image {size}"
+    counts = run_lengths(rle)
+    if counts is None:
+        return "has an RLE whose 'counts' are no run lengths"
+    if sum(counts) != size[0] * size[1]:
+        return f"has an RLE of {sum(counts)} pixels, and its image {size[0] * size[1]}"
+    return ""
+
+
+def run_lengths(rle: dict[str, Any]) -> list[int] | None:
+    """The run lengths of an RLE, each 0 or more, or None if its counts are none."""
+    counts = rle.get("counts")
+    if isinstance(counts, str):
+        counts = _decompress(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return None
+    return counts
+
+
+def _decompress(text: str) -> list[int] | None:
+    """The run lengths in COCO's compressed form, or None if it is not that.
+
+    A number is written five bits a character from 48 on, least first; bit 6 says that more follow,
+    bit 5 of the last is the sign. From the fourth run on, it is the difference to the last but one.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 60:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts if shift == 0 else None
