@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from mask_rcnn_plus.ops.arguments import Grid, first_level, to_pair
+from mask_rcnn_plus.ops.arguments import Grid, check_canonical, first_level, to_pair
 from mask_rcnn_plus.ops.roi_ops import pool_pyramid
 
 # Mask R-CNN, table 2c: what a box's bins are, and what is taken of each.
@@ -61,8 +61,7 @@ class FusedROIPooler(nn.Module):
                     else ""
                 )
             )
-        if not canonical_box_size > 0:
-            raise ValueError(f"canonical_box_size must be positive, got {canonical_box_size}")
+        check_canonical(canonical_box_size, canonical_level)
         self.output_size = to_pair(output_size)
         self.scales = tuple(scales)
         self.sampling_ratio = sampling_ratio

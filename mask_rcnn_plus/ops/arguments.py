@@ -21,6 +21,9 @@ class Grid(enum.IntEnum):
 
 MODES = ("avg", "max")
 
+# roi_math.h: kMaxLevels, kMaxBins, kMaxSamples.
+MOST_LEVELS, MOST_BINS, MOST_SAMPLES = 32, 32768, 32768
+
 
 def check_mode(mode: str) -> None:
     """Refuses a mode that is neither ``"avg"`` nor ``"max"``.
@@ -39,17 +42,34 @@ class BoxShapeError(ValueError, AssertionError):
     """
 
 
+def check_maps(features: Sequence[Tensor]) -> None:
+    """Refuses what is no list of tensors.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(features, Tensor):
+        raise ValueError("features is one tensor; give a list of maps, one a level")
+    if len(features) == 0:
+        raise ValueError("features is empty; give at least one map of shape (N, C, H, W)")
+    for level, feature in enumerate(features):
+        if not isinstance(feature, Tensor):
+            raise ValueError(
+                f"a feature map must be a tensor; level {level} is {type(feature).__name__}"
+            )
+
+
 def check_features(features: Sequence[Tensor]) -> None:
     """Refuses feature maps that no operator takes.
 
     Args:
-        features: maps of shape (N, C, H, W), one a level.
+        features: at least one map of shape (N, C, H, W), one a level.
 
     Raises:
-        ValueError: there are none, or shapes, dtypes or devices do not fit.
+        ValueError: shapes, dtypes or devices do not fit.
     """
-    if len(features) == 0:
-        raise ValueError("features is empty; give at least one map of shape (N, C, H, W)")
+    if len(features) > MOST_LEVELS:
+        raise ValueError(f"got {len(features)} feature maps; at most {MOST_LEVELS} levels will do")
     first = features[0]
     for level, feature in enumerate(features):
         if feature.dim() != 4:
@@ -87,8 +107,14 @@ def to_rows(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
 
     Raises:
         BoxShapeError: the last dimension is not 5, or not 4 in a sequence.
-        ValueError: boxes and features are on different devices.
+        ValueError: no tensors of real numbers; boxes and features are on different devices.
     """
+    for part in [boxes] if isinstance(boxes, Tensor) else boxes:
+        if not isinstance(part, Tensor) or part.is_complex():
+            kind = str(part.dtype) if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(
+                f"boxes must be a tensor (R, 5) of real numbers, or a list of (Ri, 4); got {kind}"
+            )
     if isinstance(boxes, Tensor):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise BoxShapeError(
@@ -118,12 +144,55 @@ def to_pair(output_size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         ValueError: not one or two positive numbers.
     """
-    pair = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(pair) == 1:
-        pair = pair * 2
-    if len(pair) != 2 or pair[0] < 1 or pair[1] < 1:
-        raise ValueError(f"output_size must be one or two positive integers, got {output_size}")
-    return pair[0], pair[1]
+    sides = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,)
+    if len(sides) == 1:
+        sides = sides * 2
+    pair = [to_whole(side) for side in sides]
+    if len(pair) != 2 or any(side is None or not 1 <= side <= MOST_BINS for side in pair):
+        raise ValueError(
+            f"output_size must be one or two whole numbers of 1 to {MOST_BINS}, got {output_size!r}"
+        )
+    return pair[0], pair[1]  # type: ignore[return-value]
+
+
+def to_whole(value: object) -> int | None:
+    """The integer that a value is, of Python's, torch's or NumPy's; None if it is none."""
+    if isinstance(value, int | torch.SymInt):
+        return None if isinstance(value, bool) else value
+    return int(value) if hasattr(value, "__index__") else None  # type: ignore[call-overload]
+
+
+def check_sampling(sampling_ratio: int, spatial_scales: Sequence[float]) -> None:
+    """Refuses what no grid can be made of.
+
+    Raises:
+        ValueError: a ratio that is no whole number, or too large; a scale that is not above zero
+            and finite.
+    """
+    ratio = to_whole(sampling_ratio)
+    if ratio is None or ratio > MOST_SAMPLES:
+        raise ValueError(
+            f"sampling_ratio must be a whole number of at most {MOST_SAMPLES}, "
+            f"got {sampling_ratio!r}"
+        )
+    for scale in spatial_scales:
+        if not 0 < scale < math.inf:
+            raise ValueError(f"spatial_scale must be above zero and finite, got {scale}")
+
+
+def check_canonical(canonical_box_size: float, canonical_level: int) -> None:
+    """Refuses what FPN's equation 1 cannot assign levels by.
+
+    Raises:
+        ValueError: a size that is not above zero and finite, or a level that is no whole number.
+    """
+    known = isinstance(canonical_box_size, int | float)
+    if not known or not 0 < canonical_box_size < math.inf:
+        raise ValueError(
+            f"canonical_box_size must be above zero and finite, got {canonical_box_size!r}"
+        )
+    if to_whole(canonical_level) is None:
+        raise ValueError(f"canonical_level must be a whole number, got {canonical_level!r}")
 
 
 def first_level(spatial_scales: Sequence[float]) -> int:
@@ -132,6 +201,8 @@ def first_level(spatial_scales: Sequence[float]) -> int:
     Raises:
         ValueError: the scales are not 1/2^k, each half of the one before.
     """
+    if len(spatial_scales) == 0:
+        raise ValueError("spatial_scales is empty; give one a map")
     # 1 / 2^k is exact in floating point, so frexp's mantissa of 0.5 tells it.
     parts = [math.frexp(scale) for scale in spatial_scales]
     first = 1 - parts[0][1]
@@ -141,6 +212,14 @@ def first_level(spatial_scales: Sequence[float]) -> int:
                 f"spatial_scales must be 1 / 2^k, each half of the one before, got {spatial_scales}"
             )
     return first
+
+
+def with_cells(feature: Tensor) -> Tensor:
+    """A map that has a cell: one without gets zeros, which is what samples of it are worth."""
+    height, width = feature.shape[2:]
+    if height == 0 or width == 0:
+        return torch.nn.functional.pad(feature, (0, int(width == 0), 0, int(height == 0)))
+    return feature
 
 
 def prefers_channels_last(features: Sequence[Tensor]) -> bool:
@@ -154,7 +233,8 @@ def prefers_channels_last(features: Sequence[Tensor]) -> bool:
 def to_autocast_dtype(features: Sequence[Tensor]) -> list[Tensor]:
     """Maps in autocast's dtype where autocast is on, so that pooling neither widens nor mixes."""
     device_type = features[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    # Autocast knows no meta device.
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return list(features)
     dtype = torch.get_autocast_dtype(device_type)
     return [f if f.dtype == torch.float64 else f.to(dtype) for f in features]

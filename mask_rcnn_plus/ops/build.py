@@ -55,6 +55,14 @@ NVCC_FLAGS = [
 # One of each generation, from A100 on; code for one also runs on later ones of the same major
 # version. A GPU newer than all of these takes the last one's PTX.
 ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
+# What torch lets TORCH_CUDA_ARCH_LIST say instead of numbers.
+FAMILIES = {
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
 
 
 def torch_root(torch: ModuleType) -> Path:
@@ -122,8 +130,8 @@ def architecture_flags(wanted: str | None, known: set[str]) -> list[str]:
     """nvcc's flags for a list of architectures.
 
     Args:
-        wanted: in the form of ``TORCH_CUDA_ARCH_LIST``: ``"8.0;9.0+PTX"``; or None for those that
-            most users have.
+        wanted: in the form of ``TORCH_CUDA_ARCH_LIST``: ``"8.0;9.0+PTX"`` or ``"Ampere;Hopper"``;
+            or None for those that most users have.
         known: what nvcc can make, such as ``{"80", "90a"}``.
 
     Raises:
@@ -135,12 +143,13 @@ def architecture_flags(wanted: str | None, known: set[str]) -> list[str]:
             raise Unavailable(f"nvcc knows none of the architectures {', '.join(ARCHITECTURES)}")
         wanted = ";".join(numbers) + "+PTX"
     flags = []
-    for name in re.split(r"[;,\s]+", wanted.strip(" ;,\t\n")):
+    names = re.split(r"[;,\s]+", wanted.strip(" ;,\t\n"))
+    for name in ";".join(FAMILIES.get(name, name) for name in names).split(";"):
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
         if match is None or match[1] + match[2] not in known:
             raise Unavailable(
                 f"TORCH_CUDA_ARCH_LIST names {name!r}; expected numbers that nvcc knows, such as "
-                "'8.0;9.0+PTX'"
+                f"'8.0;9.0+PTX', or {', '.join(FAMILIES)}"
             )
         code = match[1] + match[2]
         flags.append(f"-gencode=arch=compute_{code},code=sm_{code}")

@@ -94,7 +94,8 @@ def _greatest_sample(
     samples = (length / length.new_tensor([size[1], size[0]])).ceil().clamp(min=0).long()
     if sampling_ratio > 0:
         samples = torch.full_like(samples, sampling_ratio)
-    out = feature.new_zeros((len(boxes), feature.shape[1], *size)) + 0 * feature.sum()
+    # A part of no values ties the result to the map, where no box has a sample.
+    out = feature.new_zeros((len(boxes), feature.shape[1], *size)) + feature[..., :0].sum()
     for across, down in samples.unique(dim=0).tolist():
         if across and down:
             chosen = (samples == samples.new_tensor([across, down])).all(dim=1).nonzero()[:, 0]

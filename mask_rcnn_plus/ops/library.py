@@ -1,6 +1,7 @@
 """Loads the compiled operators and tells which implementation is in use."""
 
 import importlib.machinery
+import os
 import warnings
 from pathlib import Path
 
@@ -40,8 +41,24 @@ def _load_for_cuda(cpu_failure: str | None) -> str | None:
 
 _failures: dict[str, str | None] = {"cpu": _load("_roi_cpu")}
 _failures["cuda"] = _load_for_cuda(_failures["cpu"])
+_failures["meta"] = _failures["cpu"]  # shapes alone, which the operators' fake kernels give
 
 _warned: set[str] = set()
+
+
+def _warn_of_instruction_set() -> None:
+    """Says when MASK_RCNN_PLUS_CPU_ISA asks for what is not there."""
+    wanted = os.environ.get("MASK_RCNN_PLUS_CPU_ISA")
+    if wanted and (used := torch.ops.mask_rcnn_plus.cpu_isa()) != wanted:
+        warnings.warn(
+            f"MASK_RCNN_PLUS_CPU_ISA is '{wanted}', which is none of avx512, avx2 and baseline or "
+            f"not in this processor; the RoI operators use {used}",
+            stacklevel=2,
+        )
+
+
+if _failures["cpu"] is None:
+    _warn_of_instruction_set()
 
 
 def has_native(device_type: str) -> bool:

@@ -30,13 +30,17 @@ from torch.jit.annotations import BroadcastingList2
 from mask_rcnn_plus.ops import fallback, operators, scripted
 from mask_rcnn_plus.ops.arguments import (
     Grid,
+    check_canonical,
     check_features,
+    check_maps,
     check_mode,
+    check_sampling,
     first_level,
     prefers_channels_last,
     to_autocast_dtype,
     to_pair,
     to_rows,
+    with_cells,
 )
 from mask_rcnn_plus.ops.library import has_native, warn_of_fallback
 
@@ -81,7 +85,7 @@ def roi_align(
             input, boxes, output_size, spatial_scale, sampling_ratio, 1 if aligned else 0, mode
         )
     else:  # noqa: RET505 (TorchScript compiles what is not within an else)
-        if input.is_quantized and mode == "avg":
+        if isinstance(input, Tensor) and input.is_quantized and mode == "avg":
             return fallback.quantized_roi_align(
                 input, boxes, output_size, spatial_scale, sampling_ratio, aligned
             )
@@ -225,12 +229,12 @@ def pool_pyramid(
     The other arguments, the result and the errors are those of :func:`fpn_roi_align`.
     """
     features, rows = _prepare(features, boxes)
-    if len(spatial_scales) != len(features):
+    if not isinstance(spatial_scales, tuple | list) or len(spatial_scales) != len(features):
         raise ValueError(
-            f"{len(features)} feature maps need as many spatial_scales, got {len(spatial_scales)}"
+            f"{len(features)} feature maps need a list of as many spatial_scales, got "
+            f"{spatial_scales}"
         )
-    if not canonical_box_size > 0:
-        raise ValueError(f"canonical_box_size must be positive, got {canonical_box_size}")
+    check_canonical(canonical_box_size, canonical_level)
     pyramid = (
         first_level(spatial_scales) if len(features) > 1 else 0,
         float(canonical_box_size),
@@ -255,8 +259,9 @@ def _pool_one(
 def _prepare(
     features: Sequence[Tensor], boxes: Tensor | Sequence[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
-    check_features(to_autocast_dtype(features) if features else features)
+    check_maps(features)
     features = to_autocast_dtype(features)
+    check_features(features)
     return features, to_rows(boxes, features[0])
 
 
@@ -271,7 +276,10 @@ def _pool(
     pyramid: tuple[int, float, int],
 ) -> Tensor:
     check_mode(mode)
+    check_sampling(sampling_ratio, scales)
     height, width = to_pair(output_size)
+    channels_last = prefers_channels_last(features)
+    features = [with_cells(feature) for feature in features]
     arguments = (
         features,
         rows,
@@ -285,7 +293,6 @@ def _pool(
     if not has_native(rows.device.type):
         warn_of_fallback(rows.device.type)
         return fallback.pool_pyramid(*arguments, mode)
-    channels_last = prefers_channels_last(features)
     if mode == "max":
         return torch.ops.mask_rcnn_plus.fpn_roi_max(*arguments, channels_last)[0]
     return torch.ops.mask_rcnn_plus.fpn_roi_align(*arguments, channels_last)

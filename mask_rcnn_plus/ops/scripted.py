@@ -34,7 +34,7 @@ def pool_one(
         for image, part in enumerate(boxes):
             index = torch.full_like(part[:, :1], image).float()
             parts.append(torch.cat([index, part.float()], dim=1))
-        rows = torch.cat(parts)
+        rows = torch.cat(parts) if parts else torch.zeros((0, 5), device=input.device)
     last = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
     height, width = output_size[0], output_size[1]
     if mode == "max":

@@ -28,6 +28,29 @@ def test_nothing_to_pool(maps, rois, memory_format):
     assert (features.grad == 0).all()
 
 
+def test_a_map_without_cells_takes_nothing_from_the_other_levels():
+    # By FPN's equation 1 boxes of less than 56 pixels belong to the first level.
+    full, empty = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 0, 4)
+    small, large = [0.0, 1, 1, 5, 5], [0.0, 0, 0, 400, 400]
+    for first, second, found in ((full, empty, 1.0), (empty, full, 0.0)):
+        maps = [one.clone().requires_grad_() for one in (first, second)]
+        out = fpn_roi_align(maps, torch.tensor([small]), 1, [0.25, 0.125], 2, True)
+        assert out.item() == found
+        out.sum().backward()
+        assert [one.grad.shape for one in maps] == [first.shape, second.shape]
+        assert sum(one.grad.sum() for one in maps) == pytest.approx(found)
+    out = fpn_roi_align([full, empty], torch.tensor([small, large]), 1, [0.25, 0.125], 2, True)
+    assert out.flatten().tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+@pytest.mark.parametrize("shape", [(1, 1, 0, 4), (1, 1, 4, 0), (1, 1, 0, 0)])
+def test_a_map_without_cells_still_tells_a_broken_box(shape, mode):
+    boxes = torch.tensor([[0, math.nan, 1, 5, 5], [0, 1, 1, 5, 5]])
+    broken, sound = roi_align(torch.ones(shape), boxes, 1, mode=mode).flatten().tolist()
+    assert math.isnan(broken) and sound == 0
+
+
 def test_an_empty_list_of_boxes():
     assert roi_align(torch.ones(0, 3, 4, 4), [], 2).shape == (0, 3, 2, 2)
 
@@ -158,7 +181,7 @@ def test_refusals_name_the_argument(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spatial_scales": [0.25]}, "2 feature maps need as many spatial_scales, got 1"),
+        ({"spatial_scales": [0.25]}, "2 feature maps need a list of as many spatial_scales, got"),
         ({"spatial_scales": [0.25, 0.25]}, "each half of the one before"),
         ({"spatial_scales": [0.3, 0.15]}, "1 / 2\\^k"),
         ({"features": []}, "features is empty"),
@@ -181,6 +204,77 @@ def test_pyramid_refusals_name_the_argument(changes, message):
 
 
 @native_only
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_size": 7.0}, "output_size must be .* whole numbers .* got 7.0"),
+        ({"output_size": "7"}, "output_size must be .* got '7'"),
+        ({"output_size": None}, "output_size must be .* got None"),
+        ({"output_size": True}, "output_size must be .* got True"),
+        ({"output_size": (2, 2, 2)}, "output_size must be"),
+        ({"output_size": 70000}, "output_size must be .* 32768, got 70000"),
+        ({"sampling_ratio": 2.5}, "sampling_ratio must be a whole number .* got 2.5"),
+        ({"sampling_ratio": "2"}, "sampling_ratio must be"),
+        ({"sampling_ratio": 40000}, "sampling_ratio must be .* 32768, got 40000"),
+        ({"spatial_scale": 0.0}, "spatial_scale must be above zero and finite, got 0.0"),
+        ({"spatial_scale": -0.25}, "spatial_scale must be"),
+        ({"spatial_scale": math.nan}, "spatial_scale must be"),
+        ({"spatial_scale": math.inf}, "spatial_scale must be"),
+        ({"input": [torch.ones(1, 3, 8, 8)]}, "a feature map must be a tensor; level 0 is list"),
+        ({"boxes": [[0.0, 1, 1, 5, 5]]}, "boxes must be a tensor .* got list"),
+        ({"boxes": torch.ones(1, 5).numpy()}, "boxes must be a tensor .* got ndarray"),
+        ({"boxes": torch.ones(1, 5) * 1j}, "real numbers, .* got torch.complex64"),
+    ],
+)
+def test_what_is_no_number_or_no_tensor_is_refused_by_name(changes, message):
+    arguments = {
+        "input": torch.ones(1, 3, 8, 8),
+        "boxes": torch.tensor([[0.0, 1, 1, 5, 5]]),
+        "output_size": 2,
+        **changes,
+    }
+    with pytest.raises(ValueError, match=message):
+        roi_align(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": torch.ones(1, 3, 8, 8)}, "features is one tensor; give a list"),
+        ({"spatial_scales": 0.25}, "a list of as many spatial_scales, got 0.25"),
+        ({"canonical_box_size": None}, "canonical_box_size must be .* got None"),
+        ({"canonical_level": 4.5}, "canonical_level must be a whole number, got 4.5"),
+        ({"features": [torch.ones(1, 3, 8, 8)] * 33, "spatial_scales": [0.5] * 33}, "at most 32"),
+    ],
+)
+def test_what_is_no_pyramid_is_refused_by_name(changes, message):
+    arguments = {
+        "features": [torch.ones(1, 3, 8, 8)],
+        "boxes": torch.tensor([[0.0, 1, 1, 5, 5]]),
+        "output_size": 2,
+        "spatial_scales": [0.25],
+        "sampling_ratio": 2,
+        "aligned": True,
+        **changes,
+    }
+    with pytest.raises(ValueError, match=message):
+        fpn_roi_align(**arguments)
+
+
+def test_sizes_of_other_libraries_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    features, boxes = torch.rand(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 5, 5]])
+    out = roi_align(features, boxes, (numpy.int64(3), numpy.int32(2)), 1.0, numpy.int64(2))
+    assert torch.equal(out, roi_align(features, boxes, (3, 2), 1.0, 2))
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_meta_tensors_have_shapes(mode):
+    features, boxes = torch.ones(2, 3, 8, 8, device="meta"), torch.ones(4, 5, device="meta")
+    out = roi_align(features, boxes, (2, 3), mode=mode)
+    assert out.shape == (4, 3, 2, 3) and out.device.type == "meta"
+
+
 def test_roi_pool_has_no_average():
     settings = ([1.0], 0, int(Grid.POOL), 0, 1.0, 0, False)
     boxes, maps = torch.tensor([[0.0, 1, 1, 2, 2]]), torch.ones(1, 1, 4, 4)

@@ -35,6 +35,8 @@ inline Pyramid make_pyramid(const std::vector<int64_t>& sizes, const std::vector
     STD_TORCH_CHECK(s[0] == sizes[0] && s[1] == sizes[1], "level ", l, " has ", s[0], " images and ", s[1],
                     " channels, level 0 has ", sizes[0], " and ", sizes[1]);
     STD_TORCH_CHECK(s[0] < INT32_MAX && s[2] < INT32_MAX && s[3] < INT32_MAX, "a side of level ", l, " exceeds 2^31");
+    // The loops need at least one cell to clamp to.
+    STD_TORCH_CHECK(s[2] > 0 && s[3] > 0, "level ", l, " has no cells: ", s[2], " x ", s[3]);
     p.scale[l] = static_cast<float>(scales[l]);
     p.height[l] = static_cast<int>(s[2]);
     p.width[l] = static_cast<int>(s[3]);
@@ -44,8 +46,8 @@ inline Pyramid make_pyramid(const std::vector<int64_t>& sizes, const std::vector
 }
 
 inline Sampling make_sampling(int64_t bins_y, int64_t bins_x, int64_t ratio, int64_t grid) {
-  STD_TORCH_CHECK(bins_y > 0 && bins_x > 0 && bins_y <= 65536 && bins_x <= 65536, "output_size must be 1 to 65536, got (",
-                  bins_y, ", ", bins_x, ")");
+  STD_TORCH_CHECK(bins_y > 0 && bins_x > 0 && bins_y <= kMaxBins && bins_x <= kMaxBins, "output_size must be 1 to ",
+                  kMaxBins, ", got (", bins_y, ", ", bins_x, ")");
   STD_TORCH_CHECK(ratio <= kMaxSamples, "sampling_ratio must be at most ", kMaxSamples, ", got ", ratio);
   STD_TORCH_CHECK(grid >= 0 && grid <= 3, "grid must be 0 to 3, got ", grid);
   return {static_cast<int>(bins_y), static_cast<int>(bins_x), static_cast<int>(ratio > 0 ? ratio : 0),
@@ -76,13 +78,6 @@ inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& maps) {
     sizes.insert(sizes.end(), m.sizes().begin(), m.sizes().end());
   }
   return sizes;
-}
-
-// A map without cells gives every sample the value zero; the loops need at least one cell to clamp to.
-inline bool has_cells(const Pyramid& p) {
-  for (int l = 0; l < p.levels; l++)
-    if (p.height[l] == 0 || p.width[l] == 0) return false;
-  return true;
 }
 
 // Host memory only.

@@ -23,7 +23,6 @@ Tensor forward(std::vector<Tensor> features, const Tensor& boxes, int64_t pooled
   Tensor out = empty({call.count(), channels, pooled_height, pooled_width}, features[0], features[0].scalar_type(),
                      channels_last);
   if (out.numel() == 0) return out;
-  if (!has_cells(call.pyramid)) return torch::stable::zero_(out);
   std::vector<Tensor> maps = dense_maps(features, channels_last);
 
   Type type = type_of(out.scalar_type());
@@ -60,7 +59,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& boxes, std::vecto
   Call call(boxes, sizes, scales, grad.size(2), grad.size(3), ratio, grid, min_level, canonical_size, canonical_level);
   check_averaged(call.sampling);
   std::vector<Tensor> out = empty_gradients(grad, sizes, call.pyramid.levels, channels_last);
-  if (grad.numel() == 0 || !has_cells(call.pyramid)) {
+  if (grad.numel() == 0) {
     for (Tensor& t : out) torch::stable::zero_(t);
     return out;
   }

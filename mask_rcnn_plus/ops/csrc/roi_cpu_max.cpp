@@ -23,7 +23,6 @@ std::tuple<Tensor, Tensor> forward(std::vector<Tensor> features, const Tensor& b
   Tensor out = empty(shape, features[0], features[0].scalar_type(), channels_last);
   Tensor index = empty(shape, features[0], ScalarType::Int, channels_last);
   if (out.numel() == 0) return {out, index};
-  if (!has_cells(call.pyramid)) return {torch::stable::zero_(out), torch::stable::fill_(index, -1)};
   std::vector<Tensor> maps = dense_maps(features, channels_last);
 
   Type type = type_of(out.scalar_type());
@@ -65,7 +64,7 @@ std::vector<Tensor> backward(const Tensor& grad, const Tensor& index, const Tens
   Call call(boxes, sizes, scales, grad.size(2), grad.size(3), ratio, grid, min_level, canonical_size, canonical_level);
   check_planes(call.pyramid);
   std::vector<Tensor> out = empty_gradients(grad, sizes, call.pyramid.levels, channels_last);
-  if (grad.numel() == 0 || !has_cells(call.pyramid)) {
+  if (grad.numel() == 0) {
     for (Tensor& t : out) torch::stable::zero_(t);
     return out;
   }

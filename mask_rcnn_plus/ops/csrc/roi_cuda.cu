@@ -117,7 +117,6 @@ Tensor average(std::vector<Tensor> features, const Tensor& boxes, int64_t pooled
   Tensor out = empty({boxes.size(0), features[0].size(1), pooled_height, pooled_width}, features[0],
                      features[0].scalar_type(), channels_last);
   if (out.numel() == 0) return out;
-  if (!has_cells(pyramid)) return torch::stable::zero_(out);
   Forward f = make_forward(features, boxes, pyramid, sampling, channels_last);
   dispatch(out.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -140,10 +139,6 @@ std::tuple<Tensor, Tensor> maximum(std::vector<Tensor> features, const Tensor& b
   Tensor out = empty(sizes, features[0], features[0].scalar_type(), channels_last);
   Tensor index = empty(sizes, features[0], ScalarType::Int, channels_last);
   if (out.numel() == 0) return {out, index};
-  if (!has_cells(pyramid)) {
-    torch::stable::fill_(index, -1);
-    return {torch::stable::zero_(out), index};
-  }
   Forward f = make_forward(features, boxes, pyramid, sampling, channels_last);
   dispatch(out.scalar_type(), [&](auto type) {
     using T = decltype(type);
@@ -167,7 +162,7 @@ std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Ten
   std::vector<Tensor> out;
   for (int l = 0; l < pyramid.levels; l++)
     out.push_back(empty({sizes.begin() + 4 * l, sizes.begin() + 4 * l + 4}, grad, grad.scalar_type(), channels_last));
-  if (grad.numel() == 0 || !has_cells(pyramid)) {
+  if (grad.numel() == 0) {
     for (Tensor& t : out) torch::stable::zero_(t);
     return out;
   }

@@ -25,6 +25,8 @@ constexpr int kMaxLevels = 32;
 // An adaptive grid is at most this many samples a bin and axis. A flat sample index then fits in 31 bits, and a bin
 // wider than this many cells is beyond any map.
 constexpr int kMaxSamples = 32768;
+// Bins along an axis; a box's are then counted within 31 bits.
+constexpr int kMaxBins = 32768;
 // In place of Axis::samples: every cell of a bin is a point of its own.
 constexpr int kWholeCells = -1;
 
