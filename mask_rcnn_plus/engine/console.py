@@ -117,7 +117,7 @@ def _is_terminal() -> bool:
 
 def _is_news(record: logging.LogRecord) -> bool:
     # What ends a run in one line needs no traceback on the screen.
-    if record.exc_info and isinstance(record.exc_info[1], UserError):
+    if record.exc_info and isinstance(record.exc_info[1], UserError | FloatingPointError):
         return False
     if getattr(record, "for_log_alone", False):
         return False
