@@ -62,6 +62,10 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # run at the first.
     cfg.DATALOADER.MAX_BAD_SAMPLES = 0
 
+    # The share of the images that DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler takes;
+    # detectron2 0.6 reads this key without having it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
     # SEED stays detectron2's key, and the order of the images and every random draw follow from
     # it: the same seed gives the same weights. Where it is -1 (the default), train_net.py draws
     # one, and a resumed run takes that of its checkpoint.

@@ -135,7 +135,10 @@ class Batches:
         try:
             with deaths.raised():
                 pairs = next(source)
-        except RuntimeError as error:
+        except (RuntimeError, EOFError, OSError) as error:
+            # The latter two where a worker died before its tensors were fetched from it.
+            if not self._workers:
+                raise
             raise self._explained(error) from error
         self._ahead.popleft()
         for _, refused in pairs:
@@ -157,8 +160,8 @@ class Batches:
             f"{reason}"
         )
 
-    def _explained(self, error: RuntimeError) -> LoaderError:
-        reason = " ".join(str(error).split())[:200]
+    def _explained(self, error: Exception) -> LoaderError:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         # Batches come back in the order in which they were handed out, to each worker in turn.
         files = ", ".join(f"'{self._samples.name(index)}'" for _, index in self._ahead[0])
         if "timed out" in reason:

@@ -198,7 +198,7 @@ def replay(path: str | Path, model: torch.nn.Module) -> tuple[str, dict[str, flo
     tensor = first_bad(model, step)
     model.load_state_dict(stored["weights"])
     try:
-        losses = {name: float(value) for name, value in step.losses(model).items()}
+        losses = {name: float(value.detach()) for name, value in step.losses(model).items()}
     except FloatingPointError:
         losses = {}
     return tensor, losses

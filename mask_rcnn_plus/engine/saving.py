@@ -58,7 +58,7 @@ def save(data: dict[str, Any], path: Path) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise _explained(path, error) from error
+        raise explained(path, error) from error
 
 
 def point_to(path: Path) -> None:
@@ -71,7 +71,7 @@ def point_to(path: Path) -> None:
         _write_small(path.with_name(_POINTER), path.name)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _explained(path.with_name(_POINTER), error) from error
+        raise explained(path.with_name(_POINTER), error) from error
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -257,7 +257,8 @@ def _by_age(folder: Path) -> list[Path]:
     return [path for _, _, path in sorted(ages, reverse=True)]
 
 
-def _explained(path: Path, error: OSError) -> SaveError:
+def explained(path: Path, error: OSError) -> SaveError:
+    """What there is to say when a file of a run cannot be written."""
     reason = error.strerror or str(error)
     last = _pointed(path.parent)
     intact = f"the last checkpoint, {last.name}, is intact; " if last and last.is_file() else ""

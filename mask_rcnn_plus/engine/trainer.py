@@ -1,5 +1,6 @@
 """detectron2's DefaultTrainer, with this project's evaluation, checkpoints and console."""
 
+import errno
 import json
 import logging
 import sys
@@ -21,14 +22,17 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches, NamingMapper, build_train_batches
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
+from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extended
-from mask_rcnn_plus.engine.saving import SaveError
+from mask_rcnn_plus.engine.saving import SaveError, explained
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
 
 logger = logging.getLogger(__name__)
+
+_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Trainer(DefaultTrainer):
@@ -83,12 +87,16 @@ class Trainer(DefaultTrainer):
             Leave: a signal, or another process, ended it.
         """
         self._steps_done = self._whole_steps = self.start_iter
-        with self._stops.listening():
+        with self._stops.listening(), quiet_threads():
             try:
                 results = super().train()
             except (Leave, UserError) as stop:
                 self._save_before(stop)
                 raise
+            except OSError as error:  # by detectron2's writers of figures
+                if error.errno not in _NO_WRITING:
+                    raise
+                raise explained(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
         self._report_bad_images()
         return results
 
@@ -108,6 +116,16 @@ class Trainer(DefaultTrainer):
         except FloatingPointError as error:  # by the checkpointer
             raise self._diverged(str(error), together=True) from error
         self._whole_steps = self._steps_done
+
+    def after_train(self) -> None:
+        reason = sys.exc_info()[1]
+        try:
+            super().after_train()
+        except OSError:
+            # Where nothing can be written, neither can the last figures; what ends the run counts.
+            if not isinstance(reason, UserError | Leave | OSError):
+                raise
+            logger.debug("in the hooks' after_train", exc_info=True)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
