@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from mask_rcnn_plus.data.draws import seed_all
@@ -98,6 +99,14 @@ class Batches:
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self.seed, "images": self.images, "bad": dict(self.bad)}
+
+    def report_bad(self) -> None:
+        """Logs the images that were skipped; every process must call it."""
+        shares = comm.gather(self.bad)
+        reasons = sorted({reason for share in shares for reason in share.values()})
+        if reasons:
+            lines = "\n  ".join(reasons)
+            logger.warning(f"{len(reasons)} images were skipped:\n  {lines}")
 
     def __iter__(self) -> Iterator[list[Any]]:
         # A generator, so that it begins only with its first batch: SimpleTrainer of detectron2 0.6

@@ -7,6 +7,7 @@ the pointer ``last_checkpoint``. At each byte of it a whole checkpoint is there 
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -21,6 +22,8 @@ from mask_rcnn_plus.errors import UserError
 _POINTER = "last_checkpoint"
 _PART = ".part"
 _BLOCK = 1 << 20
+# What the operating system says when it is not for the program to mend.
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class SaveError(UserError):

@@ -1,6 +1,5 @@
 """detectron2's DefaultTrainer, with this project's evaluation, checkpoints and console."""
 
-import errno
 import json
 import logging
 import sys
@@ -21,18 +20,16 @@ from detectron2.solver.build import (
 from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches, NamingMapper, build_train_batches
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extended
-from mask_rcnn_plus.engine.saving import SaveError, explained
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
 
 logger = logging.getLogger(__name__)
-
-_NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class Trainer(DefaultTrainer):
@@ -89,23 +86,29 @@ class Trainer(DefaultTrainer):
         self._steps_done = self._whole_steps = self.start_iter
         with self._stops.listening(), quiet_threads():
             try:
+                self._save_final_if_due()
                 results = super().train()
             except (Leave, UserError) as stop:
                 self._save_before(stop)
                 raise
             except OSError as error:  # by detectron2's writers of figures
-                if error.errno not in _NO_WRITING:
+                if error.errno not in saving.NO_WRITING:
                     raise
-                raise explained(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
-        self._report_bad_images()
+                raise saving.explained(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
+        self._batches.report_bad()
         return results
+
+    def _save_final_if_due(self) -> None:
+        """Saves what a run did not live to save that was killed after its last periodic save."""
+        last = Path(self.checkpointer.get_checkpoint_file()).name
+        if self.checkpointer.resumed and self.finished and last != "model_final.pth":
+            self.checkpointer.save("model_final", iteration=self._steps_done - 1)
 
     def run_step(self) -> None:
         try:
             super().run_step()
         except FloatingPointError as error:
-            # detectron2 adds up the losses of all processes, in the main one, when each has had its
-            # gradients; other causes it finds in the middle of one process's step.
+            # The sum of all processes' losses, at the end of the step; else in the midst of one's.
             together = str(error).startswith("Loss became")
             raise self._diverged(str(error), together=together) from error
         self._steps_done = self.iter + 1
@@ -125,7 +128,6 @@ class Trainer(DefaultTrainer):
             # Where nothing can be written, neither can the last figures; what ends the run counts.
             if not isinstance(reason, UserError | Leave | OSError):
                 raise
-            logger.debug("in the hooks' after_train", exc_info=True)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
@@ -154,8 +156,8 @@ class Trainer(DefaultTrainer):
         self._batches.bad = dict(data.get("bad", {}))
         if data.get("seed", self._batches.seed) != self._batches.seed:
             logger.warning(
-                f"SEED is {self._batches.seed}, and the run began with {data['seed']}: from here "
-                "on other images and draws come than would have"
+                f"SEED is {self._batches.seed}, and the run began with {data['seed']}: it goes on "
+                "with other images and draws"
             )
 
     def _gate(self, fault: UserError | None) -> None:
@@ -190,10 +192,10 @@ class Trainer(DefaultTrainer):
 
     def _save_before(self, stop: Leave | UserError) -> None:
         """Saves the last whole step, unless it is saved or what ends the run forbids it."""
-        if isinstance(stop, SaveError) and comm.get_world_size() > 1:
+        if isinstance(stop, saving.SaveError) and comm.get_world_size() > 1:
             self._stops.agree(stop.exit_code)
         code = stop.code if isinstance(stop, Leave) else stop.exit_code
-        if code in (DIVERGED, SaveError.exit_code) or not comm.is_main_process():
+        if code in (DIVERGED, saving.SaveError.exit_code) or not comm.is_main_process():
             return
         last = self._steps_done - 1
         if last >= self.start_iter and last != self.checkpointer.last_saved:
@@ -202,18 +204,8 @@ class Trainer(DefaultTrainer):
             except FloatingPointError as error:
                 raise self._diverged(str(error), together=False) from error
         if isinstance(stop, Leave):
-            saved = Path(self.checkpointer.get_checkpoint_file()).name or "nothing is saved yet"
-            print(
-                f"stopped after {last + 1} iterations; --resume goes on ({saved})", file=sys.stderr
-            )
-
-    def _report_bad_images(self) -> None:
-        bad = [share for share in comm.gather(self._batches.bad) if share]
-        if bad:
-            reasons = {file: reason for share in bad for file, reason in share.items()}
-            logger.warning(
-                f"{len(reasons)} images were skipped:\n  " + "\n  ".join(reasons.values())
-            )
+            saved = Path(self.checkpointer.get_checkpoint_file()).name or "nothing saved yet"
+            sys.stderr.write(f"stopped after {last + 1} iterations ({saved}); see --resume\n")
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -95,10 +95,6 @@ def test_a_full_disk_ends_in_one_line(
     last = tmpfs / (tmpfs / "last_checkpoint").read_text()
     assert "No space left on device" in message and f"{last.name}, is intact" in message
     assert saving.damage(last) == "" and not list(tmpfs.glob("*.part"))
-    for path in tmpfs.glob("model_*"):
-        if last.name not in path.name:
-            path.unlink()
-    assert run(tmpfs, "--resume") == 4
     shutil.copytree(tmpfs, tmp_path / "larger")
     assert run(tmp_path / "larger", "--resume") == run(tmp_path / "whole") == 0
     assert differing(*[tmp_path / n / "model_final.pth" for n in ("larger", "whole")]) == []

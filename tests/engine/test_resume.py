@@ -210,6 +210,13 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert f"Resuming from {output / 'model_0000003.pth'}, which has 4 iterations" in screen
     assert differing(whole, output / "model_final.pth") == []
 
+    # Killed after the last periodic checkpoint: resumed, it lacks only the final one.
+    for name in ("model_final.pth", "model_final.pth.sha256"):
+        (output / name).unlink()
+    (output / "last_checkpoint").write_text("model_0000005.pth")
+    assert main([*command, "--resume", "SOLVER.MAX_ITER", "6"]) == 0
+    assert load(output / "model_final.pth")["iteration"] == 5
+
     for path in output.glob("*.pth"):
         path.write_bytes(path.read_bytes()[:-9])
     assert main([*command, "--resume"]) == 2
