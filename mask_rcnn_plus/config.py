@@ -76,6 +76,32 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # from random weights; BASE_LR about 0.001, WEIGHT_DECAY about 0.05.
     cfg.SOLVER.OPTIMIZER = "SGD"
 
+    # How many of the newest periodic checkpoints (every SOLVER.CHECKPOINT_PERIOD iterations) stay;
+    # model_final.pth and model_best.pth do so anyway. 0 keeps all.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
+
+    # The figure by which OUTPUT_DIR/model_best.pth is chosen, the larger the better, as "segm/AP";
+    # with several test sets "NAME/segm/AP". It is looked at every TEST.EVAL_PERIOD iterations and
+    # at the end. "" keeps none.
+    cfg.TEST.BEST_METRIC = ""
+
+    # Seconds that a loader's worker may take for a batch before the run ends, saved, and names it;
+    # 0 waits for ever. With DATALOADER.NUM_WORKERS 0 nothing is watched.
+    cfg.DATALOADER.TIMEOUT = 600
+
+    # How many different images each process may skip because they are missing or cannot be read.
+    # Each is named, and replaced by another that depends on SEED and its place alone. 0 ends the
+    # run at the first.
+    cfg.DATALOADER.MAX_BAD_SAMPLES = 0
+
+    # The share of the images that DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler takes;
+    # detectron2 0.6 reads this key without having it.
+    cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
+
+    # SEED stays detectron2's key, and the order of the images and every random draw follow from
+    # it: the same seed gives the same weights. Where it is -1 (the default), train_net.py draws
+    # one, and a resumed run takes that of its checkpoint.
+
     # How many images of each test set are drawn, prediction beside ground truth, into
     # OUTPUT_DIR/preview_<data set>.png after its evaluation. 0 draws none.
     cfg.TEST.PREVIEW_IMAGES = 6

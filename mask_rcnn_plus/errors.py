@@ -7,13 +7,16 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A mistake in what the user gave: a path, a key, a value, a data set, a checkpoint.
 
-    The commands print its message as one line on standard error and exit with code 2. The message
-    names the thing, the value and what to do.
+    The commands print its message as one line on standard error and exit with ``exit_code``, which
+    subclasses for what befalls a run (no space, divergence) set. The message names the thing, the
+    value and what to do.
 
     Args:
         message: the line. Where a loader's worker process raised it, PyTorch raises it again with
             the worker's traceback around it, which is taken off.
     """
+
+    exit_code = 2
 
     def __init__(self, message: str) -> None:
         if message.startswith("Caught UserError in DataLoader worker"):

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class Checkpointer(DetectionCheckpointer):
             weights of which nothing fits.
         class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids.
         config: YAML text of the config, stored as ``"config"``.
+        keep: how many periodic checkpoints to leave when another is saved; 0 for all.
         checkpointables: as detectron2's.
     """
 
@@ -40,27 +43,71 @@ class Checkpointer(DetectionCheckpointer):
         strict: bool = False,
         class_names: list[str] | None = None,
         config: str = "",
+        keep: int = 0,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._strict = strict
         self._extra = {"class_names": list(class_names or []), "config": config}
+        self._keep = keep
+        self._sound = ""
+        self.resumed = False
+        """Whether the run goes on from a checkpoint of its own."""
+        self.last_saved = -1
+        """The iteration stored with the checkpoint that ``--resume`` would take."""
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, **self._extra, **kwargs)
+    def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
+        """Saves as detectron2's does, but whole or not at all (see ``saving``).
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As detectron2's.
+        Args:
+            name: of the file, without ``.pth``.
+            tag: make it the one that ``--resume`` takes.
+            kwargs: stored with it.
 
         Raises:
-            UserError: the file does not exist, cannot be fetched, is no checkpoint, or does not fit
-                the model.
+            FloatingPointError: a weight is not finite; nothing is saved.
+            SaveError: it cannot be written; what was there is as it was.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        weights = self.model.state_dict()
+        if bad := saving.first_not_finite(weights):
+            raise FloatingPointError(f"the weights '{bad}' are not finite")
+        state = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        logger.info(f"Saving checkpoint to {path}")
+        saving.save({"model": weights, **state, **self._extra, **kwargs}, path)
+        if tag:
+            saving.point_to(path)
+            self.last_saved = kwargs.get("iteration", -1)
+        saving.prune(path.parent, self._keep)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As detectron2's, after a look at the digest where there is one beside the file.
+
+        Raises:
+            UserError: the file does not exist, cannot be fetched, is damaged, is no checkpoint, or
+                does not fit the model.
         """
         self._path = path
-        return super().load(str(local_weights(path)) if path else path, *args, **kwargs)
+        if not path:
+            return super().load(path, *args, **kwargs)
+        file = local_weights(path)
+        if path != self._sound and saving.has_digest(file) and (fault := saving.damage(file)):
+            raise UserError(
+                f"weights '{path}': the file {fault}; take another, or remove {file.name}.sha256 "
+                "if you changed the file yourself"
+            )
+        return super().load(str(file), *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As detectron2's, and says which it did."""
+        """As detectron2's, and says which it did; what is damaged is passed over.
+
+        Raises:
+            UserError: as ``load``, or there are checkpoints to resume from and all are damaged.
+        """
+        if self.save_dir and self.save_to_disk:
+            saving.clean(Path(self.save_dir))
         if not resume:
             if self.has_checkpoint():
                 logger.warning(
@@ -68,17 +115,38 @@ class Checkpointer(DetectionCheckpointer):
                     "of an earlier run, which will be overwritten; --resume would continue it"
                 )
             return super().resume_or_load(path, resume=False)
-        if not self.has_checkpoint():
+        checkpoint = self._choose()
+        if not checkpoint:
             start = f"the weights {path}" if path else "random weights"
             logger.info(f"--resume: no checkpoint in {self.save_dir}; starting from {start}")
             return super().resume_or_load(path, resume=False)
-        checkpoint = self.get_checkpoint_file()
         # What continues a run has to be that run's model, whole.
         self._strict = True
-        extra = super().resume_or_load(path, resume=True)
+        self._sound = checkpoint
+        extra = self.load(checkpoint)
+        self.resumed = True
         iteration = int(extra.get("iteration", -1)) + 1
         logger.info(f"Resuming from {checkpoint}, which has {iteration} iterations behind it")
         return extra
+
+    def _choose(self) -> str:
+        """The newest sound checkpoint of the run, by the judgement of the main process; or ""."""
+        chosen, faults = "", []
+        if comm.is_main_process():
+            for path in saving.candidates(Path(self.save_dir)):
+                fault = saving.damage(path)
+                if not fault:
+                    chosen = str(path)
+                    break
+                faults.append(f"{path.name} {fault}")
+                logger.warning(f"--resume: {faults[-1]}; falling back to the one before")
+        chosen, faults = comm.all_gather((chosen, faults))[0]
+        if faults and not chosen:
+            raise UserError(
+                f"--resume: no checkpoint in '{self.save_dir}' can be loaded: {'; '.join(faults)}; "
+                "start anew without --resume"
+            )
+        return chosen
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Anything can go wrong while an arbitrary file is read as a checkpoint, and each way means

@@ -3,7 +3,9 @@
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import torch
@@ -43,11 +45,33 @@ def setup_console(output_dir: str, rank: int) -> None:
     setup_logger(output_dir, distributed_rank=rank, name="mask_rcnn_plus")
     for name in _LOGGERS:
         for handler in logging.getLogger(name).handlers:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            if getattr(handler, "stream", None) is not sys.stdout:
+                # A full disk is said once, in words, not with a traceback for each line of log.txt.
+                handler.handleError = lambda record: None  # type: ignore[method-assign]
+            elif isinstance(handler, logging.StreamHandler):
                 handler.addFilter(_is_news)
                 handler.setFormatter(_ScreenFormatter(handler.formatter or logging.Formatter()))
                 if _is_terminal():
                     handler.setStream(_AboveProgressBar(sys.stdout))  # type: ignore[arg-type]
+
+
+@contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Within, a background thread that cannot write (TensorBoard's) ends without a traceback.
+
+    What cannot be written is said, and ends the run, when the next checkpoint is saved.
+    """
+    before = threading.excepthook
+
+    def note(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
+
+    threading.excepthook = note
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class ProgressBar(HookBase):
@@ -117,7 +141,7 @@ def _is_terminal() -> bool:
 
 def _is_news(record: logging.LogRecord) -> bool:
     # What ends a run in one line needs no traceback on the screen.
-    if record.exc_info and isinstance(record.exc_info[1], UserError):
+    if record.exc_info and isinstance(record.exc_info[1], UserError | FloatingPointError):
         return False
     if getattr(record, "for_log_alone", False):
         return False

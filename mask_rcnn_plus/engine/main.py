@@ -18,6 +18,7 @@ from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.launch import launch
 from mask_rcnn_plus.engine.setup import setup
+from mask_rcnn_plus.engine.stops import Leave
 from mask_rcnn_plus.engine.trainer import Trainer
 from mask_rcnn_plus.errors import UserError
 
@@ -36,6 +37,17 @@ Examples:
   several GPUs, or several CPU processes:
     train_net.py --num-gpus 4 --config-file ...
     torchrun --nproc-per-node 2 train_net.py --config-file ...
+  go on with an interrupted run:
+    train_net.py --resume --config-file ...
+
+Exit codes:
+    0  done
+    2  a mistake in what was given
+    3  training diverged; OUTPUT_DIR/divergence.pt has the batch
+    4  a checkpoint could not be written; the last one is intact
+    5  a data loader's worker died or hangs; the run is saved
+  130  SIGINT (Ctrl-C), 143  SIGTERM: the step was finished and the run saved;
+       a second signal ends it at once
 """
 
 
@@ -46,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command-line arguments; by default the process's own.
 
     Returns:
-        the exit code: 0, or 2 after one line on standard error about a mistake in the input.
+        the exit code: 0, or what _EXAMPLES says, after one line on standard error.
     """
     args = default_argument_parser(epilog=_EXAMPLES).parse_args(argv)
     try:
@@ -54,7 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch(_run, args, resolve_device(cfg.MODEL.DEVICE))
     except UserError as error:
         # Before torchrun's processes know of each other, each of them gets here.
-        return _refuse(error) if os.environ.get("LOCAL_RANK", "0") == "0" else 2
+        refused = os.environ.get("LOCAL_RANK", "0") == "0"
+        return _refuse(error) if refused else error.exit_code
+    except Leave as stop:
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         print("\ninterrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -70,7 +85,7 @@ def _run(args: argparse.Namespace) -> None:
             raise
         # main() is in another process. What all processes refuse is one line a machine.
         own = isinstance(error, _OwnShareError)
-        sys.exit(_refuse(error) if own or comm.get_local_rank() == 0 else 2)
+        sys.exit(_refuse(error) if own or comm.get_local_rank() == 0 else error.exit_code)
 
 
 def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -96,7 +111,11 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 class _OwnShareError(UserError):
-    """About an image that this process alone has seen."""
+    """About what this process alone has seen."""
+
+    def __init__(self, error: UserError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code
 
 
 @contextmanager
@@ -105,7 +124,7 @@ def _sharing() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise _OwnShareError(str(error)) from error
+        raise _OwnShareError(error) from error
 
 
 @contextmanager
@@ -146,4 +165,4 @@ def _print_previews(cfg: CfgNode) -> None:
 
 def _refuse(error: UserError) -> int:
     print(f"error: {error}", file=sys.stderr)
-    return 2
+    return error.exit_code

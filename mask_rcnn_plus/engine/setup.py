@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_d
 from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
 from mask_rcnn_plus.engine.console import setup_console
+from mask_rcnn_plus.engine.saving import read_seed
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_solver(cfg, device)
     _require_writable(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
+    _settle_seed(cfg, args)
     prepare_datasets(cfg)
     names = check_datasets(cfg, args)
     cfg.freeze()
@@ -62,6 +65,17 @@ def _require_writable(output_dir: str) -> None:
         raise UserError(
             f"output folder '{output_dir}' is not writable ({error.strerror}): set OUTPUT_DIR"
         ) from error
+
+
+def _settle_seed(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Puts a number into SEED where it is -1: that of the run to resume, or a drawn one."""
+    if cfg.SEED >= 0:
+        return
+    stored = read_seed(Path(cfg.OUTPUT_DIR)) if args.resume and comm.is_main_process() else None
+    drawn = stored if stored is not None else secrets.randbelow(2**31)
+    cfg.SEED = comm.all_gather(drawn)[0]
+    origin = "that of the checkpoint" if stored is not None else "drawn"
+    logger.info(f"SEED -1: {cfg.SEED}, {origin}; SEED {cfg.SEED} gives the same run again")
 
 
 def prepare_datasets(cfg: CfgNode) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
 from detectron2.solver.build import (
@@ -18,9 +19,13 @@ from detectron2.solver.build import (
 )
 from detectron2.utils import comm
 
-from mask_rcnn_plus.data import NamingMapper, PolygonMapper
+from mask_rcnn_plus.data import Batches, NamingMapper, PolygonMapper, build_train_batches
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
-from mask_rcnn_plus.engine.console import ProgressBar
+from mask_rcnn_plus.engine.console import quiet_threads
+from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
+from mask_rcnn_plus.engine.hooks import extended
+from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
 
@@ -28,30 +33,109 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains, evaluates and saves by a config.
+    """Trains, evaluates and saves by a config; a run that is interrupted can go on exactly.
 
     Args:
         cfg: a frozen config from :func:`mask_rcnn_plus.engine.setup`.
     """
 
+    def __init__(self, cfg: CfgNode) -> None:
+        self._stops = Stops()
+        super().__init__(cfg)
+        # How many iterations the weights have behind them, and how many with all their hooks.
+        self._steps_done = self._whole_steps = 0
+        self._batches.gate = self._gate
+
+    @property
+    def _batches(self) -> Batches:
+        return self._trainer.data_loader
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last iteration is done, with all that follows it."""
+        return self._whole_steps >= self.max_iter
+
     def build_hooks(self) -> list[HookBase | None]:
+        cfg = self.cfg
         # DefaultTrainer has just made a checkpointer, and the hooks are about to hold on to it.
         self.checkpointer = Checkpointer(
             self.model,
-            self.cfg.OUTPUT_DIR,
-            class_names=MetadataCatalog.get(self.cfg.DATASETS.TRAIN[0]).get("thing_classes"),
-            config=self.cfg.dump(),
+            cfg.OUTPUT_DIR,
+            class_names=MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes"),
+            config=cfg.dump(),
+            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
             trainer=weakref.proxy(self),
         )
-        hooks = super().build_hooks()
-        if comm.is_main_process():
-            hooks.insert(-1, ProgressBar())
-        return hooks
+        return extended(
+            super().build_hooks(), cfg, checkpointer=self.checkpointer, stops=self._stops
+        )
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Goes on from the newest sound checkpoint of the run, or loads MODEL.WEIGHTS."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed:
+            self.start_iter = self.iter + 1
+
+    def train(self) -> Any:
+        """As detectron2's; when it has to end early, it saves what it has.
+
+        Raises:
+            UserError: the run cannot go on; its exit code says why.
+            Leave: a signal, or another process, ended it.
+        """
+        self._steps_done = self._whole_steps = self.start_iter
+        with self._stops.listening(), quiet_threads():
+            try:
+                self._save_final_if_due()
+                results = super().train()
+            except (Leave, UserError) as stop:
+                self._save_before(stop)
+                raise
+            except OSError as error:  # by detectron2's writers of figures
+                if error.errno not in saving.NO_WRITING:
+                    raise
+                raise saving.explained(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
+        self._batches.report_bad()
+        return results
+
+    def _save_final_if_due(self) -> None:
+        """Saves what a run did not live to save that was killed after its last periodic save."""
+        last = Path(self.checkpointer.get_checkpoint_file()).name
+        if self.checkpointer.resumed and self.finished and last != "model_final.pth":
+            self.checkpointer.save("model_final", iteration=self._steps_done - 1)
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            # The sum of all processes' losses, at the end of the step; else in the midst of one's.
+            together = str(error).startswith("Loss became")
+            raise self._diverged(str(error), together=together) from error
+        self._steps_done = self.iter + 1
+
+    def after_step(self) -> None:
+        try:
+            super().after_step()
+        except FloatingPointError as error:  # by the checkpointer
+            raise self._diverged(str(error), together=True) from error
+        self._whole_steps = self._steps_done
+
+    def after_train(self) -> None:
+        reason = sys.exc_info()[1]
+        try:
+            super().after_train()
+        except OSError:
+            # Where nothing can be written, neither can the last figures; what ends the run counts.
+            if not isinstance(reason, UserError | Leave | OSError):
+                raise
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         # detectron2 0.6 forgets the optimiser here, and with it the momentum.
         state.setdefault("_trainer", self._trainer.state_dict())
+        # After a step that was not done, or after the last, detectron2's count is one too many.
+        state["iteration"] = self._steps_done - 1
+        state["data"] = self._batches.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -65,6 +149,63 @@ class Trainer(DefaultTrainer):
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
             self._trainer.load_state_dict(state_dict["_trainer"])
+        # Absent in a checkpoint of detectron2's.
+        data = state_dict.get("data", {})
+        seed = data.get("seed") if self.cfg.SEED < 0 else None
+        self._batches.start(step=self.iter + 1, images=data.get("images"), seed=seed)
+        self._batches.bad = dict(data.get("bad", {}))
+        if data.get("seed", self._batches.seed) != self._batches.seed:
+            logger.warning(
+                f"SEED is {self._batches.seed}, and the run began with {data['seed']}: it goes on "
+                "with other images and draws"
+            )
+
+    def _gate(self, fault: UserError | None) -> None:
+        """Between two steps: ends this process if it, or any other, has to."""
+        code = self._stops.agree(fault.exit_code if fault else self._stops.code)
+        if code == DIVERGED:
+            comm.gather(self._step())
+        if fault:
+            raise fault
+        if code:
+            raise Leave(code)
+
+    def _step(self) -> Step:
+        return Step(self._batches.latest, self._batches.step_words, self.cfg.SOLVER.AMP.ENABLED)
+
+    def _diverged(self, what: str, *, together: bool) -> DivergedError:
+        """Finds out and says what is known, with the help of processes that are at the gate."""
+        steps = [self._step()]
+        if together and comm.get_world_size() > 1:
+            self._stops.agree(DIVERGED)
+            steps = comm.gather(steps[0])
+        return report(
+            getattr(self.model, "module", self.model),
+            steps,
+            what=what,
+            iteration=self.iter,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
+            base_lr=self.cfg.SOLVER.BASE_LR,
+            config=self.cfg.dump(),
+            path=Path(self.cfg.OUTPUT_DIR) / f"divergence{comm.get_rank() or ''}.pt",
+        )
+
+    def _save_before(self, stop: Leave | UserError) -> None:
+        """Saves the last whole step, unless it is saved or what ends the run forbids it."""
+        if isinstance(stop, saving.SaveError) and comm.get_world_size() > 1:
+            self._stops.agree(stop.exit_code)
+        code = stop.code if isinstance(stop, Leave) else stop.exit_code
+        if code in (DIVERGED, saving.SaveError.exit_code) or not comm.is_main_process():
+            return
+        last = self._steps_done - 1
+        if last >= self.start_iter and last != self.checkpointer.last_saved:
+            try:
+                self.checkpointer.save(f"model_{last:07d}", iteration=last)
+            except FloatingPointError as error:
+                raise self._diverged(str(error), together=False) from error
+        if isinstance(stop, Leave):
+            saved = Path(self.checkpointer.get_checkpoint_file()).name or "nothing saved yet"
+            sys.stderr.write(f"stopped after {last + 1} iterations ({saved}); see --resume\n")
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -83,12 +224,13 @@ class Trainer(DefaultTrainer):
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, solver.BASE_LR)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """detectron2's loader; an image or annotation that cannot be used is named."""
+    def build_train_loader(cls, cfg: CfgNode) -> Batches:
+        """detectron2's mapper; an image or annotation that cannot be used is named."""
         mapper = DatasetMapper(cfg, is_train=True)
         if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
             mapper = PolygonMapper(mapper)
-        return build_detection_train_loader(cfg, mapper=NamingMapper(mapper))
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        return build_train_batches(cfg, NamingMapper(mapper), seed=seed)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

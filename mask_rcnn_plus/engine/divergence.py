@@ -1,0 +1,204 @@
+"""What is known when a loss or a weight stops being a finite number."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+
+from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.stops import DIVERGED
+from mask_rcnn_plus.errors import UserError
+
+_IMAGES_IN_MESSAGE = 8
+
+
+class DivergedError(UserError):
+    """A loss or a weight is not finite."""
+
+    exit_code = DIVERGED
+
+
+@dataclass(frozen=True)
+class Step:
+    """What it takes to do a training step's forward pass again.
+
+    Attributes:
+        batch: the samples.
+        words: what the random generators were seeded with.
+        amp: whether in mixed precision.
+    """
+
+    batch: list[Any]
+    words: tuple[int | str, ...]
+    amp: bool = False
+
+    def losses(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """The losses, of a model that is not wrapped for distributed training."""
+        device = next(model.parameters()).device.type
+        seed_all(*self.words)
+        with EventStorage(), torch.autocast(device, enabled=self.amp):
+            return model(self.batch)
+
+
+def first_bad(model: torch.nn.Module, step: Step) -> str:
+    """Does a step again and names the first tensor in it that is not finite.
+
+    Args:
+        model: in training mode; it may gain gradients, and its BatchNorm another batch.
+        step: the step.
+
+    Returns:
+        as "output of backbone.fpn_output2 (Conv2d)"; "" where all is finite.
+    """
+    for number, sample in enumerate(step.batch):
+        image = sample.get("image") if isinstance(sample, Mapping) else None
+        if image is not None and image.is_floating_point() and not torch.isfinite(image).all():
+            return f"image number {number + 1} of the batch"
+    if name := saving.first_not_finite(dict(model.named_parameters())):
+        return f"weights {name}"
+    found: list[str] = []
+    with _watching(model, found):
+        try:
+            losses = step.losses(model)
+        except FloatingPointError as error:
+            # detectron2's region proposals look at their boxes themselves.
+            return found[0] if found else str(error)
+    if found:
+        return found[0]
+    if name := saving.first_not_finite(losses):
+        return f"loss {name}"
+    model.zero_grad()
+    sum(losses.values()).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    name = saving.first_not_finite(gradients)
+    return f"gradient of {name}" if name else ""
+
+
+@contextmanager
+def _watching(model: torch.nn.Module, found: list[str]) -> Iterator[None]:
+    def watch(name: str) -> Any:
+        def look(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            if not found and not all(torch.isfinite(tensor).all() for tensor in _tensors(output)):
+                found.append(f"output of {name or 'the model'} ({type(module).__name__})")
+
+        return look
+
+    handles = [module.register_forward_hook(watch(n)) for n, module in model.named_modules()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "tensor"):  # ImageList, Boxes
+        yield from _tensors(value.tensor)
+
+
+def report(
+    model: torch.nn.Module,
+    steps: Sequence[Step],
+    *,
+    what: str,
+    iteration: int,
+    learning_rate: float,
+    base_lr: float,
+    config: str,
+    path: Path,
+) -> DivergedError:
+    """Writes the reproduction file and says what is known.
+
+    Args:
+        model: as it was before the step.
+        steps: of each process.
+        what: is not finite, for the message.
+        iteration: of the step.
+        learning_rate: at the step.
+        base_lr: SOLVER.BASE_LR.
+        config: YAML text.
+        path: of the file to write: what ``replay`` takes.
+
+    Returns:
+        the error to raise.
+    """
+    what = " ".join(what.split())
+    guilty, tensor = steps[0], ""
+    # Running the step again changes BatchNorm's running statistics.
+    weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    for step in steps:
+        if tensor := first_bad(model, step):
+            guilty = step
+            break
+    where = f"batch, weights and random state are in {path}"
+    try:
+        saving.save(
+            {
+                "iteration": iteration,
+                "what": what,
+                "first_bad": tensor,
+                "weights": weights,
+                "batch": guilty.batch,
+                "words": list(guilty.words),
+                "amp": guilty.amp,
+                "config": config,
+            },
+            path,
+        )
+    except saving.SaveError as error:
+        where = str(error)
+    advice = f"the learning rate was {learning_rate:.3g}: try SOLVER.BASE_LR {base_lr / 10:.3g}"
+    if tensor.startswith("image"):
+        advice = "mend the image, or what augments it"
+    return DivergedError(
+        f"training diverged at iteration {iteration}: {what}; first tensor that is not finite: "
+        f"{tensor or 'none when the step is done again'}; images {_images(guilty.batch)}; "
+        f"{advice}; {where}"
+    )
+
+
+def _images(batch: list[Any]) -> str:
+    names = [
+        f"{sample.get('image_id', '?')} ('{sample.get('file_name', '?')}')"
+        for sample in batch
+        if isinstance(sample, Mapping)
+    ]
+    more = len(names) - _IMAGES_IN_MESSAGE
+    return ", ".join(names[:_IMAGES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
+
+
+def replay(path: str | Path, model: torch.nn.Module) -> tuple[str, dict[str, float]]:
+    """Does again the step at which a run diverged.
+
+    Args:
+        path: the run's ``divergence.pt``. It is unpickled: take none from strangers.
+        model: built from its config; it gets its weights.
+
+    Returns:
+        the first tensor that is not finite, as ``first_bad`` names it, and the losses.
+    """
+    # The batch holds detectron2's Instances, which the safe reader does not know.
+    stored = torch.load(path, map_location="cpu", weights_only=False)
+    step = Step(stored["batch"], tuple(stored["words"]), stored["amp"])
+    model.load_state_dict(stored["weights"])
+    model.train()
+    tensor = first_bad(model, step)
+    model.load_state_dict(stored["weights"])
+    try:
+        losses = {name: float(value.detach()) for name, value in step.losses(model).items()}
+    except FloatingPointError:
+        losses = {}
+    return tensor, losses

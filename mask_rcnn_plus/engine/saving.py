@@ -1,0 +1,270 @@
+"""Checkpoint files that are there whole or not at all, whatever happens while they are written.
+
+A checkpoint NAME.pth has its SHA-256 beside it in NAME.pth.sha256, as ``sha256sum -c`` reads it.
+The order of the writes: the data under a temporary name, to the disk, read again and compared; the
+digest, for a moment together with that of the file to be replaced; the renaming; the digest alone;
+the pointer ``last_checkpoint``. At each byte of it a whole checkpoint is there and is known to be.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mask_rcnn_plus.errors import UserError
+
+_POINTER = "last_checkpoint"
+_PART = ".part"
+_BLOCK = 1 << 20
+# What the operating system says when it is not for the program to mend.
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written."""
+
+    exit_code = 4
+
+
+def save(data: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint so that the file is the old one or the new one at any moment.
+
+    Args:
+        data: what ``torch.save`` takes.
+        path: its file, which may exist.
+
+    Raises:
+        SaveError: it cannot be written; what was there is as it was.
+    """
+    part = path.with_name(path.name + _PART)
+    try:
+        with part.open("wb") as file:
+            writer = _Writer(file)
+            torch.save(data, writer)
+            if writer.error is not None:
+                raise writer.error
+            _to_disk(file)
+        digest = writer.digest()
+        if _digest(part) != digest:
+            raise OSError(None, "what was written reads back differently")
+        before = (_stored(path) or [_digest(path)]) if path.exists() else []
+        _write_small(_beside(path), "".join(f"{one}  {path.name}\n" for one in [digest, *before]))
+        part.replace(path)
+        _write_small(_beside(path), f"{digest}  {path.name}\n")
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise explained(path, error) from error
+
+
+def point_to(path: Path) -> None:
+    """Makes a checkpoint the one that ``--resume`` takes.
+
+    Raises:
+        SaveError: the pointer cannot be written; it points where it did.
+    """
+    try:
+        _write_small(path.with_name(_POINTER), path.name)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise explained(path.with_name(_POINTER), error) from error
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all but the newest periodic checkpoints (``model_0000009.pth``).
+
+    Args:
+        folder: of the run.
+        keep: how many to leave; 0 for all.
+    """
+    if keep < 1:
+        return
+    periodic = [p for p in _by_age(folder) if re.fullmatch(r"model_\d{7,}\.pth", p.name)]
+    spared = _pointed(folder)
+    for path in periodic[keep:]:
+        if path != spared:
+            # The digest last: a checkpoint without one still loads, but is no match for damage.
+            with contextlib.suppress(OSError):
+                path.unlink()
+                _beside(path).unlink(missing_ok=True)
+
+
+def clean(folder: Path) -> None:
+    """Removes what a killed run had half written."""
+    for part in folder.glob(f"*{_PART}"):
+        if part.name.removesuffix(_PART).endswith((".pth", ".sha256", _POINTER)):
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The checkpoints to resume from, best first: the last one saved, then others by age.
+
+    A file without a digest beside it counts only if ``last_checkpoint`` names it: it may be a
+    download.
+    """
+    pointed = _pointed(folder)
+    found = [path for path in _by_age(folder) if path != pointed and _beside(path).is_file()]
+    return found if pointed is None else [pointed, *found]
+
+
+def has_digest(path: Path) -> bool:
+    """Whether the SHA-256 of a checkpoint lies beside it."""
+    return _beside(path).is_file()
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint, or "" where nothing is known to be.
+
+    Args:
+        path: of a file; one without a digest beside it is only looked at.
+    """
+    if not path.is_file():
+        return "is missing"
+    try:
+        stored = _stored(path)
+        if stored:
+            if _digest(path) in stored:
+                return ""
+            return f"is damaged: its SHA-256 is not the one in {_beside(path).name}"
+        torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        return f"cannot be read: {type(error).__name__} {' '.join(str(error).split())[:100]}"
+    return ""
+
+
+def read_seed(folder: Path) -> int | None:
+    """The seed of the run that a folder holds.
+
+    Args:
+        folder: with checkpoints or none.
+
+    Returns:
+        what its newest readable checkpoint says; None if there is none, or it does not say.
+    """
+    for path in candidates(folder):
+        with contextlib.suppress(Exception):
+            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return int(stored["trainer"]["data"]["seed"])
+    return None
+
+
+def first_not_finite(tensors: Mapping[str, Any]) -> str:
+    """The name of the first tensor of floats with an infinity or a NaN in it; "" if none has."""
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        # One pass; the sum of finite numbers may overflow, and then each is looked at.
+        if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+            return name
+    return ""
+
+
+class _Writer:
+    """Gives torch.save a file, the digest of whose bytes is known at the end.
+
+    Its C++ code does not survive an exception from ``write``: the first is kept instead.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+                self._hash.update(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing: the file is flushed once, at its end."""
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _write_small(path: Path, text: str) -> None:
+    part = path.with_name(path.name + _PART)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            _to_disk(file)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        # So that reading it again reads the disk.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _stored(path: Path) -> list[str]:
+    try:
+        return re.findall(r"^[0-9a-f]{64}\b", _beside(path).read_text(), re.MULTILINE)
+    except FileNotFoundError:
+        return []
+
+
+def _pointed(folder: Path) -> Path | None:
+    try:
+        name = (folder / _POINTER).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return folder / Path(name).name if name else None
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The .pth files, newest first."""
+    ages = []
+    for path in folder.glob("*.pth"):
+        with contextlib.suppress(OSError):
+            ages.append((path.stat().st_mtime_ns, path.name, path))
+    return [path for _, _, path in sorted(ages, reverse=True)]
+
+
+def explained(path: Path, error: OSError) -> SaveError:
+    """What there is to say when a file of a run cannot be written."""
+    reason = error.strerror or str(error)
+    last = _pointed(path.parent)
+    intact = f"the last checkpoint, {last.name}, is intact; " if last and last.is_file() else ""
+    return SaveError(
+        f"cannot save '{path}': {reason}; {intact}free the space or mend the folder, then --resume"
+    )

@@ -1,0 +1,125 @@
+"""Batches of samples: the same ones whoever loads them, and words for what goes wrong."""
+
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mask_rcnn_plus.data import NamingMapper
+from mask_rcnn_plus.data.batches import Batches, LoaderError
+from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.samples import Samples
+from mask_rcnn_plus.data.sampling import Lots, Order
+from mask_rcnn_plus.errors import UserError
+
+RECORDS = [{"file_name": f"{number}.png"} for number in range(9)]
+
+
+def drawing(record: dict[str, Any]) -> tuple[str, float, float, float]:
+    """A mapper that says what each generator drew."""
+    return record["file_name"], random.random(), np.random.rand(), float(torch.rand(()))
+
+
+def batches(
+    mapper: Callable[[dict[str, Any]], Any] = drawing, *, seed: int = 1, **options: Any
+) -> Batches:
+    order = Order(len(RECORDS), seed=seed)
+    samples = Samples(RECORDS, mapper, order, max_bad=options.get("max_bad", 0))
+    return Batches(samples, Lots(order, lot_size=2), **options)
+
+
+def take(source: Batches, count: int) -> list[Any]:
+    """Each batch and what a step would draw after it."""
+    return [
+        (batch, random.random(), np.random.rand(), float(torch.rand(())))
+        for batch in itertools.islice(source, count)
+    ]
+
+
+def test_all_draws_are_the_same_from_any_step_with_any_workers() -> None:
+    whole = take(batches(), 12)
+    assert len({draw for batch, *_ in whole for sample in batch for draw in sample[1:]}) == 3 * 24
+    for start, workers in ((5, 0), (3, 1), (7, 2)):
+        seed_all("another history", start)
+        later = batches(num_workers=workers)
+        later.start(step=start)
+        assert take(later, 12 - start) == whole[start:]
+        assert later.images == 24
+    assert take(batches(seed=2), 12) != whole
+    assert take(batches(rank=1), 2)[0][1:] != whole[0][1:]
+
+
+def test_python_and_numpy_do_not_draw_alike() -> None:
+    seed_all(0)
+    assert random.random() != np.random.rand()
+
+
+def test_bad_images_are_skipped_within_the_budget_and_counted() -> None:
+    def partly(record: dict[str, Any]) -> Any:
+        if record["file_name"] in ("2.png", "7.png"):
+            raise OSError("truncated")
+        return drawing(record)
+
+    mapper = NamingMapper(partly)
+    whole = batches(mapper, max_bad=2)
+    expected = take(whole, 12)
+    assert set(whole.bad) == {"2.png", "7.png"} and "OSError: truncated" in whole.bad["2.png"]
+    # As if all were sound, but for the two.
+    sound = [sample for batch, *_ in take(batches(), 12) for sample in batch]
+    kept = [sample for batch, *_ in expected for sample in batch]
+    assert len(kept) == len(sound)
+    for one, other in zip(sound, kept, strict=True):
+        assert (one == other) == (one[0] not in ("2.png", "7.png"))
+    later = batches(mapper, max_bad=2, num_workers=2)
+    later.start(step=4)
+    assert take(later, 8) == expected[4:]
+
+    with pytest.raises(UserError, match=r"2 images cannot be used.*MAX_BAD_SAMPLES is 1.*OSError"):
+        take(batches(mapper, max_bad=1), 12)
+    with pytest.raises(UserError, match=r"image '[27]\.png' cannot be used"):
+        take(batches(mapper), 12)
+
+
+def test_a_mapper_that_wants_another_image_gets_one() -> None:
+    choosy = lambda record: None if record["file_name"] < "6" else record["file_name"]  # noqa: E731
+    names = [name for batch, *_ in take(batches(choosy), 9) for name in batch]
+    assert set(names) == {"6.png", "7.png", "8.png"}
+    with pytest.raises(UserError, match="none of 100 images"):
+        take(batches(lambda record: None), 1)
+
+
+def test_a_dead_worker_is_an_error_when_a_batch_is_wanted_and_not_before() -> None:
+    def deadly(record: dict[str, Any]) -> str:
+        if record["file_name"] == doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record["file_name"]
+
+    doomed = RECORDS[[index for _, index in itertools.islice(Order(9, seed=1).walk(), 9)][6]][
+        "file_name"
+    ]
+    source = iter(batches(deadly, num_workers=1))
+    assert len(next(source)) == 2
+    # The worker dies while it works ahead; whatever this process does meanwhile goes on.
+    for _ in range(300):
+        time.sleep(0.01)
+    with pytest.raises(LoaderError, match=rf"worker died.*'{doomed}'.*(signal|unexpectedly)"):
+        list(itertools.islice(source, 9))
+
+
+def test_a_hanging_worker_is_named_with_its_images() -> None:
+    def slow(record: dict[str, Any]) -> str:
+        time.sleep(60)
+        return record["file_name"]
+
+    first, second = (
+        RECORDS[index]["file_name"] for _, index in next(iter(Lots(Order(9, seed=1), lot_size=2)))
+    )
+    with pytest.raises(LoaderError, match=rf"no batch for 1 seconds.*'{first}', '{second}'"):
+        take(batches(slow, num_workers=1, timeout=1), 1)

@@ -1,0 +1,225 @@
+"""A checkpoint is the old one or the new one at any moment, and known to be whole."""
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mask_rcnn_plus.engine import saving
+
+
+class Killed(BaseException):
+    """What no handler of the saving code may treat as an error: the process is gone."""
+
+
+def state(number: int) -> dict[str, Any]:
+    return {"model": {"weight": torch.full((3000,), float(number))}, "iteration": number}
+
+
+def put(folder: Path, number: int, name: str = "model") -> None:
+    saving.save(state(number), folder / f"{name}.pth")
+    saving.point_to(folder / f"{name}.pth")
+
+
+def resumed(folder: Path) -> int:
+    """The number of the state that a resumed run would begin with."""
+    path = next(path for path in saving.candidates(folder) if not saving.damage(path))
+    loaded = torch.load(path, weights_only=True)
+    assert torch.equal(loaded["model"]["weight"], state(loaded["iteration"])["model"]["weight"])
+    return loaded["iteration"]
+
+
+class Saboteur:
+    """Counts the operations on files, and lets one of them fail."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.error: BaseException | None = None
+        self.at = -1
+        self.count = 0
+        outer = self
+
+        class File:
+            def __init__(self, file: Any) -> None:
+                self._file = file
+
+            def write(self, data: Any) -> int:
+                outer.step(lambda: self._file.write(data[: len(data) // 2]))
+                return self._file.write(data)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._file, name)
+
+            def __enter__(self) -> "File":
+                return self
+
+            def __exit__(self, *error: object) -> None:
+                self._file.close()
+
+        plain_open, plain_replace = Path.open, Path.replace
+        plain_sync = os.fsync
+
+        def opening(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+            file = plain_open(path, mode, *args, **options)
+            return File(file) if "w" in mode else file
+
+        def replacing(path: Path, target: Path) -> Path:
+            outer.step()
+            return plain_replace(path, target)
+
+        def syncing(descriptor: int) -> None:
+            outer.step()
+            plain_sync(descriptor)
+
+        patch.setattr(Path, "open", opening)
+        patch.setattr(Path, "replace", replacing)
+        patch.setattr(saving.os, "fsync", syncing)
+
+    def step(self, halfway: Any = None) -> None:
+        self.count += 1
+        if self.count == self.at and self.error is not None:
+            if halfway is not None:
+                halfway()
+            raise self.error
+
+
+@pytest.mark.parametrize("same_name", [True, False])
+@pytest.mark.parametrize("end", ["full", "killed"])
+def test_whatever_operation_fails_a_whole_checkpoint_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_name: bool, end: str
+) -> None:
+    name = "model" if same_name else "other"
+    with monkeypatch.context() as patch:
+        counter = Saboteur(patch)
+        put(tmp_path, 1, name)
+        operations = counter.count
+    shutil.rmtree(tmp_path)
+    assert operations > 15
+    survivors = []
+    for at in range(1, operations + 1):
+        folder = tmp_path / str(at)
+        folder.mkdir(parents=True)
+        put(folder, 1)
+        with monkeypatch.context() as patch:
+            saboteur = Saboteur(patch)
+            saboteur.at = at
+            saboteur.error = OSError(errno.ENOSPC, "No space left on device")
+            if end == "killed":
+                saboteur.error = Killed()
+            # torch makes a RuntimeError of what its own code cannot survive.
+            with pytest.raises((saving.SaveError, Killed, RuntimeError)) as failure:
+                put(folder, 2, name)
+        survivors.append(resumed(folder))
+        if end == "full":
+            assert "No space left on device" in str(failure.value)
+            assert "intact" in str(failure.value)
+            assert not list(folder.glob("*.part"))
+        saving.clean(folder)
+        assert not list(folder.glob("*.part"))
+        put(folder, 3, name)
+        assert resumed(folder) == 3
+    assert survivors == sorted(survivors) and set(survivors) == {1, 2}
+
+
+def test_a_flipped_bit_or_a_cut_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    put(tmp_path, 1)
+    assert saving.damage(path) == ""
+    assert "SHA-256" in (saving.damage(_flipped(path)))
+    put(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "SHA-256" in saving.damage(path)
+    path.unlink()
+    assert saving.damage(path) == "is missing"
+    # Of others there is no digest; what cannot be read is noticed all the same.
+    foreign = tmp_path / "foreign.pth"
+    torch.save(state(1), foreign)
+    assert saving.damage(foreign) == ""
+    foreign.write_bytes(foreign.read_bytes()[:500])
+    assert "cannot be read" in saving.damage(foreign)
+
+
+def _flipped(path: Path) -> Path:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_the_digest_is_the_one_sha256sum_reads(tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    if shutil.which("sha256sum") is None:
+        pytest.skip("no sha256sum here")
+    command = ["sha256sum", "-c", "model.pth.sha256"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+
+
+def test_the_newest_periodic_checkpoints_stay_with_the_final_and_the_best(tmp_path: Path) -> None:
+    # Of an earlier run in the same folder, with a higher number.
+    put(tmp_path, 0, "model_0000999")
+    for number in (9, 19, 29, 39):
+        put(tmp_path, number, f"model_{number:07d}")
+        saving.prune(tmp_path, 2)
+    for name in ("model_best", "model_final"):
+        put(tmp_path, 40, name)
+    saving.prune(tmp_path, 2)
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    expected = {"model_0000029", "model_0000039", "model_best", "model_final"}
+    assert names == {f"{name}.pth" for name in expected}
+    assert {p.name for p in tmp_path.glob("*.sha256")} == {f"{name}.sha256" for name in names}
+    saving.prune(tmp_path, 0)
+    assert len(list(tmp_path.glob("*.pth"))) == 4
+
+
+def test_the_checkpoint_pointed_to_comes_first_then_the_newest(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        put(tmp_path, number, f"model_{number:07d}")
+    saving.point_to(tmp_path / "model_0000002.pth")
+    torch.save(state(9), tmp_path / "download.pth")
+    assert [path.stem[-1] for path in saving.candidates(tmp_path)] == ["2", "3", "1"]
+    (tmp_path / "last_checkpoint").unlink()
+    assert [path.stem[-1] for path in saving.candidates(tmp_path)] == ["3", "2", "1"]
+    # Without a digest only if it is pointed to: it may be a download.
+    (tmp_path / "last_checkpoint").write_text("download.pth")
+    assert [path.stem[-1] for path in saving.candidates(tmp_path)] == ["d", "3", "2", "1"]
+
+
+def test_a_full_file_system_leaves_the_last_checkpoint(tmpfs: Path) -> None:
+    put(tmpfs, 1, "model_0000001")
+    put(tmpfs, 2, "model_0000002")
+    with pytest.raises(saving.SaveError, match=r"No space left.*model_0000002\.pth, is intact"):
+        for number in range(3, 6):
+            saving.save(
+                {"model": {"weight": torch.zeros(10**6)}, "iteration": number},
+                tmpfs / f"model_{number:07d}.pth",
+            )
+    assert resumed(tmpfs) == 2 and not list(tmpfs.glob("*.part"))
+
+
+def test_a_file_system_turned_read_only_leaves_the_last_checkpoint(tmpfs: Path) -> None:
+    put(tmpfs, 1)
+    remount = ["mount", "-o", "remount,ro", str(tmpfs)]
+    subprocess.run(remount, check=True)
+    with pytest.raises(saving.SaveError, match=r"Read-only file system.*is intact"):
+        put(tmpfs, 2)
+    assert resumed(tmpfs) == 1
+
+
+def test_a_folder_that_vanished_or_became_a_file_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(saving.SaveError, match=r"run/model\.pth': No such file"):
+        put(folder, 1)
+    folder.write_text("")
+    with pytest.raises(saving.SaveError, match=r"run/model\.pth': Not a directory"):
+        put(folder, 1)
+
+
+def test_weights_that_are_not_finite_are_found() -> None:
+    large = torch.full((10,), 3e38)
+    assert saving.first_not_finite({"a": large, "b": torch.arange(3)}) == ""
+    assert saving.first_not_finite({"a": large, "b": torch.tensor([1, float("nan")])}) == "b"
+    assert saving.first_not_finite({"a": torch.tensor([-float("inf")])}) == "a"
