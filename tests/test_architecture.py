@@ -12,7 +12,9 @@ PACKAGE = "mask_rcnn_plus"
 ALLOWED = {
     "errors": set(),
     "compat": set(),
-    "config": set(),
+    "config": {"config_file", "config_values"},
+    "config_file": set(),
+    "config_values": set(),
     "device": set(),
     "ops": set(),
     "modeling": {"ops"},
