@@ -20,8 +20,8 @@ ALLOWED = {
     "modeling": {"ops"},
     "data": set(),
     "evaluation": set(),
-    "engine": {"config", "data", "device", "evaluation"},
-    "tools": {"ops", "modeling", "config", "data", "device", "evaluation", "engine"},
+    "engine": {"compat", "config", "data", "device", "evaluation"},
+    "tools": {"compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"},
     "__init__": {"compat", "config", "data", "device", "engine", "modeling"},
 }
 
