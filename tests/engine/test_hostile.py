@@ -107,11 +107,8 @@ def test_hostile_weights(tmp_path: Path, tiny_config: Path) -> None:
     torch.save({"model": {"w": torch.zeros(1).expand(10**9)}}, tmp_path / "view.pth")
     expected = {name: words for name, (_, words) in corpus.items()}
     expected |= {"call.pth": "--trust-checkpoint", "view.pth": "repeats the few numbers"}
-    cases = {
-        name: ["--config-file", str(tiny_config), "--eval-only"]
-        + ["MODEL.WEIGHTS", str(tmp_path / name), "OUTPUT_DIR", str(tmp_path / "output")]
-        for name in expected
-    }
+    common = ["--config-file", str(tiny_config), "--eval-only", "MODEL.WEIGHTS"]
+    cases = {name: [*common, str(tmp_path / name)] for name in expected}
     require_one_line(outcomes(cases, tmp_path), expected)
     assert not witness.exists()
 
