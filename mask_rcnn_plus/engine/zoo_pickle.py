@@ -134,6 +134,13 @@ def _encoded(text: Any = None, encoding: Any = None) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes(*arguments: Any) -> bytes:
+    # How the same protocols write no bytes.
+    if arguments:
+        raise PlainPickleError("it makes bytes of something else")
+    return b""
+
+
 def _ordered(*arguments: Any) -> dict[str, Any]:
     pairs = arguments[0] if arguments else []
     if not isinstance(pairs, list | tuple) or not all(
@@ -152,4 +159,6 @@ _NAMES = {
     "numpy.dtype": _DType,
     "collections.OrderedDict": _ordered,
     "_codecs.encode": _encoded,
+    "__builtin__.bytes": _no_bytes,
+    "builtins.bytes": _no_bytes,
 }
