@@ -1,14 +1,17 @@
 """Every config key that this project adds, each with what it does; how a config is read."""
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
+from mask_rcnn_plus.config_file import read_config_file
+from mask_rcnn_plus.config_values import check_values
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
 
@@ -121,7 +124,7 @@ def get_cfg() -> CfgNode:
 def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Reads a YAML config over the defaults, then ``KEY VALUE`` pairs over it.
 
-    Only plain YAML is read: tags that would run Python are refused.
+    Only plain YAML is read, and nothing outside the config root: see ``config_file.py``.
 
     Args:
         config_file: path of a YAML file; its ``_BASE_`` is followed.
@@ -132,54 +135,22 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 
     Raises:
         UserError: the file (or its ``_BASE_``) is missing, is no YAML or no mapping; a key does not
-            exist, or its value has another type than the default.
+            exist, or its value has another type than the default or is out of range.
     """
     cfg = get_cfg()
     known = dict(_flatten(cfg))
-    values = _read_yaml(str(config_file))
-    _check_keys((key for key, _ in _flatten(values)), known, f"config file '{config_file}'")
-    try:
-        # merge_from_file would read the file again with yaml.unsafe_load as its way out.
-        cfg.merge_from_other_cfg(CfgNode(values))
-    except (ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"config file '{config_file}': {_first_line(error)}") from error
-    _merge_opts(cfg, list(opts), known)
-    return cfg
-
-
-def _read_yaml(config_file: str) -> dict[str, Any]:
-    if not config_file:
-        raise UserError("no config file: give one with --config-file configs/quickstart.yaml")
-    path = Path(config_file)
-    if path.is_dir():
-        raise UserError(f"config file '{config_file}' is a folder: name a .yaml file in it")
-    if not path.is_file():
-        siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise UserError(
-            f"config file '{config_file}' does not exist{did_you_mean(config_file, siblings)}"
-        )
-    try:
-        values = CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"config file '{config_file}': its _BASE_ '{error.filename}' does not exist"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"config file '{config_file}': its _BASE_ leads back to itself") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config file '{config_file}' is no plain YAML: {reason}") from error
-    except (TypeError, AttributeError, AssertionError) as error:
-        # What fvcore raises while merging when one of the files is not a mapping of keys.
-        raise UserError(
-            f"config file '{config_file}' (or its _BASE_) is not a mapping of keys to values"
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"config file '{config_file}' is not a mapping of keys to values")
+    subject = f"config file '{config_file}'"
+    values = read_config_file(str(config_file))
     # detectron2 guesses (and warns) where a file does not say; all that this project reads is v2.
     if values.pop("VERSION", 2) != 2:
-        raise UserError(f"config file '{config_file}' is of VERSION 1: convert it to VERSION 2")
-    return values
+        raise UserError(f"{subject} is of VERSION 1: convert it to VERSION 2")
+    _check_keys((key for key, _ in _flatten(values)), known, subject)
+    # merge_from_file would read the file again with yaml.unsafe_load as its way out.
+    with _literals(subject):
+        cfg.merge_from_other_cfg(CfgNode(values))
+    _merge_opts(cfg, list(opts), known)
+    check_values(dict(_flatten(cfg)), known)
+    return cfg
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None:
@@ -190,13 +161,27 @@ def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None
     if len(opts) % 2:
         raise UserError(f"config key '{opts[-1]}' on the command line has no value")
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
-        try:
+        hint = ""
+        if isinstance(known[key], tuple | list) and not value.startswith(("(", "[")):
+            hint = f"; it is a list: write \"('{value}',)\""
+        with _literals(f"{key} {value}", hint):
             cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError, TypeError, SyntaxError) as error:
-            hint = ""
-            if isinstance(known[key], tuple | list) and not value.startswith(("(", "[")):
-                hint = f"; it is a list: write \"('{value}',)\""
-            raise UserError(f"{key} {value}: {_first_line(error)}{hint}") from error
+
+
+@contextmanager
+def _literals(subject: str, hint: str = "") -> Iterator[None]:
+    """Around yacs, which reads each string as a Python literal, compares its type and may refuse.
+
+    Deep literals run into Python's own limits, and backslashes into warnings on standard error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (RecursionError, MemoryError) as error:
+        raise UserError(f"{subject}: a value is nested too deeply to be read") from error
+    except (ValueError, AssertionError, TypeError, AttributeError, KeyError, SyntaxError) as error:
+        raise UserError(f"{subject}: {_first_line(error)}{hint}") from error
 
 
 def _check_keys(keys: Iterable[str], known: Mapping[str, Any], where: str) -> None:

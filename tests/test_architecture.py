@@ -12,14 +12,17 @@ PACKAGE = "mask_rcnn_plus"
 ALLOWED = {
     "errors": set(),
     "compat": set(),
-    "config": set(),
+    "config": {"config_file", "config_values"},
+    "config_file": set(),
+    "config_rules": set(),
+    "config_values": {"config_rules"},
     "device": set(),
     "ops": set(),
     "modeling": {"ops"},
     "data": set(),
     "evaluation": set(),
-    "engine": {"config", "data", "device", "evaluation"},
-    "tools": {"ops", "modeling", "config", "data", "device", "evaluation", "engine"},
+    "engine": {"compat", "config", "data", "device", "evaluation"},
+    "tools": {"compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"},
     "__init__": {"compat", "config", "data", "device", "engine", "modeling"},
 }
 

@@ -1,8 +1,6 @@
 """Checkpoints that carry their class names and config, and that say why they do not fit."""
 
 import logging
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,11 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.weights_file import (
+    no_checkpoint,
+    read_beside_weights,
+    read_weights_file,
+)
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -48,6 +51,8 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._strict = strict
+        # The path, as load() gets it, of the one file that may be read as a full pickle.
+        self.trusted = ""
         self._extra = {"class_names": list(class_names or []), "config": config}
         self._keep = keep
         self._sound = ""
@@ -149,23 +154,16 @@ class Checkpointer(DetectionCheckpointer):
         return chosen
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        # Anything can go wrong while an arbitrary file is read as a checkpoint, and each way means
-        # the same to the user.
-        try:
-            if filename.endswith(".pkl"):
-                _require_arrays_alone(filename)
-            checkpoint = super()._load_file(filename)
-            state = checkpoint["model"]
-            tensors = sum(hasattr(value, "shape") for value in state.values())
-        except Exception as error:
-            raise _no_checkpoint(self._path, error) from error
-        if not tensors:
-            raise UserError(f"weights '{self._path}' are no checkpoint: there is no tensor in them")
-        return checkpoint
+        # Not detectron2's, which reads a .pkl with an unpickler that runs what the file says.
+        trusted = bool(self.trusted) and self._path == self.trusted
+        return read_weights_file(Path(filename), named=self._path, trusted=trusted)
 
     def _load_model(self, checkpoint: Any) -> Any:
         wanted = [key for key in self.model.state_dict() if _matters(key)]
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except (ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
+            raise no_checkpoint(self._path, error) from error
         missing = [key for key in incompatible.missing_keys if _matters(key)]
         shapes = [
             f"{key} ({_shape(there)} in the file, {_shape(here)} in the model)"
@@ -214,11 +212,12 @@ def local_weights(path: str) -> Path:
     return file
 
 
-def read_class_names(path: str) -> list[str]:
+def read_class_names(path: str, *, trusted: bool = False) -> list[str]:
     """The class names stored with a checkpoint of this project, in the order of class ids.
 
     Args:
         path: as for :func:`local_weights`.
+        trusted: read the file as a full pickle, and run what it says.
 
     Returns:
         the names; an empty list for checkpoints of others (model zoo, ``.pkl``), which have none.
@@ -229,44 +228,8 @@ def read_class_names(path: str) -> list[str]:
     file = local_weights(path)
     if file.suffix != ".pth":
         return []
-    try:
-        # Mapped, not read: only the names are wanted. Files from before torch 1.6 are no zip files.
-        mapped = zipfile.is_zipfile(file)
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:
-        raise _no_checkpoint(path, error) from error
-    names = checkpoint.get("class_names") if isinstance(checkpoint, dict) else None
+    names = read_beside_weights(file, named=path, trusted=trusted).get("class_names")
     return [str(name) for name in names] if isinstance(names, list) else []
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads what the model zoo's .pkl files hold, and runs nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # NumPy 2 renamed numpy.core, which the zoo's files name.
-        if (module.replace("numpy._core", "numpy.core"), name) not in {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy.core.multiarray", "scalar"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("collections", "OrderedDict"),
-            ("_codecs", "encode"),
-        }:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, and may run code")
-        return super().find_class(module, name)
-
-
-def _require_arrays_alone(filename: str) -> None:
-    # detectron2 reads the file again, with an unpickler that would run what it says.
-    with Path(filename).open("rb") as file:
-        _ArraysOnly(file, encoding="latin1").load()
-
-
-def _no_checkpoint(path: str, error: Exception) -> UserError:
-    # torch's own text goes on with how to switch its safety off.
-    reason = " ".join(str(error).split("This file can still be loaded")[0].split())[:160]
-    kind = type(error).__name__
-    return UserError(f"weights '{path}' are no checkpoint that can be loaded: {kind} {reason}")
 
 
 def _matters(key: str) -> bool:

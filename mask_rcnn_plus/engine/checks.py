@@ -66,25 +66,17 @@ def check_solver(cfg: CfgNode, device: str) -> None:
     """Compares the solver's settings with the device and the number of processes.
 
     Raises:
-        UserError: mixed precision without a GPU, no iterations, a batch that the processes cannot
-            share evenly, or an unknown optimiser.
+        UserError: mixed precision without a GPU, or a batch that the processes cannot share evenly.
     """
     solver = cfg.SOLVER
     if solver.AMP.ENABLED and not device.startswith("cuda"):
         raise UserError(f"SOLVER.AMP.ENABLED needs a GPU, and the device is '{device}': set False")
-    if solver.MAX_ITER < 1 or solver.IMS_PER_BATCH < 1:
-        raise UserError(
-            f"SOLVER.MAX_ITER is {solver.MAX_ITER} and SOLVER.IMS_PER_BATCH is "
-            f"{solver.IMS_PER_BATCH}: both must be 1 or more"
-        )
     processes = comm.get_world_size()
     if solver.IMS_PER_BATCH % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot "
             f"share: set a multiple of {processes}"
         )
-    if solver.OPTIMIZER not in ("SGD", "ADAMW"):
-        raise UserError(f"SOLVER.OPTIMIZER is '{solver.OPTIMIZER}': set it to SGD or ADAMW")
 
 
 def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
@@ -119,7 +111,7 @@ def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         return []  # region proposals alone have no classes
 
     sources = {f"data set '{name}'": class_names(name) for name in used}
-    if args.eval_only and (stored := read_class_names(_weights(cfg, args))):
+    if args.eval_only and (stored := _stored_names(cfg, args)):
         # First, since a model's classes are what everything else has to agree with.
         sources = {f"checkpoint '{_weights(cfg, args)}'": stored, **sources}
     first, *others = sources
@@ -176,6 +168,12 @@ def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
     if args.resume and last.is_file():
         return str(Path(cfg.OUTPUT_DIR, last.read_text().strip()))
     return cfg.MODEL.WEIGHTS
+
+
+def _stored_names(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
+    weights = _weights(cfg, args)
+    trusted = getattr(args, "trust_checkpoint", False) and weights == cfg.MODEL.WEIGHTS
+    return read_class_names(weights, trusted=trusted)
 
 
 def _require_weights(cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from mask_rcnn_plus.engine.launch import launch
 from mask_rcnn_plus.engine.setup import setup
 from mask_rcnn_plus.engine.stops import Leave
 from mask_rcnn_plus.engine.trainer import Trainer
+from mask_rcnn_plus.engine.weights_file import TRUST_FLAG
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code: 0, or what _EXAMPLES says, after one line on standard error.
     """
-    args = default_argument_parser(epilog=_EXAMPLES).parse_args(argv)
+    parser = default_argument_parser(epilog=_EXAMPLES)
+    # Never a config key: whoever wrote a config must not decide whom its user trusts.
+    parser.add_argument(
+        TRUST_FLAG,
+        action="store_true",
+        help="read the file of MODEL.WEIGHTS as a full pickle, which may run any code",
+    )
+    args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config_file, args.opts)
         launch(_run, args, resolve_device(cfg.MODEL.DEVICE))
@@ -91,7 +99,9 @@ def _run(args: argparse.Namespace) -> None:
 def _train(cfg: CfgNode, args: argparse.Namespace) -> None:
     with _explaining("what the config describes cannot be built"):
         trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
+    trainer.checkpointer.trusted = _trusted(cfg, args)
+    with _explaining("what the checkpoint holds cannot be used"):
+        trainer.resume_or_load(resume=args.resume)
     with _sharing():
         trainer.train()
     if comm.is_main_process():
@@ -102,12 +112,17 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
     with _explaining("what the config describes cannot be built"):
         model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True)
+    checkpointer.trusted = _trusted(cfg, args)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     with _sharing():
         results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
         _print_previews(cfg)
+
+
+def _trusted(cfg: CfgNode, args: argparse.Namespace) -> str:
+    return cfg.MODEL.WEIGHTS if args.trust_checkpoint else ""
 
 
 class _OwnShareError(UserError):

@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
+from mask_rcnn_plus.compat.origin import check_detectron2
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
 from mask_rcnn_plus.device import resolve_device
@@ -44,6 +45,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_solver(cfg, device)
     _require_writable(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
+    if comm.is_main_process():
+        check_detectron2()
     _settle_seed(cfg, args)
     prepare_datasets(cfg)
     names = check_datasets(cfg, args)

@@ -243,13 +243,9 @@ class Trainer(DefaultTrainer):
                 kpt_oks_sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS),
             )
         ]
-        if cfg.TEST.PREVIEW_IMAGES > 0:
+        if (images := cfg.TEST.PREVIEW_IMAGES) > 0:
             evaluators.append(
-                PreviewWriter(
-                    dataset_name,
-                    output_dir=cfg.OUTPUT_DIR,
-                    num_images=cfg.TEST.PREVIEW_IMAGES,
-                )
+                PreviewWriter(dataset_name, output_dir=cfg.OUTPUT_DIR, num_images=images)
             )
         return DatasetEvaluators(evaluators)
 

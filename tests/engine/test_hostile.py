@@ -1,0 +1,134 @@
+"""Hostile files given to the command: one line, exit code 2, and nothing else."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[2]
+SECONDS = "10"
+
+
+class Runs:
+    """Pickled as code that leaves a witness."""
+
+    def __init__(self, witness: Path) -> None:
+        self._witness = witness
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self._witness),)
+
+
+def outcomes(cases: dict[str, list[str]], folder: Path) -> dict[str, tuple[int, str]]:
+    """Name -> exit code and standard error of ``main`` with these arguments."""
+    (folder / "cases.json").write_text(json.dumps(list(cases.values())))
+    script = Path(__file__).with_name("hostile_runs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder / "cases.json"), str(folder / "outside"), SECONDS],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    return dict(zip(cases, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+def test_hostile_configs(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "base.yaml").write_text("SEED: 1\n")
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "link.yaml").symlink_to(tmp_path / "outside" / "base.yaml")
+    laughs = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+        f"{after}: &{after} [{','.join([f'*{before}'] * 9)}]\n"
+        for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    corpus = {
+        "runs": (f'SEED: !!python/object/apply:os.mkdir ["{witness}"]\n', "has the tag"),
+        "name": ("SEED: !!python/name:os.system\n", "has the tag"),
+        "laughs": (laughs, "beyond 5000 values"),
+        "alias": ("a: &a [*a]\n", "nested deeper"),
+        "deep": ("a: " + "[" * 100_000, "nested deeper"),
+        "wide": ("a: [" + "1," * 500_000 + "]", "beyond 5000 values"),
+        "large": ("#" * 2**21, "larger than any config"),
+        "lines": ("\n" * (2**20 - 1), "not a mapping"),
+        "twice": ("SEED: 1\nSEED: 2\n", "a second time"),
+        "itself": ("_BASE_: itself.yaml\n", "leads back to itself"),
+        "url": ("_BASE_: http://127.0.0.1:9/a.yaml\n", "is no file"),
+        "relative": ("_BASE_: ../outside/base.yaml\n", "leads out of the config root"),
+        "absolute": (f"_BASE_: {tmp_path}/outside/base.yaml\n", "leads out of the config root"),
+        "linked": ("_BASE_: link.yaml\n", "leads out of the config root"),
+        "device": ("_BASE_: /dev/zero\n", "leads out of the config root"),
+        "python": (f"_BASE_: lazy.py\nSEED: '{witness}'\n", "Lazy (Python) configs"),
+        "literal": ('SEED: "' + "-" * 4000 + '1"\n', "SEED"),
+        "brackets": ('SEED: "' + "[" * 4000 + '"\n', "SEED"),
+        "batch": ("SOLVER: {IMS_PER_BATCH: -1}\n", "SOLVER.IMS_PER_BATCH is -1"),
+        "rate": ("SOLVER: {BASE_LR: .nan}\n", "SOLVER.BASE_LR is nan"),
+        "infinite": ('SOLVER: {BASE_LR: "1e999"}\n', "SOLVER.BASE_LR is inf"),
+        "trust": ("trust_checkpoint: true\n", "unknown key 'trust_checkpoint'"),
+    }
+    for name, (text, _) in corpus.items():
+        (folder / f"{name}.yaml").write_text(text)
+    (folder / "lazy.py").write_text(f"import os\nos.mkdir({str(witness)!r})\n")
+    cases = {name: ["--config-file", str(folder / f"{name}.yaml")] for name in corpus}
+    cases["lazy"] = ["--config-file", str(folder / "lazy.py")]
+    expected = {name: words for name, (_, words) in corpus.items()}
+    expected["lazy"] = "Lazy (Python) configs are not loaded"
+    require_one_line(outcomes(cases, tmp_path), {**expected})
+    assert not witness.exists()
+
+
+def test_hostile_weights(tmp_path: Path, tiny_config: Path) -> None:
+    witness = tmp_path / "witness"
+    (tmp_path / "outside").mkdir()
+    call = {"model": Runs(witness)}
+    endless = b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s."
+    nan = {"model": {"w": np.array([np.nan])}, "__author__": "x"}
+    corpus = {
+        "call.pkl": (pickle.dumps(call), "may run code"),
+        "endless.pkl": (endless, "key of the type tuple"),
+        "claims.pkl": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", "ends too soon"),
+        "memo.pkl": (b"\x80\x02}r\xff\xff\xff\x7f.", "no tensor"),
+        "steps.pkl": (b"\x80\x02" + b"N0" * 600_000 + b".", "more than 1000000 steps"),
+        "nan.pkl": (pickle.dumps(nan), "NaN or infinite values in 1 of 1 tensors: w"),
+        "endless.pth": (endless, "key of the type tuple"),
+        "noise.pth": (np.random.default_rng(0).bytes(5000), "no checkpoint"),
+        "nothing.pth": (b"", "no checkpoint"),
+    }
+    for name, (content, _) in corpus.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save(call, tmp_path / "call.pth")
+    torch.save({"model": {"w": torch.zeros(1).expand(10**9)}}, tmp_path / "view.pth")
+    expected = {name: words for name, (_, words) in corpus.items()}
+    expected |= {"call.pth": "--trust-checkpoint", "view.pth": "repeats the few numbers"}
+    common = ["--config-file", str(tiny_config), "--eval-only", "MODEL.WEIGHTS"]
+    cases = {name: [*common, str(tmp_path / name)] for name in expected}
+    require_one_line(outcomes(cases, tmp_path), expected)
+    assert not witness.exists()
+
+
+def test_the_flag_alone_trusts(tmp_path: Path, tiny_config: Path) -> None:
+    witness = tmp_path / "witness"
+    (tmp_path / "own.pkl").write_bytes(pickle.dumps({"model": Runs(witness), "__author__": "x"}))
+    common = ["--config-file", str(tiny_config), "--eval-only"]
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "own.pkl")]
+    cases = {"trusted": [*common, "--trust-checkpoint", *opts]}
+    (code, line) = outcomes(cases, tmp_path)["trusted"]
+    # What the pickle makes is no model; by then it has run.
+    assert code == 2 and "there is no tensor" in line and witness.exists()
+
+
+def require_one_line(found: dict[str, tuple[int, str]], expected: dict[str, str]) -> None:
+    wrong = {}
+    for name, words in expected.items():
+        code, text = found[name]
+        lines = text.strip().splitlines()
+        if code != 2 or len(lines) != 1 or not lines[0].startswith("error: ") or words not in text:
+            wrong[name] = (code, text[-600:])
+    assert not wrong

@@ -1,0 +1,253 @@
+"""Files of weights: what is read, and what a stranger's file is refused for."""
+
+import collections
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mask_rcnn_plus import UserError, read_class_names
+from mask_rcnn_plus.engine.weights_file import read_weights_file
+
+
+def read(path: Path, *, trusted: bool = False) -> dict[str, Any]:
+    return read_weights_file(path, named=path.name, trusted=trusted)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        read(path)
+    message = str(error.value)
+    assert path.name in message and "\n" not in message
+    return message
+
+
+def pickled(path: Path, content: Any, protocol: int = 2) -> Path:
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    return path
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_of_the_model_zoo_come_out_as_they_went_in(tmp_path: Path, protocol: int) -> None:
+    arrays = collections.OrderedDict(
+        plain=np.arange(6, dtype=np.float32).reshape(2, 3),
+        columns=np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+        swapped=np.arange(3, dtype=">f4"),
+        half=np.ones(2, np.float16),
+        flags=np.array([True, False]),
+        none=np.zeros((0, 4), np.int64),
+        number=np.array(3.5),
+    )
+    zoo = {"model": arrays, "__author__": "somebody", "score": np.float64(2.5)}
+    checkpoint = read(pickled(tmp_path / "zoo.pkl", zoo, protocol))
+    assert checkpoint["model"].keys() == arrays.keys() and checkpoint["score"] == 2.5
+    for name, array in arrays.items():
+        found = checkpoint["model"][name]
+        assert found.shape == array.shape and (found == array).all()
+        assert found.flags.writeable and found.dtype == array.dtype.newbyteorder("=")
+        torch.from_numpy(found)
+
+
+def test_python_2s_pickles_are_read(tmp_path: Path) -> None:
+    # As Python 2 wrote {"blobs": {"w": numpy.array([1, -2], dtype='<f4')}} with protocol 2.
+    data = np.array([1, -2], "<f4").tobytes()
+    (tmp_path / "old.pkl").write_bytes(
+        b"\x80\x02}U\x05blobs}(U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\x00\x85U\x01b\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R"
+        b"(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08" + data + b"tb"
+        b"U\x0aw_momentumK\x01us."
+    )
+    checkpoint = read(tmp_path / "old.pkl")
+    assert checkpoint["model"]["w"].tolist() == [1, -2] and len(checkpoint["model"]) == 1
+    assert (checkpoint["__author__"], checkpoint["matching_heuristics"]) == ("Caffe2", True)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_torch_saves_comes_out_as_it_went_in(tmp_path: Path, legacy: bool) -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    saved = {
+        "model": layer.state_dict(),
+        "trainer": {"optimizer": optimizer.state_dict(), "steps": collections.Counter({3: 1})},
+        "best": np.float64(0.5),
+        "class_names": ["a", "b"],
+        "parameter": torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16)),
+    }
+    path = tmp_path / "model.pth"
+    torch.save(saved, path, _use_new_zipfile_serialization=not legacy)
+    checkpoint = read(path)
+    assert all(torch.equal(checkpoint["model"][k], v) for k, v in layer.state_dict().items())
+    momenta = checkpoint["trainer"]["optimizer"]["state"][0]["momentum_buffer"]
+    assert torch.equal(momenta, torch.ones(2, 3)) and checkpoint["best"] == 0.5
+    assert checkpoint["trainer"]["steps"] == {3: 1}
+    assert read_class_names(str(path)) == ["a", "b"]
+
+
+def test_bare_weights_and_those_of_pycls_are_read(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "bare.pth")
+    assert read(tmp_path / "bare.pth")["model"]["w"].tolist() == [1, 1]
+    state = {"w": torch.ones(2), "bn.num_batches_tracked": torch.ones(1)}
+    torch.save({"model_state": state}, tmp_path / "one.pyth")
+    checkpoint = read(tmp_path / "one.pyth")
+    assert list(checkpoint["model"]) == ["w"] and checkpoint["matching_heuristics"]
+    torch.save({"w": torch.ones(2)}, tmp_path / "two.pyth")
+    assert "model_state" in refusal(tmp_path / "two.pyth")
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pth"])
+def test_values_that_are_not_finite_are_named(tmp_path: Path, ending: str) -> None:
+    broken = {"fine": [1.0], "nan": [float("nan"), 1.0], "inf": [float("-inf")]}
+    path = tmp_path / f"broken.{ending}"
+    if ending == "pkl":
+        arrays = {name: np.array(values, np.float32) for name, values in broken.items()}
+        pickled(path, {"model": arrays, "__author__": "x"})
+    else:
+        torch.save({"model": {n: torch.tensor(v) for n, v in broken.items()}}, path)
+    assert "in 2 of 3 tensors: nan, inf" in refusal(path)
+
+
+class Reduces:
+    """Pickled as a call."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def ndarray(shape: bytes, data: bytes, dtype: bytes = b"f4") -> bytes:
+    """The pickle of {"model": {"w": array}, "__author__": "x"}, with the array as told."""
+    return (
+        b"\x80\x02}(X\x05\x00\x00\x00model}X\x01\x00\x00\x00wcnumpy.core.multiarray\n_reconstruct\n"
+        b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01"
+        + shape
+        + b"cnumpy\ndtype\nX"
+        + len(dtype).to_bytes(4, "little")
+        + dtype
+        + b"\x89\x88\x87R\x89"
+        + data
+        + b"tbs"
+        b"X\x0a\x00\x00\x00__author__X\x01\x00\x00\x00xu."
+    )
+
+
+HUGE = b"\x8a\x06\x00\x00\x00\x00\x00\x01"
+PICKLES = {
+    "a call": (pickle.dumps({"model": Reduces(print, "x")}), "may run code"),
+    "a class": (pickle.dumps({"model": Path}), "may run code"),
+    "eval, by stack": (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.", "may run code"),
+    "a call of a string": (b"\x80\x02X\x01\x00\x00\x00a)R.", "may run code"),
+    "a changed class": (b"\x80\x02cnumpy\ndtype\n}b.", "may run code"),
+    "objects": (ndarray(b"K\x01\x85", b"]K\x01a", b"O8"), "none of numbers"),
+    "text": (ndarray(b"K\x01\x85", b"C\x01a", b"S1"), "none of numbers"),
+    "a huge shape": (ndarray(HUGE + b"\x85", b"C\x04aaaa"), "contradict each other"),
+    "a negative shape": (ndarray(b"J\xff\xff\xff\xff\x85", b"C\x04aaaa"), "contradict"),
+    "a nested shape": (ndarray(b")" + b"2\x86" * 60 + b"\x85", b"C\x04aaaa"), "contradict"),
+    "a long claim": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", "ends too soon"),
+    "a long frame": (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x0f.", "ends too soon"),
+    "a long bytearray": (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "ends too soon"),
+    "a far memo": (b"\x80\x02}r\xff\xff\xff\x7f.", "no tensor"),
+    "an endless hash": (b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.", "key of the type tuple"),
+    "a set": (b"\x80\x04\x8f(K\x01\x90.", "no plain pickle"),
+    "many steps": (b"\x80\x02" + b"N0" * 600_000 + b".", "more than 1000000 steps"),
+    "marks": (b"\x80\x02" + b"(" * 100_000 + b".", "no checkpoint"),
+    "a persistent id": (b"\x80\x02K\x01Q.", "outside itself"),
+    "an extension": (b"\x80\x02\x82\x01.", "no plain pickle"),
+    "a list": (b"\x80\x02].", "no dictionary"),
+    "nothing": (b"", "no checkpoint"),
+    "noise": (np.random.default_rng(0).bytes(3000), "no checkpoint"),
+    "a number as weights": (pickle.dumps({"w": 3.0, "v": np.ones(1)}), "'w' is a float"),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), PICKLES.values(), ids=PICKLES)
+def test_a_hostile_pkl_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(content)
+    assert expected in refusal(path)
+
+
+def test_arrays_made_of_the_same_bytes_are_refused(tmp_path: Path) -> None:
+    array = np.zeros(10_000, np.float32)
+    function, arguments, state = array.__reduce__()
+
+    class Again:
+        def __reduce__(self) -> Any:
+            return function, arguments, state  # the pickle holds the bytes once
+
+    content = {"model": {str(number): Again() for number in range(1000)}, "__author__": "x"}
+    assert "larger than the file" in refusal(pickled(tmp_path / "bomb.pkl", content))
+
+
+def rezipped(path: Path, edit: Any, compression: int = zipfile.ZIP_STORED) -> Path:
+    """A checkpoint, its data.pkl edited."""
+    torch.save({"model": {"w": torch.zeros(1000)}}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in records.items():
+            archive.writestr(name, edit(content) if name.endswith("data.pkl") else content)
+    return path
+
+
+def test_a_hostile_archive_is_refused_before_torch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
+    path = tmp_path / "hostile.pth"
+    assert "compressed" in refusal(rezipped(path, lambda c: c, zipfile.ZIP_DEFLATED))
+    endless = b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s."
+    assert "key of the type tuple" in refusal(rezipped(path, lambda c: endless))
+    claims = b"builtins\nbytearray\n\x8a\x06\x00\x00\x00\x00\x00\x01\x85R."
+    assert "may run code" in refusal(rezipped(path, lambda c: b"\x80\x02c" + claims))
+    larger = rezipped(path, lambda c: c.replace(b"M\xe8\x03tq", b"J\xe8\x03\x00\x7ftq"))
+    assert "larger than the file" in refusal(larger)
+    torch.save({"model": {"w": torch.zeros(1)}}, path)
+    path.write_bytes(path.read_bytes() + b"x")
+    assert "no checkpoint" in refusal(path)
+    torch.save({"model": Reduces(print, "x")}, path)
+    assert "may run code" in refusal(path) and "--trust-checkpoint" in refusal(path)
+    torch.save({"model": Reduces(print, "x")}, path, _use_new_zipfile_serialization=False)
+    assert "may run code" in refusal(path)
+    path.write_bytes(path.read_bytes()[:40])
+    assert "no checkpoint" in refusal(path)
+
+
+def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pth"
+    for state, expected in (
+        ({"w": torch.zeros(1).expand(10**9)}, "'w' repeats the few numbers"),
+        ({"w": torch.zeros(1), "v": [1.0]}, "'v' is a list"),
+        ({"w": torch.zeros(1), "v": None}, "'v' is a NoneType"),
+        ({"w": torch.zeros(1), 3: torch.zeros(1)}, "whose name is none: 3"),
+        ({"a\nb": torch.zeros(1)}, "whose name is none"),
+        ([torch.zeros(1)], "no tensor"),
+        ({}, "no tensor"),
+    ):
+        torch.save({"model": state}, path)
+        assert expected in refusal(path)
+    large = torch.zeros(500_000)
+    torch.save({"model": {str(number): large for number in range(100)}}, path)
+    assert "larger than their file" in refusal(path)
+    with path.open("wb") as file:
+        file.truncate(17 * 2**30)
+    assert "17 GiB" in refusal(path)
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pth"])
+def test_trust_reads_what_runs_code(
+    tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"own.{ending}"
+    state = Reduces(dict, [("w", torch.ones(1) if ending == "pth" else np.ones(1))])
+    content = {"model": state, "__author__": "x"}
+    torch.save(content, path) if ending == "pth" else pickled(path, content)
+    assert "--trust-checkpoint" in refusal(path)
+    assert list(read(path, trusted=True)["model"]) == ["w"]

@@ -1,0 +1,102 @@
+"""Which values a config's keys take."""
+
+from pathlib import Path
+
+import pytest
+
+from mask_rcnn_plus import UserError, get_cfg, load_config
+from mask_rcnn_plus.config_values import RULES, check_values
+from tests.test_configs import leaves
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text("VERSION: 2\n")
+    return path
+
+
+def test_detectron2s_defaults_and_ours_are_in_range() -> None:
+    defaults = dict(leaves(get_cfg()))
+    check_values(defaults, defaults)
+
+
+def test_rules_are_of_keys_that_exist() -> None:
+    # The two are keys of detectron2's main branch.
+    absent = RULES.keys() - dict(leaves(get_cfg())).keys()
+    assert absent <= {"DATALOADER.RANDOM_SUBSET_RATIO", "SOLVER.BASE_LR_END"}
+
+
+def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
+    zoo = {
+        "SOLVER.STEPS": "(210000, 250000)",
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "1e999",  # documented: the largest gradient
+        "SOLVER.WEIGHT_DECAY_BIAS": "0.0",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0001",  # LVIS
+        "TEST.DETECTIONS_PER_IMAGE": "300",
+        "DATALOADER.REPEAT_THRESHOLD": "0.001",
+        "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": "(10.0, 10.0, 5.0, 5.0, 1.0)",  # rotated
+        "MODEL.ANCHOR_GENERATOR.SIZES": "[[32, 64.5], [128]]",
+        "MODEL.RPN.CONV_DIMS": "[-1, -1]",
+        "MODEL.ROI_HEADS.NUM_CLASSES": "-1",
+        "INPUT.MIN_SIZE_TEST": "0",  # the image's own size
+        "TEST.EXPECTED_RESULTS": "[['bbox', 'AP', 38.5, 0.2]]",
+    }
+    load_config(config, [part for pair in zoo.items() for part in pair])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("SOLVER.IMS_PER_BATCH", "-2", "1 or more"),
+        ("SOLVER.BASE_LR", "0.0", "above 0"),
+        ("SOLVER.BASE_LR", "-0.1", "above 0"),
+        ("SOLVER.BASE_LR", "None", "above 0"),
+        ("SOLVER.BASE_LR", "1e999", "above 0"),
+        ("SOLVER.MOMENTUM", "1.0", "below 1"),
+        ("SOLVER.STEPS", "(30, 20)", "each above the one before"),
+        ("SOLVER.STEPS", "('a',)", "0 or more"),
+        ("SOLVER.WARMUP_METHOD", "cubic", "linear or constant"),
+        ("SOLVER.WEIGHT_DECAY_BIAS", "abc", "None, or 0 or more"),
+        ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "-1.0", "above 0"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", "a list of 1 or more"),
+        ("INPUT.MIN_SIZE_TRAIN", "(100000,)", "0 to 32767"),
+        ("INPUT.RANDOM_FLIP", "diagonal", "horizontal, vertical or none"),
+        ("INPUT.CROP.SIZE", "[2.0, 0.5]", "at most 1 where"),
+        ("TEST.PREVIEW_IMAGES", "-3", "0 to 10000"),
+        ("TEST.DETECTIONS_PER_IMAGE", "0", "1 to"),
+        ("DATALOADER.NUM_WORKERS", "-1", "0 to 512"),
+        ("DATALOADER.NUM_WORKERS", "1000000", "0 to 512"),
+        ("DATASETS.TRAIN", "(3,)", "a name"),
+        ("DATASETS.SHAPES.NAME", "../shapes", "a folder's name"),
+        ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", "above 0"),
+        ("MODEL.PIXEL_STD", "[1.0]", "as long as MODEL.PIXEL_MEAN"),
+        ("MODEL.PIXEL_MEAN", "[1e999, 0.0, 0.0]", "a list"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[0]]", "above 0"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.5, -1.0]]", "above 0"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", "0", "-1, or an integer of 1"),
+        ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.5", "0 to 1"),
+        ("MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.5, 0.4]", "each above the one before"),
+        ("MODEL.ROI_HEADS.IOU_LABELS", "[0]", "a list of 2"),
+        ("MODEL.RPN.NMS_THRESH", "-0.1", "0 to 1"),
+        ("MODEL.RPN.POST_NMS_TOPK_TEST", "0", "1 or more"),
+        ("MODEL.ROI_BOX_HEAD.FC_DIM", "1000000000000", "1 to 65536"),
+        ("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "0", "1 to 1024"),
+        ("GLOBAL.HACK", "-1e999", "finite"),
+        ("OUTPUT_DIR", "None", "a value like './output'"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_range(
+    config: Path, key: str, value: str, words: str
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        load_config(config, [key, value])
+    message = str(refusal.value)
+    assert message.startswith(f"{key} is ") and words in message and "\n" not in message
+
+
+def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("SOLVER:\n  WEIGHT_DECAY: .nan\n")
+    with pytest.raises(UserError, match=r"SOLVER\.WEIGHT_DECAY is nan: it must be 0 or more"):
+        load_config(path)
