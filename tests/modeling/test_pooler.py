@@ -110,7 +110,7 @@ def test_the_same_twice_in_deterministic_mode():
         ({"pooler_type": "ROIAlignRotated"}, "rotated boxes need detectron2's ROIPooler"),
         ({"pooler_type": "ROIAligned"}, "'ROIAligned'; FusedROIPooler knows ROIAlign,"),
         ({"scales": [1 / 4, 1 / 16]}, "each half of the one before"),
-        ({"canonical_box_size": 0}, "canonical_box_size must be positive"),
+        ({"canonical_box_size": 0}, "canonical_box_size must be above zero"),
     ],
 )
 def test_refusals(changes, message):

@@ -72,6 +72,8 @@ def test_a_torch_without_cuda_gets_no_cuda_library():
         ("8.0;9.0+PTX", ["compute_80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
         ("8.6 9.0", ["compute_86,code=sm_86", "compute_90,code=sm_90"]),
         ("9.0a", ["compute_90a,code=sm_90a"]),
+        ("Hopper", ["90,code=sm_90", "90,code=compute_90"]),
+        ("Ampere;9.0", ["80,code=sm_80", "86,code=sm_86", "86,code=compute_86", "90,code=sm_90"]),
         (None, ["80,code=sm_80", "90,code=sm_90", "100,code=sm_100", "100,code=compute_100"]),
         ("", ["80,code=sm_80", "90,code=sm_90", "100,code=sm_100", "100,code=compute_100"]),
     ],
@@ -82,7 +84,7 @@ def test_architectures(wanted, codes):
     assert all(flag.endswith(code) for flag, code in zip(flags, codes, strict=True))
 
 
-@pytest.mark.parametrize("wanted", ["Hopper", "9", "13.0", "8.0;sm_90"])
+@pytest.mark.parametrize("wanted", ["Volta", "hopper", "9", "13.0", "8.0;sm_90"])
 def test_an_architecture_that_nvcc_does_not_know(wanted):
     with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST names .* such as '8.0;9.0"):
         build.architecture_flags(wanted, {"80", "90"})

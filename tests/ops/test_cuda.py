@@ -204,7 +204,7 @@ def test_an_image_that_is_not_there_fails_an_assertion(image):
 
 @LAYOUTS
 @pytest.mark.parametrize(
-    ("maps", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0), ((1, 3, 0, 8), 2)]
+    ("maps", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0)]
 )
 def test_nothing_to_pool(maps, rois, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format

@@ -101,9 +101,16 @@ def test_the_gradient_of_a_maximum_is_its_transpose(emulated, grid, channels_las
         )
 
 
+def test_a_map_without_cells_is_refused(emulated):
+    # The Python functions give such a map a cell of zeros.
+    maps, boxes = [torch.ones(1, 3, 0, 8)], torch.tensor([[0.0, 1, 1, 5, 5]])
+    with pytest.raises(RuntimeError, match="level 0 has no cells: 0 x 8"):
+        emulated.fpn_roi_align(maps, boxes, 2, 3, [1.0], 2, 1, 0, 1.0, 0, False)
+
+
 @LAYOUTS
 @pytest.mark.parametrize(
-    ("shape", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0), ((1, 3, 0, 8), 2)]
+    ("shape", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0)]
 )
 def test_nothing_to_pool(emulated, shape, rois, channels_last):
     maps = [torch.ones(shape)]

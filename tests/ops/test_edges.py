@@ -187,7 +187,7 @@ def test_refusals_name_the_argument(arguments, message):
         ({"features": []}, "features is empty"),
         ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 4, 4, 4)]}, "level 1 holds"),
         ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 3, 4, 4).half()]}, "level 1 is"),
-        ({"canonical_box_size": 0}, "canonical_box_size must be positive"),
+        ({"canonical_box_size": 0}, "canonical_box_size must be above zero"),
     ],
 )
 def test_pyramid_refusals_name_the_argument(changes, message):
