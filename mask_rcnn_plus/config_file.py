@@ -149,7 +149,9 @@ def _parse(text: str, subject: str) -> dict[str, Any]:
         values = None if node is None else _Values(loader).build(node, 0)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{subject} is no plain YAML: {reason}") from error
+        # It quotes the file, whose characters may be anything to a terminal.
+        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
+        raise UserError(f"{subject} is no plain YAML: {shown}") from error
     except _NotPlainError as error:
         raise UserError(f"{subject} is no plain YAML: {error}") from error
     if not isinstance(values, dict):

@@ -66,7 +66,7 @@ def test_hostile_configs(tmp_path: Path) -> None:
         "linked": ("_BASE_: link.yaml\n", "leads out of the config root"),
         "device": ("_BASE_: /dev/zero\n", "leads out of the config root"),
         "python": (f"_BASE_: lazy.py\nSEED: '{witness}'\n", "Lazy (Python) configs"),
-        "literal": ('SEED: "' + "-" * 4000 + '1"\n', "SEED"),
+        "literal": ('SEED: "' + "-" * 4000 + '1"\n', "nested too deeply"),
         "brackets": ('SEED: "' + "[" * 4000 + '"\n', "SEED"),
         "batch": ("SOLVER: {IMS_PER_BATCH: -1}\n", "SOLVER.IMS_PER_BATCH is -1"),
         "rate": ("SOLVER: {BASE_LR: .nan}\n", "SOLVER.BASE_LR is nan"),
@@ -128,7 +128,8 @@ def require_one_line(found: dict[str, tuple[int, str]], expected: dict[str, str]
     wrong = {}
     for name, words in expected.items():
         code, text = found[name]
-        lines = text.strip().splitlines()
+        # Where there is an nvcc and no GPU, torch says so, once, before anything of ours runs.
+        lines = [line for line in text.strip().splitlines() if "cpp_extension.py" not in line]
         if code != 2 or len(lines) != 1 or not lines[0].startswith("error: ") or words not in text:
             wrong[name] = (code, text[-600:])
     assert not wrong
