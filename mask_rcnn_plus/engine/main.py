@@ -122,7 +122,8 @@ def _evaluate(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _trusted(cfg: CfgNode, args: argparse.Namespace) -> str:
-    return cfg.MODEL.WEIGHTS if args.trust_checkpoint else ""
+    # detectron2's own parser, which a caller may have used, does not know the option.
+    return cfg.MODEL.WEIGHTS if getattr(args, "trust_checkpoint", False) else ""
 
 
 class _OwnShareError(UserError):
