@@ -93,14 +93,14 @@ def _order(cfg: CfgNode, records: Sequence[dict[str, Any]], seed: int) -> Order:
 
 def _portrait(records: Sequence[dict[str, Any]]) -> np.ndarray | None:
     """Which images are no wider than high; None if the records do not say."""
-    sizes = [
-        (record.get("width"), record.get("height"))
-        for record in (records[index] for index in range(len(records)))
-    ]
-    if any(width is None or height is None for width, height in sizes):
-        logger.warning(
-            "DATALOADER.ASPECT_RATIO_GROUPING has no effect: there are records without 'width' and "
-            "'height'"
-        )
-        return None
-    return np.array([width <= height for width, height in sizes])
+    wide: list[bool] = []
+    for index in range(len(records)):
+        width, height = (records[index].get(side) for side in ("width", "height"))
+        if width is None or height is None:
+            logger.warning(
+                "DATALOADER.ASPECT_RATIO_GROUPING has no effect: there are records without "
+                "'width' and 'height'"
+            )
+            return None
+        wide.append(width > height)
+    return ~np.array(wide, dtype=bool)

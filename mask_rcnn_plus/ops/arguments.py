@@ -158,7 +158,7 @@ def to_pair(output_size: int | Sequence[int]) -> tuple[int, int]:
 def to_whole(value: object) -> int | None:
     """The integer that a value is, of Python's, torch's or NumPy's; None if it is none."""
     if isinstance(value, int | torch.SymInt):
-        return None if isinstance(value, bool) else value
+        return None if isinstance(value, bool) else value  # type: ignore[return-value]
     return int(value) if hasattr(value, "__index__") else None  # type: ignore[call-overload]
 
 

@@ -107,7 +107,8 @@ def test_each_process_reports_its_own_images_and_one_a_machine_the_rest(
     monkeypatch.setattr(module.comm, "get_local_rank", lambda: 1)
 
     class Trainer:
-        def __init__(self, cfg: object) -> None: ...
+        def __init__(self, cfg: object) -> None:
+            self.checkpointer = argparse.Namespace()
 
         def resume_or_load(self, resume: bool) -> None: ...
 
@@ -117,7 +118,7 @@ def test_each_process_reports_its_own_images_and_one_a_machine_the_rest(
     def refuse(args: object) -> None:
         raise UserError("no such data set")
 
-    arguments = argparse.Namespace(eval_only=False, resume=False)
+    arguments = argparse.Namespace(eval_only=False, resume=False, trust_checkpoint=False)
     monkeypatch.setattr(module, "Trainer", Trainer)
     for setup, printed in ((lambda args: None, "error: image 7 is broken\n"), (refuse, "")):
         monkeypatch.setattr(module, "setup", setup)
