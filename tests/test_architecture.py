@@ -17,7 +17,7 @@ ALLOWED = {
     "ops": set(),
     "modeling": {"ops"},
     "data": set(),
-    "evaluation": set(),
+    "evaluation": {"modeling"},
     "engine": {"config", "data", "device", "evaluation"},
     "tools": {"ops", "modeling", "config", "data", "device", "evaluation", "engine"},
     "__init__": {"compat", "config", "data", "device", "engine", "modeling"},
