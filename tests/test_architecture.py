@@ -20,7 +20,7 @@ ALLOWED = {
     "ops": set(),
     "modeling": {"ops"},
     "data": set(),
-    "evaluation": set(),
+    "evaluation": {"modeling"},
     "engine": {"compat", "config", "data", "device", "evaluation"},
     "tools": {"compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"},
     "__init__": {"compat", "config", "data", "device", "engine", "modeling"},

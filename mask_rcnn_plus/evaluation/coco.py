@@ -17,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
 from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.evaluation.coco_json import instances_to_coco_json
 from mask_rcnn_plus.evaluation.coco_scores import (
     accumulate,
     class_figures,
@@ -101,7 +102,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         Args:
             inputs: one mapping an image, with "image_id".
             outputs: one mapping an image, with "instances" (R objects; boxes (R, 4) in pixels of
-                the original H x W image, masks (R, H, W)) or "proposals".
+                the original H x W image, masks PastedMasks or bool (R, H, W)) or "proposals".
 
         Raises:
             UserError: the ground truth cannot judge what the model predicts, for example because
@@ -112,12 +113,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             if "instances" in output:
                 instances = output["instances"].to(self._cpu_device)
                 self._note_tasks(instances)
-                if instances.has("pred_keypoints"):
-                    # The conversion moves keypoints in place, and on a CPU `to` did not copy them.
-                    instances.pred_keypoints = instances.pred_keypoints.clone()
-                prediction["instances"] = coco_evaluation.instances_to_coco_json(
-                    instances, image["image_id"]
-                )
+                prediction["instances"] = instances_to_coco_json(instances, image["image_id"])
             if "proposals" in output:
                 prediction["proposals"] = output["proposals"].to(self._cpu_device)
             if len(prediction) > 1:

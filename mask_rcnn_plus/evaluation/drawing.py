@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
+from mask_rcnn_plus.evaluation.coco_json import encoded_masks
+
 Image = npt.NDArray[Any]  # (H, W, 3), BGR, 0 to 255
 Color = tuple[int, int, int]
 
@@ -56,8 +58,7 @@ class Objects:
         instances = instances.to("cpu")
         masks = None
         if instances.has("pred_masks"):
-            stack = np.asarray(instances.pred_masks, dtype=np.uint8)
-            masks = [mask_util.encode(np.asfortranarray(mask)) for mask in stack]
+            masks = encoded_masks(instances.pred_masks)
         return cls(
             boxes=instances.pred_boxes.tensor.double().numpy(),
             classes=instances.pred_classes.numpy(),

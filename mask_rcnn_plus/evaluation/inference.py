@@ -1,7 +1,7 @@
 """A model run over a test set, with the time of each stage and the peak memory.
 
-detectron2's ``inference_on_dataset`` times the model as a whole; here the pasting of masks, which
-on large images takes longer than the network, has a figure of its own.
+detectron2's ``inference_on_dataset`` times the model as a whole, and within it pastes every mask
+into an image of its own; here masks stay small until an evaluator asks for them.
 """
 
 import itertools
@@ -17,7 +17,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.modeling import GeneralizedRCNN, detector_postprocess
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.utils import comm
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -30,6 +30,7 @@ from mask_rcnn_plus.evaluation.speed import (
     combine,
     peak_memory,
 )
+from mask_rcnn_plus.modeling import postprocess
 
 _logger = logging.getLogger(__name__)
 
@@ -78,8 +79,10 @@ def run_inference(
 ) -> tuple[dict[str, Any], InferenceSpeed]:
     """Runs a model over a test set and evaluates its outputs; every process must call it.
 
-    A :class:`GeneralizedRCNN` gives what ``model(batch)`` gives, with post-processing timed apart;
-    any other model is called whole. The model runs in evaluation mode, without gradients, and is
+    A :class:`GeneralizedRCNN` gives what ``model(batch)`` gives, with post-processing timed apart
+    and ``pred_masks`` of the kind :class:`mask_rcnn_plus.modeling.PastedMasks`: our evaluators ask
+    those for their encoding, others for an image of one mask at a time. Any other model is called
+    whole. The model runs in evaluation mode, without gradients, and is
     left as it was. Up to five batches, half of the set at most, warm up and are not in the rates.
 
     Args:
@@ -169,7 +172,7 @@ def _postprocess(raw: Any, image: Mapping[str, Any]) -> dict[str, Any]:
     height, width = (
         image.get(key, side) for key, side in zip(("height", "width"), raw.image_size, strict=True)
     )
-    return {"instances": detector_postprocess(raw, height, width)}
+    return {"instances": postprocess(raw, height, width)}
 
 
 def _device_of(model: Any) -> torch.device:

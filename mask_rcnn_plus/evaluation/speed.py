@@ -22,9 +22,10 @@ class InferenceSpeed:
         images_per_second: images / seconds.
         data_ms: milliseconds an image takes in the process that handles it, waiting for the loader.
         inference_ms: the same for the network.
-        postprocessing_ms: the same for rescaling boxes and pasting masks; None where the model
-            does this within the inference.
-        evaluation_ms: the same for the evaluator, with the final scoring spread over all images.
+        postprocessing_ms: the same for rescaling boxes and dropping empty ones; None where the
+            model does this, and pastes masks, within the inference.
+        evaluation_ms: the same for the evaluator, which pastes and encodes masks, with the final
+            scoring spread over all images.
         peak_memory_mib: of the process that took the most, in MiB; nan where it is not known.
         peak_memory_kind: what ``peak_memory_mib`` counts.
         processes: how many shared the images.

@@ -3,6 +3,7 @@
 from mask_rcnn_plus.modeling.backbone import TimmBackbone
 from mask_rcnn_plus.modeling.mlp_mask_head import MLPMaskHead
 from mask_rcnn_plus.modeling.pooler import FusedROIPooler
+from mask_rcnn_plus.modeling.postprocessing import PastedMasks, postprocess
 from mask_rcnn_plus.modeling.roi_heads import (
     FusedCascadeROIHeads,
     FusedRes5ROIHeads,
@@ -16,6 +17,8 @@ __all__ = [
     "FusedROIPooler",
     "FusedRes5ROIHeads",
     "MLPMaskHead",
+    "PastedMasks",
     "SoftmaxMaskHead",
     "TimmBackbone",
+    "postprocess",
 ]

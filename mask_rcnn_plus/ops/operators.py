@@ -35,6 +35,7 @@ def register() -> None:
     """Registers fake kernels and derivatives; call once, after the library is loaded."""
     _register_fpn_roi_align()
     _register_fpn_roi_max()
+    _register_paste_masks_rle()
 
 
 def _register_fpn_roi_align() -> None:
@@ -88,3 +89,11 @@ def _register_fpn_roi_max() -> None:
 
     torch.library.register_autograd(name, backward, setup_context=setup_context)
     _refuse_second_derivative("fpn_roi_max")
+
+
+def _register_paste_masks_rle() -> None:
+    @torch.library.register_fake(f"{NAMESPACE}::paste_masks_rle")
+    def fake(masks, boxes, height, width, threshold, fused):  # type: ignore[no-untyped-def]
+        size = torch.library.get_ctx().new_dynamic_size()
+        ends = masks.new_empty(masks.shape[0], dtype=torch.int64)
+        return masks.new_empty(size, dtype=torch.uint8), ends

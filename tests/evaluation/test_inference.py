@@ -15,7 +15,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import InferenceSampler
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, coco_evaluation
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -29,7 +29,9 @@ from mask_rcnn_plus.evaluation import (
     build_coco_evaluator,
     run_inference,
 )
+from mask_rcnn_plus.evaluation.coco_json import instances_to_coco_json
 from mask_rcnn_plus.evaluation.speed import Share, Stopwatch, combine
+from mask_rcnn_plus.modeling import PastedMasks
 
 CPU = torch.device("cpu")
 
@@ -156,6 +158,8 @@ def assert_same_outputs(outputs: list[dict], expected: list[dict]) -> None:
         assert len(ours) > 0
         for name, value in ours.get_fields().items():
             value, reference = getattr(value, "tensor", value), theirs.get(name)
+            if isinstance(value, PastedMasks):
+                value = value.to_tensor()
             assert torch.equal(value, getattr(reference, "tensor", reference)), name
 
 
@@ -170,6 +174,62 @@ def test_outputs_are_those_of_the_model(rcnn: torch.nn.Module) -> None:
     assert results == {"seen": {"images": 5}}
     assert speed.postprocessing_ms is not None and speed.postprocessing_ms > 0
     assert not recorder.outputs[0]["instances"].scores.requires_grad
+
+
+def test_masks_are_judged_as_detectron2_judges_them(
+    rcnn: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_squares(tmp_path, 3)
+    record = json.loads((tmp_path / "squares.json").read_text())
+    record["categories"].append({"id": 2, "name": "other"})
+    (tmp_path / "squares.json").write_text(json.dumps(record))
+    name = f"test_inference_masks_{tmp_path.name}"
+    register_coco_instances(name, {}, str(tmp_path / "squares.json"), str(tmp_path))
+    batches = [
+        [{**image, "image_id": i, "height": 64, "width": 64}] for i, image in enumerate(images(3))
+    ]
+    try:
+        DatasetCatalog.get(name)
+        outcomes = {}
+        for way in ("lazy", "pasted"):
+            folder = tmp_path / way
+            coco = build_coco_evaluator(name, output_dir=str(folder), detections_per_image=10)
+            judges = [coco, PreviewWriter(name, str(folder), num_images=2, score_threshold=0.0)]
+            model = rcnn if way == "lazy" else lambda batch: rcnn(batch)
+            if way == "pasted":
+                rcnn.eval()
+            with monkeypatch.context() as patch:
+                if way == "lazy":
+                    # No image of a mask is made.
+                    patch.setattr(PastedMasks, "to_tensor", None)
+                results, _ = run_inference(model, batches, judges, dataset_name=name)
+            files = {path.name: path.read_bytes() for path in folder.iterdir()}
+            outcomes[way] = results, files.pop("coco_instances_results.json"), files
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert repr(outcomes["lazy"][0]) == repr(outcomes["pasted"][0])  # nan included
+    assert outcomes["lazy"][1] == outcomes["pasted"][1]
+    assert len(json.loads(outcomes["lazy"][1])) > 3
+    picture = f"preview_{name}.png"
+    assert outcomes["lazy"][2][picture] == outcomes["pasted"][2][picture]
+
+
+def test_json_is_detectron2s_to_the_byte(rcnn: torch.nn.Module) -> None:
+    recorder = Recorder()
+    run_inference(rcnn, [images(2)], recorder, dataset_name="set")
+    rcnn.eval()
+    with torch.no_grad():
+        pasted = rcnn(images(2))
+    for output, other in zip(recorder.outputs, pasted, strict=True):
+        for one in (output["instances"], other["instances"]):
+            one.pred_keypoints = torch.arange(len(one) * 6.0).reshape(-1, 2, 3)
+        ours = json.dumps(instances_to_coco_json(output["instances"], 7))
+        assert ours == json.dumps(instances_to_coco_json(other["instances"], 7))
+        assert ours == json.dumps(coco_evaluation.instances_to_coco_json(other["instances"], 7))
+        # An evaluator that knows nothing of ours iterates over the masks.
+        theirs = coco_evaluation.instances_to_coco_json(output["instances"], 7)
+        assert json.dumps(theirs) == ours
 
 
 def test_a_model_with_hooks_is_called_whole(rcnn: torch.nn.Module) -> None:

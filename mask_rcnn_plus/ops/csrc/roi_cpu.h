@@ -65,6 +65,11 @@ class Plan {
   std::vector<Arena> arenas_;
 };
 
+// The four cells around a sample of a mask.
+struct MaskCell {
+  float nw, ne, sw, se;
+};
+
 // Channels that a channels-first map is worked on at a time: its values are brought, 16 channels to a cell, into a
 // block whose cells are then contiguous.
 constexpr int kBlock = 16;
@@ -103,6 +108,13 @@ struct Kernels {
   void (*scatter_planes)(const void* in, int64_t cell, int64_t cells, int64_t channels, void* planes, int64_t plane);
   // Working cells to storage cells.
   void (*store_cells)(const void* in, int64_t in_cell, int64_t cells, int64_t channels, void* out, int64_t out_cell);
+  // Bit i of `bits`: whether the sample of a mask between four cells, with the weights west, east, north[i] and
+  // south[i], reaches the threshold. Weights may be read a vector beyond `count`. fp32 alone; null for other types.
+  void (*reach)(const MaskCell&, float west, float east, const float* north, const float* south, int64_t count,
+                float threshold, uint64_t* bits);
+  // The same with each product and sum rounded once.
+  void (*reach_fused)(const MaskCell&, float west, float east, const float* north, const float* south, int64_t count,
+                      float threshold, uint64_t* bits);
 };
 
 constexpr int64_t kStreamAlignment = 64;

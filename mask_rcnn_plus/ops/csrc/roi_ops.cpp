@@ -22,4 +22,8 @@ STABLE_TORCH_LIBRARY(mask_rcnn_plus, m) {
         ") -> (Tensor, Tensor)");
   m.def("fpn_roi_max_backward(Tensor grad, Tensor index, Tensor boxes, SymInt[] sizes, " ROI_ARGUMENTS
         ") -> Tensor[]");
+  // Masks (R, rows, columns) fp32 pasted into boxes (R, 4) fp32 of an image: COCO's compressed run lengths, one behind
+  // the other, and where each ends. fused: a product and a sum are rounded once.
+  m.def("paste_masks_rle(Tensor masks, Tensor boxes, int height, int width, float threshold, bool fused) -> (Tensor, "
+        "Tensor)");
 }

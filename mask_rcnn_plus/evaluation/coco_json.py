@@ -1,0 +1,47 @@
+"""Detections in COCO's json form, their masks encoded without an image of each."""
+
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.evaluation import coco_evaluation
+from detectron2.structures import Instances
+
+from mask_rcnn_plus.modeling import PastedMasks
+
+
+def encoded_masks(masks: Any) -> list[dict[str, Any]]:
+    """COCO's run-length encoding, ``{"size": [H, W], "counts": bytes}``, of each mask.
+
+    Args:
+        masks: PastedMasks, which need no image of a mask; or R masks (H, W) of the CPU, 0 or 1.
+    """
+    if isinstance(masks, PastedMasks):
+        return masks.rle()
+    # np.asarray first: of a tensor, asfortranarray with a dtype would warn.
+    return [mask_util.encode(np.asfortranarray(np.asarray(m), dtype=np.uint8)) for m in masks]
+
+
+def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+    """detectron2's function of this name: the same entries, and nothing in ``instances`` changes.
+
+    Args:
+        instances: of one image, on the CPU, in its pixels.
+        image_id: of the image.
+    """
+    fields = dict(instances.get_fields())
+    masks = fields.pop("pred_masks", None)
+    if "pred_keypoints" in fields:
+        # detectron2 moves them in place.
+        fields["pred_keypoints"] = fields["pred_keypoints"].clone()
+    bare = Instances(instances.image_size, **fields)
+    detections = coco_evaluation.instances_to_coco_json(bare, image_id)
+    if masks is None:
+        return detections
+    with_masks = []
+    for detection, rle in zip(detections, encoded_masks(masks), strict=True):
+        # json knows no bytes. Keypoints come last, as in detectron2's files.
+        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+        keypoints = {k: detection.pop(k) for k in ("keypoints",) if k in detection}
+        with_masks.append({**detection, "segmentation": segmentation, **keypoints})
+    return with_masks

@@ -1,0 +1,100 @@
+"""Masks that are pasted when somebody asks, against detectron2's post-processing."""
+
+import copy
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.modeling import detector_postprocess
+from detectron2.structures import Boxes, Instances, ROIMasks
+
+from mask_rcnn_plus.modeling import PastedMasks, postprocess
+
+
+def detections(kind: type = torch.Tensor) -> Instances:
+    """Six of them in a 100 x 80 input; the third has no area, the fourth is beyond the border."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(6, 2, generator=generator) * 50
+    boxes = torch.cat([corner, corner + 10 + 30 * torch.rand(6, 2, generator=generator)], dim=1)
+    boxes[2, 2] = boxes[2, 0]
+    boxes[3] = torch.tensor([90.0, 20, 130, 40])
+    raw = Instances((100, 80))
+    raw.pred_boxes = Boxes(boxes)
+    raw.scores = torch.linspace(0.9, 0.4, 6)
+    raw.pred_classes = torch.arange(6)
+    masks = torch.rand(6, 1, 14, 14, generator=generator)
+    raw.pred_masks = ROIMasks(masks[:, 0]) if kind is ROIMasks else masks
+    raw.pred_keypoints = torch.rand(6, 3, 3, generator=generator) * 80
+    return raw
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, ROIMasks])
+def test_same_as_detectron2(kind: type) -> None:
+    raw = detections(kind)
+    theirs = detector_postprocess(copy.deepcopy(raw), 150, 200)
+    ours = postprocess(raw, 150, 200)
+    assert len(ours) == len(theirs) == 4
+    assert ours.image_size == theirs.image_size
+    assert ours.get_fields().keys() == theirs.get_fields().keys()
+    assert torch.equal(ours.pred_boxes.tensor, theirs.pred_boxes.tensor)
+    for name in ("scores", "pred_classes", "pred_keypoints"):
+        assert torch.equal(ours.get(name), theirs.get(name)), name
+    masks = ours.pred_masks
+    assert isinstance(masks, PastedMasks)
+    assert masks.shape == theirs.pred_masks.shape == (4, 150, 200)
+    assert torch.equal(masks.to_tensor(), theirs.pred_masks)
+    assert masks.to_tensor().dtype == torch.bool
+    encoded = [mask_util.encode(np.asfortranarray(m.numpy(), np.uint8)) for m in theirs.pred_masks]
+    assert masks.rle() == encoded
+
+
+def test_pasted_masks_are_indexed_as_tensors_are() -> None:
+    masks = postprocess(detections(), 150, 200).pred_masks
+    dense = masks.to_tensor()
+    assert torch.equal(masks[1], dense[1])
+    assert torch.equal(masks[-1], dense[-1])
+    assert torch.equal(torch.stack(list(masks)), dense)
+    chosen = torch.tensor([True, False, True, False])
+    for item in (slice(1, 3), chosen, torch.tensor([3, 0]), slice(2, None, 4)):
+        assert torch.equal(masks[item].to_tensor(), dense[item])
+    with pytest.raises(IndexError):
+        masks[4]
+    assert np.array_equal(np.asarray(masks), dense.numpy())
+    assert np.asarray(masks, dtype=np.uint8).dtype == np.uint8
+
+
+def test_pasted_masks_live_in_instances() -> None:
+    instances = postprocess(detections(), 150, 200)
+    dense = instances.pred_masks.to_tensor()
+    assert instances.to("cpu").pred_masks is instances.pred_masks
+    assert torch.equal(instances[instances.scores > 0.6].pred_masks.to_tensor(), dense[:2])
+    joined = Instances.cat([instances, instances[1:2]])
+    assert torch.equal(joined.pred_masks.to_tensor(), dense[[0, 1, 2, 3, 1]])
+    assert "PastedMasks" in repr(instances)
+    # Moving the boxes leaves the masks where they are.
+    instances.pred_boxes.tensor.add_(20)
+    assert torch.equal(instances.pred_masks.to_tensor(), dense)
+
+
+def test_masks_of_two_image_sizes_are_not_joined() -> None:
+    parts = [postprocess(detections(), 150, width).pred_masks for width in (200, 201)]
+    with pytest.raises(ValueError, match="image size"):
+        PastedMasks.cat(parts)
+
+
+def test_half_precision_samples_where_single_does() -> None:
+    masks = postprocess(detections(), 150, 200).pred_masks
+    half = PastedMasks(masks.masks.bfloat16(), masks.boxes, masks.image_size)
+    rounded = PastedMasks(masks.masks.bfloat16().float(), masks.boxes, masks.image_size)
+    assert torch.equal(half.to_tensor(), rounded.to_tensor())
+    assert half.rle() == rounded.rle()
+
+
+def test_nothing_found_and_no_masks() -> None:
+    masks = postprocess(detections()[[]], 150, 200).pred_masks
+    assert masks.to_tensor().shape == (0, 150, 200)
+    assert masks.rle() == []
+    raw = detections()
+    raw.remove("pred_masks")
+    assert not postprocess(raw, 150, 200).has("pred_masks")
