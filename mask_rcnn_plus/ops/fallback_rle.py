@@ -68,8 +68,8 @@ def _runs(
         return none, none
     y = _to_mask(torch.arange(top, bottom), box[1], box[3])
     step = max(1, _PIXELS_AT_A_TIME // (bottom - top))
-    begins: list[Tensor] = []
-    ends: list[Tensor] = []
+    begins: list[np.ndarray] = []
+    ends: list[np.ndarray] = []
     for first in range(left, right, step):
         columns = torch.arange(first, min(right, first + step))
         x = _to_mask(columns, box[0], box[2])
