@@ -1,7 +1,7 @@
 """Data sets: registered by folder, checked when loaded, or generated."""
 
 from mask_rcnn_plus.data.batches import Batches
-from mask_rcnn_plus.data.build import build_train_batches
+from mask_rcnn_plus.data.build import build_test_batches, build_train_batches
 from mask_rcnn_plus.data.folders import dataset_root, register_folder_datasets, use_json
 from mask_rcnn_plus.data.loading import (
     class_names,
@@ -16,6 +16,7 @@ __all__ = [
     "Batches",
     "NamingMapper",
     "PolygonMapper",
+    "build_test_batches",
     "build_train_batches",
     "class_names",
     "coco_files",

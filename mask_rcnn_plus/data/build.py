@@ -1,4 +1,4 @@
-"""The training batches that a config describes."""
+"""The batches that a config describes."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetFromList,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from mask_rcnn_plus.data.batches import Batches
 from mask_rcnn_plus.data.samples import Samples
@@ -17,6 +21,18 @@ from mask_rcnn_plus.data.sampling import Lots, Order
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+
+def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
+    """detectron2's loader of a test set.
+
+    Its mapper would ask the training sets, which an evaluation does not load, how keypoints swap in
+    a mirrored image; images are not mirrored here.
+    """
+    plain = cfg.clone()
+    plain.defrost()
+    plain.MODEL.KEYPOINT_ON = False
+    return build_detection_test_loader(plain, name)
 
 
 def build_train_batches(

@@ -19,7 +19,8 @@ from detectron2.solver.build import (
 )
 from detectron2.utils import comm
 
-from mask_rcnn_plus.data import Batches, NamingMapper, PolygonMapper, build_train_batches
+from mask_rcnn_plus.data import Batches, NamingMapper, PolygonMapper
+from mask_rcnn_plus.data.build import build_test_batches, build_train_batches
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
@@ -231,6 +232,8 @@ class Trainer(DefaultTrainer):
             mapper = PolygonMapper(mapper)
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         return build_train_batches(cfg, NamingMapper(mapper), seed=seed)
+
+    build_test_loader = staticmethod(build_test_batches)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -253,6 +253,12 @@ def test_masks_that_cannot_be_trained_on_are_refused(
     assert expected in refusal(capsys, tiny_config)
 
 
+def test_an_evaluation_asks_no_training_set_for_keypoints(tiny_config: Path) -> None:
+    # In a process of its own an evaluation loads its test sets alone.
+    cfg = load_config(tiny_config, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('absent',)"])
+    assert len(Trainer.build_test_loader(cfg, "shapes_val")) > 0
+
+
 def test_keypoints_that_are_not_there_are_refused(
     tiny_config: Path,
     shapes_root: Path,
