@@ -8,6 +8,7 @@ the number of steps is bounded.
 
 import pickle
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, ClassVar
 
@@ -23,12 +24,12 @@ class NotPlainError(PlainPickleError):
     """It names a class or function that no weights need."""
 
 
-class Built:
+class Built(ABC):
     """What stands for an object whose state follows after it (pickle's BUILD)."""
 
+    @abstractmethod
     def build(self, state: Any) -> None:
         """Takes the state, which may be anything that a plain pickle may hold."""
-        raise NotImplementedError
 
 
 class _Callable:

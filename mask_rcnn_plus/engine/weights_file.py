@@ -51,10 +51,7 @@ def read_weights_file(path: Path, *, named: str, trusted: bool = False) -> dict[
     except UserError:
         raise
     except NotPlainError as error:
-        raise UserError(
-            f"weights '{named}' are no checkpoint that can be loaded: {error}; if you trust "
-            f"whoever made the file, {TRUST_FLAG} reads it all the same"
-        ) from error
+        raise _runs_code(named, error) from error
     except Exception as error:
         # Anything can go wrong while an arbitrary file is read as a checkpoint, and each way means
         # the same to the user.
@@ -72,13 +69,17 @@ def read_beside_weights(path: Path, *, named: str, trusted: bool = False) -> dic
     try:
         content = _read(path, named, trusted, mapped=True)
     except NotPlainError as error:
-        raise UserError(
-            f"weights '{named}' are no checkpoint that can be loaded: {error}; if you trust "
-            f"whoever made the file, {TRUST_FLAG} reads it all the same"
-        ) from error
+        raise _runs_code(named, error) from error
     except Exception as error:
         raise no_checkpoint(named, error) from error
     return content if isinstance(content, dict) else {}
+
+
+def _runs_code(named: str, error: NotPlainError) -> UserError:
+    return UserError(
+        f"weights '{named}' are no checkpoint that can be loaded: {error}; if you trust "
+        f"whoever made the file, {TRUST_FLAG} reads it all the same"
+    )
 
 
 def no_checkpoint(named: str, error: Exception) -> UserError:
