@@ -70,13 +70,27 @@ def has_native(device_type: str) -> bool:
     return _failures.get(device_type, "unsupported") is None
 
 
+def why_missing(device_type: str) -> str | None:
+    """Why a device type has no compiled operators; None if it has.
+
+    Args:
+        device_type: as in :func:`has_native`.
+    """
+    return _failures.get(device_type, f"there are no compiled operators for {device_type}")
+
+
+def how_to_mend(device_type: str) -> str:
+    """What to do about that; "" if nothing can be done."""
+    return _HOW_TO_MEND.get(device_type, "")
+
+
 def warn_of_fallback(device_type: str) -> None:
     """Says once a device type that torchvision's operators stand in, why, and what to do."""
     if device_type in _warned:
         return
     _warned.add(device_type)
-    reason = _failures.get(device_type) or f"there are no compiled operators for {device_type}"
-    mend = _HOW_TO_MEND.get(device_type)
+    reason = why_missing(device_type)
+    mend = how_to_mend(device_type)
     warnings.warn(
         f"RoI operators on {device_type} run through torchvision, more slowly and one level at a "
         f"time: {reason}." + (f" To mend it, {mend}." if mend else ""),

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
-
 from mask_rcnn_plus.errors import UserError
 
 
@@ -38,6 +36,9 @@ def require_device(name: str) -> str:
     Raises:
         UserError: there is no such device here.
     """
+    # Here, since the doctor runs where torch does not import.
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no CUDA device here; use --device cpu")
     return name

@@ -19,6 +19,7 @@ COMMANDS = {
     "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
     "convert": ("convert", "make labels of labelme, VIA, VOC, YOLO, mask files a data set"),
+    "doctor": ("doctor", "say what is here and whether it works; for bug reports"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
 }
 

@@ -1,15 +1,14 @@
 """On what a figure was measured: hardware, versions, settings."""
 
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
 import detectron2
 import torch
 import torchvision
 
 from mask_rcnn_plus.ops import backend
+from mask_rcnn_plus.tools.machine import cpu_model, usable_cpus
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
@@ -25,8 +24,8 @@ def describe_environment(device: str) -> dict[str, str | int]:
     if device == "cuda":
         facts["GPU"] = torch.cuda.get_device_name()
         facts["CUDA"] = torch.version.cuda or "none"
-    facts["CPU"] = _cpu_model()
-    facts["CPUs usable"] = _usable_cpus()
+    facts["CPU"] = cpu_model()
+    facts["CPUs usable"] = usable_cpus()
     facts["threads"] = torch.get_num_threads()
     facts["operators"] = backend(device)
     if facts["operators"] == "native" and device == "cpu":
@@ -38,22 +37,6 @@ def describe_environment(device: str) -> dict[str, str | int]:
     facts["detectron2"] = f"{detectron2.__version__} ({_origin('detectron2')})"
     facts["mask_rcnn_plus"] = metadata.version("mask-rcnn-plus")
     return facts
-
-
-def _cpu_model() -> str:
-    # platform.processor() knows no more than the architecture on most Linux systems.
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _usable_cpus() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _origin(package: str) -> str:
