@@ -50,6 +50,14 @@ FORMATS: dict[str, tuple[Callable[..., Found], tuple[str, ...], str, str]] = {
     ),
 }
 
+TITLES = {
+    "labelme": "labelme's json files",
+    "via": "labels of the VGG Image Annotator (VIA)",
+    "voc": "instance masks in Pascal VOC's layout",
+    "yolo": "YOLO's segmentation labels",
+    "masks": "folders of binary masks",
+}
+
 _EPILOG = """\
 example:
   {program} {example}
@@ -60,6 +68,7 @@ their EXIF orientation, by which they are turned when they are read, as the tool
 
 The split follows from each file name and the seed alone: images that are added later move none.
 Class ids follow the names' order in the alphabet, the source's own or that of --classes.
+No file outside SOURCE and --images is read, whatever the labels name.
 
 exit code: 0 when all was converted and the data check finds no error; 1 when something was skipped,
 which is named, or the check finds an error; 2 when nothing could be converted
@@ -149,7 +158,7 @@ def _format_parser(name: str) -> Parser:
     _, takes, what, example = FORMATS[name]
     parser = Parser(
         prog=f"{PROGRAM} {name}",
-        description=f"Converts {name} labels into a data set by folder, and checks it.",
+        description=f"Makes {TITLES[name]} a data set by folder, and checks it.",
         epilog=_EPILOG.format(program=PROGRAM, example=example),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from mask_rcnn_plus.data.check.polygons import MIN_AREA
 from mask_rcnn_plus.data.convert.found import Thing
 from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, segmentation_fault
 
@@ -101,6 +102,13 @@ def clip(corners: list[float], width: int, height: int) -> list[float]:
     return [value for point in points for value in point] if len(points) > 2 else []
 
 
+def _area(corners: list[float]) -> float:
+    """Of a polygon whose edges do not cross; a loop the other way round counts against it."""
+    x, y = np.array(corners[0::2]), np.array(corners[1::2])
+    x, y = x - x[0], y - y[0]
+    return float(abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
+
+
 def to_rle(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """COCO's run lengths of a mask (H, W), ready for json."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -111,8 +119,8 @@ def to_annotation(thing: Thing, height: int, width: int) -> dict[str, Any]:
     """COCO's segmentation, bbox and area of an object.
 
     Polygons stay polygons, clipped to the image, with the box around their corners; with a mask,
-    whose run lengths say exactly what it says, all become one mask. The area is that of the pixels
-    that pycocotools gives the object.
+    whose run lengths say exactly what it says, all become one mask, and so does a polygon whose
+    loops cancel each other. The area is that of the pixels that pycocotools gives the object.
 
     Raises:
         Unfit: nothing is left of it.
@@ -120,15 +128,20 @@ def to_annotation(thing: Thing, height: int, width: int) -> dict[str, Any]:
     polygons = [part for p in thing.polygons if (part := clip(p, width, height))]
     if fault := segmentation_fault(polygons, [height, width]):
         raise Unfit(fault)
-    parts = coco_mask.frPyObjects(polygons, height, width) if polygons else []
+    solid = [p for p in polygons if _area(p) > MIN_AREA]
+    parts = [*coco_mask.frPyObjects(polygons, height, width)] if polygons else []
     if thing.rle is not None:
         parts.append({**thing.rle, "counts": thing.rle["counts"].encode()})
     merged = coco_mask.merge(parts) if parts else None
     area = int(coco_mask.area(merged)) if merged else 0
     if merged is None or area == 0:
         raise Unfit("covers no pixel of its image")
+    # Lines enclose nothing. Loops that cancel each other, as an 8's, cover pixels all the same.
+    if len(solid) < len(polygons) and solid:
+        alone = coco_mask.merge(coco_mask.frPyObjects(solid, height, width))
+        polygons = solid if coco_mask.area(alone) == area else polygons
     segmentation: Any
-    if thing.rle is None:
+    if thing.rle is None and all(_area(p) > MIN_AREA for p in polygons):
         segmentation = polygons
         xs, ys = ([v for p in polygons for v in p[axis::2]] for axis in (0, 1))
         box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]

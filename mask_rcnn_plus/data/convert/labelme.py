@@ -133,7 +133,8 @@ def _things(path: Path, shapes: list[Any], picture: Picture, found: Found) -> li
     masks: dict[Any, np.ndarray] = {}
     for index, shape in enumerate(shapes):
         where = f"{path} shapes[{index}]"
-        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(label, str) or not label.strip():
             found.skip("shapes have no label", where)
             continue
         kind = shape.get("shape_type") or "polygon"  # labelme 3 wrote none

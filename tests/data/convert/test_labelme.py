@@ -158,6 +158,19 @@ def test_an_image_is_not_read_from_outside_the_folders_named(
     assert [image["file_name"] for image in written(found)["images"]] == ["a.png"]
 
 
+def test_a_polygon_that_crosses_itself_keeps_its_pixels(save: Save, written: Written) -> None:
+    path = save("photos/a.png")
+    # An 8 whose loops, one each way round, have together no area.
+    eight = [[10, 10], [30, 26], [30, 10], [10, 26]]
+    label(path, [shape("cat", eight)])
+    coco = written(labelme.read(path.parent))
+    ((_, mask),) = masks_of(coco, "a.png")
+    y, x = np.mgrid[:30, :40] + 0.5
+    expected = (abs(y - 18) < 0.8 * abs(x - 20)) & (abs(x - 20) < 10) & (abs(y - 18) < 8)
+    assert (mask != expected).sum() <= 12
+    assert isinstance(coco["annotations"][0]["segmentation"], dict)
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_converted(
     save: Save, written: Written, tmp_path: Path
 ) -> None:
@@ -176,6 +189,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_converted(
         save("photos/odd.png"),
         [
             {"points": []},
+            shape(" ", [[1, 1], [5, 5], [9, 1]]),
             shape("cat", [[1, 1], [5, 5]]),
             shape("cat", [[1, float("nan")], [5, 5], [9, 1]]),
             shape("cat", [[1, 1e300], [5, 5], [9, 1]]),
@@ -190,7 +204,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_converted(
     skipped = "\n".join(place for places in found.skipped.values() for place in places)
     for name in ("broken.json", "coco.json", "missing", "resized", "text.png", "good_copy"):
         assert name in skipped
-    assert skipped.count("odd.json shapes[") == 9
+    assert skipped.count("odd.json shapes[") == 10
     assert "unlabelled.png" in str(found.noted)
     coco = written(found)
     # Images without an object are part of the data.

@@ -120,7 +120,7 @@ def test_links_are_the_same_file(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
-    with pytest.raises(UserError, match="Invalid cross-device link.*--copy"):
+    with pytest.raises(UserError, match=r"Invalid cross-device link.*--copy"):
         write(Found([picture(path)]), tmp_path / "other", link=True)
 
 
