@@ -23,6 +23,11 @@ class UserError(Exception):
             message = message.rstrip().rsplit("UserError: ", 1)[-1]
         super().__init__(message)
 
+    def __str__(self) -> str:
+        """The message on one line, with nothing in it that a terminal would obey."""
+        text = " ".join(super().__str__().splitlines())
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """A suggestion to append to an error message.

@@ -250,8 +250,13 @@ def _annotation_fault(
     return segmentation_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number that NumPy and the evaluators can hold."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
 def _is_id(value: object) -> bool:
-    return type(value) in (int, str)
+    return type(value) is str or is_whole(value)
 
 
 def _is_number(value: object) -> bool:

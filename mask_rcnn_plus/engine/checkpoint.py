@@ -130,28 +130,27 @@ class Checkpointer(DetectionCheckpointer):
         self._sound = checkpoint
         extra = self.load(checkpoint)
         self.resumed = True
-        iteration = int(extra.get("iteration", -1)) + 1
-        logger.info(f"Resuming from {checkpoint}, which has {iteration} iterations behind it")
+        iteration = extra.get("iteration", -1)
+        if type(iteration) is not int or iteration < -1:
+            raise UserError(f"checkpoint '{checkpoint}' has no number of iterations to go on from")
+        logger.info(f"Resuming from {checkpoint}, which has {iteration + 1} iterations behind it")
         return extra
 
     def _choose(self) -> str:
         """The newest sound checkpoint of the run, by the judgement of the main process; or ""."""
-        chosen, faults = "", []
+        chosen, faults = None, []
         if comm.is_main_process():
-            for path in saving.candidates(Path(self.save_dir)):
-                fault = saving.damage(path)
-                if not fault:
-                    chosen = str(path)
-                    break
-                faults.append(f"{path.name} {fault}")
-                logger.warning(f"--resume: {faults[-1]}; falling back to the one before")
+            chosen, faults = saving.choose(Path(self.save_dir))
+            for fault in faults:
+                logger.warning(f"--resume: {fault}; falling back to the one before")
         chosen, faults = comm.all_gather((chosen, faults))[0]
         if faults and not chosen:
-            raise UserError(
-                f"--resume: no checkpoint in '{self.save_dir}' can be loaded: {'; '.join(faults)}; "
-                "start anew without --resume"
-            )
-        return chosen
+            raise saving.none_sound(Path(self.save_dir), faults)
+        return str(chosen or "")
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint of this folder that ``last_checkpoint`` names, or ""."""
+        return str(saving.last_saved(Path(self.save_dir)) or "")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # Not detectron2's, which reads a .pkl with an unpickler that runs what the file says.
@@ -229,7 +228,8 @@ def read_class_names(path: str, *, trusted: bool = False) -> list[str]:
     if file.suffix != ".pth":
         return []
     names = read_beside_weights(file, named=path, trusted=trusted).get("class_names")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return list(names) if named else []
 
 
 def _matters(key: str) -> bool:

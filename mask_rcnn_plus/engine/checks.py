@@ -18,6 +18,7 @@ from detectron2.modeling import (
 from detectron2.utils import comm
 
 from mask_rcnn_plus.data import class_names, require_dataset
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.checkpoint import local_weights, read_class_names
 from mask_rcnn_plus.engine.data_check import check_data
 from mask_rcnn_plus.errors import UserError, did_you_mean
@@ -93,9 +94,10 @@ def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         UserError: a data set cannot be used, weights are missing, or classes contradict each other.
     """
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
+    weights = ""
     if args.eval_only:
         _require_some(test, "DATASETS.TEST", "('mine_val',)")
-        _require_weights(cfg, args)
+        weights = _require_weights(cfg, args)
     else:
         _require_some(train, "DATASETS.TRAIN", "('mine_train',)")
         if cfg.MODEL.WEIGHTS:
@@ -111,9 +113,9 @@ def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         return []  # region proposals alone have no classes
 
     sources = {f"data set '{name}'": class_names(name) for name in used}
-    if args.eval_only and (stored := _stored_names(cfg, args)):
+    if args.eval_only and (stored := _stored_names(cfg, args, weights)):
         # First, since a model's classes are what everything else has to agree with.
-        sources = {f"checkpoint '{_weights(cfg, args)}'": stored, **sources}
+        sources = {f"checkpoint '{weights}'": stored, **sources}
     first, *others = sources
     for other in others:
         if sources[other] != sources[first]:
@@ -164,23 +166,24 @@ def _require_some(names: list[str], key: str, example: str) -> None:
 
 def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
     """The checkpoint that an evaluation reads: MODEL.WEIGHTS, or with --resume the run's last."""
-    last = Path(cfg.OUTPUT_DIR, "last_checkpoint")
-    if args.resume and last.is_file():
-        return str(Path(cfg.OUTPUT_DIR, last.read_text().strip()))
-    return cfg.MODEL.WEIGHTS
+    if not args.resume:
+        return cfg.MODEL.WEIGHTS
+    chosen, faults = saving.choose(Path(cfg.OUTPUT_DIR))
+    if faults and not chosen:
+        raise saving.none_sound(Path(cfg.OUTPUT_DIR), faults)
+    return str(chosen or cfg.MODEL.WEIGHTS)
 
 
-def _stored_names(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
-    weights = _weights(cfg, args)
+def _stored_names(cfg: CfgNode, args: argparse.Namespace, weights: str) -> list[str]:
     trusted = getattr(args, "trust_checkpoint", False) and weights == cfg.MODEL.WEIGHTS
     return read_class_names(weights, trusted=trusted)
 
 
-def _require_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _require_weights(cfg: CfgNode, args: argparse.Namespace) -> str:
     weights = _weights(cfg, args)
     if weights:
         local_weights(weights)
-        return
+        return weights
     found = sorted(str(path) for path in Path(cfg.OUTPUT_DIR).glob("*.pth"))
     hint = f" (there is {found[-1]})" if found else ""
     raise UserError(
@@ -189,5 +192,5 @@ def _require_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _listed(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    shown = ", ".join(name[:40] for name in names[:most]) + (", ..." if len(names) > most else "")
     return f"{len(names)} class{'es' if len(names) != 1 else ''} ({shown})"

@@ -159,6 +159,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
     _own: ClassVar[dict[bytes, Callable[..., None]]] = {
         pickle.REDUCE: _reduce,
+        pickle.NEWOBJ: _reduce,
         pickle.BUILD: _build,
         pickle.APPEND: _append,
         pickle.APPENDS: _appends,
@@ -167,7 +168,7 @@ class PlainUnpickler(pickle._Unpickler):  # type: ignore[name-defined]
         pickle.DICT: _dict,
         pickle.BYTEARRAY8: _bytearray,
     }
-    # No sets, no NEWOBJ, INST and OBJ, no extension registry, no buffers from elsewhere.
+    # No sets, no NEWOBJ_EX, INST and OBJ, no extension registry, no buffers from elsewhere.
     _kept = (
         b"PROTO FRAME STOP MARK POP POP_MARK DUP GET BINGET LONG_BINGET PUT BINPUT LONG_BINPUT "
         b"MEMOIZE NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT "

@@ -17,11 +17,14 @@ from typing import Any
 
 import torch
 
+from mask_rcnn_plus.engine.plain_pickle import PlainPickleError
+from mask_rcnn_plus.engine.torch_archive import MOST_BYTES, read_torch
 from mask_rcnn_plus.errors import UserError
 
 _POINTER = "last_checkpoint"
 _PART = ".part"
 _BLOCK = 1 << 20
+_MOST_TEXT = 4096  # bytes of a pointer or digest file
 # What the operating system says when it is not for the program to mend.
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -87,7 +90,7 @@ def prune(folder: Path, keep: int) -> None:
     if keep < 1:
         return
     periodic = [p for p in _by_age(folder) if re.fullmatch(r"model_\d{7,}\.pth", p.name)]
-    spared = _pointed(folder)
+    spared = last_saved(folder)
     for path in periodic[keep:]:
         if path != spared:
             # The digest last: a checkpoint without one still loads, but is no match for damage.
@@ -110,14 +113,40 @@ def candidates(folder: Path) -> list[Path]:
     A file without a digest beside it counts only if ``last_checkpoint`` names it: it may be a
     download.
     """
-    pointed = _pointed(folder)
+    pointed = last_saved(folder)
     found = [path for path in _by_age(folder) if path != pointed and _beside(path).is_file()]
     return found if pointed is None else [pointed, *found]
+
+
+def choose(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest sound checkpoint of a run, and what is wrong with those before it."""
+    faults = []
+    for path in candidates(folder):
+        if not (fault := damage(path)):
+            return path, faults
+        faults.append(f"{path.name} {fault}")
+    return None, faults
+
+
+def none_sound(folder: Path, faults: list[str]) -> UserError:
+    """What there is to say where all have a fault."""
+    reasons = "; ".join(faults)
+    remedy = "start anew without --resume"
+    return UserError(f"--resume: no checkpoint in '{folder}' can be loaded: {reasons}; {remedy}")
 
 
 def has_digest(path: Path) -> bool:
     """Whether the SHA-256 of a checkpoint lies beside it."""
     return _beside(path).is_file()
+
+
+def last_saved(folder: Path) -> Path | None:
+    """The checkpoint that ``last_checkpoint`` names, which may be missing; never outside."""
+    try:
+        name = Path(_text(folder / _POINTER).strip()).name
+    except OSError:
+        return None
+    return folder / name if name and name.isprintable() else None
 
 
 def damage(path: Path) -> str:
@@ -130,13 +159,16 @@ def damage(path: Path) -> str:
         return "is missing"
     try:
         stored = _stored(path)
+        if path.stat().st_size > MOST_BYTES:
+            return f"is larger than {MOST_BYTES >> 30} GiB"
         if stored:
             if _digest(path) in stored:
                 return ""
             return f"is damaged: its SHA-256 is not the one in {_beside(path).name}"
-        torch.load(path, map_location="cpu", weights_only=True)
+        read_torch(path)
     except Exception as error:
-        return f"cannot be read: {type(error).__name__} {' '.join(str(error).split())[:100]}"
+        kind = "" if isinstance(error, PlainPickleError) else f"{type(error).__name__} "
+        return f"cannot be read: {kind}{' '.join(str(error).split())[:100]}"
     return ""
 
 
@@ -151,8 +183,9 @@ def read_seed(folder: Path) -> int | None:
     """
     for path in candidates(folder):
         with contextlib.suppress(Exception):
-            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            return int(stored["trainer"]["data"]["seed"])
+            seed = read_torch(path, mapped=True)["trainer"]["data"]["seed"]
+            if type(seed) is int and 0 <= seed < 2**31:
+                return seed
     return None
 
 
@@ -237,18 +270,15 @@ def _beside(path: Path) -> Path:
 
 
 def _stored(path: Path) -> list[str]:
-    try:
-        return re.findall(r"^[0-9a-f]{64}\b", _beside(path).read_text(), re.MULTILINE)
-    except FileNotFoundError:
-        return []
+    return re.findall(r"^[0-9a-f]{64}\b", _text(_beside(path)), re.MULTILINE)
 
 
-def _pointed(folder: Path) -> Path | None:
-    try:
-        name = (folder / _POINTER).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return folder / Path(name).name if name else None
+def _text(path: Path) -> str:
+    """What a small file says; "" where there is none, or a pipe, which would never end."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return file.read(_MOST_TEXT).decode(errors="replace")
 
 
 def _by_age(folder: Path) -> list[Path]:
@@ -263,7 +293,7 @@ def _by_age(folder: Path) -> list[Path]:
 def explained(path: Path, error: OSError) -> SaveError:
     """What there is to say when a file of a run cannot be written."""
     reason = error.strerror or str(error)
-    last = _pointed(path.parent)
+    last = last_saved(path.parent)
     intact = f"the last checkpoint, {last.name}, is intact; " if last and last.is_file() else ""
     return SaveError(
         f"cannot save '{path}': {reason}; {intact}free the space or mend the folder, then --resume"

@@ -6,8 +6,9 @@ nested so that hashing them never ends.
 """
 
 import io
+import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,33 +18,41 @@ import torch
 
 from mask_rcnn_plus.engine.plain_pickle import Built, PlainPickleError, PlainUnpickler
 
+# Mask R-CNN with X-152 and its optimiser has 1.2 GB.
+MOST_BYTES = 16 * 2**30
 _MOST_RECORDS = 100_000
 _MOST_PICKLE = 16 * 2**20  # 300 bytes a tensor
 _END_OF_ARCHIVE = 22  # bytes of a zip file's last record, where it has no comment
 
 
-def read_torch(path: Path, *, mapped: bool = False) -> Any:
+def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -> Any:
     """Reads what ``torch.save`` has written, tensors on the CPU.
 
     Args:
         path: of the file, a zip archive or one from before torch 1.6.
         mapped: leave the tensors in the file, for who wants only what lies beside them.
+        also: plain classes, of attributes alone, that the file may hold.
 
     Raises:
         PlainPickleError: it holds anything but containers, tensors, strings and numbers, or is not
             as ``torch.save`` writes it.
         Exception: of any other kind where it is damaged.
     """
+    if path.stat().st_size > MOST_BYTES:
+        raise PlainPickleError(f"it is larger than {MOST_BYTES >> 30} GiB")
     archive = zipfile.is_zipfile(path)
+    names = {**_NAMES, **{f"{one.__module__}.{one.__qualname__}": _made for one in also}}
     if archive:
-        _check_archive(path)
+        _check_archive(path, names)
     else:
-        _check_legacy(path)
-    with _numpy_numbers():
+        _check_legacy(path, names)
+    with _numpy_numbers(), torch.serialization.safe_globals(list(also)), warnings.catch_warnings():
+        # Of TorchScript's archives, which it then refuses.
+        warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive and mapped)
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path, names: dict[str, Any]) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         # PyTorch has its own reader of zip files, and has to find the same table as this one.
@@ -58,21 +67,24 @@ def _check_archive(path: Path) -> None:
             raise PlainPickleError("its records are compressed, which torch.save never does")
         if sum(record.file_size for record in records) > size:
             raise PlainPickleError("its records are larger than the file")
+        if len({record.filename.lower() for record in records}) < len(records):
+            # PyTorch looks for names without regard to case, and may find the other one.
+            raise PlainPickleError("it has two records of one name")
         pickles = [record for record in records if record.filename.endswith("data.pkl")]
         if len(pickles) != 1:
             raise PlainPickleError(f"it has {len(pickles)} records data.pkl")
         if pickles[0].file_size > _MOST_PICKLE:
             raise PlainPickleError("its data.pkl is larger than any")
         content = archive.read(pickles[0])
-    _look_through(io.BytesIO(content), len(content), size)
+    _look_through(io.BytesIO(content), len(content), size, names)
 
 
-def _check_legacy(path: Path) -> None:
+def _check_legacy(path: Path, names: dict[str, Any]) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
         # A number that says what it is, a version, sizes, the object, the storages' keys.
         for _ in range(5):
-            _look_through(file, size, size)
+            _look_through(file, size, size, names)
 
 
 class _Inert(Built):
@@ -82,7 +94,7 @@ class _Inert(Built):
         pass
 
 
-def _look_through(file: Any, size: int, file_size: int) -> None:
+def _look_through(file: Any, size: int, file_size: int, names: dict[str, Any]) -> None:
     def storage(pid: Any) -> _Inert:
         if (
             not isinstance(pid, tuple)
@@ -99,7 +111,7 @@ def _look_through(file: Any, size: int, file_size: int) -> None:
             raise PlainPickleError("it has a tensor that is no tensor")
         return _Inert()
 
-    PlainUnpickler(file, size, _NAMES, storage).load()
+    PlainUnpickler(file, size, names, storage).load()
 
 
 def _made(*_: Any) -> _Inert:

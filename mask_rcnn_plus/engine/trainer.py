@@ -26,6 +26,7 @@ from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extended
+from mask_rcnn_plus.engine.run_state import check_run_state
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
@@ -140,13 +141,7 @@ class Trainer(DefaultTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        stored = state_dict.get("_trainer", {}).get("optimizer")
-        if stored and _kind(stored["param_groups"]) != _kind(self.optimizer.param_groups):
-            raise UserError(
-                f"SOLVER.OPTIMIZER is '{self.cfg.SOLVER.OPTIMIZER}', and the checkpoint to resume "
-                "from was trained with the other one: keep it, or start anew from its weights with "
-                "MODEL.WEIGHTS and without --resume"
-            )
+        check_run_state(state_dict, optimizer=self.optimizer, asked=self.cfg.SOLVER.OPTIMIZER)
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
             self._trainer.load_state_dict(state_dict["_trainer"])
@@ -289,11 +284,6 @@ class Trainer(DefaultTrainer):
                 report.parent.mkdir(parents=True, exist_ok=True)
                 report.write_text(json.dumps({**results[name], "speed": speed.to_dict()}, indent=1))
         return results[names[0]] if len(names) == 1 else results
-
-
-def _kind(param_groups: list[dict[str, Any]]) -> set[str]:
-    """What tells SGD's state from AdamW's."""
-    return {"momentum", "betas"} & set().union(*param_groups)
 
 
 def _inference_dir(cfg: CfgNode, dataset_name: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mask_rcnn_plus.engine.plain_pickle import NotPlainError, PlainPickleError
-from mask_rcnn_plus.engine.torch_archive import read_torch
+from mask_rcnn_plus.engine.torch_archive import MOST_BYTES, read_torch
 from mask_rcnn_plus.engine.zoo_pickle import read_arrays
 from mask_rcnn_plus.errors import UserError
 
@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 TRUST_FLAG = "--trust-checkpoint"
 
-# Mask R-CNN with X-152 and its optimiser has 1.2 GB and 1500 tensors.
-_MOST_BYTES = 16 * 2**30
+# Mask R-CNN with X-152 and its optimiser has 1500 tensors.
 _MOST_TENSORS = 20_000
+_MOST_VALUES = 500_000  # beside the weights, each counted as often as it is referred to
+_MOST_LEVELS = 30
 _MOST_CHARACTERS = 500  # of a name
 _NAMES_IN_MESSAGE = 6
 
@@ -44,8 +45,8 @@ def read_weights_file(path: Path, *, named: str, trusted: bool = False) -> dict[
             values in it that are not finite.
     """
     size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise UserError(f"weights '{named}' have {size >> 30} GiB: at most {_MOST_BYTES >> 30} do")
+    if size > MOST_BYTES:
+        raise UserError(f"weights '{named}' have {size >> 30} GiB: at most {MOST_BYTES >> 30} do")
     try:
         checkpoint = _in_one_format(path, _read(path, named, trusted))
     except UserError:
@@ -57,6 +58,8 @@ def read_weights_file(path: Path, *, named: str, trusted: bool = False) -> dict[
         # the same to the user.
         raise no_checkpoint(named, error) from error
     _check_model(checkpoint["model"], named, size)
+    if not trusted:
+        _check_rest({k: v for k, v in checkpoint.items() if k != "model"}, named, size)
     return checkpoint
 
 
@@ -111,7 +114,8 @@ def _in_one_format(path: Path, content: Any) -> dict[str, Any]:
         return _to_be_matched(content["model_state"], "pycls")
     if path.suffix == ".pkl":
         if "model" in content and "__author__" in content:
-            logger.info(f"Reading a file from {content['__author__']!r:.100}")
+            author = content["__author__"]
+            logger.info(f"Reading a file from {author!r:.100}" if isinstance(author, str) else "")
             return content
         # Caffe2's detection models have "blobs", its ImageNet models have not.
         return _to_be_matched(content.get("blobs", content), "Caffe2")
@@ -153,6 +157,28 @@ def _check_model(state: Any, named: str, file_size: int) -> None:
             f"weights '{named}' have NaN or infinite values in {len(broken)} of {len(state)} "
             f"tensors: {names}; take a checkpoint from before the loss became NaN"
         )
+
+
+def _check_rest(content: Any, named: str, file_size: int) -> None:
+    """Refuses what a few bytes make large: nests of shared lists, tensors that repeat themselves.
+
+    Whoever restores, copies or prints such things would never end.
+    """
+    waiting = [(content, 0)]
+    values = total = 0
+    while waiting:
+        value, level = waiting.pop()
+        values += 1
+        if values > _MOST_VALUES or level > _MOST_LEVELS:
+            raise UserError(f"weights '{named}' hold more beside the weights than any run has")
+        if _is_array(value):
+            total += _require_dense("a tensor beside the weights", value, named)
+            if total > 4 * file_size + 2**20:
+                raise UserError(f"weights '{named}' are larger than their file")
+        elif isinstance(value, dict):
+            waiting += ((one, level + 1) for one in value.values())
+        elif isinstance(value, list | tuple):
+            waiting += ((one, level + 1) for one in value)
 
 
 def _is_array(value: Any) -> bool:

@@ -2,15 +2,15 @@
 
 import argparse
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
+from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.torch_archive import read_torch
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.tools.arguments import Parser
 
@@ -63,7 +63,11 @@ def main(argv: Sequence[str]) -> int:
     state = convert(
         _read(arguments.input), coco=arguments.coco, batch_norm_eps=arguments.batch_norm_eps
     )
-    _write(arguments.output, {"model": state, "__author__": "torchvision"})
+    try:
+        saving.save({"model": state, "__author__": "torchvision"}, arguments.output)
+    except saving.SaveError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise UserError(f"cannot write {arguments.output}: {reason}") from error
     classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
     masks = any(name.startswith("roi_heads.mask_head.") for name in state)
     print(f"written: {arguments.output}; it runs as")
@@ -231,8 +235,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"weights '{path}' are no file that exists{hint}")
     try:
         # torchvision's reference training keeps its arguments with the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_torch(path, also=[argparse.Namespace])
     except Exception as error:
         # torch's own text goes on with how to switch its safety off.
         reason = " ".join(str(error).split("This file can still be loaded")[0].split())[:160]
@@ -242,18 +245,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
         raise UserError(f"weights '{path}' are no state dict: save model.state_dict()")
     return state
-
-
-def _write(path: Path, checkpoint: dict[str, Any]) -> None:
-    """All of the file or none of it."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            temporary = file.name
-            torch.save(checkpoint, file)
-        Path(temporary).replace(path)
-    except (OSError, RuntimeError) as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}") from error

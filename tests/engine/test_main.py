@@ -396,3 +396,33 @@ def test_interrupt_is_no_traceback(
     monkeypatch.setattr("mask_rcnn_plus.engine.trainer.Trainer.train", interrupted)
     assert run(tiny_config) == 130
     assert "--resume" in capsys.readouterr().err
+
+
+def test_an_evaluation_resumes_from_a_sound_checkpoint_of_its_folder(
+    trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "output"
+    shutil.copytree(trained, output)
+    command = ("--eval-only", "--resume", "TEST.PREVIEW_IMAGES", "0")
+    for pointer in (b"\xff\xfe", b"../../other/model.pth", b"", b"."):
+        (output / "last_checkpoint").write_bytes(pointer)
+        assert run(tiny_config, *command) == 0
+        assert f"Resuming from {output}/model_final.pth" in capsys.readouterr().out
+    final = output / "model_final.pth"
+    final.write_bytes(final.read_bytes()[:-9])
+    assert run(tiny_config, *command) == 2
+    assert "model_final.pth is damaged" in capsys.readouterr().err
+    final.with_name("model_final.pth.sha256").unlink()
+    (output / "last_checkpoint").write_text("model_final.pth")
+    torch.save({"model": {"w": torch.ones(1)}, "iteration": "x"}, final)
+    assert run(tiny_config, *command) == 2
+
+
+def test_names_out_of_files_are_no_commands_to_the_terminal(
+    trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = torch.load(trained / "model_final.pth", weights_only=True)
+    torch.save({**stored, "class_names": ["\x1b[2J\nerror", "a" * 10**6]}, tmp_path / "a.pth")
+    assert run(tiny_config, "--eval-only", "MODEL.WEIGHTS", str(tmp_path / "a.pth")) == 2
+    error = capsys.readouterr().err
+    assert r"\x1b[2J error" in error and len(error) < 1000 and error.count("\n") == 1

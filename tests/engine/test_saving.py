@@ -223,3 +223,42 @@ def test_weights_that_are_not_finite_are_found() -> None:
     assert saving.first_not_finite({"a": large, "b": torch.arange(3)}) == ""
     assert saving.first_not_finite({"a": large, "b": torch.tensor([1, float("nan")])}) == "b"
     assert saving.first_not_finite({"a": torch.tensor([-float("inf")])}) == "a"
+
+
+def test_a_strangers_folder_is_read_like_strangers_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch has read it"))
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.")
+    (tmp_path / "last_checkpoint").write_text("a.pth")
+    assert "key of the type tuple" in saving.damage(tmp_path / "a.pth")
+    assert saving.read_seed(tmp_path) is None
+    with (tmp_path / "a.pth").open("wb") as file:
+        file.truncate(17 * 2**30)
+    (tmp_path / "a.pth.sha256").write_text("0" * 64)
+    assert saving.damage(tmp_path / "a.pth") == "is larger than 16 GiB"
+
+
+@pytest.mark.parametrize("pointer", ["../other/a.pth", b"\xff\x00", b"\n" * 10**6 + b"a.pth", "."])
+def test_the_pointer_leads_nowhere_else(tmp_path: Path, pointer: Any) -> None:
+    folder, other = tmp_path / "run", tmp_path / "other"
+    for where in (folder, other):
+        where.mkdir()
+    put(other, 1, "a")
+    put(folder, 2, "b")
+    (folder / "last_checkpoint").write_bytes(
+        pointer if isinstance(pointer, bytes) else pointer.encode()
+    )
+    assert resumed(folder) == 2
+    assert all(path.parent == folder for path in saving.candidates(folder))
+
+
+def test_a_digest_that_is_a_pipe_or_endless_does_not_hold_up(tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    digest = tmp_path / "model.pth.sha256"
+    with digest.open("a") as file:
+        file.truncate(2**40)
+    assert saving.damage(tmp_path / "model.pth") == ""
+    digest.unlink()
+    os.mkfifo(digest)
+    assert saving.damage(tmp_path / "model.pth") == ""

@@ -251,3 +251,46 @@ def test_trust_reads_what_runs_code(
     torch.save(content, path) if ending == "pth" else pickled(path, content)
     assert "--trust-checkpoint" in refusal(path)
     assert list(read(path, trusted=True)["model"]) == ["w"]
+
+
+def nest(kind: type) -> Any:
+    """A few objects which, written out, are 2**60."""
+    value = kind()
+    for _ in range(60):
+        value = kind([value, value])
+    return value
+
+
+def test_what_lies_beside_the_weights_cannot_be_endless(tmp_path: Path) -> None:
+    path = pickled(tmp_path / "a.pkl", {"model": {"w": np.ones(1)}, "__author__": nest(tuple)})
+    assert "more beside the weights" in refusal(path)
+    path = tmp_path / "a.pth"
+    for beside in (nest(list), {"a": nest(tuple)}):
+        torch.save({"model": {"w": torch.ones(1)}, "trainer": beside}, path)
+        assert "more beside the weights" in refusal(path)
+    # As a momentum of another type, it would be copied in full.
+    expanded = torch.zeros(1, dtype=torch.int8).expand(10**11)
+    torch.save({"model": {"w": torch.ones(1)}, "trainer": [{"m": expanded}]}, path)
+    assert "repeats the few numbers" in refusal(path)
+
+
+def test_class_names_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    for names, expected in ((nest(list), []), ([nest(list)], []), (["a", "b"], ["a", "b"])):
+        torch.save({"model": {"w": torch.ones(1)}, "class_names": names}, path)
+        assert read_class_names(str(path)) == expected
+
+
+def test_torch_finds_no_other_record_than_was_looked_through(tmp_path: Path) -> None:
+    path = rezipped(tmp_path / "a.pth", lambda c: c)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(archive.namelist()[0].replace("data.pkl", "DATA.PKL"), b"")
+    assert "two records of one name" in refusal(path)
+
+
+def test_a_script_is_refused_in_one_line(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = rezipped(tmp_path / "a.pth", lambda c: c)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].split('/')[0]}/constants.pkl", b"")
+    assert "TorchScript" in refusal(path)
+    assert not recwarn.list

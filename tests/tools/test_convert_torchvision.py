@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resnet50_fpn
 
 from mask_rcnn_plus import UserError, load_config
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.tools.cli import main
 from mask_rcnn_plus.tools.convert_torchvision import CONFIG, convert
 
@@ -133,7 +134,11 @@ def test_the_command_says_how_the_file_runs(
     )
     assert main([*arguments, "--overwrite"]) == 0
     assert "NUM_CLASSES 90\n" in capsys.readouterr().out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pth", "out.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.pth",
+        "out.pth",
+        "out.pth.sha256",
+    ]
 
 
 def test_classes_channels_and_deltas_move_as_documented() -> None:
@@ -267,3 +272,16 @@ def test_coco_needs_cocos_classes() -> None:
             state[name] = state[name][: len(state[name]) // 91 * 5]
     with pytest.raises(UserError, match=r"--coco is for the 91 classes .* these have 5"):
         convert(state, coco=True)
+
+
+def test_what_is_written_has_its_digest_and_what_is_read_is_looked_through(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in.pth", tmp_path / "out.pth"
+    torch.save(coco_state(), source)
+    assert main(["convert-torchvision", str(source), str(out)]) == 0
+    assert saving.has_digest(out) and saving.damage(out) == ""
+    capsys.readouterr()
+    source.write_bytes(b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.")
+    assert main(["convert-torchvision", str(source), str(out), "--overwrite"]) == 2
+    assert "key of the type tuple" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Any
 from mask_rcnn_plus.data.check.inspection import inspect
 from mask_rcnn_plus.data.check.mending import ACTIONS, corners, polygon_box
 from mask_rcnn_plus.data.check.problems import ERROR, KINDS, Problem
+from mask_rcnn_plus.data.coco_json import is_whole
 
 _PASSES = 6  # what is mended may show what was hidden behind it
 
@@ -130,7 +131,9 @@ class _Mender:
     def _new_id(self, section: str) -> int:
         if section not in self._next_id:
             ids = [e.get("id") for e in self._content[section] if isinstance(e, dict)]
-            self._next_id[section] = max((i for i in ids if type(i) is int and i > 0), default=0)
+            self._next_id[section] = max((i for i in ids if is_whole(i) and i > 0), default=0)
+            if self._next_id[section] > 2**62:  # no room above
+                self._next_id[section] = 2**53
         self._next_id[section] += 1
         return self._next_id[section]
 
@@ -138,7 +141,7 @@ class _Mender:
         """Makes a reference "5" to the id 5 that number."""
         number = _as_int(annotation.get(field))
         known = self._images if field == "image_id" else self._categories
-        if number is None or number not in known:
+        if number is None or not any(one in known for one in (number, str(number))):
             return False
         annotation[field] = number
         return True
@@ -191,12 +194,12 @@ class _Mender:
     def _number(self, section: str) -> None:
         """Gives whole numbers to the ids of a list that are none, and to what refers to them."""
         entries = [e for e in self._content[section] if isinstance(e, dict)]
-        used = {e["id"] for e in entries if type(e.get("id")) is int}
+        used = {e["id"] for e in entries if is_whole(e.get("id"))}
         new: dict[Any, int] = {}
         for entry in entries:
             old = entry.get("id")
-            if type(old) is int or not _has_id(entry):
-                if type(old) is not int:
+            if is_whole(old) or not _has_id(entry):
+                if not is_whole(old):
                     entry["id"] = self._new_id(section)
                 continue
             if old not in new:
@@ -208,8 +211,9 @@ class _Mender:
             entry["id"] = new[old]
         field = {"images": "image_id", "categories": "category_id"}.get(section)
         for annotation in self._content["annotations"] if field else ():
-            if isinstance(annotation, dict) and type(annotation.get(field)) in (str, float):
-                annotation[field] = new.get(annotation[field], annotation[field])
+            old = annotation.get(field) if isinstance(annotation, dict) else None
+            if type(old) in (int, str, float) and not is_whole(old):
+                annotation[field] = new.get(old, old)
 
 
 def _has_id(entry: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,26 +108,37 @@ def shared_images(
     Returns:
         pairs of an image of the first, and the first of the second that is the same.
     """
-    by_size: dict[int, list[tuple[str, Entry]]] = {}
+    by_path: dict[str, Entry] = {}
+    by_size: dict[int, list[str]] = {}
     for path, size, entry in _files(*second):
-        by_size.setdefault(size, []).append((path, entry))
+        if path not in by_path:
+            by_path[path] = entry
+            by_size.setdefault(size, []).append(path)
     ends: dict[str, bytes] = {}
     whole: dict[str, bytes] = {}
+    # Tables, since uncompressed images of one camera are all of one size.
+    by_ends: dict[int, dict[bytes, list[str]]] = {}
+    by_whole: dict[tuple[int, bytes], dict[bytes, str]] = {}
 
-    def same(one: str, other: str) -> bool:
-        if one == other:
-            return True
-        return _digest(one, ends, _ENDS) == _digest(other, ends, _ENDS) and _digest(
-            one, whole
-        ) == _digest(other, whole)
+    def twin(path: str, size: int) -> str:
+        if path in by_path or size not in by_size:
+            return path
+        if size not in by_ends:
+            by_ends[size] = _grouped(by_size[size], lambda one: _digest(one, ends, _ENDS))
+        alike = by_ends[size].get(key := _digest(path, ends, _ENDS), [])
+        if alike and (size, key) not in by_whole:
+            by_whole[size, key] = {_digest(one, whole): one for one in reversed(alike)}
+        return by_whole[size, key].get(_digest(path, whole), "") if alike else ""
 
-    pairs = []
-    for path, size, entry in _files(*first):
-        for other_path, other in by_size.get(size, ()):
-            if same(path, other_path):
-                pairs.append((entry, other))
-                break
-    return pairs
+    files = ((entry, twin(path, size)) for path, size, entry in _files(*first))
+    return [(entry, by_path[other]) for entry, other in files if other in by_path]
+
+
+def _grouped(paths: list[str], key: Callable[[str], bytes]) -> dict[bytes, list[str]]:
+    groups: dict[bytes, list[str]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return groups
 
 
 def _files(root: Path, entries: Sequence[Entry]) -> list[tuple[str, int, Entry]]:

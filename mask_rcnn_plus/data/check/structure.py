@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mask_rcnn_plus.data.check.problems import Findings
-from mask_rcnn_plus.data.coco_json import category_fault, image_fault, is_names
+from mask_rcnn_plus.data.coco_json import category_fault, image_fault, is_names, is_whole
 
 _show = reprlib.repr
 
@@ -55,8 +55,7 @@ def _check_ids(findings: Findings, section: str) -> dict[Any, int]:
             findings.add("entry", section, index, f"is {_show(entry)}, no object")
             continue
         identity = entry.get("id")
-        kind = type(identity)
-        if kind is not int:
+        if not is_whole(identity):
             if identity is None:
                 findings.add("id-missing", section, index, "has no 'id'")
                 continue

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_plus.data.check import Report, check_coco, mend, note_leaks
+from mask_rcnn_plus.data.check import Report, check_coco, mend, note_leaks, statistics
 from mask_rcnn_plus.data.check import images as images_module
+from mask_rcnn_plus.data.check.images import Entry
 from mask_rcnn_plus.data.check.paths import Finder
 
 Check = Callable[..., Report]
@@ -278,3 +279,25 @@ def test_images_in_two_sets_are_found(
     note_leaks(reports)
     leaks = [p for p in reports[0].problems if p.kind == "leak"]
     assert [(p.image_id, p.detail) for p in leaks] == [(5, "is also 'z.png' of val")]
+
+
+def test_images_of_one_length_are_told_apart_without_comparing_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a camera that does not compress them."""
+    names = [f"{number}.bmp" for number in range(100)]
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+        for number, name in enumerate(names):
+            (tmp_path / folder / name).write_bytes(
+                f"{number:5} {folder[:3] if number else 'all'}".encode()
+            )
+    entries = [Entry(number, number, name, 1, 1) for number, name in enumerate(names)]
+    looked = []
+    digest = statistics._digest
+    monkeypatch.setattr(
+        statistics, "_digest", lambda *arguments: looked.append(1) or digest(*arguments)
+    )
+    pairs = statistics.shared_images((tmp_path / "train", entries), (tmp_path / "val", entries))
+    assert [(one.id, other.id) for one, other in pairs] == [(0, 0)]
+    assert len(looked) < 500

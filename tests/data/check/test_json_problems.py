@@ -248,3 +248,27 @@ def test_what_is_no_coco(check: Check, content: str, kind: str) -> None:
     assert [problem.kind for problem in report.problems] == [kind]
     assert not report.is_coco()
     assert "\n\n" in report.text()
+
+
+def test_a_text_id_keeps_what_refers_to_the_number(check: Check, sound: dict[str, Any]) -> None:
+    sound["images"][0]["id"] = str(sound["images"][0]["id"])
+    sound["categories"][1]["id"] = "2"
+    content = mend(check(sound)).content
+    assert [image["id"] for image in content["images"]] == [5, 6]
+    assert [(a["image_id"], a["category_id"]) for a in content["annotations"]] == [
+        (5, 1),
+        (5, 2),
+        (6, 2),
+    ]
+
+
+def test_ids_beyond_64_bits_are_numbered_anew(check: Check, sound: dict[str, Any]) -> None:
+    sound["annotations"][0]["id"] = 10**400
+    sound["images"][1]["id"] = sound["annotations"][2]["image_id"] = 2**64
+    report = check(sound)
+    found = [(problem.kind, problem.section, problem.position) for problem in report.problems]
+    assert found == [("id-type", "images", 1), ("id-type", "annotations", 0)]
+    content = mend(report).content
+    assert [image["id"] for image in content["images"]] == [5, 6]
+    assert [a["image_id"] for a in content["annotations"]] == [5, 5, 6]
+    assert sorted(a["id"] for a in content["annotations"]) == [2, 3, 4]
