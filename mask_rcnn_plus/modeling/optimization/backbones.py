@@ -5,13 +5,13 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mask_rcnn_plus.modeling.optimization.layers import PackedConv2d
+from mask_rcnn_plus.modeling.optimization.layers import FusedConv2d
 
 
 def is_bare(conv: nn.Module | None) -> bool:
     """Whether a converted convolution has no norm and no activation left behind it."""
     return (
-        type(conv) is PackedConv2d
+        type(conv) is FusedConv2d
         and getattr(conv, "norm", None) is None
         and getattr(conv, "activation", None) is None
     )

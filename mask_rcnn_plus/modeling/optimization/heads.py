@@ -1,5 +1,7 @@
 """The heads on RoIs as they lie in channels_last memory, and the predicted class's mask alone."""
 
+from itertools import pairwise
+
 import torch
 from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
@@ -97,7 +99,7 @@ class FloatKeypointHead(KRCNNConvDeconvUpsampleHead):
 def fuse_keypoint_head(head: nn.Module) -> None:
     """Turns a ``KRCNNConvDeconvUpsampleHead``, in place, into the fp32 kind, its ReLUs fused."""
     layers = list(head.named_children())
-    for (_, layer), (name, following) in zip(layers, layers[1:], strict=False):
+    for (_, layer), (name, following) in pairwise(layers):
         if type(following) is nn.ReLU and hasattr(layer, "relu"):
             layer.relu = True
             setattr(head, name, nn.Identity())

@@ -1,6 +1,5 @@
-"""Convolutions and linear layers for inference: norms folded, weights packed, ReLU fused."""
+"""Convolutions and linear layers for inference: norms folded, ReLUs fused, weights cast."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,55 +9,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.modeling.optimization import packing
+from mask_rcnn_plus.modeling.optimization import onednn
 
 # These scale and shift each channel by constants, if they keep statistics.
 _FOLDABLE = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
 
 
 class InferenceLayer(nn.Module):
-    """What the layers here have in common: constant weights, kept a second time as oneDNN likes it.
+    """What the layers here have in common: their weights are constants.
 
     A layer becomes one where it stands (:func:`convert`), for detectron2's modules hold their
-    layers in lists as well as by name. The packed copy is made by the first call on a CPU, and
-    again after the module was moved, copied or unpickled.
+    layers in lists as well as by name.
+
+    Attributes:
+        fused: whether oneDNN is called directly, on a CPU.
+        relu: whether a ReLU is part of the layer.
     """
 
-    packs: bool
-    _packed: Tensor | None
+    fused: bool
+    relu: bool
 
-    def _may_use_packed(self, x: Tensor) -> bool:
+    def _takes_onednn(self, x: Tensor) -> bool:
         if self.training:
             raise UserError(
                 "an optimised model is for inference alone: train the model that it was made of"
             )
         # oneDNN's operators refuse maps without RoIs.
-        return self.packs and x.numel() > 0 and x.device.type == "cpu"
-
-    def packed(self, pack: Callable[[], Tensor]) -> Tensor:
-        """The packed weight, made by ``pack`` where there is none yet."""
-        if self._packed is None:
-            self._packed = pack()
-        return self._packed
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
-        self._packed = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
-
-    def packed_bytes(self) -> int:
-        """Memory that the second copy of the weight takes once it is there."""
-        return self.weight.nbytes if self.packs else 0
+        return self.fused and x.numel() > 0 and x.device.type == "cpu"
 
 
-def convert(layer: nn.Module, kind: type[InferenceLayer], dtype: torch.dtype, packs: bool) -> None:
+def convert(layer: nn.Module, kind: type[InferenceLayer], dtype: torch.dtype, fused: bool) -> None:
     """Turns a layer, in place, into one of these; its parameters become constants of ``dtype``."""
     layer.__class__ = kind
-    layer.packs = packs
-    layer._packed = None
-    layer.relu = False
+    layer.fused, layer.relu = fused, False
     layer.weight = constant(layer.weight, dtype)
     if layer.bias is not None:
         layer.bias = constant(layer.bias, dtype)
@@ -67,20 +50,16 @@ def convert(layer: nn.Module, kind: type[InferenceLayer], dtype: torch.dtype, pa
 def constant(values: Tensor, dtype: torch.dtype) -> nn.Parameter:
     """Values that no optimiser asks for; filters (O, I, h, w) lie in channels_last."""
     values = values.detach().to(dtype)
-    if values.dim() == 4:
-        values = values.contiguous(memory_format=torch.channels_last)
-    return nn.Parameter(values, requires_grad=False)
+    layout = torch.channels_last if values.dim() == 4 else torch.contiguous_format
+    return nn.Parameter(values.contiguous(memory_format=layout), requires_grad=False)
 
 
-class PackedConv2d(InferenceLayer, Conv2d):
-    """A convolution of torch or detectron2; ``relu`` says whether a ReLU is part of it."""
-
-    relu: bool
+class FusedConv2d(InferenceLayer, Conv2d):
+    """A convolution of torch or detectron2 in one pass with what follows it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = getattr(self, "norm", None)
-        activation = getattr(self, "activation", None)
         x = self.run(x, relu=self.relu)
+        norm, activation = getattr(self, "norm", None), getattr(self, "activation", None)
         if norm is not None:
             x = norm(x)
         return x if activation is None else activation(x)
@@ -94,48 +73,37 @@ class PackedConv2d(InferenceLayer, Conv2d):
             plus: of the result's shape, and overwritten; None for nothing.
         """
         x = x.to(self.weight.dtype)
-        if not self._may_use_packed(x):
+        if not self._takes_onednn(x):
             x = self._conv_forward(x, self.weight, self.bias)
             if plus is not None:
                 x = plus.add_(x)
             return F.relu_(x) if relu else x
-        place = (self.padding, self.stride, self.dilation, self.groups)
-        weight = self.packed(lambda: packing.pack_convolution(self.weight, *place))
+        place = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
         if plus is None:
-            return packing.convolution(x, weight, self.bias, *place, relu=relu)
-        return packing.convolution_plus(plus, x, weight, self.bias, *place, relu=relu)
+            return onednn.convolution(x, *place, relu=relu)
+        return onednn.convolution_plus(plus, x, *place, relu=relu)
 
 
-class PackedConvTranspose2d(InferenceLayer, nn.ConvTranspose2d):
-    """A transposed convolution; ``relu`` says whether a ReLU is part of it."""
-
-    relu: bool
+class CastConvTranspose2d(InferenceLayer, nn.ConvTranspose2d):
+    """A transposed convolution; oneDNN's fused one was no faster."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        x = x.to(self.weight.dtype)
-        if output_size is not None or not self._may_use_packed(x):
-            x = super().forward(x, output_size)
-            return F.relu_(x) if self.relu else x
-        place = (self.padding, self.output_padding, self.stride, self.dilation, self.groups)
-        weight = self.packed(lambda: packing.pack_transposed(self.weight, *place))
-        return packing.transposed_convolution(x, weight, self.bias, *place, relu=self.relu)
+        x = super().forward(x.to(self.weight.dtype), output_size)
+        return F.relu_(x) if self.relu else x
 
 
-class PackedLinear(InferenceLayer, nn.Linear):
-    """A linear layer; ``relu`` says whether a ReLU is part of it."""
-
-    relu: bool
+class FusedLinear(InferenceLayer, nn.Linear):
+    """A linear layer in one pass with the ReLU that follows it."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        if not self._may_use_packed(x):
-            x = F.linear(x, self.weight, self.bias)
-            return F.relu_(x) if self.relu else x
-        weight = self.packed(lambda: packing.pack_linear(self.weight))
-        return packing.linear(x, weight, self.bias, relu=self.relu)
+        if self._takes_onednn(x):
+            return onednn.linear(x, self.weight, self.bias, relu=self.relu)
+        x = F.linear(x, self.weight, self.bias)
+        return F.relu_(x) if self.relu else x
 
 
-def convert_convolution(conv: nn.Conv2d, dtype: torch.dtype, packs: bool) -> None:
+def convert_convolution(conv: nn.Conv2d, dtype: torch.dtype, fused: bool) -> None:
     """A convolution of torch or detectron2, in place: its norm folded, its ReLU fused.
 
     Norms that depend on the map (group norm) and other activations stay behind it.
@@ -145,8 +113,8 @@ def convert_convolution(conv: nn.Conv2d, dtype: torch.dtype, packs: bool) -> Non
         fold(conv, norm)
         conv.norm = norm = None
     activation = getattr(conv, "activation", None)
-    packs = packs and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    convert(conv, PackedConv2d, dtype, packs)
+    fused = fused and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    convert(conv, FusedConv2d, dtype, fused)
     if norm is None and _is_relu(activation):
         conv.activation, conv.relu = None, True
 

@@ -7,13 +7,13 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from mask_rcnn_plus.modeling.optimization.layers import PackedConv2d, constant
+from mask_rcnn_plus.modeling.optimization.layers import FusedConv2d, constant
 
 
 class FusedRPNHead(StandardRPNHead):
     """``StandardRPNHead`` with one 1x1 convolution instead of two, whose results are fp32."""
 
-    both: PackedConv2d
+    both: FusedConv2d
     anchors: int
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,8 +11,7 @@ class OptimizationReport:
         device, dtype: of the model and of its weights and maps.
         done: what was optimised, in words.
         kept: what runs as it did, with the reason.
-        weight_mib: memory of the copy's weights and constants.
-        packed_mib: what the first image adds to that, where weights are packed.
+        weight_mib: memory of the copy's weights and constants, which it shares with nobody.
     """
 
     device: str
@@ -20,13 +19,10 @@ class OptimizationReport:
     done: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     weight_mib: float = 0.0
-    packed_mib: float = 0.0
 
     def __str__(self) -> str:
         memory = f"{self.weight_mib:.1f} MiB of weights of its own"
-        if self.packed_mib:
-            memory += f", and {self.packed_mib:.1f} MiB of packed ones from the first image on"
-        lines = [f"optimised for {self.dtype} on {self.device}; the copy has {memory}"]
+        lines = [f"optimised for {self.dtype} on {self.device}, {memory}"]
         lines += [f"  done: {one}" for one in self.done]
         lines += [f"  as it was: {one}" for one in self.kept]
         return "\n".join(lines)

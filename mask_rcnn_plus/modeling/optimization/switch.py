@@ -22,7 +22,7 @@ from detectron2.modeling.roi_heads import (
 from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.modeling.optimization import backbones, heads, layers, packing, proposals
+from mask_rcnn_plus.modeling.optimization import backbones, heads, layers, onednn, proposals
 from mask_rcnn_plus.modeling.optimization.graphs import GraphedBackbone
 from mask_rcnn_plus.modeling.optimization.model import (
     OptimizedModel,
@@ -43,11 +43,11 @@ def optimize(
 ) -> nn.Module:
     """A copy of a detectron2 model that gives the same detections in less time.
 
-    Frozen norms are folded into convolutions, additions and ReLUs computed with them, weights kept
-    as oneDNN wants them (CPU), maps in channels_last from the image to the heads; all pyramid
-    levels are pooled at once, boxes decoded for the best anchors alone and masks predicted for the
-    predicted class alone. What of that does not apply to a part of the model leaves the part as it
-    is, and ``optimization_report`` names it.
+    Norms with constant statistics are folded into convolutions, additions and ReLUs computed with
+    them (on CPUs), maps kept in channels_last from the image to the heads, all pyramid levels
+    pooled at once, boxes decoded for the best anchors alone, masks predicted for the predicted
+    class alone. What of that does not apply to a part of the model leaves the part as it is, and
+    ``optimization_report`` names it.
 
     The model itself is left as it is, and shares nothing with the copy: later training does not
     change the copy. The copy is of the model's class, goes where that goes (``DefaultPredictor``'s
@@ -58,8 +58,8 @@ def optimize(
         model: built by detectron2, with its weights loaded.
         dtype: of weights and maps: "fp32", the same results up to rounding; "bf16" or, on GPUs,
             "fp16". Boxes, the last layer of the box head and all scores stay fp32.
-        compile: ``torch.compile`` the backbone and the RPN's head instead of packing weights:
-            minutes for the first image, and again for others of its kind.
+        compile: ``torch.compile`` the backbone and the RPN's head instead; the first images take
+            minutes.
         cuda_graphs: on a GPU, replay the backbone as a CUDA graph where sizes repeat.
 
     Returns:
@@ -73,13 +73,13 @@ def optimize(
     _check(model, dtype, device)
     model, kind = copy.deepcopy(model).eval(), DTYPES[dtype]
     report = OptimizationReport(device=str(device), dtype=dtype)
-    packs = device.type == "cpu" and not compile and packing.can_pack(kind)
-    if device.type == "cpu" and not compile and not packs:
-        report.kept.append("layout of weights: this torch's oneDNN does not take packed ones")
+    fused = device.type == "cpu" and not compile and onednn.is_usable(kind)
+    if device.type == "cpu" and not compile and not fused:
+        report.kept.append("ReLUs and additions: this torch has no oneDNN that computes them")
     if dtype == "bf16" and device.type == "cpu" and not _has_fast_bf16():
         report.kept.append("bf16: this CPU has no instructions for it, fp32 may be faster")
     with torch.no_grad():
-        _convert_layers(model, kind, packs, report)
+        _convert_layers(model, kind, fused, report)
         _fuse_backbone(model, report)
         _fuse_proposals(model, report)
         _fuse_heads(model, report)
@@ -94,7 +94,6 @@ def optimize(
     model.__class__ = optimized_class(type(model))
     model.optimization_report, model.optimization_dtype = report, kind
     report.weight_mib = sum(t.nbytes for t in _tensors(model)) / _MIB
-    report.packed_mib = sum(m.packed_bytes() for m in _inference_layers(model)) / _MIB
     logger.info("The model is %s", report)
     return model
 
@@ -113,10 +112,6 @@ def _tensors(model: nn.Module) -> Iterable[Tensor]:
     yield from model.buffers()
 
 
-def _inference_layers(model: nn.Module) -> list[layers.InferenceLayer]:
-    return [m for m in model.modules() if isinstance(m, layers.InferenceLayer)]
-
-
 def _has_fast_bf16() -> bool:
     cpu = torch.cpu
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_sve_supported")
@@ -124,7 +119,7 @@ def _has_fast_bf16() -> bool:
 
 
 def _convert_layers(
-    model: nn.Module, dtype: torch.dtype, packs: bool, report: OptimizationReport
+    model: nn.Module, dtype: torch.dtype, fused: bool, report: OptimizationReport
 ) -> None:
     # What gives scores and boxes keeps its precision; it is small.
     exact = {
@@ -137,19 +132,18 @@ def _convert_layers(
     for module in list(model.modules()):
         if type(module) in (nn.Conv2d, Conv2d):
             counts["norms"] += layers.is_foldable(getattr(module, "norm", None))
-            layers.convert_convolution(module, dtype, packs)
+            layers.convert_convolution(module, dtype, fused)
             counts["convolutions"] += 1
         elif type(module) is nn.ConvTranspose2d:
-            packed = packs and module.padding_mode == "zeros"
-            layers.convert(module, layers.PackedConvTranspose2d, dtype, packed)
+            layers.convert(module, layers.CastConvTranspose2d, dtype, fused)
             counts["convolutions"] += 1
         elif type(module) is nn.Linear:
             own = torch.float32 if module in exact else dtype
-            layers.convert(module, layers.PackedLinear, own, packs)
+            layers.convert(module, layers.FusedLinear, own, fused)
             counts["linear layers"] += 1
     report.done.append(
         f"{counts['convolutions']} convolutions (with {counts['norms']} norms folded into them) "
-        f"and {counts['linear layers']} linear layers{', packed for oneDNN' if packs else ''}"
+        f"and {counts['linear layers']} linear layers{', by oneDNN' if fused else ''}"
     )
 
 
