@@ -30,7 +30,7 @@ from mask_rcnn_plus.evaluation.speed import (
     combine,
     peak_memory,
 )
-from mask_rcnn_plus.modeling import postprocess
+from mask_rcnn_plus.modeling import OptimizedRCNN, postprocess
 
 _logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def _can_split(model: Any) -> bool:
     return (
         isinstance(model, GeneralizedRCNN)
         and cls.forward is GeneralizedRCNN.forward
-        and cls.inference is GeneralizedRCNN.inference
+        and (cls.inference is GeneralizedRCNN.inference or isinstance(model, OptimizedRCNN))
         and cls._postprocess is GeneralizedRCNN._postprocess
         # Hooks run on a call of the model, and only then.
         and not (model._forward_hooks or model._forward_pre_hooks)

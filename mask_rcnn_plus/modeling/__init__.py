@@ -2,6 +2,7 @@
 
 from mask_rcnn_plus.modeling.backbone import TimmBackbone
 from mask_rcnn_plus.modeling.mlp_mask_head import MLPMaskHead
+from mask_rcnn_plus.modeling.optimization import OptimizedModel, OptimizedRCNN, optimize
 from mask_rcnn_plus.modeling.pooler import FusedROIPooler
 from mask_rcnn_plus.modeling.postprocessing import PastedMasks, postprocess
 from mask_rcnn_plus.modeling.roi_heads import (
@@ -17,8 +18,11 @@ __all__ = [
     "FusedROIPooler",
     "FusedRes5ROIHeads",
     "MLPMaskHead",
+    "OptimizedModel",
+    "OptimizedRCNN",
     "PastedMasks",
     "SoftmaxMaskHead",
     "TimmBackbone",
+    "optimize",
     "postprocess",
 ]

@@ -76,7 +76,7 @@ def _with_fused_poolers(
     for name, section in _POOLERS.items():
         # Absent where the head is off, None where it works on the features themselves.
         if isinstance(arguments.get(name), ROIPooler):
-            arguments[name] = _fused(arguments[name], cfg.MODEL[section].POOLER_TYPE)
+            arguments[name] = fused_pooler(arguments[name], cfg.MODEL[section].POOLER_TYPE)
     return arguments
 
 
@@ -91,7 +91,7 @@ def _check_type(section: str, pooler_type: str) -> None:
     )
 
 
-def _fused(pooler: ROIPooler, pooler_type: str) -> FusedROIPooler | ROIPooler:
+def fused_pooler(pooler: ROIPooler, pooler_type: str) -> FusedROIPooler | ROIPooler:
     """Our pooler with the sizes, scales and levels of detectron2's."""
     if pooler_type == _ROTATED:
         return pooler
