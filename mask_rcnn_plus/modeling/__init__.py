@@ -9,6 +9,7 @@ from mask_rcnn_plus.modeling.roi_heads import (
     FusedRes5ROIHeads,
     FusedROIHeads,
 )
+from mask_rcnn_plus.modeling.run_length_masks import RunLengthMasks
 from mask_rcnn_plus.modeling.softmax_mask_head import SoftmaxMaskHead
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FusedRes5ROIHeads",
     "MLPMaskHead",
     "PastedMasks",
+    "RunLengthMasks",
     "SoftmaxMaskHead",
     "TimmBackbone",
     "postprocess",
