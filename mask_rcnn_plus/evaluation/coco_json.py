@@ -14,7 +14,8 @@ def encoded_masks(masks: Any) -> list[dict[str, Any]]:
     """COCO's run-length encoding, ``{"size": [H, W], "counts": bytes}``, of each mask.
 
     Args:
-        masks: PastedMasks or RunLengthMasks, which need no image of a mask; or R masks (H, W) of the CPU, 0 or 1.
+        masks: PastedMasks or RunLengthMasks, which need no image of a mask; or R masks (H, W) of
+            the CPU, 0 or 1.
     """
     if isinstance(masks, PastedMasks | RunLengthMasks):
         return masks.rle()

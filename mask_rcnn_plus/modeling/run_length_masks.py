@@ -1,4 +1,4 @@
-"""Masks that are run lengths from the start, such as those joined from the tiles of a large image."""
+"""Masks that are run lengths from the start, such as those joined from an image's tiles."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -38,8 +38,8 @@ class BatchPredictor:
     One predictor may be called from several threads; pictures are read and resized side by side,
     and the network runs for one caller at a time.
 
-    With TEST.AUG.ENABLED each picture goes through detectron2's GeneralizedRCNNWithTTA: all sizes of
-    TEST.AUG.MIN_SIZES, flipped as well with TEST.AUG.FLIP.
+    With TEST.AUG.ENABLED each picture goes through detectron2's GeneralizedRCNNWithTTA: all sizes
+    of TEST.AUG.MIN_SIZES, flipped as well with TEST.AUG.FLIP.
 
     Attributes:
         model: in evaluation mode.
