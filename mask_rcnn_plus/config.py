@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from mask_rcnn_plus.config_file import read_config_file
+from mask_rcnn_plus.config_file import read_config_file, read_config_text
 from mask_rcnn_plus.config_values import check_values
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
@@ -137,10 +137,23 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         UserError: the file (or its ``_BASE_``) is missing, is no YAML or no mapping; a key does not
             exist, or its value has another type than the default or is out of range.
     """
+    return _merged(read_config_file(str(config_file)), f"config file '{config_file}'", opts)
+
+
+def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
+    """:func:`load_config` of a YAML config that is no file, such as a checkpoint carries.
+
+    Args:
+        text: the YAML, without ``_BASE_``.
+        subject: how messages name it.
+        opts: as load_config's.
+    """
+    return _merged(read_config_text(text, subject), subject, opts)
+
+
+def _merged(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     known = dict(_flatten(cfg))
-    subject = f"config file '{config_file}'"
-    values = read_config_file(str(config_file))
     # detectron2 guesses (and warns) where a file does not say; all that this project reads is v2.
     if values.pop("VERSION", 2) != 2:
         raise UserError(f"{subject} is of VERSION 1: convert it to VERSION 2")

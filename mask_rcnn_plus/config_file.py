@@ -64,6 +64,24 @@ def _root(path: Path) -> Path:
     return next((folder for folder in path.parents if folder.name == "configs"), path.parent)
 
 
+def read_config_text(text: str, subject: str) -> dict[str, Any]:
+    """The keys and values of a YAML config that is no file, and has no ``_BASE_``.
+
+    Args:
+        text: such as a checkpoint carries.
+        subject: how messages name it.
+
+    Raises:
+        UserError: as :func:`read_config_file`, or it has a ``_BASE_``.
+    """
+    if len(text) > _MOST_BYTES:
+        raise UserError(f"{subject} is larger than any config: at most {_MOST_BYTES} characters")
+    values = _parse(text, subject)
+    if _BASE in values:
+        raise UserError(f"{subject} has a _BASE_, which only a file may have")
+    return values
+
+
 def _require_yaml(path: Path, subject: str) -> None:
     if path.suffix == ".py":
         raise UserError(f"{subject}: Lazy (Python) configs are not loaded: write it as YAML")

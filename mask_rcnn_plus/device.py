@@ -9,11 +9,12 @@ from detectron2.config import CfgNode
 from mask_rcnn_plus.errors import UserError
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(name: str, option: str = "MODEL.DEVICE") -> str:
     """The device that a value of MODEL.DEVICE stands for.
 
     Args:
         name: "auto", or what ``torch.device`` takes, as "cpu", "cuda", "cuda:1".
+        option: what messages call it.
 
     Returns:
         for "auto", "cuda" where torch sees a GPU and else "cpu"; otherwise the name itself.
@@ -27,14 +28,14 @@ def resolve_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(
-            f"MODEL.DEVICE is '{name}', no device torch knows; set MODEL.DEVICE auto, cpu or cuda"
+            f"{option} is '{name}', no device torch knows; set {option} auto, cpu or cuda"
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             has = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
             raise UserError(
-                f"MODEL.DEVICE is '{name}', but torch sees {has} here; set MODEL.DEVICE auto or cpu"
+                f"{option} is '{name}', but torch sees {has} here; set {option} auto or cpu"
             )
     return name
 

@@ -20,10 +20,14 @@ ALLOWED = {
     "ops": set(),
     "modeling": {"ops"},
     "data": set(),
-    "evaluation": {"modeling"},
+    "evaluation": {"modeling", "ops"},
     "engine": {"compat", "config", "data", "device", "evaluation"},
-    "tools": {"compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"},
-    "__init__": {"compat", "config", "data", "device", "engine", "modeling"},
+    "prediction": {"config", "engine", "evaluation", "modeling", "ops"},
+    "tools": {
+        *("compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"),
+        "prediction",
+    },
+    "__init__": {"compat", "config", "data", "device", "engine", "modeling", "prediction"},
 }
 
 

@@ -7,16 +7,17 @@ import pycocotools.mask as mask_util
 from detectron2.evaluation import coco_evaluation
 from detectron2.structures import Instances
 
-from mask_rcnn_plus.modeling import PastedMasks
+from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks
 
 
 def encoded_masks(masks: Any) -> list[dict[str, Any]]:
     """COCO's run-length encoding, ``{"size": [H, W], "counts": bytes}``, of each mask.
 
     Args:
-        masks: PastedMasks, which need no image of a mask; or R masks (H, W) of the CPU, 0 or 1.
+        masks: PastedMasks or RunLengthMasks, which need no image of a mask; or R masks (H, W) of
+            the CPU, 0 or 1.
     """
-    if isinstance(masks, PastedMasks):
+    if isinstance(masks, PastedMasks | RunLengthMasks):
         return masks.rle()
     # np.asarray first: of a tensor, asfortranarray with a dtype would warn.
     return [mask_util.encode(np.asfortranarray(np.asarray(m), dtype=np.uint8)) for m in masks]

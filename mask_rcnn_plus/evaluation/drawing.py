@@ -1,7 +1,5 @@
 """Objects drawn on an image with OpenCV: masks, boxes and labels that stay legible at any size."""
 
-import colorsys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +11,13 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
+from mask_rcnn_plus.evaluation.labels import FONT_SCALE, Image, class_color, draw_labels
+from mask_rcnn_plus.ops.run_lengths import crop, window_of
 
-Image = npt.NDArray[Any]  # (H, W, 3), BGR, 0 to 255
-Color = tuple[int, int, int]
-
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_FONT_SCALE = 0.45
 _MASK_OPACITY = 0.4
-# An object whose box, as drawn, has a side shorter than this gets a thin outline.
-_SMALL = 40
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+# An object whose box, as drawn, has a side shorter than this many lines gets a thin outline.
+_SMALL = 20
+_EDGE = (24, 24, 24)
 
 
 @dataclass(frozen=True)
@@ -99,48 +94,27 @@ def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return mask_util.merge(rles) if isinstance(rles, list) else rles
 
 
-def class_color(index: int) -> Color:
-    """The colour (blue, green, red), each 0 to 255, of a class: always the same."""
-    # Steps of the golden ratio around the colour wheel keep neighbouring classes far apart.
-    hue = (0.4 + index * 0.618034) % 1.0
-    lightness = (0.55, 0.72, 0.38)[index // 8 % 3]
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
-    return round(255 * blue), round(255 * green), round(255 * red)
+@dataclass(frozen=True)
+class Style:
+    """What is drawn of objects, and how large.
 
+    Attributes:
+        masks, boxes, labels, scores: what is drawn; a score stands in its label. Without masks in
+            the objects, boxes are drawn always.
+        line: the width of an outline in pixels.
+        text: the size of text, 1 being OpenCV's of about 22 pixels.
+        small: objects smaller than their label get one where that covers no other object.
+        edged: outlines get a dark edge, so that they stand out from a background of their colour.
+    """
 
-def text_color(background: Color) -> Color:
-    """Black or white, whichever reads better on the colour (blue, green, red)."""
-    blue, green, red = background
-    return _BLACK if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else _WHITE
-
-
-def class_name(class_names: Sequence[str], index: int) -> str:
-    """The name of a class, as far as it can be written."""
-    name = class_names[index] if index < len(class_names) else ""
-    return plain_text(name, otherwise="") or f"class {index}"
-
-
-def plain_text(text: str, otherwise: str) -> str:
-    """The text without accents, or the other one where OpenCV's font would show question marks."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    text = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return text if text.isascii() else otherwise
-
-
-def text_size(text: str, scale: float = _FONT_SCALE) -> tuple[int, int]:
-    """Width and height of a line of text in pixels, with a margin of a few pixels around it."""
-    (width, height), baseline = cv2.getTextSize(text, _FONT, scale, 1)
-    # OpenCV 5 draws with another font than 4, whose descenders pass the baseline it returns.
-    return width + 6, height + max(baseline, height // 2) + 4
-
-
-def write_text(
-    image: Image, text: str, corner: tuple[int, int], color: Color, scale: float = _FONT_SCALE
-) -> None:
-    """Writes a line into the image, in place; ``corner`` is the top left (x, y) of its margin."""
-    (_, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
-    origin = (corner[0] + 3, corner[1] + height + 3)
-    cv2.putText(image, text, origin, _FONT, scale, color, 1, cv2.LINE_AA)
+    masks: bool = True
+    boxes: bool = True
+    labels: bool = True
+    scores: bool = True
+    line: int = 2
+    text: float = FONT_SCALE
+    small: bool = False
+    edged: bool = False
 
 
 def draw_objects(
@@ -164,9 +138,28 @@ def draw_objects(
         (size[0], size[1], 3), BGR. A label is left out where it would hide the object or another
         label.
     """
-    height, width = size
-    method = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
-    canvas = cv2.resize(image, (width, height), interpolation=method)
+    style = Style(boxes=not crowded, labels=not crowded, line=1 if crowded else 2)
+    return draw_styled(image, objects, class_names, style, size)
+
+
+def draw_styled(
+    image: Image,
+    objects: Objects,
+    class_names: Sequence[str],
+    style: Style,
+    size: tuple[int, int] | None = None,
+) -> Image:
+    """:func:`draw_objects` in a style; at the size of the image where none is given.
+
+    At that size each mask is worked on within its box, so time and memory grow with the objects'
+    pixels.
+    """
+    height, width = size or image.shape[:2]
+    if (height, width) == image.shape[:2]:
+        canvas = image.copy()
+    else:
+        method = cv2.INTER_AREA if width < image.shape[1] else cv2.INTER_CUBIC
+        canvas = cv2.resize(image, (width, height), interpolation=method)
     scale = np.array([width / image.shape[1], height / image.shape[0]] * 2)
     boxes = objects.boxes * scale
     colors = [class_color(int(index)) for index in objects.classes]
@@ -174,24 +167,48 @@ def draw_objects(
     # Large objects first: a small one in front of them stays visible.
     sides = boxes[:, 2:] - boxes[:, :2]
     order = np.argsort(-sides.prod(axis=1), kind="stable")
-    if objects.masks is not None:
-        contours = {}
+    lines = [style.line if side >= _SMALL * style.line else 1 for side in sides.min(axis=1)]
+    masks = objects.masks if style.masks else None
+    if masks is not None:
+        outlines = {}
         tinted = canvas.copy()
         for i in order:
-            mask = _resized(mask_util.decode(objects.masks[i]), width, height)
-            tinted[mask > 0] = colors[i]
-            contours[i], _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            (x, y), mask = _mask_at(masks[i], width, height)
+            part = tinted[y : y + mask.shape[0], x : x + mask.shape[1]]
+            part[mask > 0] = colors[i]
+            outlines[i], _ = cv2.findContours(
+                mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y)
+            )
         canvas = cv2.addWeighted(tinted, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0)
         for i in order:
-            thickness = 2 if sides[i].min() >= _SMALL and not crowded else 1
-            cv2.drawContours(canvas, contours[i], -1, colors[i], thickness, cv2.LINE_AA)
-    if objects.masks is None or not crowded:
+            if style.edged and lines[i] > 1:
+                cv2.drawContours(canvas, outlines[i], -1, _EDGE, lines[i] + 2, cv2.LINE_AA)
+            cv2.drawContours(canvas, outlines[i], -1, colors[i], lines[i], cv2.LINE_AA)
+    if style.boxes or masks is None:
+        thin = max(1, style.line // 2)
         for i in order:
             first, last = boxes[i, :2].round().astype(int), boxes[i, 2:].round().astype(int)
-            cv2.rectangle(canvas, first.tolist(), (last - 1).tolist(), colors[i], 1)
-    if not crowded:
-        _draw_labels(canvas, objects, boxes, class_names)
+            corners = first.tolist(), (last - 1).tolist()
+            if style.edged and lines[i] > 1:
+                cv2.rectangle(canvas, *corners, _EDGE, thin + 2)
+            cv2.rectangle(canvas, *corners, colors[i], thin)
+    if style.labels:
+        scores = objects.scores if style.scores else None
+        by_score = np.arange(len(objects))
+        if objects.scores is not None:
+            by_score = np.argsort(-objects.scores, kind="stable")
+        draw_labels(
+            canvas, boxes, objects.classes, scores, class_names, by_score, style.text, style.small
+        )
     return canvas
+
+
+def _mask_at(rle: Mapping[str, Any], width: int, height: int) -> tuple[tuple[int, int], Image]:
+    """A mask as it is drawn: where its top left pixel goes, and its pixels, 0 or 1."""
+    if tuple(rle["size"]) == (height, width):
+        window = window_of(rle)
+        return window[:2], crop(rle, window)
+    return (0, 0), _resized(mask_util.decode(rle), width, height)
 
 
 def _resized(mask: Image, width: int, height: int) -> Image:
@@ -202,41 +219,3 @@ def _resized(mask: Image, width: int, height: int) -> Image:
     if growth > 1:
         grey = cv2.GaussianBlur(grey, (0, 0), 0.5 * growth)
     return (grey > 127).astype(np.uint8)
-
-
-def _draw_labels(
-    canvas: Image,
-    objects: Objects,
-    boxes: npt.NDArray[np.float64],
-    class_names: Sequence[str],
-) -> None:
-    """Writes "class 0.97" at the boxes, best scores first, where there is room."""
-    order = np.arange(len(objects))
-    if objects.scores is not None:
-        order = np.argsort(-objects.scores, kind="stable")
-    taken: list[tuple[int, int, int, int]] = []
-    for i in order:
-        x0, y0, x1, y1 = boxes[i].round().astype(int).tolist()
-        index = int(objects.classes[i])
-        text = class_name(class_names, index)
-        if objects.scores is not None:
-            text = f"{text} {objects.scores[i]:.2f}"
-        width, height = text_size(text)
-        room = (x1 - x0) * (y1 - y0) / (width * height)
-        if room < 1:
-            continue
-        left = max(0, min(x0, canvas.shape[1] - width))
-        # Above the box, below it, or inside where that leaves most of the object to be seen.
-        for top in (y0 - height, y1, *((y0, y1 - height) if room > 3 else ())):
-            place = (left, top, left + width, top + height)
-            if top < 0 or place[3] > canvas.shape[0] or any(_overlap(place, t) for t in taken):
-                continue
-            taken.append(place)
-            color = class_color(index)
-            cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), color, cv2.FILLED)
-            write_text(canvas, text, place[:2], text_color(color))
-            break
-
-
-def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -108,7 +108,7 @@ def run_inference(
     if isinstance(model, DistributedDataParallel):
         # Its forward would synchronise buffers, and hang where processes have unequal shares.
         model = model.module
-    split = _can_split(model)
+    split = can_split(model)
     device = _device_of(model)
     total = len(data_loader)
     warm_up = min(_MAX_WARM_UP, total // 2)
@@ -155,7 +155,7 @@ def run_inference(
     return results, combine(shares, split=split, peak_kind=peak_kind, device=device)
 
 
-def _can_split(model: Any) -> bool:
+def can_split(model: Any) -> bool:
     """Whether ``inference`` without post-processing, then ours, is all that the forward does."""
     cls = type(model)
     return (

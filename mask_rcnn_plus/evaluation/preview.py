@@ -15,12 +15,11 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from mask_rcnn_plus.evaluation.drawing import (
+from mask_rcnn_plus.evaluation.drawing import Objects, draw_objects
+from mask_rcnn_plus.evaluation.labels import (
     Image,
-    Objects,
     class_color,
     class_name,
-    draw_objects,
     plain_text,
     text_size,
     write_text,

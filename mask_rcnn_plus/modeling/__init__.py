@@ -10,6 +10,7 @@ from mask_rcnn_plus.modeling.roi_heads import (
     FusedRes5ROIHeads,
     FusedROIHeads,
 )
+from mask_rcnn_plus.modeling.run_length_masks import RunLengthMasks
 from mask_rcnn_plus.modeling.softmax_mask_head import SoftmaxMaskHead
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "OptimizedModel",
     "OptimizedRCNN",
     "PastedMasks",
+    "RunLengthMasks",
     "SoftmaxMaskHead",
     "TimmBackbone",
     "optimize",

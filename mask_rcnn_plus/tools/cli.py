@@ -15,12 +15,19 @@ PROGRAM = "mask-rcnn-plus"
 # What is typed -> the module of mask_rcnn_plus.tools whose main(argv) runs it, and what it does.
 # main(argv) returns the exit code, or raises UserError, of which this file makes one line.
 COMMANDS = {
-    "ablate": ("ablate", "train a folder of configs with several seeds, and compare them"),
-    "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
-    "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
+    "predict": ("predict", "find and draw the objects in images, folders, videos"),
+    "report": ("report", "make a page of an evaluation's figures, errors and images, or of two"),
     "convert": ("convert", "make labels of labelme, VIA, VOC, YOLO, mask files a data set"),
-    "doctor": ("doctor", "say what is here and whether it works; for bug reports"),
+    "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
+    "show-data": ("show_data", "draw training images as the model gets them, augmented"),
+    "fit-anchors": ("fit_anchors", "find anchors that cover the boxes of a data set"),
+    "lr-range": ("lr_range", "find a learning rate: train a little while it rises"),
+    "ablate": ("ablate", "train a folder of configs with several seeds, and compare them"),
+    "benchmark model": ("benchmark_model", "time a whole model beside detectron2's, and compare"),
+    "benchmark options": ("benchmark_options", "time training steps with one option each"),
+    "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
+    "doctor": ("doctor", "say what is here and whether it works; for bug reports"),
 }
 
 
