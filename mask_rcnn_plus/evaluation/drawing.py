@@ -67,6 +67,26 @@ class Objects:
         )
 
     @classmethod
+    def from_coco(cls, detections: Sequence[Mapping[str, Any]]) -> "Objects":
+        """From detections in COCO's form, their "category_id" a class from 0.
+
+        Args:
+            detections: each with "bbox" (x, y, width, height) and "score"; all with
+                "segmentation", a run-length encoding, or none.
+        """
+        boxes = np.array([d["bbox"] for d in detections], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = None
+        if all("segmentation" in d for d in detections):
+            masks = [d["segmentation"] for d in detections]
+        return cls(
+            boxes=boxes,
+            classes=np.array([d["category_id"] for d in detections], dtype=np.int64),
+            scores=np.array([d["score"] for d in detections], dtype=np.float64),
+            masks=masks,
+        )
+
+    @classmethod
     def from_annotations(
         cls, annotations: Sequence[Mapping[str, Any]], height: int, width: int
     ) -> "Objects":
