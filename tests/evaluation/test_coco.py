@@ -525,11 +525,11 @@ def test_boundary_ap_is_that_of_the_paper(register: Register) -> None:
     first, second = band(truth, 7), band(moved, 7)
     assert first.sum() == 80 * 80 - 66 * 66
     iou = (first & second).sum() / (first | second).sum()
-    assert 0.65 < iou < 0.7 and 0.9 < 77 / 83 < 0.95  # the latter of the masks
+    assert 0.6 < iou < 0.65 and 0.9 < 77 / 83 < 0.95  # the latter of the masks
     name = register([(1, 1, (100, 100, 80, 80)), (1, 1, (0, 0, 9, 9))], {1: "a"})
     results = evaluate(COCOEvaluator(name, boundary=True), found([(0, (103, 100, 80, 80), 0.9)]))
-    # One of two objects found: 51 of 101 recall thresholds, at 4 (of 10) IoU thresholds; masks: 9.
-    assert results["boundary"]["AP"] == pytest.approx(100 * 51 / 101 * 4 / 10)
+    # One of two objects found: 51 of 101 recall thresholds, at 3 (of 10) IoU thresholds; masks: 9.
+    assert results["boundary"]["AP"] == pytest.approx(100 * 51 / 101 * 3 / 10)
     assert results["segm"]["AP"] == pytest.approx(100 * 51 / 101 * 9 / 10)
     assert evaluate(COCOEvaluator(name, boundary=True), found([]))["boundary"]["AP"] == 0
 
