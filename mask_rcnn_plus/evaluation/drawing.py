@@ -170,6 +170,8 @@ def draw_objects(
     size: tuple[int, int],
     *,
     crowded: bool,
+    colors: Sequence[Color] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Image:
     """An image, resized, with its objects.
 
@@ -179,6 +181,8 @@ def draw_objects(
         class_names: names of the classes 0, 1, ...
         size: height and width of the drawing in pixels.
         crowded: draw thin outlines alone, without labels, and boxes only where there are no masks.
+        colors: one an object; None takes those of the classes.
+        labels: one an object; None takes the class and the score.
 
     Returns:
         (size[0], size[1], 3), BGR. A label is left out where it would hide the object or another
@@ -189,7 +193,10 @@ def draw_objects(
     canvas = cv2.resize(image, (width, height), interpolation=method)
     scale = np.array([width / image.shape[1], height / image.shape[0]] * 2)
     boxes = objects.boxes * scale
-    colors = [class_color(int(index)) for index in objects.classes]
+    if colors is None:
+        colors = [class_color(int(index)) for index in objects.classes]
+    if labels is None:
+        labels = [_label(objects, i, class_names) for i in range(len(objects))]
 
     # Large objects first: a small one in front of them stays visible.
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -210,8 +217,13 @@ def draw_objects(
             first, last = boxes[i, :2].round().astype(int), boxes[i, 2:].round().astype(int)
             cv2.rectangle(canvas, first.tolist(), (last - 1).tolist(), colors[i], 1)
     if not crowded:
-        _draw_labels(canvas, objects, boxes, class_names)
+        _draw_labels(canvas, objects, boxes, labels, colors)
     return canvas
+
+
+def _label(objects: Objects, i: int, class_names: Sequence[str]) -> str:
+    text = class_name(class_names, int(objects.classes[i]))
+    return text if objects.scores is None else f"{text} {objects.scores[i]:.2f}"
 
 
 def _resized(mask: Image, width: int, height: int) -> Image:
@@ -228,19 +240,17 @@ def _draw_labels(
     canvas: Image,
     objects: Objects,
     boxes: npt.NDArray[np.float64],
-    class_names: Sequence[str],
+    labels: Sequence[str],
+    colors: Sequence[Color],
 ) -> None:
-    """Writes "class 0.97" at the boxes, best scores first, where there is room."""
+    """Writes the labels at the boxes, best scores first, where there is room."""
     order = np.arange(len(objects))
     if objects.scores is not None:
         order = np.argsort(-objects.scores, kind="stable")
     taken: list[tuple[int, int, int, int]] = []
     for i in order:
         x0, y0, x1, y1 = boxes[i].round().astype(int).tolist()
-        index = int(objects.classes[i])
-        text = class_name(class_names, index)
-        if objects.scores is not None:
-            text = f"{text} {objects.scores[i]:.2f}"
+        text = labels[i]
         width, height = text_size(text)
         room = (x1 - x0) * (y1 - y0) / (width * height)
         if room < 1:
@@ -252,9 +262,8 @@ def _draw_labels(
             if top < 0 or place[3] > canvas.shape[0] or any(_overlap(place, t) for t in taken):
                 continue
             taken.append(place)
-            color = class_color(index)
-            cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), color, cv2.FILLED)
-            write_text(canvas, text, place[:2], text_color(color))
+            cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), colors[i], cv2.FILLED)
+            write_text(canvas, text, place[:2], text_color(colors[i]))
             break
 
 
