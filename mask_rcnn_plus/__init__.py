@@ -14,11 +14,8 @@ from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg, load_confi
 from mask_rcnn_plus.data import register_folder_datasets  # noqa: E402
 from mask_rcnn_plus.engine.checkpoint import read_class_names  # noqa: E402
 from mask_rcnn_plus.errors import UserError  # noqa: E402
-<<<<<<< HEAD
 from mask_rcnn_plus.modeling import optimize  # noqa: E402
-=======
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor  # noqa: E402
->>>>>>> predict7
 
 device.extend_detectron2()
 register_folder_datasets()

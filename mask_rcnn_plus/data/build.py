@@ -1,12 +1,13 @@
 """The batches that a config describes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
+    DatasetCatalog,
     DatasetFromList,
     build_detection_test_loader,
     get_detection_dataset_dicts,
@@ -33,6 +34,29 @@ def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
     plain.defrost()
     plain.MODEL.KEYPOINT_ON = False
     return build_detection_test_loader(plain, name)
+
+
+def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoader | None:
+    """A test loader without some images.
+
+    Args:
+        loader: from :func:`build_test_batches`.
+        name: its data set.
+        done: the ids of the images to leave out.
+
+    Returns:
+        a loader of the same process's share; None where it cannot be told which images that is.
+    """
+    records = DatasetCatalog.get(name)
+    if len(records) != len(loader.dataset) or loader.batch_sampler is None:
+        return None
+    return DataLoader(
+        loader.dataset,
+        batch_size=loader.batch_sampler.batch_size,
+        sampler=[i for i in loader.batch_sampler.sampler if records[i].get("image_id") not in done],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+    )
 
 
 def build_train_batches(

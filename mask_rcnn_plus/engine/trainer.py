@@ -1,10 +1,8 @@
 """detectron2's DefaultTrainer, with this project's evaluation, checkpoints and console."""
 
-import json
 import logging
 import sys
 import weakref
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver.build import (
     get_default_optimizer_params,
     maybe_add_gradient_clipping,
@@ -28,8 +26,9 @@ from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extended
 from mask_rcnn_plus.engine.run_state import check_run_state
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
+from mask_rcnn_plus.engine.testing import evaluate_all, inference_folder
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
+from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -236,9 +235,10 @@ class Trainer(DefaultTrainer):
         evaluators: list[DatasetEvaluator] = [
             build_coco_evaluator(
                 dataset_name,
-                output_dir=str(_inference_dir(cfg, dataset_name)),
+                output_dir=str(inference_folder(cfg, dataset_name)),
                 detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
                 kpt_oks_sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS),
+                boundary=cfg.TEST.BOUNDARY_AP,
             )
         ]
         if (images := cfg.TEST.PREVIEW_IMAGES) > 0:
@@ -256,7 +256,7 @@ class Trainer(DefaultTrainer):
     ) -> dict[str, Any]:
         """Evaluates on every data set of DATASETS.TEST and logs the figures and the speed.
 
-        Both are also written to ``OUTPUT_DIR/inference/<data set>/metrics.json``.
+        Both are also written into ``OUTPUT_DIR/inference/<data set>``; see ``testing.py``.
 
         Args:
             cfg: the config.
@@ -267,24 +267,8 @@ class Trainer(DefaultTrainer):
             of the main process: task -> metric -> value for a single data set, else the same below
             each data set's name. Of others: empty dicts.
         """
-        names = cfg.DATASETS.TEST
         if evaluators is None:
-            evaluators = [cls.build_evaluator(cfg, name) for name in names]
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        results: OrderedDict[str, Any] = OrderedDict()
-        for name, evaluator in zip(names, evaluators, strict=True):
-            loader = cls.build_test_loader(cfg, name)
-            results[name], speed = run_inference(model, loader, evaluator, dataset_name=name)
-            if comm.is_main_process():
-                logger.info(f"Evaluation results for {name} in csv format:")
-                print_csv_format(results[name])
-                logger.info(f"Speed on {name}:\n{speed.table()}")
-                report = _inference_dir(cfg, name) / "metrics.json"
-                report.parent.mkdir(parents=True, exist_ok=True)
-                report.write_text(json.dumps({**results[name], "speed": speed.to_dict()}, indent=1))
-        return results[names[0]] if len(names) == 1 else results
-
-
-def _inference_dir(cfg: CfgNode, dataset_name: str) -> Path:
-    return Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
+        return evaluate_all(cfg, model, evaluators, cls.build_test_loader)

@@ -1,5 +1,6 @@
 """Detections in COCO's json form, their masks encoded without an image of each."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pycocotools.mask as mask_util
 from detectron2.evaluation import coco_evaluation
 from detectron2.structures import Instances
 
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks
 
 
@@ -46,3 +48,31 @@ def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str
         keypoints = {k: detection.pop(k) for k in ("keypoints",) if k in detection}
         with_masks.append({**detection, "segmentation": segmentation, **keypoints})
     return with_masks
+
+
+def with_dataset_ids(
+    detections: Iterable[dict[str, Any]], to_contiguous: Mapping[int, int] | None, dataset_name: str
+) -> list[dict[str, Any]]:
+    """The detections, with the data set's category ids in the place of the model's classes.
+
+    Args:
+        detections: not changed.
+        to_contiguous: from category ids to classes; None where they are the same.
+        dataset_name: for the message.
+
+    Raises:
+        UserError: the model has a class that the data set lacks.
+    """
+    if not to_contiguous:
+        return [dict(detection) for detection in detections]
+    to_dataset = {v: k for k, v in to_contiguous.items()}
+    converted = []
+    for detection in detections:
+        category = detection["category_id"]
+        if category not in to_dataset:
+            raise UserError(
+                f"the model predicted class {category}, {dataset_name} has "
+                f"{len(to_dataset)} classes: were the weights trained on other classes?"
+            )
+        converted.append({**detection, "category_id": to_dataset[category]})
+    return converted

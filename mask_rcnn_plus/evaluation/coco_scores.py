@@ -77,7 +77,7 @@ def accumulate(
     Args:
         ground_truth: after :func:`complete_ground_truth`.
         detections: in COCO's result format; not changed, may be empty.
-        task: "bbox", "segm" or "keypoints".
+        task: "bbox", "segm", "boundary" (which pycocotools' own engine lacks) or "keypoints".
         max_dets: the limits on the detections of an image, ascending; not used for keypoints.
         kpt_oks_sigmas: one a keypoint, empty for COCO's.
         img_ids: the images to score, None for all.
@@ -88,7 +88,7 @@ def accumulate(
     """
     # The box goes: with it pycocotools would take a mask's size to be that of its box. One level
     # of copies is enough: loadRes and the engines add keys to a detection, and replace values.
-    left_out = {"bbox"} if task == "segm" else set()
+    left_out = {"bbox"} if task in ("segm", "boundary") else set()
     copies = [{k: v for k, v in d.items() if k not in left_out} for d in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         if copies:
@@ -98,7 +98,7 @@ def accumulate(
             found = COCO()
             found.dataset = {**ground_truth.dataset, "annotations": []}
             found.createIndex()
-            coco_eval = COCOeval(ground_truth, found, task)
+            coco_eval = COCOeval(ground_truth, found, "segm" if task == "boundary" else task)
         params = coco_eval.params
         params.catIds = sorted(ground_truth.getCatIds())
         if img_ids is not None:

@@ -11,7 +11,14 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
-from mask_rcnn_plus.evaluation.labels import FONT_SCALE, Image, class_color, draw_labels
+from mask_rcnn_plus.evaluation.labels import (
+    FONT_SCALE,
+    Color,
+    Image,
+    class_color,
+    class_name,
+    draw_labels,
+)
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 
 _MASK_OPACITY = 0.4
@@ -58,6 +65,26 @@ class Objects:
             boxes=instances.pred_boxes.tensor.double().numpy(),
             classes=instances.pred_classes.numpy(),
             scores=instances.scores.double().numpy(),
+            masks=masks,
+        )
+
+    @classmethod
+    def from_coco(cls, detections: Sequence[Mapping[str, Any]]) -> "Objects":
+        """From detections in COCO's form, their "category_id" a class from 0.
+
+        Args:
+            detections: each with "bbox" (x, y, width, height) and "score"; all with
+                "segmentation", a run-length encoding, or none.
+        """
+        boxes = np.array([d["bbox"] for d in detections], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = None
+        if all("segmentation" in d for d in detections):
+            masks = [d["segmentation"] for d in detections]
+        return cls(
+            boxes=boxes,
+            classes=np.array([d["category_id"] for d in detections], dtype=np.int64),
+            scores=np.array([d["score"] for d in detections], dtype=np.float64),
             masks=masks,
         )
 
@@ -124,6 +151,8 @@ def draw_objects(
     size: tuple[int, int],
     *,
     crowded: bool,
+    colors: Sequence[Color] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Image:
     """An image, resized, with its objects.
 
@@ -133,13 +162,15 @@ def draw_objects(
         class_names: names of the classes 0, 1, ...
         size: height and width of the drawing in pixels.
         crowded: draw thin outlines alone, without labels, and boxes only where there are no masks.
+        colors: one an object; None takes those of the classes.
+        labels: one an object; None takes the class and the score.
 
     Returns:
         (size[0], size[1], 3), BGR. A label is left out where it would hide the object or another
         label.
     """
     style = Style(boxes=not crowded, labels=not crowded, line=1 if crowded else 2)
-    return draw_styled(image, objects, class_names, style, size)
+    return draw_styled(image, objects, class_names, style, size, colors=colors, labels=labels)
 
 
 def draw_styled(
@@ -148,6 +179,9 @@ def draw_styled(
     class_names: Sequence[str],
     style: Style,
     size: tuple[int, int] | None = None,
+    *,
+    colors: Sequence[Color] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Image:
     """:func:`draw_objects` in a style; at the size of the image where none is given.
 
@@ -162,7 +196,10 @@ def draw_styled(
         canvas = cv2.resize(image, (width, height), interpolation=method)
     scale = np.array([width / image.shape[1], height / image.shape[0]] * 2)
     boxes = objects.boxes * scale
-    colors = [class_color(int(index)) for index in objects.classes]
+    if colors is None:
+        colors = [class_color(int(index)) for index in objects.classes]
+    if labels is None:
+        labels = [_label(objects, i, class_names, style.scores) for i in range(len(objects))]
 
     # Large objects first: a small one in front of them stays visible.
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -193,14 +230,16 @@ def draw_styled(
                 cv2.rectangle(canvas, *corners, _EDGE, thin + 2)
             cv2.rectangle(canvas, *corners, colors[i], thin)
     if style.labels:
-        scores = objects.scores if style.scores else None
         by_score = np.arange(len(objects))
         if objects.scores is not None:
             by_score = np.argsort(-objects.scores, kind="stable")
-        draw_labels(
-            canvas, boxes, objects.classes, scores, class_names, by_score, style.text, style.small
-        )
+        draw_labels(canvas, boxes, labels, colors, by_score, style.text, style.small)
     return canvas
+
+
+def _label(objects: Objects, i: int, class_names: Sequence[str], score: bool) -> str:
+    text = class_name(class_names, int(objects.classes[i]))
+    return f"{text} {objects.scores[i]:.2f}" if score and objects.scores is not None else text
 
 
 def _mask_at(rle: Mapping[str, Any], width: int, height: int) -> tuple[tuple[int, int], Image]:

@@ -75,24 +75,21 @@ def _margin(scale: float) -> int:
 def draw_labels(
     canvas: Image,
     boxes: npt.NDArray[np.float64],
-    classes: npt.NDArray[np.int64],
-    scores: npt.NDArray[np.float64] | None,
-    class_names: Sequence[str],
+    labels: Sequence[str],
+    colors: Sequence[Color],
     order: npt.NDArray[np.int64],
     scale: float = FONT_SCALE,
     small: bool = False,
 ) -> None:
-    """Writes "class 0.97" at the boxes where there is room, in place.
+    """Writes the labels at the boxes where there is room, in place.
 
-    A label has the colour of its class behind it. It is left out where it would cover another one,
+    A label has its object's colour behind it. It is left out where it would cover another one,
     or more of an object than it leaves to be seen.
 
     Args:
         canvas: (H, W, 3), BGR.
         boxes: (R, 4), in pixels of the canvas.
-        classes: (R,).
-        scores: (R,), or None to write the names alone.
-        class_names: names of the classes 0, 1, ...
+        labels, colors: one an object.
         order: which of the R come first to a place.
         scale: the size of the text.
         small: label objects smaller than their label too, where that covers no other object.
@@ -100,10 +97,7 @@ def draw_labels(
     taken: list[Place] = []
     for i in order:
         x0, y0, x1, y1 = boxes[i].round().astype(int).tolist()
-        index = int(classes[i])
-        text = class_name(class_names, index)
-        if scores is not None:
-            text = f"{text} {scores[i]:.2f}"
+        text, color = labels[i], colors[i]
         width, height = text_size(text, scale)
         room = (x1 - x0) * (y1 - y0) / (width * height)
         left = max(0, min(x0, canvas.shape[1] - width))
@@ -116,7 +110,6 @@ def draw_labels(
             if room < 1 and (_covers_another(place, boxes, i) or not small):
                 continue
             taken.append(place)
-            color = class_color(index)
             cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), color, cv2.FILLED)
             write_text(canvas, text, place[:2], text_color(color), scale)
             break

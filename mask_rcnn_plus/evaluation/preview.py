@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.evaluation.drawing import Objects, draw_objects
+from mask_rcnn_plus.evaluation.journal import Journal
 from mask_rcnn_plus.evaluation.labels import (
     Image,
     class_color,
@@ -106,9 +107,11 @@ class PreviewWriter(DatasetEvaluator):
     Attributes:
         path: the picture that the last ``evaluate`` wrote; None where it wrote none, and on other
             than the main process.
+        journal: with the results of an evaluation that did not end, to go on from; or None.
     """
 
     path: Path | None = None
+    journal: Journal | None = None
 
     def __init__(
         self,
@@ -139,6 +142,9 @@ class PreviewWriter(DatasetEvaluator):
         self._predictions: dict[Any, Objects] = {}
         if self._records is None:
             self._records = {_key(r): r for r in self._choose()}
+        for entry in self.journal.kept if self.journal else ():
+            if entry["image_id"] in self._records:
+                self._predictions[entry["image_id"]] = Objects.from_coco(entry["instances"])
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]

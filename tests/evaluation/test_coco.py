@@ -20,6 +20,7 @@ import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import COCOEvaluator, build_coco_evaluator
 from mask_rcnn_plus.evaluation import coco as coco_module
+from mask_rcnn_plus.evaluation.summary import read_summary
 
 SIDE = 256  # of every image
 Register = Callable[..., str]
@@ -504,3 +505,59 @@ def test_factory(register: Register, tmp_path: Path) -> None:
     output = found([(0, box, 0.5) for box in GRID])
     assert evaluate(evaluator, output)["segm"]["AP"] == pytest.approx(100)
     assert (tmp_path / "out" / "instances_predictions.pth").exists()
+
+
+def band(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of a mask that are within a width of its outline or the image's edge."""
+    padded = np.pad(mask, width)
+    kept = mask.copy()
+    for dy in range(2 * width + 1):
+        for dx in range(2 * width + 1):
+            kept &= padded[dy : dy + mask.shape[0], dx : dx + mask.shape[1]]
+    return mask & ~kept
+
+
+def test_boundary_ap_is_that_of_the_paper(register: Register) -> None:
+    # 2 % of the diagonal of 256 x 256 is 7 pixels: bands of 80 x 80 squares, moved by 3 in x.
+    truth, moved = np.zeros((2, SIDE, SIDE), bool)
+    truth[100:180, 100:180] = True
+    moved[100:180, 103:183] = True
+    first, second = band(truth, 7), band(moved, 7)
+    assert first.sum() == 80 * 80 - 66 * 66
+    iou = (first & second).sum() / (first | second).sum()
+    assert 0.6 < iou < 0.65 and 0.9 < 77 / 83 < 0.95  # the latter of the masks
+    name = register([(1, 1, (100, 100, 80, 80)), (1, 1, (0, 0, 9, 9))], {1: "a"})
+    results = evaluate(COCOEvaluator(name, boundary=True), found([(0, (103, 100, 80, 80), 0.9)]))
+    # One of two objects found: 51 of 101 recall thresholds, at 3 (of 10) IoU thresholds; masks: 9.
+    assert results["boundary"]["AP"] == pytest.approx(100 * 51 / 101 * 3 / 10)
+    assert results["segm"]["AP"] == pytest.approx(100 * 51 / 101 * 9 / 10)
+    assert evaluate(COCOEvaluator(name, boundary=True), found([]))["boundary"]["AP"] == 0
+
+
+def test_ids_that_boundaries_cannot_have_leave_the_rest(register: Register) -> None:
+    name = register([(1, -1, (10, 10, 20, 20))], {-1: "a"})
+    results = evaluate(COCOEvaluator(name, boundary=True), found([(0, (10, 10, 20, 20), 0.9)]))
+    assert set(results) == {"bbox", "segm"} and results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_summary_has_all_figures_of_all_classes(register: Register, tmp_path: Path) -> None:
+    name = register(
+        [(1, 1, (10, 10, 20, 20)), (1, 1, (100, 100, 100, 100)), (1, 2, (50, 50, 40, 40))],
+        {1: "a", 2: 'b, "c"', 7: "d"},
+    )
+    evaluator = COCOEvaluator(name, output_dir=str(tmp_path), max_dets_per_image=150)
+    evaluate(evaluator, found([(0, (100, 100, 100, 100), 0.9), (1, (0, 0, 9, 9), 0.5)]))
+    rows = {(r["task"], r["class"]): r for r in read_summary(tmp_path / "summary.csv")}
+    half = pytest.approx(100 * 51 / 101)
+    a = rows["bbox", "a"]
+    assert (a["AP"], a["AP50"], a["AP75"], a["ARmax"]) == (half, half, half, 50)
+    assert (a["APs"], a["APl"], a["ARs"], a["ARl"]) == (0, 100, 0, 100)
+    assert math.isnan(a["APm"]) and math.isnan(rows["segm", "d"]["AP"])
+    assert (a["objects"], a["detections"], a["max_dets"], a["class_id"]) == (2, 1, 150, "1")
+    everything = rows["segm", "all"]
+    assert everything["AP"] == pytest.approx(50 * 51 / 101)
+    assert (everything["objects"], everything["detections"], rows["segm", 'b, "c"']["AP"]) == (
+        3,
+        2,
+        0,
+    )

@@ -1,0 +1,189 @@
+"""The report's tables, as rows of cells ready to be written."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mask_rcnn_plus.evaluation.analysis import ErrorSplit
+from mask_rcnn_plus.tools.report.run import Run
+from mask_rcnn_plus.tools.report.words import KINDS
+
+_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_RECALLS = ("AR1", "AR10", "ARmax", "ARs", "ARm", "ARl")
+_MOST_PAIRS = 20
+
+
+def number(value: Any, digits: int = 1) -> str:
+    """A figure, or what stands for none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "-"
+    return "nan" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def change(before: Any, after: Any, digits: int = 1) -> str:
+    """The difference with its sign; "" where there is none to tell."""
+    if not all(isinstance(v, int | float) and not math.isnan(v) for v in (before, after)):
+        return ""
+    difference = round(after - before, digits)
+    return f"{difference:+.{digits}f}" if difference else "±0"
+
+
+def overall(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A table a task: figure, then a value a run, then the difference of two."""
+    tables = []
+    for task, kind in KINDS.items():
+        figures = [_of_all(run, task) for run in runs]
+        if not any(figures):
+            continue
+        rows = []
+        for name in (*_FIGURES, *_RECALLS):
+            values = [f.get(name) for f in figures]
+            if all(value is None for value in values):
+                continue
+            cells = [number(value) for value in values]
+            rows.append((_title(name, figures), cells, change(*values) if len(runs) > 1 else ""))
+        tables.append({"kind": kind, "rows": rows})
+    return tables
+
+
+def per_class(run: Run) -> list[dict[str, Any]]:
+    """A table a task: class, objects, detections, and all figures."""
+    tables = []
+    for task, kind in KINDS.items():
+        rows = [row for row in run.summary if row["task"] == task and row["class_id"] != ""]
+        if rows:
+            names = [n for n in (*_FIGURES, *_RECALLS) if any(_known(row[n]) for row in rows)]
+            cells = [
+                [str(r["objects"]), str(r["detections"]), *(number(r[n]) for n in names)]
+                for r in rows
+            ]
+            tables.append(
+                {
+                    "kind": kind,
+                    "columns": ["objects", "found", *names],
+                    "rows": [(r["class"], c) for r, c in zip(rows, cells, strict=True)],
+                }
+            )
+            continue
+        figures = run.figures.get(task)
+        simple = {
+            name.removeprefix("AP-"): value
+            for name, value in (figures.items() if isinstance(figures, Mapping) else ())
+            if name.startswith("AP-")
+        }
+        if simple:
+            rows_ = [(name, [number(value)]) for name, value in simple.items()]
+            tables.append({"kind": kind, "columns": ["AP"], "rows": rows_})
+    return tables
+
+
+def per_class_changes(before: Run, after: Run) -> dict[str, Any] | None:
+    """Class, then for each task AP before, after, and the difference; the largest first."""
+    tables = {
+        task: [
+            {r["class"]: r["AP"] for r in run.summary if r["task"] == task and r["class_id"] != ""}
+            for run in (before, after)
+        ]
+        for task in ("bbox", "segm", "boundary")
+    }
+    tables = {task: pair for task, pair in tables.items() if all(pair)}
+    if not tables:
+        return None
+    main = "segm" if "segm" in tables else "bbox"
+
+    def by_change(name: str) -> float:
+        pair = [values.get(name, math.nan) for values in tables[main]]
+        return -abs(pair[1] - pair[0]) if not any(map(math.isnan, pair)) else 1.0
+
+    names = [n for n in tables[main][0] if n in tables[main][1]]
+    rows = [
+        (
+            name,
+            [
+                cell
+                for first, second in tables.values()
+                for cell in (
+                    number(first.get(name)),
+                    number(second.get(name)),
+                    change(first.get(name), second.get(name)),
+                )
+            ],
+        )
+        for name in sorted(names, key=by_change)
+    ]
+    return {"kinds": [KINDS[task] for task in tables], "rows": rows}
+
+
+def errors(splits: Sequence[ErrorSplit]) -> dict[str, Any]:
+    """Type, then for each run how many, its part, and TIDE's dAP; a last row of sums."""
+    rows = [
+        (
+            kind,
+            [
+                cell
+                for split in splits
+                for cell in (
+                    str(split.counts[kind]),
+                    number(split.parts[kind]),
+                    number(split.alone[kind]),
+                )
+            ],
+        )
+        for kind in splits[0].parts
+    ]
+    sums = [cell for split in splits for cell in ("", number(sum(split.parts.values())), "")]
+    return {"rows": rows, "sums": sums, "ap50": [number(split.ap50) for split in splits]}
+
+
+def confusions(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """The matrix with its strongest cells, and the confusions of two classes by count."""
+    between = matrix[:-1, :-1].copy()
+    np.fill_diagonal(between, 0)
+    order = np.argsort(-between, axis=None, kind="stable")[:_MOST_PAIRS]
+    pairs = []
+    for cell in order:
+        row, column = divmod(int(cell), between.shape[1])
+        if between[row, column]:
+            pairs.append((names[row], names[column], int(between[row, column])))
+    rows = []
+    sums = matrix.sum(axis=1)
+    for k, name in enumerate([*names, "nothing"]):
+        # Background has no true negatives: its row has no share.
+        shares = matrix[k] / max(1, sums[k]) if k < len(names) else np.zeros(len(matrix))
+        rows.append(
+            (name, [(int(v), round(5 * float(s))) for v, s in zip(matrix[k], shares, strict=True)])
+        )
+    return {"columns": [*names, "nothing"], "rows": rows, "pairs": pairs}
+
+
+def config_changes(before: Run, after: Run) -> list[tuple[str, str, str]]:
+    """The keys whose values differ."""
+    first, second = before.settings, after.settings
+    return [
+        (key, _value(first, key), _value(second, key))
+        for key in sorted({*first, *second})
+        if _value(first, key) != _value(second, key)
+    ]
+
+
+def _value(settings: Mapping[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "(none)"
+
+
+def _of_all(run: Run, task: str) -> dict[str, Any]:
+    row = next((r for r in run.summary if r["task"] == task and r["class_id"] == ""), None)
+    if row is not None:
+        return row
+    figures = run.figures.get(task)
+    return dict(figures) if isinstance(figures, Mapping) else {}
+
+
+def _title(name: str, figures: Sequence[Mapping[str, Any]]) -> str:
+    limit = max((int(f.get("max_dets", 0)) for f in figures), default=0)
+    return f"AR{limit}" if name == "ARmax" and limit else name
+
+
+def _known(value: Any) -> bool:
+    return isinstance(value, float) and not math.isnan(value)

@@ -1,0 +1,147 @@
+"""An evaluation that was killed goes on by image; what an evaluation leaves for a report."""
+
+import csv
+import json
+import os
+import signal
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.modeling import GeneralizedRCNN
+
+from mask_rcnn_plus.engine import main
+from mask_rcnn_plus.evaluation import Journal
+
+# Weights of two iterations find little that passes the usual threshold.
+KEYS = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.PREVIEW_IMAGES", "3"]
+
+
+def command(run: Path, weights: Path, output: Path, *more: str) -> list[str]:
+    arguments = ["--config-file", str(run / "config.yaml"), "--eval-only", "MODEL.WEIGHTS"]
+    return [*arguments, str(weights), "OUTPUT_DIR", str(output), *KEYS, *more]
+
+
+def killed_after(images: int, arguments: list[str]) -> None:
+    """Runs the command in a process that is killed in the midst of writing its next image."""
+
+    def run() -> None:
+        add, count = Journal.add, 0
+
+        def add_or_die(self: Journal, entry: Any) -> None:
+            nonlocal count
+            add(self, entry)
+            count += 1
+            if count > images:
+                os.truncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - 10)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Journal.add = add_or_die
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        main(arguments)
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of the images that a model has been run on."""
+    images: list[int] = []
+    inference = GeneralizedRCNN.inference
+
+    def counted(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        images.extend(image["image_id"] for image in batch)
+        return inference(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(GeneralizedRCNN, "inference", counted)
+    # Otherwise the model would be seen to be another than detectron2's, and called whole.
+    monkeypatch.setattr("mask_rcnn_plus.evaluation.inference._can_split", lambda model: True)
+    return images
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """What two evaluations of the same must have alike."""
+    folder = output / "inference" / "shapes_val"
+    names = [folder / "coco_instances_results.json", folder / "summary.csv"]
+    return {path.name: path.read_bytes() for path in [*names, *output.glob("preview_*.png")]}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_evaluation_goes_on_by_image(
+    trained: Path, shapes: Path, tmp_path: Path, seen: list[int]
+) -> None:
+    weights = trained / "model_final.pth"
+    assert main(command(trained, weights, tmp_path / "whole")) == 0
+    every = list(seen)
+    assert len(every) == 3
+    cut = tmp_path / "cut"
+    killed_after(1, command(trained, weights, cut))
+    killed_after(1, command(trained, weights, cut))
+    assert (cut / "inference/shapes_val/journal").is_dir()
+    seen.clear()
+    assert main(command(trained, weights, cut)) == 0
+    assert seen == every[2:]
+    assert files(cut) == files(tmp_path / "whole")
+    figures = [
+        json.loads((run / "inference/shapes_val/metrics.json").read_text())
+        for run in (cut, tmp_path / "whole")
+    ]
+    assert len(files(cut)) == 3 and str(figures[0]["segm"]) == str(figures[1]["segm"])
+    assert not (cut / "inference/shapes_val/journal").exists()
+    # It has ended: the same command is an evaluation of its own.
+    assert main(command(trained, weights, cut)) == 0
+    assert seen == every[2:] + every
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("changed", ["weights", "settings", "image", "json", "nothing", "off"])
+def test_results_of_another_evaluation_are_never_taken(
+    changed: str, trained: Path, shapes: Path, tmp_path: Path, seen: list[int]
+) -> None:
+    weights, more = trained / "model_final.pth", []
+    killed_after(1, command(trained, weights, tmp_path))
+    json_file = shapes / "shapes/val.json"
+    image = shapes / "shapes/images" / json.loads(json_file.read_text())["images"][0]["file_name"]
+    before = image.stat().st_mtime_ns, json_file.read_text()
+    if changed == "weights":
+        checkpoint = torch.load(weights, weights_only=True)
+        checkpoint["model"]["roi_heads.box_predictor.bbox_pred.bias"][0] += 1e-6
+        weights = tmp_path / "other.pth"
+        torch.save(checkpoint, weights)
+    elif changed == "settings":
+        more = ["INPUT.MIN_SIZE_TEST", "60"]
+    elif changed == "off":
+        more = ["TEST.RESUME", "False"]
+    elif changed == "image":
+        os.utime(image)
+    elif changed == "json":
+        json_file.write_text(before[1] + " ")
+    try:
+        assert main(command(trained, weights, tmp_path, *more)) == 0
+    finally:
+        os.utime(image, ns=(before[0], before[0]))
+        json_file.write_text(before[1])
+    assert len(seen) == (2 if changed == "nothing" else 3)
+
+
+def test_an_evaluation_leaves_what_a_report_needs(trained: Path, shapes: Path) -> None:
+    folder = trained / "inference" / "shapes_val"
+    facts = json.loads((folder / "evaluation.json").read_text())
+    assert Path(facts["json_file"]).is_file() and Path(facts["image_root"]).is_dir()
+    assert facts["class_names"] == ["circle", "square", "triangle"]
+    assert facts["category_ids"] == [1, 2, 3] and "MAX_ITER: 2" in facts["config"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics) == {"bbox", "segm", "boundary", "speed"}
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["task"], row["class"]) for row in rows] == [
+        (task, name)
+        for task in ("bbox", "segm", "boundary")
+        for name in ("all", "circle", "square", "triangle")
+    ]
+    assert float(rows[0]["AP"]) == metrics["bbox"]["AP"]
