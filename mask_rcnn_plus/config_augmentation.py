@@ -12,9 +12,9 @@ def add_augmentation_keys(cfg: CfgNode) -> None:
     Args:
         cfg: a config made by ``detectron2.config.get_cfg()``.
     """
-    # Large-scale jitter, instead of MIN_SIZE_TRAIN and MAX_SIZE_TRAIN (INPUT.CROP and RANDOM_FLIP
-    # stay): an image is resized by a factor drawn evenly from SCALE, a window of SIZE is cut out at
-    # random where it is larger, and grey is added on the right and below where it is smaller.
+    # Large-scale jitter, instead of MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and INPUT.CROP: an image is
+    # resized by a factor drawn evenly from SCALE, a window of SIZE is cut out at random where it is
+    # larger, and grey is added on the right and below where it is smaller.
     cfg.INPUT.JITTER = CfgNode()
     cfg.INPUT.JITTER.ENABLED = False
     # 1 is the size at which the image just fits into SIZE.

@@ -247,6 +247,9 @@ def _check_together(values: Mapping[str, Any]) -> None:
     crop = values["INPUT.CROP.SIZE"]
     if values["INPUT.CROP.TYPE"].startswith("relative") and max(crop) > 1:
         _refuse("INPUT.CROP.SIZE", crop, "at most 1 where INPUT.CROP.TYPE is relative")
+    # Padding after a crop would bring back the boxes and keypoints that the crop has cut off.
+    if values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]:
+        _refuse("INPUT.CROP.ENABLED", True, "False where INPUT.JITTER.ENABLED is True")
     for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
         if values[key][0] > values[key][1]:
             _refuse(key, values[key], "the least value, then the largest")

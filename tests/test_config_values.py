@@ -113,6 +113,7 @@ def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_keys_that_contradict_each_other_are_refused(config: Path) -> None:
     for words, *opts in (
+        ("False where", "INPUT.CROP.ENABLED", "True", "INPUT.JITTER.ENABLED", "True"),
         ("0 where INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
         (
             "0 unless MODEL.LOAD_PROPOSALS is False",
