@@ -18,6 +18,7 @@ COMMANDS = {
     "ablate": ("ablate", "train a folder of configs with several seeds, and compare them"),
     "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
+    "benchmark loading": ("benchmark_loading", "time augmentations beside loading without them"),
     "show-data": ("show_data", "draw training images as the model gets them, augmented"),
     "fit-anchors": ("fit_anchors", "find anchors that cover the boxes of a data set"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
