@@ -1,4 +1,7 @@
-"""Every config key that this project adds, each with what it does; how a config is read."""
+"""Every config key that this project adds, each with what it does; how a config is read.
+
+The keys of the augmentations are in ``config_augmentation.py``.
+"""
 
 import re
 import warnings
@@ -10,6 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
+from mask_rcnn_plus.config_augmentation import add_augmentation_keys
 from mask_rcnn_plus.config_file import read_config_file, read_config_text
 from mask_rcnn_plus.config_values import check_values
 from mask_rcnn_plus.errors import UserError, did_you_mean
@@ -70,6 +74,9 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # The same seed gives the same bytes.
     cfg.DATASETS.SHAPES.SEED = 0
 
+    # INPUT: how training images are augmented.
+    add_augmentation_keys(cfg)
+
     # What is done about errors in data sets in COCO format before training and evaluation: "strict"
     # refuses, "repair" drops or mends what is wrong and trains and evaluates on the rest, "off"
     # looks for nothing but what would end the process. `mask-rcnn-plus check-data NAME` shows all.
@@ -96,6 +103,10 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # Each is named, and replaced by another that depends on SEED and its place alone. 0 ends the
     # run at the first.
     cfg.DATALOADER.MAX_BAD_SAMPLES = 0
+
+    # DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows images of rare classes more often:
+    # those of a class that is in a share f of the images sqrt(REPEAT_THRESHOLD / f) times, if that
+    # is more than 1. Both keys are detectron2's.
 
     # The share of the images that DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler takes;
     # detectron2 0.6 reads this key without having it.

@@ -71,6 +71,16 @@ RULES = {
     "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
     "INPUT.CROP.SIZE": list_of(_POSITIVE, lengths=(2,)),
     "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
+    "INPUT.JITTER.SCALE": list_of(number(0, 100, above=True), lengths=(2,)),
+    "INPUT.JITTER.SIZE": list_of(integer(1, MOST_SIDE), lengths=(2,)),
+    "INPUT.COLOR.BRIGHTNESS": _FRACTION,
+    "INPUT.COLOR.CONTRAST": _FRACTION,
+    "INPUT.COLOR.SATURATION": _FRACTION,
+    "INPUT.COLOR.LIGHTING": number(0, 255),
+    "INPUT.BLUR.PROB": _FRACTION,
+    "INPUT.BLUR.SIGMA": list_of(number(0, 100, above=True), lengths=(2,)),
+    "INPUT.COPY_PASTE.PROB": _FRACTION,
+    "INPUT.COPY_PASTE.MAX_OBJECTS": _COUNT,
     "MODEL.PIXEL_MEAN": list_of(number(-1e6, 1e6)),
     "MODEL.PIXEL_STD": list_of(_POSITIVE),
     "MODEL.BACKBONE.FREEZE_AT": integer(-1, MOST_LAYERS),
@@ -237,6 +247,23 @@ def _check_together(values: Mapping[str, Any]) -> None:
     crop = values["INPUT.CROP.SIZE"]
     if values["INPUT.CROP.TYPE"].startswith("relative") and max(crop) > 1:
         _refuse("INPUT.CROP.SIZE", crop, "at most 1 where INPUT.CROP.TYPE is relative")
+    # Padding after a crop would bring back the boxes and keypoints that the crop has cut off.
+    if values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]:
+        _refuse("INPUT.CROP.ENABLED", True, "False where INPUT.JITTER.ENABLED is True")
+    for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
+        if values[key][0] > values[key][1]:
+            _refuse(key, values[key], "the least value, then the largest")
+    for color in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
+        key, fits = f"INPUT.COLOR.{color}", ("RGB", "BGR")
+        if values[key] > 0 and values["INPUT.FORMAT"] not in fits:
+            _refuse(key, values[key], "0 where INPUT.FORMAT is neither RGB nor BGR")
+    pasting = values["INPUT.COPY_PASTE.PROB"]
+    if pasting > 0:
+        for key, wanted in (("MODEL.MASK_ON", True), ("MODEL.LOAD_PROPOSALS", False)):
+            if values[key] != wanted:
+                _refuse("INPUT.COPY_PASTE.PROB", pasting, f"0 unless {key} is {wanted}")
+        if values["MODEL.META_ARCHITECTURE"] in ("PanopticFPN", "SemanticSegmentor"):
+            _refuse("INPUT.COPY_PASTE.PROB", pasting, "0 with semantic segmentation")
 
 
 def _refuse(key: str, value: Any, words: str) -> None:

@@ -12,7 +12,8 @@ PACKAGE = "mask_rcnn_plus"
 ALLOWED = {
     "errors": set(),
     "compat": set(),
-    "config": {"config_file", "config_values"},
+    "config": {"config_augmentation", "config_file", "config_values"},
+    "config_augmentation": set(),
     "config_file": set(),
     "config_rules": set(),
     "config_values": {"config_rules"},

@@ -63,6 +63,15 @@ def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
         ("INPUT.MIN_SIZE_TRAIN", "(100000,)", "0 to 32767"),
         ("INPUT.RANDOM_FLIP", "diagonal", "horizontal, vertical or none"),
         ("INPUT.CROP.SIZE", "[2.0, 0.5]", "at most 1 where"),
+        ("INPUT.JITTER.SCALE", "(0.0, 2.0)", "above 0"),
+        ("INPUT.JITTER.SCALE", "(2.0, 0.5)", "the least value, then the largest"),
+        ("INPUT.JITTER.SIZE", "(512,)", "a list of 2 values"),
+        ("INPUT.COLOR.BRIGHTNESS", "1.5", "0 to 1"),
+        ("INPUT.COLOR.LIGHTING", "-1.0", "0 to 255"),
+        ("INPUT.BLUR.SIGMA", "(3.0, 1.0)", "the least value, then the largest"),
+        ("INPUT.COPY_PASTE.MAX_OBJECTS", "0", "1 or more"),
+        # MODEL.MASK_ON is False by default.
+        ("INPUT.COPY_PASTE.PROB", "0.5", "0 unless MODEL.MASK_ON is True"),
         ("TEST.PREVIEW_IMAGES", "-3", "0 to 10000"),
         ("TEST.DETECTIONS_PER_IMAGE", "0", "1 to"),
         ("DATALOADER.NUM_WORKERS", "-1", "0 to 512"),
@@ -100,3 +109,22 @@ def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
     path.write_text("SOLVER:\n  WEIGHT_DECAY: .nan\n")
     with pytest.raises(UserError, match=r"SOLVER\.WEIGHT_DECAY is nan: it must be 0 or more"):
         load_config(path)
+
+
+def test_keys_that_contradict_each_other_are_refused(config: Path) -> None:
+    for words, *opts in (
+        ("False where", "INPUT.CROP.ENABLED", "True", "INPUT.JITTER.ENABLED", "True"),
+        ("0 where INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
+        (
+            "0 unless MODEL.LOAD_PROPOSALS is False",
+            *("INPUT.COPY_PASTE.PROB", "0.5", "MODEL.MASK_ON", "True"),
+            *("MODEL.LOAD_PROPOSALS", "True"),
+        ),
+        (
+            "0 with semantic segmentation",
+            *("INPUT.COPY_PASTE.PROB", "0.5", "MODEL.MASK_ON", "True"),
+            *("MODEL.META_ARCHITECTURE", "PanopticFPN"),
+        ),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_config(config, opts)

@@ -1,7 +1,11 @@
 """Data sets: registered by folder, checked when loaded, or generated."""
 
 from mask_rcnn_plus.data.batches import Batches
-from mask_rcnn_plus.data.build import build_test_batches, build_train_batches
+from mask_rcnn_plus.data.build import (
+    build_test_batches,
+    build_train_batches,
+    build_train_mapper,
+)
 from mask_rcnn_plus.data.folders import dataset_root, register_folder_datasets, use_json
 from mask_rcnn_plus.data.loading import (
     class_names,
@@ -18,6 +22,7 @@ __all__ = [
     "PolygonMapper",
     "build_test_batches",
     "build_train_batches",
+    "build_train_mapper",
     "class_names",
     "coco_files",
     "dataset_root",

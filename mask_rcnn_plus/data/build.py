@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
+    DatasetMapper,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -16,7 +17,10 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, IterableDataset
 
+from mask_rcnn_plus.data.augmentation import build_augmentations, moves_edges
 from mask_rcnn_plus.data.batches import Batches
+from mask_rcnn_plus.data.copy_paste import CopyPaste
+from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper
 from mask_rcnn_plus.data.samples import Samples
 from mask_rcnn_plus.data.sampling import Lots, Order
 from mask_rcnn_plus.errors import UserError
@@ -59,13 +63,33 @@ def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoade
     )
 
 
+def build_train_mapper(cfg: CfgNode) -> NamingMapper:
+    """detectron2's mapper with the augmentations of this project's keys.
+
+    Copy-paste cuts masks into any shape, with holes too, which polygons cannot have: with it masks
+    are bitmaps, whatever INPUT.MASK_FORMAT says.
+    """
+    mask_format = "bitmask" if cfg.INPUT.COPY_PASTE.PROB > 0 else cfg.INPUT.MASK_FORMAT
+    mapper = DatasetMapper(
+        cfg,
+        is_train=True,
+        augmentations=build_augmentations(cfg),
+        recompute_boxes=cfg.MODEL.MASK_ON and moves_edges(cfg),
+        instance_mask_format=mask_format,
+    )
+    if cfg.MODEL.MASK_ON and mask_format == "polygon":
+        mapper = PolygonMapper(mapper)
+    return NamingMapper(mapper)
+
+
 def build_train_batches(
     cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any], *, seed: int
 ) -> Batches:
     """What detectron2's ``build_detection_train_loader`` gives, but able to begin anywhere.
 
     Args:
-        cfg: its DATASETS, DATALOADER and SOLVER.IMS_PER_BATCH count as in detectron2.
+        cfg: its DATASETS, DATALOADER and SOLVER.IMS_PER_BATCH count as in detectron2, and its
+            INPUT.COPY_PASTE.
         mapper: from a record to a sample.
         seed: of the order of the images and of all draws; 0 or more, the same in all processes.
 
@@ -100,8 +124,16 @@ def build_train_batches(
     )
     if isinstance(records, list):
         records = DatasetFromList(records, copy=False)
+    pasting = cfg.INPUT.COPY_PASTE
+    copy_paste = CopyPaste(probability=pasting.PROB, max_objects=pasting.MAX_OBJECTS)
     return Batches(
-        Samples(records, mapper, order, max_bad=loader.MAX_BAD_SAMPLES),
+        Samples(
+            records,
+            mapper,
+            order,
+            max_bad=loader.MAX_BAD_SAMPLES,
+            copy_paste=copy_paste if pasting.PROB > 0 else None,
+        ),
         lots,
         num_workers=loader.NUM_WORKERS,
         timeout=loader.TIMEOUT,
@@ -123,11 +155,26 @@ def _order(cfg: CfgNode, records: Sequence[dict[str, Any]], seed: int) -> Order:
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, loader.REPEAT_THRESHOLD, **options
         )
+        _log_factors(factors.tolist(), loader.REPEAT_THRESHOLD)
         return Order(len(records), seed=seed, repeat_factors=factors.tolist())
     raise UserError(
         f"DATALOADER.SAMPLER_TRAIN is '{loader.SAMPLER_TRAIN}', in whose order a resumed run could "
         "not find its place: set TrainingSampler, RepeatFactorTrainingSampler or "
         "RandomSubsetTrainingSampler"
+    )
+
+
+def _log_factors(factors: list[float], threshold: float) -> None:
+    if max(factors) == 1:
+        logger.warning(
+            f"RepeatFactorTrainingSampler repeats no image: DATALOADER.REPEAT_THRESHOLD is "
+            f"{threshold:g}, and no class is in a smaller share of the images; set a larger one"
+        )
+        return
+    repeated = sum(factor > 1 for factor in factors)
+    logger.info(
+        f"An epoch has {sum(factors):.0f} images on average: {repeated} of {len(factors)} come "
+        f"more than once, at most {max(factors):.1f} times"
     )
 
 

@@ -61,8 +61,16 @@ class Order:
             position: as in ``walk``.
             attempt: 1 for the first substitute, 2 for the substitute's substitute.
         """
+        return self.draw("substitute", position, attempt)
+
+    def draw(self, *words: int | str) -> int:
+        """The index of an image, each as likely as any other.
+
+        Args:
+            words: what it is for; the same words draw the same image.
+        """
         images = self._images()
-        return int(images[key(self.seed, "substitute", position, attempt) % len(images)])
+        return int(images[key(self.seed, *words) % len(images)])
 
     def _images(self) -> np.ndarray:
         if self._subset == self._size:

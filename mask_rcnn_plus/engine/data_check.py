@@ -72,12 +72,13 @@ def check_data(cfg: CfgNode, names: Sequence[str]) -> None:
 
 
 def anchor_settings(cfg: CfgNode) -> AnchorSettings | None:
-    """What the config's anchors and resizing come to; None without anchors."""
+    """What the config's anchors and resizing come to; None without anchors, and with jitter, whose
+    sizes ``mask-rcnn-plus fit-anchors`` follows."""
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     sizes = [float(size) for level in anchors.SIZES for size in _listed(level)]
     ratios = sorted({float(ratio) for level in anchors.ASPECT_RATIOS for ratio in _listed(level)})
     shorter = sorted(_listed(cfg.INPUT.MIN_SIZE_TRAIN))
-    if not sizes or not ratios or not shorter:
+    if not sizes or not ratios or not shorter or cfg.INPUT.JITTER.ENABLED:
         return None
     return AnchorSettings(
         sizes, ratios, int(shorter[len(shorter) // 2]), int(cfg.INPUT.MAX_SIZE_TRAIN)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.solver.build import (
@@ -17,8 +17,8 @@ from detectron2.solver.build import (
 )
 from detectron2.utils import comm
 
-from mask_rcnn_plus.data import Batches, NamingMapper, PolygonMapper
-from mask_rcnn_plus.data.build import build_test_batches, build_train_batches
+from mask_rcnn_plus.data import Batches
+from mask_rcnn_plus.data.build import build_test_batches, build_train_batches, build_train_mapper
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
@@ -220,12 +220,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Batches:
-        """detectron2's mapper; an image or annotation that cannot be used is named."""
-        mapper = DatasetMapper(cfg, is_train=True)
-        if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
-            mapper = PolygonMapper(mapper)
+        """The batches of the config, from its SEED."""
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        return build_train_batches(cfg, NamingMapper(mapper), seed=seed)
+        return build_train_batches(cfg, build_train_mapper(cfg), seed=seed)
 
     build_test_loader = staticmethod(build_test_batches)
 

@@ -9,7 +9,7 @@ from mask_rcnn_plus.errors import UserError, did_you_mean
 
 _CONFIGS = Path("configs", "ablations")
 DESCRIPTION = "family.json"
-_KEYS = {"title", "baseline", "order", "paper", "rows"}
+_KEYS = {"title", "baseline", "order", "paper", "rows", "alone"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Family:
         title: of the table.
         paper: where the paper's figures come from; "" where there are none.
         paper_rows: row -> metric, e.g. "mask AP" -> the paper's figure in percent.
+        alone: "all" leaves it out, as it needs data that are not generated.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Family:
     title: str
     paper: str
     paper_rows: dict[str, dict[str, float]]
+    alone: bool = False
 
     def config_file(self, row: str) -> Path:
         return self.folder / f"{row}.yaml"
@@ -55,7 +57,8 @@ def find_families(name: str) -> list[Family]:
     """The families that a name stands for.
 
     Args:
-        name: "all", a folder of configs/ablations, or the path of any folder with configs in it.
+        name: "all", a folder of configs/ablations, or the path of any folder with configs in it;
+            "all" are those that are not ``alone``.
 
     Raises:
         UserError: there is no such folder, no config in it, or its family.json is wrong.
@@ -64,7 +67,7 @@ def find_families(name: str) -> list[Family]:
     if name == "all":
         if not names:
             raise UserError(f"there is no folder {_CONFIGS} here: name a folder of configs")
-        return [_load(_root() / one) for one in names]
+        return [family for one in names if not (family := _load(_root() / one)).alone]
     folder = _root() / name if name in names else Path(name)
     if not folder.is_dir():
         hint = did_you_mean(name, names) or f"; there are {', '.join(names)}, or give a folder"
@@ -106,6 +109,7 @@ def _load(folder: Path) -> Family:
         title=said.get("title", folder.resolve().name),
         paper=said.get("paper", ""),
         paper_rows=figures,
+        alone=said.get("alone", False),
     )
 
 

@@ -66,7 +66,14 @@ def crash_after(patch: pytest.MonkeyPatch, iteration: int) -> None:
 VARIANTS = {
     "plain": [],
     "adamw": ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "0.002"],
-    "ungrouped": ["DATALOADER.ASPECT_RATIO_GROUPING", "False"],
+    "ungrouped and augmented": [
+        *("DATALOADER.ASPECT_RATIO_GROUPING", "False"),
+        *("INPUT.JITTER.ENABLED", "True", "INPUT.JITTER.SIZE", "(48, 64)"),
+        *("INPUT.JITTER.SCALE", "(0.5, 2.0)", "INPUT.COPY_PASTE.PROB", "0.5"),
+        *("INPUT.COLOR.BRIGHTNESS", "0.4", "INPUT.COLOR.CONTRAST", "0.4"),
+        *("INPUT.COLOR.SATURATION", "0.4", "INPUT.COLOR.LIGHTING", "20.0"),
+        *("INPUT.BLUR.PROB", "0.5"),
+    ],
     "repeated": [
         *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         *("DATALOADER.REPEAT_THRESHOLD", "0.9"),

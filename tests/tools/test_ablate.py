@@ -77,8 +77,11 @@ def test_the_repositorys_families_are_whole() -> None:
         "2d_stride_32",
         "2e_mask_branch",
         "3_joint_training",
+        "training",
     ]
+    # Not the one that needs data which are not generated.
     assert sum(len(family.rows) for family in find_families("all")) == 15
+    assert len(find_families("training")) == 1
 
 
 @pytest.fixture

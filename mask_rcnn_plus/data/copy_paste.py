@@ -1,0 +1,164 @@
+"""Copy-paste: objects of one training image laid over another (Ghiasi et al., arXiv:2012.07177)."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+
+from mask_rcnn_plus.errors import UserError
+
+Sample = dict[str, Any]
+
+
+class CopyPaste:
+    """Pastes a random choice of objects at a random place; draws from NumPy's global generator.
+
+    Crowds are neither pasted nor cut: detectron2's mapper leaves them out of a sample's objects.
+
+    Args:
+        probability: of a sample to get any, in [0, 1].
+        max_objects: at most so many, 1 or more; how many of those there are, is drawn.
+    """
+
+    def __init__(self, *, probability: float, max_objects: int) -> None:
+        self._probability = probability
+        self._max_objects = max_objects
+
+    def wanted(self) -> bool:
+        """Draws whether the next sample gets objects."""
+        return bool(np.random.rand() < self._probability)
+
+    def __call__(self, sample: Sample, other: Sample) -> Sample:
+        """The sample with objects of the other one.
+
+        Args:
+            sample: what a mapper has made, with "image" (C, H, W) and "instances".
+            other: another one, of any size; smaller, it lies somewhere within the sample, larger, a
+                part of it over all of the sample.
+
+        Raises:
+            UserError: there are no masks, or polygons.
+        """
+        if not len(other["instances"]):
+            return sample
+        count = len(other["instances"])
+        most = np.random.randint(1, min(count, self._max_objects) + 1)
+        chosen = np.random.permutation(count)[:most]
+        # From where both begin together to where both end together, whichever is larger.
+        differences = np.subtract(sample["image"].shape[1:], other["image"].shape[1:])
+        top, left = (np.random.randint(min(0, d), max(0, d) + 1) for d in differences.tolist())
+        return paste(sample, other, torch.from_numpy(chosen), (top, left))
+
+
+def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int, int]) -> Sample:
+    """Lays objects of one sample over another.
+
+    What is covered leaves the masks beneath, whose boxes then go around the rest; objects that are
+    hidden wholly, or pasted beyond the image, are dropped.
+
+    Args:
+        sample: with "image" (C, H, W) and "instances"; it is not changed.
+        other: the same, of size (C, h, w).
+        chosen: indices of the other's objects.
+        place: (y, x) in the sample, in pixels, of the other's upper left corner; may be negative.
+
+    Returns:
+        the sample with another image and other instances: its own first, then the pasted ones.
+
+    Raises:
+        UserError: there are no masks, or polygons.
+    """
+    own, source = sample["instances"], other["instances"][chosen]
+    (height, width), (top, left) = own.image_size, place
+    rows = slice(max(0, top), min(height, top + source.image_size[0]))
+    columns = slice(max(0, left), min(width, left + source.image_size[1]))
+    there = (
+        slice(None),
+        slice(rows.start - top, rows.stop - top),
+        slice(columns.start - left, columns.stop - left),
+    )
+    before = _masks(source)
+    masks = before.new_zeros(len(source), height, width)
+    masks[:, rows, columns] = before[there]
+    pasted = _moved(source, place, (height, width))
+    pasted = _remasked(pasted, masks, _areas(before))
+    covered = masks.any(0)
+
+    image = sample["image"].clone()
+    image[:, rows, columns] = torch.where(
+        covered[rows, columns], other["image"][there], image[:, rows, columns]
+    )
+    if not len(own):
+        return {**sample, "image": image, "instances": pasted}
+    masks = _masks(own)
+    own = _remasked(_hidden_points(own, covered), masks & ~covered, _areas(masks))
+    return {**sample, "image": image, "instances": Instances.cat([own, pasted])}
+
+
+def _masks(instances: Instances) -> torch.Tensor:
+    masks = instances.get("gt_masks") if instances.has("gt_masks") else None
+    if not isinstance(masks, BitMasks):
+        raise UserError(
+            "INPUT.COPY_PASTE needs masks as bitmaps: set MODEL.MASK_ON True, and "
+            "INPUT.MASK_FORMAT bitmask with a mapper of your own"
+        )
+    return masks.tensor
+
+
+def _areas(masks: torch.Tensor) -> torch.Tensor:
+    return masks.flatten(1).sum(1)
+
+
+def _copy(instances: Instances, size: tuple[int, int]) -> Instances:
+    return Instances(size, **instances.get_fields())
+
+
+def _moved(instances: Instances, place: tuple[int, int], size: tuple[int, int]) -> Instances:
+    """Boxes and keypoints at their place in an image of this size; masks are left behind."""
+    result = _copy(instances, size)
+    shift = torch.tensor([place[1], place[0]], dtype=torch.float32)
+    boxes = Boxes(instances.gt_boxes.tensor + shift.repeat(2))
+    boxes.clip(size)
+    result.gt_boxes = boxes
+    if instances.has("gt_keypoints"):
+        points = instances.gt_keypoints.tensor.clone()
+        points[..., :2] += shift
+        inside = (points[..., :2] >= 0) & (points[..., :2] <= torch.tensor([size[1], size[0]]))
+        # As COCO has what is not labelled.
+        points[~(inside.all(-1) & (points[..., 2] > 0))] = 0
+        result.gt_keypoints = Keypoints(points)
+    return result
+
+
+def _hidden_points(instances: Instances, covered: torch.Tensor) -> Instances:
+    """Keypoints that are covered are labelled as such: COCO's 1 instead of 2."""
+    if not instances.has("gt_keypoints"):
+        return instances
+    result = _copy(instances, instances.image_size)
+    points = instances.gt_keypoints.tensor.clone()
+    x, y = points[..., 0].long(), points[..., 1].long()
+    hidden = covered[y.clamp(0, covered.shape[0] - 1), x.clamp(0, covered.shape[1] - 1)]
+    points[..., 2] = torch.where(hidden, points[..., 2].clamp(max=1), points[..., 2])
+    result.gt_keypoints = Keypoints(points)
+    return result
+
+
+def _remasked(instances: Instances, masks: torch.Tensor, areas: torch.Tensor) -> Instances:
+    """The objects with other masks, without those that have lost theirs.
+
+    Args:
+        instances: R objects.
+        masks: (R, H, W) bool.
+        areas: (R,): pixels of their masks before. Where it is another number now, the box is drawn
+            around the mask anew; annotated boxes of whole objects stay.
+    """
+    result = _copy(instances, instances.image_size)
+    result.gt_masks = BitMasks(masks)
+    now = _areas(masks)
+    cut = now != areas
+    boxes = instances.gt_boxes.tensor.clone()
+    if cut.any():
+        boxes[cut] = BitMasks(masks[cut]).get_bounding_boxes().tensor
+    result.gt_boxes = Boxes(boxes)
+    return result if now.all() else result[now > 0]

@@ -1,0 +1,60 @@
+"""mask-rcnn-plus fit-anchors, from a config and a data set to lines of YAML."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.tools.cli import main
+from mask_rcnn_plus.tools.fit_anchors import config_anchors
+
+
+def test_the_lines_fit_into_the_config_and_cover_more(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "anchors.yaml"
+    command = ["fit-anchors", "--config-file", str(tiny_config), "--output", str(output)]
+    assert main([*command, "shapes_train"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(output.read_text())
+    rows = dict(re.findall(r"^at (training size, \w+) +[\d.]+% +([\d.]+)%", printed, re.MULTILINE))
+    assert float(rows["training size, fitted"]) > float(rows["training size, now"])
+    # As many as before, on the same maps, and the config takes them.
+    merged = tmp_path / "merged.yaml"
+    merged.write_text(output.read_text() + f'_BASE_: "{tiny_config.name}"\n')
+    before, after = (config_anchors(load_config(path)) for path in (tiny_config, merged))
+    assert after.strides == before.strides == (4, 8, 16, 32, 64)
+    assert [len(level) for level in after.sizes] == [1] * 5 and after.sizes != before.sizes
+    assert after.ratios == (after.ratios[0],) * 5 and len(after.ratios[0]) == 3
+
+    assert main(command) == 2
+    assert "exists; name another file, or give --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("generator", "words"),
+    [
+        ({"NAME": "RotatedAnchorGenerator"}, "nothing to fit"),
+        ({"SIZES": [[8], [16]]}, "of one list, or of 5"),
+        ({"SIZES": [[8], [16], [32], [64], [128, 256]]}, "another number of SIZES"),
+    ],
+)
+def test_anchors_that_cannot_be_fitted_are_refused(
+    tiny_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    generator: dict[str, object],
+    words: str,
+) -> None:
+    content = yaml.safe_load(tiny_config.read_text())
+    content["MODEL"]["ANCHOR_GENERATOR"] = generator
+    tiny_config.write_text(yaml.safe_dump(content))
+    assert main(["fit-anchors", "--config-file", str(tiny_config)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_wrong_name_is_one_line(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit-anchors", "--config-file", str(tiny_config), "shapes_trian"]) == 2
+    assert "did you mean 'shapes_train'" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""mask-rcnn-plus show-data: a picture of what a config trains on."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+
+from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.tools.cli import main
+from mask_rcnn_plus.tools.show_data import draw_sample, first_samples
+
+
+def test_the_picture_holds_the_images_that_a_training_begins_with(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "data.png"
+    command = ["show-data", "--config-file", str(tiny_config), "--output", str(picture)]
+    command += ["--images", "5", "--side", "100"]
+    assert main([*command, "INPUT.JITTER.ENABLED", "True"]) == 0
+    height, width = cv2.imread(str(picture)).shape[:2]
+    # Three columns, two rows.
+    assert width >= 3 * 100 and 2 * 100 <= height < 3 * 100
+    assert main([*command, "INPUT.JITTER.ENABLED", "True"]) == 2
+    assert "exists; name another file" in capsys.readouterr().err
+    assert main([*command[:3], "--output", "data.txt"]) == 2
+    assert "name a .png or .jpg file" in capsys.readouterr().err
+
+    cfg = load_config(tiny_config)
+    names = [sample["file_name"] for sample in first_samples(cfg, 4)]
+    assert len(set(names)) == 4
+    cfg.SEED = 2
+    assert [sample["file_name"] for sample in first_samples(cfg, 4)] != names
+
+
+def test_a_sample_is_drawn_with_masks_and_keypoints_where_they_are() -> None:
+    objects = Instances((20, 40))
+    objects.gt_boxes = Boxes(torch.tensor([[20.0, 0, 40, 20]]))
+    objects.gt_classes = torch.tensor([0])
+    masks = torch.zeros(1, 20, 40, dtype=torch.bool)
+    masks[:, :, 20:] = True
+    objects.gt_masks = BitMasks(masks)
+    objects.gt_keypoints = Keypoints(torch.tensor([[[5.0, 10, 2], [0, 0, 0]]]))
+    # Blue in RGB.
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    image[2] = 200
+    sample = {"image": image, "instances": objects, "file_name": "a.png"}
+    drawn = draw_sample(sample, ["thing"], image_format="RGB", side=200)[-100:, :200]
+    assert drawn[50, 60].tolist() == [200, 0, 0]
+    assert drawn[50, 25].tolist() == [255, 255, 255]
+    assert drawn[60, 150].tolist() != [200, 0, 0]
+    assert np.array_equal(drawn[0, 0], drawn[95, 5])
