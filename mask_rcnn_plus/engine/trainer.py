@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -13,10 +14,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
-from detectron2.solver.build import (
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-)
 from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches, NamingMapper, PolygonMapper
@@ -26,6 +23,8 @@ from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extended
+from mask_rcnn_plus.engine.optimizer import build_optimizer, require_same_kind
+from mask_rcnn_plus.engine.steps import Steps, amp_dtype
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator, run_inference
@@ -42,7 +41,16 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         self._stops = Stops()
-        super().__init__(cfg)
+        with warnings.catch_warnings():
+            # detectron2 makes a scaler for CUDA first, whatever the device.
+            warnings.filterwarnings("ignore", message=".*GradScaler")
+            super().__init__(cfg)
+        of = self._trainer
+        self._trainer = Steps(
+            *(of.model, of.data_loader, of.optimizer),
+            amp=amp_dtype(cfg),
+            parts=cfg.SOLVER.ACCUMULATE_STEPS,
+        )
         # How many iterations the weights have behind them, and how many with all their hooks.
         self._steps_done = self._whole_steps = 0
         self._batches.gate = self._gate
@@ -141,12 +149,8 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         stored = state_dict.get("_trainer", {}).get("optimizer")
-        if stored and _kind(stored["param_groups"]) != _kind(self.optimizer.param_groups):
-            raise UserError(
-                f"SOLVER.OPTIMIZER is '{self.cfg.SOLVER.OPTIMIZER}', and the checkpoint to resume "
-                "from was trained with the other one: keep it, or start anew from its weights with "
-                "MODEL.WEIGHTS and without --resume"
-            )
+        if stored:
+            require_same_kind(self.cfg, self.optimizer, stored)
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
             self._trainer.load_state_dict(state_dict["_trainer"])
@@ -172,7 +176,7 @@ class Trainer(DefaultTrainer):
             raise Leave(code)
 
     def _step(self) -> Step:
-        return Step(self._batches.latest, self._batches.step_words, self.cfg.SOLVER.AMP.ENABLED)
+        return Step(self._batches.latest, self._batches.step_words, amp_dtype(self.cfg))
 
     def _diverged(self, what: str, *, together: bool) -> DivergedError:
         """Finds out and says what is known, with the help of processes that are at the gate."""
@@ -210,19 +214,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping."""
-        solver = cfg.SOLVER
-        if solver.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        )
-        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, solver.BASE_LR)
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Batches:
@@ -289,11 +281,6 @@ class Trainer(DefaultTrainer):
                 report.parent.mkdir(parents=True, exist_ok=True)
                 report.write_text(json.dumps({**results[name], "speed": speed.to_dict()}, indent=1))
         return results[names[0]] if len(names) == 1 else results
-
-
-def _kind(param_groups: list[dict[str, Any]]) -> set[str]:
-    """What tells SGD's state from AdamW's."""
-    return {"momentum", "betas"} & set().union(*param_groups)
 
 
 def _inference_dir(cfg: CfgNode, dataset_name: str) -> Path:

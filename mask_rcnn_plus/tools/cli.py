@@ -18,6 +18,7 @@ COMMANDS = {
     "ablate": ("ablate", "train a folder of configs with several seeds, and compare them"),
     "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
+    "benchmark model": ("benchmark_model", "time a whole model beside detectron2's, and compare"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
 }
 
