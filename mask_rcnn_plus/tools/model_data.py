@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
-from detectron2.evaluation import DatasetEvaluators
 
 from mask_rcnn_plus.data import NamingMapper, PolygonMapper, require_dataset
 from mask_rcnn_plus.data.build import build_test_batches
@@ -106,14 +104,9 @@ def average_precision(
         evaluator = build_coco_evaluator(
             name, output_dir=None, detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
         )
-        device = next(side.model.parameters()).device.type
-        with torch.autocast(device, side.autocast, enabled=side.autocast is not None):
-            found, _ = run_inference(
-                side.model,
-                build_test_batches(cfg, name),
-                DatasetEvaluators([evaluator]),
-                dataset_name=name,
-            )
+        found, _ = run_inference(
+            side.model, build_test_batches(cfg, name), evaluator, dataset_name=name
+        )
         results[side.name] = {task: figures["AP"] for task, figures in found.items()}
     return results
 

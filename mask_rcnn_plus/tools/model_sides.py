@@ -12,13 +12,12 @@ from detectron2.modeling import build_model, detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-import mask_rcnn_plus
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
-from mask_rcnn_plus.modeling import postprocess
+from mask_rcnn_plus.modeling import optimize, postprocess
 from mask_rcnn_plus.tools import model_torchvision
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = ("fp32", "bf16", "fp16")
 BASELINES = ("stock", "torchvision")
 PASTE = "paste, RLE"
 FUSED = {
@@ -41,14 +40,12 @@ class Side:
         timer: of its stages.
         detect: from detectron2's inputs to one ``Instances`` an image, at its original size, with
             ``pred_boxes``, ``scores``, ``pred_classes`` and, where there are masks, ``rle``.
-        autocast: the type that the model's calls have to be cast to by their caller, if any.
     """
 
     name: str
     model: nn.Module
     timer: StageTimer
     detect: Callable[[Inputs], list[Instances]]
-    autocast: torch.dtype | None = None
 
 
 def stock_config(cfg: CfgNode) -> CfgNode:
@@ -151,18 +148,12 @@ def _stock_side(model: nn.Module, device: torch.device) -> Side:
 
 
 def _our_side(model: nn.Module, dtype: str, device: torch.device) -> Side:
-    autocast = None
-    if hasattr(mask_rcnn_plus, "optimize"):
-        model = mask_rcnn_plus.optimize(model, dtype=dtype)
-    elif dtype != "fp32":
-        autocast = DTYPES[dtype]
+    model = optimize(model, dtype)
     timer = StageTimer(stage_modules(model), device)
 
     def detect(inputs: Inputs) -> list[Instances]:
         results = []
-        with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            raws = model.inference(inputs, do_postprocess=False)
-        for raw, one in zip(raws, inputs, strict=True):
+        for raw, one in zip(model.inference(inputs, do_postprocess=False), inputs, strict=True):
             with timer.stage(PASTE):
                 found = postprocess(raw, one["height"], one["width"])
                 if found.has("pred_masks"):
@@ -171,7 +162,7 @@ def _our_side(model: nn.Module, dtype: str, device: torch.device) -> Side:
                 results.append(found)
         return results
 
-    return Side(f"ours {dtype}", model, timer, detect, autocast)
+    return Side(f"ours {dtype}", model, timer, detect)
 
 
 def _torchvision_side(model: Any, device: torch.device) -> Side:
