@@ -243,3 +243,20 @@ def test_peak_memory_is_that_of_the_call() -> None:
 
     peak = memory.peak_memory(run, torch.device("cpu"))
     assert peak is None or math.isclose(peak, 64, abs_tol=16)
+
+
+def test_a_data_set_gives_images_and_ap(trained: Path, shapes: Path, tmp_path: Path) -> None:
+    arguments = [
+        *("--config-file", str(trained / "config.yaml"), "--data", "shapes_val"),
+        *("--weights", str(trained / "model_final.pth"), "--output", str(tmp_path)),
+        *("--threads", "1", "--repeats", "1", "--dtype", "fp32"),
+    ]
+    assert main([*COMMAND, *arguments, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]) == 0
+    report = json.loads((tmp_path / "model.json").read_text())
+    assert report["AP"].keys() == {"stock fp32", "ours fp32"}
+    for task in ("bbox", "segm"):
+        stock, ours = (report["AP"][side][task] for side in ("stock fp32", "ours fp32"))
+        assert ours == pytest.approx(stock, abs=0.01)
+    assert report["inference"][0]["detections"] > 0
+    assert report["training"][0]["stages"]["data"] > 0
+    assert "| ours fp32 |" in (tmp_path / "model.md").read_text()
