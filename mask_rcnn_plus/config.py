@@ -86,6 +86,18 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # from random weights; BASE_LR about 0.001, WEIGHT_DECAY about 0.05.
     cfg.SOLVER.OPTIMIZER = "SGD"
 
+    # One kernel updates all weights; it rounds a little otherwise than detectron2's loop. A resumed
+    # run keeps what it began with.
+    cfg.SOLVER.FUSED = False
+
+    # The type that SOLVER.AMP.ENABLED computes in: "fp16" as detectron2 does (CUDA alone, with a
+    # scaled loss), or "bf16", which needs no scale and runs on CPUs as well.
+    cfg.SOLVER.AMP.DTYPE = "fp16"
+
+    # A batch of SOLVER.IMS_PER_BATCH is computed in so many parts, one after the other, in the
+    # memory of one: the step of the whole batch as several GPUs would compute it.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+
     # How many of the newest periodic checkpoints (every SOLVER.CHECKPOINT_PERIOD iterations) stay;
     # model_final.pth and model_best.pth do so anyway. 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 0

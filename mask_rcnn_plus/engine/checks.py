@@ -67,16 +67,25 @@ def check_solver(cfg: CfgNode, device: str) -> None:
     """Compares the solver's settings with the device and the number of processes.
 
     Raises:
-        UserError: mixed precision without a GPU, or a batch that the processes cannot share evenly.
+        UserError: mixed precision that the device lacks, or a batch that cannot be shared evenly by
+            the processes, or cut into SOLVER.ACCUMULATE_STEPS.
     """
     solver = cfg.SOLVER
-    if solver.AMP.ENABLED and not device.startswith("cuda"):
-        raise UserError(f"SOLVER.AMP.ENABLED needs a GPU, and the device is '{device}': set False")
+    if solver.AMP.ENABLED and solver.AMP.DTYPE == "fp16" and not device.startswith("cuda"):
+        raise UserError(
+            f"SOLVER.AMP.ENABLED with SOLVER.AMP.DTYPE fp16 needs a GPU, and the device is "
+            f"'{device}': set SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False"
+        )
     processes = comm.get_world_size()
     if solver.IMS_PER_BATCH % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot "
             f"share: set a multiple of {processes}"
+        )
+    if solver.IMS_PER_BATCH // processes % solver.ACCUMULATE_STEPS:
+        raise UserError(
+            f"SOLVER.ACCUMULATE_STEPS is {solver.ACCUMULATE_STEPS}, and a process's share of a "
+            f"batch has {solver.IMS_PER_BATCH // processes} images: set a divisor of that"
         )
 
 

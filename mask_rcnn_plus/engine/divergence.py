@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus.data.draws import seed_all
 from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.steps import AMP_DTYPES
 from mask_rcnn_plus.engine.stops import DIVERGED
 from mask_rcnn_plus.errors import UserError
 
@@ -30,18 +31,19 @@ class Step:
     Attributes:
         batch: the samples.
         words: what the random generators were seeded with.
-        amp: whether in mixed precision.
+        amp: in which mixed precision, of ``AMP_DTYPES``; "" for none.
     """
 
     batch: list[Any]
     words: tuple[int | str, ...]
-    amp: bool = False
+    amp: str = ""
 
     def losses(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """The losses, of a model that is not wrapped for distributed training."""
         device = next(model.parameters()).device.type
         seed_all(*self.words)
-        with EventStorage(), torch.autocast(device, enabled=self.amp):
+        dtype = AMP_DTYPES.get(self.amp)
+        with EventStorage(), torch.autocast(device, dtype, enabled=dtype is not None):
             return model(self.batch)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,6 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
-from detectron2.solver.build import (
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-)
 from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches
@@ -24,7 +21,9 @@ from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extended
+from mask_rcnn_plus.engine.optimizer import build_optimizer
 from mask_rcnn_plus.engine.run_state import check_run_state
+from mask_rcnn_plus.engine.steps import Steps, amp_dtype
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.engine.testing import evaluate_all, inference_folder
 from mask_rcnn_plus.errors import UserError
@@ -42,7 +41,16 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         self._stops = Stops()
-        super().__init__(cfg)
+        with warnings.catch_warnings():
+            # detectron2 makes a scaler for CUDA first, whatever the device.
+            warnings.filterwarnings("ignore", message=".*GradScaler")
+            super().__init__(cfg)
+        of = self._trainer
+        self._trainer = Steps(
+            *(of.model, of.data_loader, of.optimizer),
+            amp=amp_dtype(cfg),
+            parts=cfg.SOLVER.ACCUMULATE_STEPS,
+        )
         # How many iterations the weights have behind them, and how many with all their hooks.
         self._steps_done = self._whole_steps = 0
         self._batches.gate = self._gate
@@ -166,7 +174,7 @@ class Trainer(DefaultTrainer):
             raise Leave(code)
 
     def _step(self) -> Step:
-        return Step(self._batches.latest, self._batches.step_words, self.cfg.SOLVER.AMP.ENABLED)
+        return Step(self._batches.latest, self._batches.step_words, amp_dtype(self.cfg))
 
     def _diverged(self, what: str, *, together: bool) -> DivergedError:
         """Finds out and says what is known, with the help of processes that are at the gate."""
@@ -204,19 +212,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping."""
-        solver = cfg.SOLVER
-        if solver.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        )
-        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, solver.BASE_LR)
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Batches:

@@ -30,6 +30,7 @@ from mask_rcnn_plus.evaluation.speed import (
     combine,
     peak_memory,
 )
+from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
 from mask_rcnn_plus.modeling import OptimizedRCNN, postprocess
 
 _logger = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ def run_inference(
     judge.reset()
     all_images = 0
     watch = Stopwatch(device)
+    stages = StageTimer(stage_modules(model) if split else {}, device)
     progress = _Progress(dataset_name, total)
     try:
         # Not inference_mode: what a model caches under it could never take part in training again.
@@ -128,8 +130,10 @@ def run_inference(
                 watch.lap("data")
                 with _naming_files(batch):
                     if split:
-                        raw = model.inference(batch, do_postprocess=False)
+                        with stages.running() as taken:
+                            raw = model.inference(batch, do_postprocess=False)
                         watch.lap("model")
+                        watch.split_model(taken)
                         outputs = [_postprocess(*pair) for pair in zip(raw, batch, strict=True)]
                         watch.lap("post")
                     else:

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ class InferenceSpeed:
         images_per_second: images / seconds.
         data_ms: milliseconds an image takes in the process that handles it, waiting for the loader.
         inference_ms: the same for the network.
+        inference_stages_ms: the parts of ``inference_ms`` by name, as far as they are known.
         postprocessing_ms: the same for rescaling boxes and dropping empty ones; None where the
             model does this, and pastes masks, within the inference.
         evaluation_ms: the same for the evaluator, which pastes and encodes masks, with the final
@@ -43,6 +44,7 @@ class InferenceSpeed:
     peak_memory_kind: str
     processes: int
     device: str
+    inference_stages_ms: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes by name, ready for JSON."""
@@ -57,12 +59,12 @@ class InferenceSpeed:
             "evaluation": self.evaluation_ms,
         }
         whole = sum(value for value in stages.values() if value is not None)
-        rows = [
-            (name, "in inference", "")
-            if value is None
-            else (name, f"{value:.1f} ms", f"{100 * value / whole:.0f} %" if whole else "")
-            for name, value in stages.items()
-        ]
+        rows = []
+        for name, value in stages.items():
+            rows.append((name, "in inference", "") if value is None else _row(name, value, whole))
+            if name == "inference":
+                parts = self.inference_stages_ms.items()
+                rows += [_row(f"- {part}", ms, whole) for part, ms in parts]
         rows.append(("all", f"{whole:.1f} ms", ""))
         times = tabulate(
             rows, ("stage", "an image", "share"), "pipe", colalign=("left", "right", "right")
@@ -76,12 +78,17 @@ class InferenceSpeed:
         )
 
 
+def _row(name: str, value: float, whole: float) -> tuple[str, str, str]:
+    return name, f"{value:.1f} ms", f"{100 * value / whole:.0f} %" if whole else ""
+
+
 @dataclass
 class Stopwatch:
     """Splits the time of one process into stages that add up to the whole, in seconds."""
 
     device: torch.device
     seconds: dict[str, float] = field(init=False)
+    model_stages: dict[str, float] = field(init=False)
     images: int = field(init=False)
     batches: int = field(init=False)
 
@@ -91,6 +98,7 @@ class Stopwatch:
     def start(self) -> None:
         """Forgets what was measured and starts the first stage."""
         self.seconds = dict.fromkeys(("data", "model", "post", "evaluation"), 0.0)
+        self.model_stages = {}
         self.images = self.batches = 0
         self._since = self._now()
 
@@ -99,6 +107,11 @@ class Stopwatch:
         now = self._now()
         self.seconds[stage] += now - self._since
         self._since = now
+
+    def split_model(self, milliseconds: Mapping[str, float]) -> None:
+        """Adds the parts of a call of the model."""
+        for part, ms in milliseconds.items():
+            self.model_stages[part] = self.model_stages.get(part, 0.0) + ms / 1e3
 
     @property
     def total(self) -> float:
@@ -141,6 +154,7 @@ def combine(
     def milliseconds(stage: str) -> float:
         return 1000 * sum(s.watch.seconds[stage] for s in shares) / max(images, 1)
 
+    parts = dict.fromkeys(part for share in shares for part in share.watch.model_stages)
     if device.type == "cuda":
         name = f"{device} ({torch.cuda.get_device_name(device)})"
     else:
@@ -157,6 +171,10 @@ def combine(
         peak_memory_kind=peak_kind,
         processes=len(shares),
         device=name,
+        inference_stages_ms={
+            part: 1000 * sum(s.watch.model_stages.get(part, 0.0) for s in shares) / max(images, 1)
+            for part in parts
+        },
     )
 
 

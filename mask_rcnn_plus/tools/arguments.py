@@ -2,11 +2,11 @@
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,6 +25,31 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
     return number
+
+
+def choices(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """An argument's ``type``: some of the known words, with commas between them."""
+    names = list(known)
+
+    def parse(text: str) -> list[str]:
+        words = list(dict.fromkeys(text.split(",")))
+        for word in words:
+            if word not in names:
+                hint = did_you_mean(word, names) or f"; there are {', '.join(names)}"
+                raise argparse.ArgumentTypeError(f"'{word}' is unknown{hint}")
+        return words
+
+    return parse
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """An argument's ``type``: HxW, in pixels, each 64 to 8192."""
+    sides = text.split("x")
+    if len(sides) != 2 or not all(s.isdecimal() and 64 <= int(s) <= 8192 for s in sides):
+        raise argparse.ArgumentTypeError(
+            f"must be HxW in pixels, each 64 to 8192, as 800x1216, not '{text}'"
+        )
+    return int(sides[0]), int(sides[1])
 
 
 def require_device(name: str) -> str:

@@ -100,7 +100,7 @@ def convert(
     """
     source = {_new_name(n): v for n, v in state.items() if not n.endswith(_IGNORED)}
     masks = any(name.startswith("roi_heads.mask_") for name in source)
-    names = dict(_names(masks=masks))
+    names = dict(parameter_names(masks=masks))
     _require_same_keys(source, names)
     keep = _classes(source, coco=coco, masks=masks)
     result = {}
@@ -122,7 +122,7 @@ def convert(
     return result
 
 
-def _names(*, masks: bool) -> Iterator[tuple[str, str]]:
+def parameter_names(*, masks: bool) -> Iterator[tuple[str, str]]:
     """Every parameter's and buffer's name there and here."""
 
     def both(there: str, here: str, parts: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -160,6 +160,8 @@ def test_config_mistakes_are_refused(
         ("DATASETS.TRAIN", "shapes_train", "write \"('shapes_train',)\""),
         ("OUTPUT_DIR", "", "is empty"),
         ("SOLVER.AMP.ENABLED", "True", "needs a GPU"),
+        ("SOLVER.ACCUMULATE_STEPS", "3", "set a divisor"),
+        ("SOLVER.AMP.DTYPE", "fp8", "it must be fp16 or bf16"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

@@ -65,7 +65,14 @@ def crash_after(patch: pytest.MonkeyPatch, iteration: int) -> None:
 # What changes the order of the images, the draws, or what is saved.
 VARIANTS = {
     "plain": [],
-    "adamw": ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "0.002"],
+    "adamw, fused": [
+        *("SOLVER.OPTIMIZER", "ADAMW", "SOLVER.BASE_LR", "0.002", "SOLVER.FUSED", "True")
+    ],
+    "fused, bf16, in parts": [
+        *("SOLVER.FUSED", "True", "SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bf16"),
+        *("SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.IMS_PER_BATCH", "4"),
+        *("MODEL.CHANNELS_LAST", "True", "MODEL.ROI_HEADS.NAME", "FusedROIHeads"),
+    ],
     "ungrouped and augmented": [
         *("DATALOADER.ASPECT_RATIO_GROUPING", "False"),
         *("INPUT.JITTER.ENABLED", "True", "INPUT.JITTER.SIZE", "(48, 64)"),

@@ -173,6 +173,14 @@ def test_outputs_are_those_of_the_model(rcnn: torch.nn.Module) -> None:
     assert_same_outputs(recorder.outputs, expected)
     assert results == {"seen": {"images": 5}}
     assert speed.postprocessing_ms is not None and speed.postprocessing_ms > 0
+    # By hooks on the modules, so that the parts are of the whole and nothing is left behind.
+    parts = speed.inference_stages_ms
+    expected_parts = {"backbone", "FPN", "RPN head", "proposals", "box pooler", "box head"}
+    expected_parts |= {"detections", "mask pooler", "mask head", "other"}
+    assert parts.keys() == expected_parts
+    assert all(ms > 0 for ms in parts.values())
+    assert sum(parts.values()) <= speed.inference_ms
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in rcnn.modules())
     assert not recorder.outputs[0]["instances"].scores.requires_grad
 
 
@@ -370,12 +378,14 @@ def test_table_and_dict_say_the_same() -> None:
         peak_memory_kind="GPU memory",
         processes=2,
         device="cuda:0 (H200)",
+        inference_stages_ms={"backbone": 100.0, "other": 50.0},
     )
     table = speed.table()
     assert "4.00 images/s (50 images in 12.5 s, 2 processes on cuda:0 (H200))" in table
     assert "peak memory: 1234 MiB (GPU memory)" in table
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if "|" in line}
     assert "150.0 ms" in rows["inference"] and "75 %" in rows["inference"]
+    assert "100.0 ms" in rows["- backbone"] and "50 %" in rows["- backbone"]
     assert "30.0 ms" in rows["post-processing"] and "15 %" in rows["post-processing"]
     assert "200.0 ms" in rows["all"]
     assert json.loads(json.dumps(speed.to_dict()))["postprocessing_ms"] == 30.0

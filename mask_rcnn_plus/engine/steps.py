@@ -1,0 +1,108 @@
+"""One training step: mixed precision on any device, and a batch computed in parts."""
+
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import SimpleTrainer
+from torch.nn.parallel import DistributedDataParallel
+
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def amp_dtype(cfg: CfgNode) -> str:
+    """The key of ``AMP_DTYPES`` that a config trains in; "" for full precision."""
+    return cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else ""
+
+
+class Steps(SimpleTrainer):
+    """Takes the place of detectron2's SimpleTrainer and AMPTrainer.
+
+    In full precision and one part it computes what SimpleTrainer does, bit for bit. The losses are
+    brought to the host together instead of one by one.
+
+    Args:
+        model: as SimpleTrainer's, and so are the next two.
+        data_loader: gives batches, each a list of samples.
+        optimizer: of the model.
+        amp: autocast to this type, of ``AMP_DTYPES``; "" for none. fp16 scales the loss, so that
+            small gradients are not lost; bf16, whose range is fp32's, needs no scale.
+        parts: into how many a batch is cut. Their gradients are added up as if each part were
+            the batch of another process, so that the step is that of the whole batch, but for
+            batch norm and for the losses that are means over a number of RoIs that differs between
+            the parts. Memory is that of one part.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        data_loader: Any,
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp: str = "",
+        parts: int = 1,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self._amp = amp
+        self._parts = parts
+        self._device = next(model.parameters()).device.type
+        self.grad_scaler = None
+        if amp == "fp16":
+            self.grad_scaler = torch.amp.GradScaler(self._device)
+
+    def run_step(self) -> None:
+        assert self.model.training, "the model is not in training mode"
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        self.optimizer.zero_grad()
+        sums: dict[str, torch.Tensor] = {}
+        shards = [batch[i :: self._parts] for i in range(self._parts)]
+        for number, shard in enumerate(shards):
+            # Wrapped for several processes, gradients are exchanged once, with the last part.
+            last = number + 1 == len(shards)
+            wrapped = isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if wrapped and not last else nullcontext():
+                self._add_gradients(shard, sums)
+        self._write_metrics(_on_host(sums), data_time)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+            return
+        # Before whatever looks at gradients in the optimiser's step, such as clipping.
+        self.grad_scaler.unscale_(self.optimizer)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def _add_gradients(self, shard: list[Any], sums: dict[str, torch.Tensor]) -> None:
+        dtype = AMP_DTYPES.get(self._amp)
+        with torch.autocast(self._device, dtype, enabled=dtype is not None):
+            losses = self.model(shard)
+            if isinstance(losses, torch.Tensor):
+                losses = {"total_loss": losses}
+            if self._parts > 1:
+                losses = {name: loss / self._parts for name, loss in losses.items()}
+            loss = sum(losses.values())
+        (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # Absent where the run began in another precision.
+        if self.grad_scaler is not None and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _on_host(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same on the CPU, after one wait for the device."""
+    values = torch.stack([loss.float() for loss in losses.values()]).cpu()
+    return dict(zip(losses, values, strict=True))
