@@ -13,15 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
-from detectron2.solver.build import (
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-)
 from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches, NamingMapper, PolygonMapper
 from mask_rcnn_plus.data.build import build_test_batches, build_train_batches
-from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine import freezing, optimizers, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
@@ -43,6 +39,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         self._stops = Stops()
         super().__init__(cfg)
+        freezing.hold(self.model, cfg.MODEL.FREEZE)
         # How many iterations the weights have behind them, and how many with all their hooks.
         self._steps_done = self._whole_steps = 0
         self._batches.gate = self._gate
@@ -105,7 +102,14 @@ class Trainer(DefaultTrainer):
         if self.checkpointer.resumed and self.finished and last != "model_final.pth":
             self.checkpointer.save("model_final", iteration=self._steps_done - 1)
 
+    def before_step(self) -> None:
+        # A run that ends early lowers max_iter; detectron2's loop still counts to what it was.
+        if not self.finished:
+            super().before_step()
+
     def run_step(self) -> None:
+        if self.finished:
+            return
         try:
             super().run_step()
         except FloatingPointError as error:
@@ -115,6 +119,8 @@ class Trainer(DefaultTrainer):
         self._steps_done = self.iter + 1
 
     def after_step(self) -> None:
+        if self.finished:
+            return
         try:
             super().after_step()
         except FloatingPointError as error:  # by the checkpointer
@@ -123,6 +129,8 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         reason = sys.exc_info()[1]
+        if self.finished:
+            self.iter = self.max_iter
         try:
             super().after_train()
         except OSError:
@@ -141,12 +149,8 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         stored = state_dict.get("_trainer", {}).get("optimizer")
-        if stored and _kind(stored["param_groups"]) != _kind(self.optimizer.param_groups):
-            raise UserError(
-                f"SOLVER.OPTIMIZER is '{self.cfg.SOLVER.OPTIMIZER}', and the checkpoint to resume "
-                "from was trained with the other one: keep it, or start anew from its weights with "
-                "MODEL.WEIGHTS and without --resume"
-            )
+        if stored:
+            optimizers.require_same_kind(stored, self.optimizer, self.cfg.SOLVER.OPTIMIZER)
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
             self._trainer.load_state_dict(state_dict["_trainer"])
@@ -209,20 +213,13 @@ class Trainer(DefaultTrainer):
             sys.stderr.write(f"stopped after {last + 1} iterations ({saved}); see --resume\n")
 
     @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-        """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping."""
-        solver = cfg.SOLVER
-        if solver.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=solver.BASE_LR,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        )
-        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, solver.BASE_LR)
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """detectron2's, without gradients for what MODEL.FREEZE names."""
+        model = super().build_model(cfg)
+        freezing.freeze(model, cfg.MODEL.FREEZE)
+        return model
+
+    build_optimizer = staticmethod(optimizers.build_optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Batches:
@@ -289,11 +286,6 @@ class Trainer(DefaultTrainer):
                 report.parent.mkdir(parents=True, exist_ok=True)
                 report.write_text(json.dumps({**results[name], "speed": speed.to_dict()}, indent=1))
         return results[names[0]] if len(names) == 1 else results
-
-
-def _kind(param_groups: list[dict[str, Any]]) -> set[str]:
-    """What tells SGD's state from AdamW's."""
-    return {"momentum", "betas"} & set().union(*param_groups)
 
 
 def _inference_dir(cfg: CfgNode, dataset_name: str) -> Path:

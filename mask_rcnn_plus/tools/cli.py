@@ -16,6 +16,7 @@ PROGRAM = "mask-rcnn-plus"
 # main(argv) returns the exit code, or raises UserError, of which this file makes one line.
 COMMANDS = {
     "ablate": ("ablate", "train a folder of configs with several seeds, and compare them"),
+    "lr-range": ("lr_range", "find a learning rate: train a little while it rises"),
     "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
