@@ -53,11 +53,16 @@ class Evaluation(HookBase):
         self._checkpointer = checkpointer
         self._stops = stops
         self._latest = {"evaluation": -1, "losses": -1}
+        # The last iteration whose figures the watchers have seen.
+        self._shown = -1
 
     def state_dict(self) -> dict[str, Any]:
-        return {watcher.key: watcher.state for watcher in self._watchers}
+        if not self._watchers:
+            return {}
+        return {"shown": self._shown, **{one.key: one.state for one in self._watchers}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._shown = state.get("shown", -1)
         for watcher in self._watchers:
             watcher.state = dict(state.get(watcher.key, {}))
 
@@ -66,8 +71,10 @@ class Evaluation(HookBase):
         if not (self._watchers and trainer.start_iter):
             return
         last = trainer.start_iter - 1
+        if self._end_if_over(last):
+            return
         # A checkpoint is saved before its evaluation, which the run may not have lived to see.
-        if not self._end_if_over(last) and any(self._due(last)):
+        if self._shown < last and any(self._due(last)):
             logger.info("Evaluating the checkpoint that the run goes on from")
             trainer.storage.iter = last
             self._measure(last, *self._due(last))
@@ -109,6 +116,7 @@ class Evaluation(HookBase):
             for watcher in self._watchers:
                 of_losses = watcher.figure.name.startswith(f"{VALIDATION}/")
                 self._show(watcher, iteration, expected=losses if of_losses else evaluate)
+        self._shown = iteration
         if self._watchers:
             self._end_if_over(iteration)
 

@@ -32,17 +32,18 @@ from mask_rcnn_plus.tools.arguments import Parser, positive, prepare_output
 PROGRAM = "mask-rcnn-plus lr-range"
 PLOT, CSV = "lr_range.png", "lr_range.csv"
 
-# How much the smoothed loss keeps of itself a step, and how far it may rise above its lowest.
+# How much the running loss keeps of itself a step, and how far it may rise above its lowest.
 _SMOOTHING, _DIVERGED = 0.9, 4.0
+_STANDARD_ERRORS = 4.0
 _FEWEST = 10
 
 _EPILOG = f"""
 Example: {PROGRAM} --config-file configs/small_data.yaml DATASETS.TRAIN "('balloons_train',)"
 
-The rate rises from --start to --end by the same factor each iteration (Smith, arXiv:1506.01186);
-the run ends before where the loss has become four times its lowest. What is suggested is the rate at
-which the smoothed loss fell most steeply. It is meant for the config's batch size and optimizer, and
-a short look: half of it or twice may serve as well. The weights are thrown away.
+The rate rises from --start to --end by the same factor each iteration (Smith, arXiv:1506.01186), or
+until the loss is four times its lowest. Suggested is the rate at which the smoothed loss fell
+most steeply, for the config's batch size and optimizer. It is a short look: a third or thrice may
+serve as well. The weights are thrown away.
 """
 
 
@@ -59,24 +60,43 @@ class Curve:
     losses: list[float]
 
     @property
-    def smoothed(self) -> list[float]:
-        """The losses' exponential mean, without the pull to where it starts."""
-        mean, smoothed = 0.0, []
+    def running(self) -> list[float]:
+        """The losses' exponential mean up to each iteration, without the pull to 0."""
+        mean, means = 0.0, []
         for step, loss in enumerate(self.losses, 1):
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-            smoothed.append(mean / (1 - _SMOOTHING**step))
-        return smoothed
+            means.append(mean / (1 - _SMOOTHING**step))
+        return means
+
+    @property
+    def smoothed(self) -> np.ndarray:
+        """The losses' mean with Gaussian weights around each iteration."""
+        steps = np.arange(len(self.losses))
+        weights = np.exp(-0.5 * ((steps[:, None] - steps) / self._width) ** 2)
+        # The last losses may be of any size.
+        losses = np.minimum(self.losses, _DIVERGED * min(self.running))
+        return (weights @ losses) / weights.sum(1)
+
+    @property
+    def _width(self) -> float:
+        return max(1.5, 0.04 * len(self.losses))
 
     def suggestion(self) -> float | None:
-        """The rate of the steepest fall, before the lowest loss; None where it did not fall."""
-        smoothed = np.array(self.smoothed)
+        """The rate of the steepest fall, before the lowest loss.
+
+        None where the fall is within four standard errors of the smoothed loss.
+        """
+        smoothed = self.smoothed
         lowest = int(smoothed.argmin())
-        # The mean of the first losses is no mean yet.
-        first = min(_FEWEST // 2, len(smoothed) // 5)
-        if lowest <= first + 1:
+        if lowest < 2:
             return None
-        slopes = np.gradient(smoothed, np.log(self.rates))[first : lowest + 1]
-        return self.rates[first + int(slopes.argmin())] if slopes.min() < 0 else None
+        spread = float(np.std(np.array(self.losses[: lowest + 1]) - smoothed[: lowest + 1]))
+        # Of a mean with Gaussian weights, which is one of so many values; of a difference of two.
+        error = math.sqrt(2) * spread / math.sqrt(2 * math.sqrt(math.pi) * self._width)
+        if smoothed[:lowest].max() - smoothed[lowest] < _STANDARD_ERRORS * error:
+            return None
+        slopes = np.gradient(smoothed, np.log(self.rates))
+        return self.rates[int(slopes[: lowest + 1].argmin())]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         argv: the arguments; see ``--help``.
 
     Returns:
-        the exit code: 0, or 1 if the loss did not fall at any rate.
+        the exit code: 0, or 1 if the loss did not fall beyond its noise.
 
     Raises:
         UserError: an argument, the config or the data is wrong.
@@ -109,12 +129,14 @@ def main(argv: Sequence[str]) -> int:
     plot(curve, suggestion, arguments.output / PLOT)
     print(f"written: {arguments.output / PLOT}, {arguments.output / CSV}", file=sys.stderr)
     if suggestion is None:
-        print("the loss did not fall: try more --iterations, another --start, or a warm start")
+        print(
+            "the loss did not fall beyond its noise: try more --iterations, or start from weights"
+        )
         return 1
     smoothed = curve.smoothed
     print(
-        f"steepest fall at {suggestion:.2g}, lowest loss {min(smoothed):.3f} at "
-        f"{curve.rates[smoothed.index(min(smoothed))]:.2g}, highest rate tried {curve.rates[-1]:.2g}"
+        f"steepest fall at {suggestion:.2g}, lowest loss ({min(smoothed):.3f}) at "
+        f"{curve.rates[int(smoothed.argmin())]:.2g}, tried up to {curve.rates[-1]:.2g}"
     )
     print(f"SOLVER.BASE_LR {suggestion:.2g}  (SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH})")
     return 0
@@ -161,8 +183,8 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
             curve.rates.append(rate)
             curve.losses.append(float(loss.detach()))
             progress.set_postfix(lr=f"{rate:.1e}", loss=f"{curve.losses[-1]:.2f}", refresh=False)
-            smoothed = curve.smoothed
-            if smoothed[-1] > _DIVERGED * min(smoothed):
+            running = curve.running
+            if running[-1] > _DIVERGED * min(running):
                 break
     return curve
 
@@ -179,7 +201,7 @@ def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
             suggestion, color="#c8553d", linestyle="--", label=f"steepest {suggestion:.2g}"
         )
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
-    axes.set_ylim(0, _DIVERGED * min(curve.smoothed))
+    axes.set_ylim(0, _DIVERGED * min(curve.running))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
@@ -194,9 +216,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config-file", required=True, metavar="YAML")
-    parser.add_argument("--start", type=_rate, default=1e-6, metavar="LR", help="default: 1e-6")
+    parser.add_argument("--start", type=_rate, default=1e-5, metavar="LR", help="default: 1e-5")
     parser.add_argument("--end", type=_rate, default=1.0, metavar="LR", help="default: 1")
-    parser.add_argument("--iterations", type=positive, default=100, help="default: 100")
+    parser.add_argument("--iterations", type=positive, default=200, help="default: 200")
     parser.add_argument("--output", type=Path, default=Path("output", "lr_range"), metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help=f"replace {PLOT} and {CSV}")
     parser.add_argument(
