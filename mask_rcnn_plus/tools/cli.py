@@ -19,6 +19,7 @@ COMMANDS = {
     "lr-range": ("lr_range", "find a learning rate: train a little while it rises"),
     "check-data": ("check_data", "find what is wrong with data sets, and mend their json"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
+    "benchmark options": ("benchmark_options", "time training steps with one option each"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
 }
 

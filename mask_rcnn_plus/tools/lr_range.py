@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     cfg = load_config(arguments.config_file, arguments.opts)
     prepare_output(arguments.output, (PLOT, CSV), overwrite=arguments.overwrite)
     cfg.OUTPUT_DIR = str(arguments.output)
-    _prepare(cfg)
+    prepare(cfg)
     curve = range_test(
         cfg, start=arguments.start, end=arguments.end, iterations=arguments.iterations
     )
@@ -242,7 +242,8 @@ def _rate(text: str) -> float:
     return rate
 
 
-def _prepare(cfg: CfgNode) -> None:
+def prepare(cfg: CfgNode) -> None:
+    """Checks a config that is only trained with, and loads its data sets; freezes it."""
     check_components(cfg)
     check_solver(cfg, resolve_device(cfg.MODEL.DEVICE))
     check_options(cfg)
