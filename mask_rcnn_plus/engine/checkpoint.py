@@ -87,6 +87,23 @@ class Checkpointer(DetectionCheckpointer):
             self.last_saved = kwargs.get("iteration", -1)
         saving.prune(path.parent, self._keep)
 
+    def save_weights(self, name: str, weights: dict[str, Any], **kwargs: Any) -> None:
+        """Saves other weights than the model's, with nothing that a run could go on from.
+
+        Args:
+            name: of the file, without ``.pth``.
+            weights: under the names of the model's.
+            kwargs: stored with them.
+
+        Raises:
+            SaveError: it cannot be written; what was there is as it was.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        path = Path(self.save_dir) / f"{name}.pth"
+        logger.info(f"Saving weights to {path}")
+        saving.save({"model": weights, **self._extra, **kwargs}, path)
+
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As detectron2's, after a look at the digest where there is one beside the file.
 

@@ -169,6 +169,9 @@ def _print_next_steps(cfg: CfgNode) -> None:
         "  your own data:    uv run train_net.py --config-file configs/small_data.yaml "
         "DATASETS.TRAIN \"('mine_train',)\" DATASETS.TEST \"('mine_val',)\"\n"
     )
+    averaged = output / "model_ema_final.pth"
+    if cfg.SOLVER.EMA.ENABLED and averaged.is_file():
+        print(f"Averaged weights (SOLVER.EMA), evaluated in {output / 'ema'}: {averaged}")
     _print_previews(cfg)
 
 

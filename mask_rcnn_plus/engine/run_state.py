@@ -59,6 +59,12 @@ def _check_optimizer(stored: Any, optimizer: torch.optim.Optimizer, asked: str) 
             "the other one: keep it, or start anew from its weights with MODEL.WEIGHTS and without "
             "--resume"
         )
+    if _sizes(groups) != _sizes(optimizer.param_groups):
+        raise UserError(
+            "the checkpoint to resume from was trained with other parameters frozen (MODEL.FREEZE, "
+            "FREEZE_AT): keep them, or start anew from its weights with MODEL.WEIGHTS and without "
+            "--resume"
+        )
     for group in groups:
         numbers = {key: value for key, value in group.items() if key != "params"}
         _require(_plain(numbers), "settings of the optimiser")
@@ -79,7 +85,9 @@ def _check_optimizer(stored: Any, optimizer: torch.optim.Optimizer, asked: str) 
 def _parts(stored: Any) -> tuple[list[dict[str, Any]], Mapping[Any, Any]]:
     groups = stored.get("param_groups") if isinstance(stored, Mapping) else None
     _require(
-        isinstance(groups, list) and all(isinstance(group, dict) for group in groups),
+        isinstance(groups, list)
+        and all(isinstance(group, dict) for group in groups)
+        and all(isinstance(group.get("params"), list) for group in groups),
         "an optimiser",
     )
     values = stored.get("state", {})
@@ -103,6 +111,10 @@ def _is_count(value: Any, *, least: int = 0, most: int = 2**31) -> bool:
 def _kind(param_groups: list[dict[str, Any]]) -> set[str]:
     """What tells SGD's state from AdamW's."""
     return {"momentum", "betas"} & set().union(*param_groups)
+
+
+def _sizes(param_groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in param_groups]
 
 
 def _require(fine: bool, what: str) -> None:

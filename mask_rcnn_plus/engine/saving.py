@@ -111,10 +111,14 @@ def candidates(folder: Path) -> list[Path]:
     """The checkpoints to resume from, best first: the last one saved, then others by age.
 
     A file without a digest beside it counts only if ``last_checkpoint`` names it: it may be a
-    download.
+    download. Averaged weights (``model_ema_``) have no run to go on with.
     """
     pointed = last_saved(folder)
-    found = [path for path in _by_age(folder) if path != pointed and _beside(path).is_file()]
+    found = [
+        path
+        for path in _by_age(folder)
+        if path != pointed and _beside(path).is_file() and not path.name.startswith("model_ema_")
+    ]
     return found if pointed is None else [pointed, *found]
 
 

@@ -15,8 +15,11 @@ from mask_rcnn_plus.compat.origin import check_detectron2
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
 from mask_rcnn_plus.device import resolve_device
+from mask_rcnn_plus.engine.batch_size import scale_to_batch
 from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
+from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.console import setup_console
+from mask_rcnn_plus.engine.option_checks import check_options
 from mask_rcnn_plus.engine.saving import read_seed
 from mask_rcnn_plus.errors import UserError
 
@@ -43,13 +46,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
     device = resolve_device(cfg.MODEL.DEVICE)
     check_components(cfg)
     check_solver(cfg, device)
+    check_options(cfg)
     _require_writable(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
     if comm.is_main_process():
         check_detectron2()
     _settle_seed(cfg, args)
+    scale_to_batch(cfg)
     prepare_datasets(cfg)
     names = check_datasets(cfg, args)
+    if not args.eval_only:
+        settle_class_weights(cfg, names)
     cfg.freeze()
     default_setup(cfg, args)
     _log_device(device, cfg.MODEL.DEVICE)

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches
 from mask_rcnn_plus.data.build import build_test_batches, build_train_batches, build_train_mapper
-from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine import freezing, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
@@ -51,6 +51,7 @@ class Trainer(DefaultTrainer):
             amp=amp_dtype(cfg),
             parts=cfg.SOLVER.ACCUMULATE_STEPS,
         )
+        freezing.hold(self.model, cfg.MODEL.FREEZE)
         # How many iterations the weights have behind them, and how many with all their hooks.
         self._steps_done = self._whole_steps = 0
         self._batches.gate = self._gate
@@ -113,7 +114,14 @@ class Trainer(DefaultTrainer):
         if self.checkpointer.resumed and self.finished and last != "model_final.pth":
             self.checkpointer.save("model_final", iteration=self._steps_done - 1)
 
+    def before_step(self) -> None:
+        # A run that ends early lowers max_iter; detectron2's loop still counts to what it was.
+        if not self.finished:
+            super().before_step()
+
     def run_step(self) -> None:
+        if self.finished:
+            return
         try:
             super().run_step()
         except FloatingPointError as error:
@@ -123,6 +131,8 @@ class Trainer(DefaultTrainer):
         self._steps_done = self.iter + 1
 
     def after_step(self) -> None:
+        if self.finished:
+            return
         try:
             super().after_step()
         except FloatingPointError as error:  # by the checkpointer
@@ -131,6 +141,8 @@ class Trainer(DefaultTrainer):
 
     def after_train(self) -> None:
         reason = sys.exc_info()[1]
+        if self.finished:
+            self.iter = self.max_iter
         try:
             super().after_train()
         except OSError:
@@ -209,6 +221,13 @@ class Trainer(DefaultTrainer):
         if isinstance(stop, Leave):
             saved = Path(self.checkpointer.get_checkpoint_file()).name or "nothing saved yet"
             sys.stderr.write(f"stopped after {last + 1} iterations ({saved}); see --resume\n")
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
+        """detectron2's, without gradients for what MODEL.FREEZE names."""
+        model = super().build_model(cfg)
+        freezing.freeze(model, cfg.MODEL.FREEZE)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:

@@ -9,6 +9,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 
 from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.modeling.box_losses import with_box_loss
 from mask_rcnn_plus.modeling.pooler import POOLER_TYPES, FusedROIPooler
 
 # A constructor's argument -> the section of MODEL that has its POOLER_TYPE. C4 has one pooler for
@@ -77,6 +78,8 @@ def _with_fused_poolers(
         # Absent where the head is off, None where it works on the features themselves.
         if isinstance(arguments.get(name), ROIPooler):
             arguments[name] = fused_pooler(arguments[name], cfg.MODEL[section].POOLER_TYPE)
+    predictors = "box_predictors" if "box_predictors" in arguments else "box_predictor"
+    arguments[predictors] = with_box_loss(arguments[predictors], cfg)
     return arguments
 
 

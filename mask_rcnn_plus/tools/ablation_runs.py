@@ -171,7 +171,10 @@ class Processes:
         try:
             if code:
                 raise ValueError(f"exit code {code}: {_last_line(run.folder / LOG)}")
-            results = _read_results(run.folder / "inference" / run.data / "metrics.json")
+            # Where weights are averaged, the averages are what the run is for.
+            folders = [run.folder / "ema", run.folder]
+            measured = [one / "inference" / run.data / "metrics.json" for one in folders]
+            results = _read_results(next(filter(Path.is_file, measured), measured[-1]))
         except (OSError, ValueError) as error:
             return self._note(run, {"state": "failed", "error": str(error), "cpu_seconds": spent})
         self._note(

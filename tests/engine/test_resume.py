@@ -32,8 +32,15 @@ def differing(first: Path, second: Path) -> list[str]:
         for name, value in state.items():
             if not torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][key][name])):
                 names.append(f"{name} {key}")
-    if one["trainer"]["hooks"]["LRScheduler"] != other["trainer"]["hooks"]["LRScheduler"]:
-        names.append("schedule")
+    hooks = [checkpoint["trainer"]["hooks"] for checkpoint in (one, other)]
+    for name in ("LRScheduler", "Evaluation"):
+        if hooks[0].get(name) != hooks[1].get(name):
+            names.append(name)
+    averages = [hook.get("WeightAverage", {}).get("average", {}) for hook in hooks]
+    assert averages[0].keys() == averages[1].keys()
+    for name, value in averages[0].items():
+        if not torch.equal(value, averages[1][name]):
+            names.append(f"average of {name}")
     if one["trainer"]["data"] != other["trainer"]["data"]:
         names.append("data")
     return names
@@ -90,6 +97,15 @@ VARIANTS = {
         *("DATALOADER.RANDOM_SUBSET_RATIO", "0.75"),
         *("TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"),
         *("TEST.EVAL_PERIOD", "3"),
+    ],
+    # Each after 3 and 6 iterations, as the run is cut.
+    "averaged, frozen and watched": [
+        *("SOLVER.EMA.ENABLED", "True", "MODEL.FREEZE", "['backbone.bottom_up.stem']"),
+        *("DATASETS.TEST", "('shapes_val',)", "TEST.LOSS_PERIOD", "3", "TEST.LOSS_IMAGES", "2"),
+        *("TEST.BEST_METRIC", "validation/total_loss", "TEST.PREVIEW_IMAGES", "0"),
+        *("TEST.EARLY_STOPPING.METRIC", "validation/total_loss"),
+        *("MODEL.ROI_HEADS.NAME", "FusedROIHeads", "MODEL.ROI_BOX_HEAD.LOSS_CLS", "focal"),
+        *("MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING", "inverse_frequency"),
     ],
 }
 

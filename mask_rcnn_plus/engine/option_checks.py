@@ -1,0 +1,53 @@
+"""Options of training that need other options."""
+
+from detectron2.config import CfgNode
+
+from mask_rcnn_plus.engine.ema import NAME as AVERAGED
+from mask_rcnn_plus.engine.validation import NAME as VALIDATION
+from mask_rcnn_plus.errors import UserError
+
+
+def check_options(cfg: CfgNode) -> None:
+    """Refuses what would have no effect, before the run starts.
+
+    Raises:
+        UserError: a figure is watched that nothing measures, or a loss is asked for that the ROI
+            heads do not have.
+    """
+    test = cfg.TEST
+    if test.LOSS_PERIOD and not cfg.DATASETS.TEST:
+        raise UserError(
+            f"TEST.LOSS_PERIOD is {test.LOSS_PERIOD}, and DATASETS.TEST is empty: name a data set"
+        )
+    _check_figure(cfg, "TEST.BEST_METRIC", test.BEST_METRIC)
+    stopping = test.EARLY_STOPPING.METRIC
+    _check_figure(cfg, "TEST.EARLY_STOPPING.METRIC", stopping)
+    if stopping and not stopping.startswith(f"{VALIDATION}/") and not test.EVAL_PERIOD:
+        raise UserError(
+            f"TEST.EARLY_STOPPING.METRIC is '{stopping}', and TEST.EVAL_PERIOD 0 evaluates at the "
+            "end alone: set it to a number of iterations"
+        )
+    head = cfg.MODEL.ROI_BOX_HEAD
+    asked = {
+        "LOSS_CLS": (head.LOSS_CLS, "cross_entropy"),
+        "CLASS_WEIGHTS": (list(head.CLASS_WEIGHTS), []),
+        "CLASS_WEIGHTING": (head.CLASS_WEIGHTING, "none"),
+    }
+    for key, (value, plain) in asked.items():
+        name = cfg.MODEL.ROI_HEADS.NAME
+        ours = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and name.startswith("Fused")
+        if value != plain and not ours:
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.{key} is {value}, which MODEL.ROI_HEADS.NAME '{name}' does "
+                "not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
+            )
+
+
+def _check_figure(cfg: CfgNode, key: str, name: str) -> None:
+    if name.startswith(f"{VALIDATION}/") and not cfg.TEST.LOSS_PERIOD:
+        raise UserError(
+            f"{key} is '{name}', and TEST.LOSS_PERIOD 0 measures no losses: set it to a number of "
+            "iterations"
+        )
+    if name.startswith(f"{AVERAGED}/") and not cfg.SOLVER.EMA.ENABLED:
+        raise UserError(f"{key} is '{name}': set SOLVER.EMA.ENABLED True")

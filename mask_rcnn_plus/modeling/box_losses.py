@@ -1,0 +1,132 @@
+"""Box predictors whose classification loss weighs classes, or easy and hard RoIs, differently."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from torch import Tensor, nn
+
+from mask_rcnn_plus.errors import UserError
+
+
+class WeighingOutputLayers(FastRCNNOutputLayers):
+    """``FastRCNNOutputLayers`` with another ``loss_cls``; the same parameters and predictions."""
+
+    def __init__(
+        self,
+        input_shape: Any,
+        *,
+        focal_gamma: float = 0.0,
+        class_weights: Sequence[float] = (),
+        **arguments: Any,
+    ) -> None:
+        """
+        Args:
+            input_shape: as ``FastRCNNOutputLayers``.
+            focal_gamma: 0 or more; 0 is the cross entropy.
+            class_weights: of K classes in the order of their ids, or of those and the background;
+                none for 1 each.
+            arguments: as ``FastRCNNOutputLayers``.
+        """
+        super().__init__(input_shape, **arguments)
+        self._gamma = focal_gamma
+        weights = list(class_weights) or [1.0] * self.num_classes
+        weights += [1.0] * (self.num_classes + 1 - len(weights))
+        # Not in checkpoints: it is the config's.
+        self.register_buffer("_weights", torch.tensor(weights), persistent=False)
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Any]) -> dict[str, Tensor]:
+        """As detectron2's; ``loss_cls`` is :func:`weighed_loss`."""
+        losses = super().losses(predictions, proposals)
+        scores = predictions[0]
+        labels = [p.gt_classes for p in proposals] or [scores.new_zeros(0, dtype=torch.long)]
+        loss = weighed_loss(scores, torch.cat(labels), self._weights, gamma=self._gamma)
+        losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
+        return losses
+
+
+def weighed_loss(scores: Tensor, labels: Tensor, weights: Tensor, *, gamma: float) -> Tensor:
+    """The mean over RoIs of w_c (1 - p_c)^gamma (-log p_c), c the RoI's class.
+
+    The mean is over all RoIs, whatever their weights: with weights of 1 and gamma 0 it is the cross
+    entropy, and a class of weight 2 counts as if each of its RoIs were there twice.
+
+    Args:
+        scores: (R, K + 1) logits, the background last.
+        labels: (R,) class ids, K for the background.
+        weights: (K + 1,), 0 or more.
+        gamma: 0 or more (arXiv:1708.02002, equation 4, with a softmax for the sigmoid).
+
+    Returns:
+        a scalar; 0 with a graph where there is no RoI.
+    """
+    if labels.numel() == 0:
+        return scores.sum() * 0
+    log_p = F.log_softmax(scores.float(), dim=1).gather(1, labels[:, None])[:, 0]
+    loss = -weights[labels] * log_p
+    if gamma:
+        # Away from p = 1, where a power below 1 has no slope.
+        loss = loss * (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).eps) ** gamma
+    return loss.mean()
+
+
+def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
+    """Box predictors with the loss that a config asks for.
+
+    Args:
+        predictors: detectron2's ``FastRCNNOutputLayers``, or a list of them (Cascade).
+        cfg: its LOSS_CLS, FOCAL_GAMMA and CLASS_WEIGHTS of MODEL.ROI_BOX_HEAD count.
+
+    Returns:
+        the same objects where the config asks for the plain cross entropy; else new ones with the
+        same weights.
+
+    Raises:
+        UserError: the number of weights is not that of the classes, or detectron2's main branch is
+            to use another loss.
+    """
+    head = cfg.MODEL.ROI_BOX_HEAD
+    if head.LOSS_CLS == "cross_entropy" and not head.CLASS_WEIGHTS:
+        return predictors
+    classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if len(head.CLASS_WEIGHTS) not in (0, classes, classes + 1):
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(head.CLASS_WEIGHTS)} values, and there are "
+            f"{classes} classes: give one a class, or one more for the background"
+        )
+    for key in ("USE_FED_LOSS", "USE_SIGMOID_CE"):
+        if head.get(key):
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.{key} and LOSS_CLS or CLASS_WEIGHTS are different losses: set "
+                "one of them"
+            )
+    gamma = head.FOCAL_GAMMA if head.LOSS_CLS == "focal" else 0.0
+    if isinstance(predictors, list | nn.ModuleList):
+        return [_weighing(one, gamma, head.CLASS_WEIGHTS) for one in predictors]
+    return _weighing(predictors, gamma, head.CLASS_WEIGHTS)
+
+
+def _weighing(
+    predictor: FastRCNNOutputLayers, gamma: float, weights: Sequence[float]
+) -> WeighingOutputLayers:
+    new = WeighingOutputLayers(
+        predictor.cls_score.in_features,
+        focal_gamma=gamma,
+        class_weights=weights,
+        box2box_transform=predictor.box2box_transform,
+        num_classes=predictor.num_classes,
+        test_score_thresh=predictor.test_score_thresh,
+        test_nms_thresh=predictor.test_nms_thresh,
+        test_topk_per_image=predictor.test_topk_per_image,
+        cls_agnostic_bbox_reg=(
+            predictor.bbox_pred.out_features == len(predictor.box2box_transform.weights)
+        ),
+        smooth_l1_beta=predictor.smooth_l1_beta,
+        box_reg_loss_type=predictor.box_reg_loss_type,
+        loss_weight=predictor.loss_weight,
+    )
+    new.load_state_dict(predictor.state_dict())
+    return new

@@ -1,0 +1,125 @@
+"""Best checkpoints and early stopping: when a figure counts as better, and what then happens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mask_rcnn_plus import UserError, load_config
+from mask_rcnn_plus.engine import Trainer, main
+from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
+from mask_rcnn_plus.engine.option_checks import check_options
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "value", "than", "delta", "better"),
+    [
+        ("segm/AP", "auto", 2.0, 1.0, 0.0, True),
+        ("segm/AP", "auto", 1.0, 1.0, 0.0, False),
+        ("segm/AP", "auto", 1.5, 1.0, 0.5, False),
+        ("segm/AP", "auto", 1.6, 1.0, 0.5, True),
+        ("validation/total_loss", "auto", 1.0, 2.0, 0.0, True),
+        ("validation/total_loss", "auto", 2.0, 1.0, 0.0, False),
+        ("validation/total_loss", "max", 2.0, 1.0, 0.0, True),
+        ("loss_set/segm/AP", "auto", 2.0, 1.0, 0.0, True),  # a data set's name says nothing
+        ("segm/AP", "min", 1.0, 2.0, 0.0, True),
+        ("segm/AP", "auto", NAN, None, 0.0, False),
+        ("segm/AP", "auto", NAN, 1.0, 0.0, False),
+        ("segm/AP", "auto", 0.0, None, 9.0, True),
+    ],
+)
+def test_what_is_better(
+    name: str, mode: str, value: float, than: float | None, delta: float, better: bool
+) -> None:
+    assert Figure(name, mode).better(value, than, delta) == better
+
+
+def test_patience_counts_looks_since_the_best() -> None:
+    stopping = EarlyStopping(Figure("segm/AP"), patience=2, min_delta=0.5)
+    over = []
+    for iteration, value in enumerate([10.0, 10.4, 11.0, 11.2, NAN]):
+        stopping.look(value, iteration)
+        over.append(bool(stopping.over()))
+    assert over == [False, False, False, False, True]
+    assert stopping.over() == (
+        "segm/AP has not risen by more than 0.5 for 2 looks "
+        "(the best, 11.0000, is of iteration 2; TEST.EARLY_STOPPING)"
+    )
+
+
+def test_a_run_ends_early_whole_and_for_good(
+    small_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # Of the weights of iteration 0, 1, ...: the best is that of 1.
+    figures = [20.0, 30.0, 25.0, 29.0, 31.0, 0.0, 0.0]
+    done: list[int] = []
+
+    class Killed(Exception):
+        pass
+
+    def evaluate(cls: type, cfg: Any, model: torch.nn.Module) -> dict[str, Any]:
+        if len(done) == dies_at:
+            raise Killed
+        done.append(1)
+        return {"segm": {"AP": figures[len(done) - 1]}}
+
+    monkeypatch.setattr(Trainer, "test", classmethod(evaluate))
+    keys = ["TEST.EVAL_PERIOD", "1", "TEST.EARLY_STOPPING.METRIC", "segm/AP"]
+    keys += ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.EMA.ENABLED", "False"]
+
+    def run(name: str, patience: int, *arguments: str) -> int:
+        command = ["--config-file", str(small_config), *arguments, *keys]
+        command += ["TEST.EARLY_STOPPING.PATIENCE", str(patience)]
+        return main([*command, "OUTPUT_DIR", str(tmp_path / name)])
+
+    def final(name: str) -> dict[str, Any]:
+        return torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+
+    dies_at = -1
+    assert run("whole", 2) == 0
+    assert len(done) == 4  # the last evaluation is that of the final weights
+    assert final("whole")["iteration"] == final("whole")["trainer"]["iteration"] == 3
+    assert (tmp_path / "whole" / "last_checkpoint").read_text() == "model_final.pth"
+    said = "The run ends after 4 iterations: segm/AP has not risen for 2 looks (the best, 30.0000"
+    assert said in capsys.readouterr().out
+    # Resumed, it is over; with more patience it is not.
+    assert run("whole", 2, "--resume") == 0
+    assert final("whole")["iteration"] == 3
+    done[4:] = []
+    assert run("whole", 3, "--resume") == 0
+    assert final("whole")["iteration"] == 6
+
+    # Killed after saving iteration 3 and before its evaluation, it ends as it would have.
+    done, dies_at = [], 3
+    with pytest.raises(Killed):
+        run("cut", 2)
+    dies_at = -1
+    assert run("cut", 2, "--resume") == 0
+    assert len(done) == 4
+    assert final("cut")["iteration"] == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["TEST.EARLY_STOPPING.METRIC", "segm/AP"], "TEST.EVAL_PERIOD 0 evaluates at the end"),
+        (["TEST.EARLY_STOPPING.METRIC", "validation/total_loss"], "TEST.LOSS_PERIOD 0 measures"),
+        (["TEST.BEST_METRIC", "validation/total_loss"], "TEST.LOSS_PERIOD 0 measures"),
+        (["TEST.BEST_METRIC", "ema/segm/AP"], "set SOLVER.EMA.ENABLED True"),
+        (["TEST.LOSS_PERIOD", "5", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
+        (["MODEL.ROI_BOX_HEAD.LOSS_CLS", "focal"], "'StandardROIHeads' does not know: set Fused"),
+        (["MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", "[1, 2, 3]"], "does not know: set Fused"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    small_config: Path, keys: list[str], words: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        check_options(load_config(small_config, keys))
+    assert words in str(error.value)

@@ -1,0 +1,96 @@
+"""TEST.LOSS_PERIOD: what the losses are the mean of, and that nothing notices the measurement."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mask_rcnn_plus.engine import main
+from mask_rcnn_plus.engine.validation import ValidationLoss
+
+
+class Model(nn.Module):
+    """Its losses are the image's number, a draw, and what its norm makes of 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, eps=0.0)
+        self.frozen = nn.BatchNorm1d(1).eval()
+        self.dropout = nn.Dropout(0.5)
+        self.normalizer = 100.0
+
+    def forward(self, batch: list[int]) -> dict[str, Tensor]:
+        assert self.training and len(batch) == 1
+        self.normalizer += 1
+        self.seen = self.normalizer
+        two = self.dropout(self.norm(torch.full((1, 1), 2.0)))
+        return {
+            "loss_number": torch.tensor(float(batch[0])),
+            "loss_draw": torch.rand(()),
+            "loss_norm": two.sum(),
+        }
+
+
+def test_it_is_the_mean_over_images_and_leaves_the_model_as_it_was() -> None:
+    model = Model()
+    # In training mode a norm of one value would refuse it; (2 - 1) / sqrt(4) is 0.5.
+    model.norm.running_mean.fill_(1.0)
+    model.norm.running_var.fill_(4.0)
+    before = copy.deepcopy(model.state_dict())
+    validation = ValidationLoss({"one": [1, 2, 6]}, lambda record: record)
+    figures = validation.measure(model)
+    assert figures["validation/loss_number"] == 3.0
+    assert figures["validation/loss_norm"] == 0.5
+    parts = [figures[f"validation/loss_{name}"] for name in ("number", "draw", "norm")]
+    assert figures["validation/total_loss"] == pytest.approx(sum(parts))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (model.normalizer, hasattr(model, "seen")) == (100.0, False)
+    assert model.training and model.norm.training and not model.frozen.training
+    # Again, and with other draws before it, the same.
+    torch.rand(5)
+    assert validation.measure(model) == figures
+
+
+def test_a_part_of_the_images_is_spread_over_all() -> None:
+    records = {"a": list(range(10)), "b": [7]}
+    figures = ValidationLoss(records, lambda record: record, images=2).measure(Model())
+    # The middles of 0 to 4 and of 5 to 9; all of what has fewer.
+    assert figures["validation/a/loss_number"] == (2 + 7) / 2
+    assert figures["validation/b/loss_number"] == 7
+
+
+def test_training_has_the_same_bits_with_and_without(small_config: Path, tmp_path: Path) -> None:
+    def run(name: str, *keys: str) -> dict[str, Any]:
+        command = ["--config-file", str(small_config), "SOLVER.MAX_ITER", "5", *keys]
+        assert main([*command, "OUTPUT_DIR", str(tmp_path / name)]) == 0
+        return torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+
+    sets = ["DATASETS.TEST", "('shapes_val','shapes_train')"]
+    on = run(
+        *("on", *sets, "TEST.LOSS_PERIOD", "2", "SOLVER.EMA.ENABLED", "True"),
+        *("TEST.LOSS_IMAGES", "2", "TEST.BEST_METRIC", "validation/shapes_val/total_loss"),
+    )
+    off = run("off")
+    assert all(torch.equal(value, off[name]) for name, value in on.items())
+    lines = [json.loads(line) for line in (tmp_path / "on" / "metrics.json").open()]
+    names = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc")
+    for data in ("shapes_val", "shapes_train"):
+        measured = {
+            line["iteration"]: line for line in lines if f"validation/{data}/total_loss" in line
+        }
+        # Writers write the latest value every 20 iterations and at the end, where they number the
+        # last as the iteration that is not done.
+        assert list(measured) == [3, 5]
+        for line in measured.values():
+            parts = sum(line[f"validation/{data}/{name}"] for name in names)
+            assert line[f"validation/{data}/total_loss"] == pytest.approx(parts)
+    losses = [line.get("validation/shapes_val/total_loss", math.inf) for line in lines]
+    best = torch.load(tmp_path / "on" / "model_best.pth", weights_only=True)
+    lowest = best["trainer"]["hooks"]["Evaluation"]["best"]
+    assert best["iteration"] == lowest["iteration"] and best["iteration"] in (1, 3, 4)
+    assert lowest["value"] <= min(losses)

@@ -1,0 +1,73 @@
+"""Class weights and the focal loss of box heads, worked out by hand; in every kind of ROI heads."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.utils.events import EventStorage
+
+from mask_rcnn_plus import UserError
+from mask_rcnn_plus.modeling.box_losses import weighed_loss
+from tests.modeling.models import batch, build
+
+# Two classes and the background. The right class has probability 1/2, 1/4 and 1/4.
+SCORES = torch.log(torch.tensor([[2.0, 1.0, 1.0], [2.0, 1.0, 1.0], [2.0, 1.0, 1.0]]) / 4)
+LABELS = torch.tensor([0, 1, 2])
+ONES = torch.ones(3)
+
+
+def test_with_weights_of_one_it_is_the_cross_entropy() -> None:
+    ours = weighed_loss(SCORES, LABELS, ONES, gamma=0.0)
+    torch.testing.assert_close(ours, F.cross_entropy(SCORES, LABELS))
+
+
+def test_a_weight_multiplies_its_class_and_the_mean_stays_over_all() -> None:
+    weights = torch.tensor([1.0, 3.0, 0.0])
+    expected = (math.log(2) + 3 * math.log(4)) / 3
+    assert float(weighed_loss(SCORES, LABELS, weights, gamma=0.0)) == pytest.approx(expected)
+
+
+def test_focal_loss_counts_what_is_right_less() -> None:
+    expected = (0.5**2 * math.log(2) + 2 * 0.75**2 * math.log(4)) / 3
+    assert float(weighed_loss(SCORES, LABELS, ONES, gamma=2.0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_certain_and_absent_rois_have_finite_gradients(gamma: float) -> None:
+    for scores in (torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]]), torch.zeros(0, 3)):
+        scores.requires_grad_()
+        labels = torch.zeros(len(scores), dtype=torch.long)
+        loss = weighed_loss(scores, labels, ONES, gamma=gamma)
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(scores.grad).all()
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "c4", "cascade"])
+def test_every_kind_of_heads_has_it_and_the_same_weights(architecture: str) -> None:
+    torch.manual_seed(0)
+    plain = build(architecture)
+    classes = plain.roi_heads.num_classes
+    keys = {"ROI_BOX_HEAD__CLASS_WEIGHTS": [0.0] * (classes + 1)}
+    silent = build(architecture, **keys)
+    focal = build(architecture, ROI_BOX_HEAD__LOSS_CLS="focal")
+    losses = []
+    for model in (plain, silent, focal):
+        model.load_state_dict(plain.state_dict())  # the names are the same
+        torch.manual_seed(1)
+        with EventStorage():
+            losses.append({k: float(v.detach()) for k, v in model(batch()).items()})
+    of_classes = {name for name in losses[0] if "loss_cls" in name}
+    assert len(of_classes) == (3 if architecture == "cascade" else 1)
+    for name, value in losses[0].items():
+        if name in of_classes:
+            assert losses[1][name] == 0.0
+            # Each RoI counts less than in the cross entropy.
+            assert 0 < losses[2][name] < value
+        else:
+            assert losses[1][name] == losses[2][name] == value
+
+
+def test_a_wrong_number_of_weights_is_refused() -> None:
+    with pytest.raises(UserError, match="has 1 values, and there are"):
+        build("fpn", ROI_BOX_HEAD__CLASS_WEIGHTS=[2.0])

@@ -1,0 +1,22 @@
+"""mask-rcnn-plus benchmark options: a row an option, each with the option on."""
+
+from pathlib import Path
+
+import pytest
+
+from mask_rcnn_plus import UserError
+from mask_rcnn_plus.tools.benchmark_options import OPTIONS, main
+
+
+def test_it_times_every_option(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--config-file", str(tiny_config), "--rounds", "1", "--steps", "1"]
+    assert main([*command, "MODEL.ROI_HEADS.NAME", "FusedROIHeads"]) == 0
+    out = capsys.readouterr().out
+    table = out.split("| option ")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [line.strip("| ").split(" | ") for line in table]
+    assert [row[0] for row in rows] == list(OPTIONS)
+    assert rows[0][2] == "1.00"
+    assert all(float(number) > 0 for row in rows for number in row[1:])
+    assert "TEST.LOSS_PERIOD: an image takes" in out
+    with pytest.raises(UserError, match="does not know: set FusedROIHeads"):
+        main(command)

@@ -1,0 +1,73 @@
+"""mask-rcnn-plus lr-range: what it suggests, writes and refuses."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mask_rcnn_plus import UserError
+from mask_rcnn_plus.tools.lr_range import CSV, PLOT, Curve, main
+
+RATES = list(np.geomspace(1e-6, 1.0, 120))
+
+
+def falling_at(rate: float, noise: float) -> Curve:
+    """A loss that falls from 3 to 1 around a rate, and rises again from 0.1 on."""
+    draws = np.random.default_rng(0).normal(0, noise, len(RATES))
+    losses = [
+        2 - math.tanh(2 * math.log10(one / rate)) + max(0.0, 3 * math.log10(one / 0.1))
+        for one in RATES
+    ]
+    return Curve(RATES, [float(loss + draw) for loss, draw in zip(losses, draws, strict=True)])
+
+
+@pytest.mark.parametrize("rate", [1e-4, 3e-3])
+def test_it_suggests_where_the_loss_falls_most_steeply(rate: float) -> None:
+    for noise in (0.0, 0.2):
+        suggested = falling_at(rate, noise).suggestion()
+        assert suggested is not None
+        assert abs(math.log10(suggested / rate)) < 0.5
+
+
+def test_noise_alone_suggests_nothing() -> None:
+    for seed in range(20):
+        draws = np.random.default_rng(seed).normal(2.0, 0.4, len(RATES))
+        assert Curve(RATES, draws.tolist()).suggestion() is None
+
+
+def test_a_range_is_written_and_nothing_trained_is_left(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "range"
+    command = ["--config-file", str(tiny_config), "--start", "1e-5", "--end", "1e6"]
+    command += ["--iterations", "30", "--output", str(output)]
+    code = main(command)
+    assert {path.name for path in output.iterdir()} == {PLOT, CSV}
+    rows = list(csv.reader((output / CSV).open()))
+    rates = [float(row[0]) for row in rows[1:]]
+    # It rises by the same factor, and ends where the loss has run away.
+    factor = 1e11 ** (1 / 29)
+    assert 10 <= len(rates) < 30
+    assert rates == pytest.approx([1e-5 * factor**step for step in range(len(rates))])
+    said = capsys.readouterr().out
+    assert ("SOLVER.BASE_LR" in said) == (code == 0)
+    assert not (tmp_path / "output").exists()
+    with pytest.raises(UserError, match=f"{CSV} exists|{PLOT} exists"):
+        main(command)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--start", "1", "--end", "0.1"], "--start 1 must be below --end 0.1"),
+        (["--start", "nan"], "must be a number above 0, not 'nan'"),
+        (["--iterations", "3"], "--iterations must be 10 or more"),
+        ([], "required: --config-file"),
+    ],
+)
+def test_wrong_arguments_are_refused(words: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        main([*(["--config-file", "any.yaml"] if words else []), *words])
+    assert expected in str(error.value)
