@@ -149,6 +149,7 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # at their test size, unaugmented: "validation/loss_mask", ..., "validation/total_loss" (with
     # several test sets "validation/NAME/..."). Norms and dropout work as in evaluation; which RoIs
     # are sampled depends on the image alone. Nothing of the training changes by it. 0 is never.
+    # (detectron2 writes the latest value of each figure every 20 iterations.)
     cfg.TEST.LOSS_PERIOD = 0
     # On how many images of each test set, evenly spaced; 0 takes all.
     cfg.TEST.LOSS_IMAGES = 0
