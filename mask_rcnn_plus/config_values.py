@@ -180,6 +180,7 @@ RULES = {
     "TEST.EVAL_PERIOD": _COUNT_OR_ZERO,
     "TEST.DETECTIONS_PER_IMAGE": _MASKS_OF,
     "TEST.PREVIEW_IMAGES": integer(0, 10**4),
+    "TEST.OPTIMIZE.DTYPE": one_of("fp32", "bf16", "fp16"),
     "TEST.KEYPOINT_OKS_SIGMAS": list_of(_POSITIVE, least=0),
     "TEST.AUG.MIN_SIZES": list_of(integer(1, MOST_SIDE)),
     "TEST.AUG.MAX_SIZE": _COUNT,

@@ -21,7 +21,7 @@ ALLOWED = {
     "modeling": {"ops"},
     "data": set(),
     "evaluation": {"modeling"},
-    "engine": {"compat", "config", "data", "device", "evaluation"},
+    "engine": {"compat", "config", "data", "device", "evaluation", "modeling"},
     "tools": {"compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"},
     "__init__": {"compat", "config", "data", "device", "engine", "modeling"},
 }

@@ -13,10 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
-from detectron2.solver.build import (
-    get_default_optimizer_params,
-    maybe_add_gradient_clipping,
-)
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches, NamingMapper, PolygonMapper
@@ -25,6 +22,7 @@ from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
+from mask_rcnn_plus.engine.evaluating import for_evaluation
 from mask_rcnn_plus.engine.hooks import extended
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.errors import UserError
@@ -265,7 +263,7 @@ class Trainer(DefaultTrainer):
 
         Args:
             cfg: the config.
-            model: a model that holds the weights to evaluate.
+            model: a model that holds the weights to evaluate; with TEST.OPTIMIZE a copy is.
             evaluators: one for each data set; by default what ``build_evaluator`` gives.
 
         Returns:
@@ -273,11 +271,12 @@ class Trainer(DefaultTrainer):
             each data set's name. Of others: empty dicts.
         """
         names = cfg.DATASETS.TEST
+        model = for_evaluation(cfg, model)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in names]
         elif isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        results: OrderedDict[str, Any] = OrderedDict()
+        results = OrderedDict()
         for name, evaluator in zip(names, evaluators, strict=True):
             loader = cls.build_test_loader(cfg, name)
             results[name], speed = run_inference(model, loader, evaluator, dataset_name=name)
