@@ -22,7 +22,7 @@ ALLOWED = {
     "modeling": {"ops"},
     "data": set(),
     "evaluation": {"modeling", "ops"},
-    "engine": {"compat", "config", "data", "device", "evaluation"},
+    "engine": {"compat", "config", "data", "device", "evaluation", "modeling"},
     "prediction": {"config", "engine", "evaluation", "modeling", "ops"},
     "tools": {
         *("compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"),

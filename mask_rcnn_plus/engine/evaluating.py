@@ -4,9 +4,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.figures import Best, EarlyStopping
@@ -14,8 +17,27 @@ from mask_rcnn_plus.engine.stops import Stops
 from mask_rcnn_plus.engine.validation import NAME as VALIDATION
 from mask_rcnn_plus.engine.validation import ValidationLoss
 from mask_rcnn_plus.errors import did_you_mean
+from mask_rcnn_plus.modeling import OptimizedModel, optimize
 
 logger = logging.getLogger(__name__)
+
+
+def for_evaluation(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """What is evaluated: the model, or what TEST.OPTIMIZE makes of the weights that it has now.
+
+    Args:
+        cfg: the config.
+        model: it stays as it is; may be wrapped for distributed training.
+
+    Raises:
+        UserError: TEST.OPTIMIZE.DTYPE is none for the model's device.
+    """
+    asked = cfg.TEST.OPTIMIZE
+    if not asked.ENABLED or isinstance(model, OptimizedModel):
+        return model
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return optimize(model, asked.DTYPE, compile=asked.COMPILE, cuda_graphs=asked.CUDA_GRAPHS)
 
 
 class Evaluation(HookBase):

@@ -20,6 +20,7 @@ from mask_rcnn_plus.engine import freezing, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
+from mask_rcnn_plus.engine.evaluating import for_evaluation
 from mask_rcnn_plus.engine.hooks import extended
 from mask_rcnn_plus.engine.optimizer import build_optimizer
 from mask_rcnn_plus.engine.run_state import check_run_state
@@ -272,13 +273,14 @@ class Trainer(DefaultTrainer):
 
         Args:
             cfg: the config.
-            model: a model that holds the weights to evaluate.
+            model: a model that holds the weights to evaluate; with TEST.OPTIMIZE a copy is.
             evaluators: one for each data set; by default what ``build_evaluator`` gives.
 
         Returns:
             of the main process: task -> metric -> value for a single data set, else the same below
             each data set's name. Of others: empty dicts.
         """
+        model = for_evaluation(cfg, model)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):

@@ -46,7 +46,7 @@ class OptimizedModel(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class is made at run time, so a pickle names its base.
-        return _blank, (type(self).__mro__[2],), self.__getstate__()
+        return _blank, (type(self).__bases__[-1],), self.__getstate__()
 
 
 class OptimizedRCNN(OptimizedModel):
