@@ -11,8 +11,11 @@ from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus.data.draws import seed_all
 from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.plain_batch import from_plain, to_plain
+from mask_rcnn_plus.engine.plain_pickle import PlainPickleError
 from mask_rcnn_plus.engine.steps import AMP_DTYPES
 from mask_rcnn_plus.engine.stops import DIVERGED
+from mask_rcnn_plus.engine.torch_archive import read_torch
 from mask_rcnn_plus.errors import UserError
 
 _IMAGES_IN_MESSAGE = 8
@@ -153,7 +156,7 @@ def report(
                 "what": what,
                 "first_bad": tensor,
                 "weights": weights,
-                "batch": guilty.batch,
+                "batch": to_plain(guilty.batch),
                 "words": list(guilty.words),
                 "amp": guilty.amp,
                 "config": config,
@@ -182,18 +185,34 @@ def _images(batch: list[Any]) -> str:
     return ", ".join(names[:_IMAGES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
-def replay(path: str | Path, model: torch.nn.Module) -> tuple[str, dict[str, float]]:
+def replay(
+    path: str | Path, model: torch.nn.Module, *, trusted: bool = False
+) -> tuple[str, dict[str, float]]:
     """Does again the step at which a run diverged.
 
     Args:
-        path: the run's ``divergence.pt``. It is unpickled: take none from strangers.
+        path: the run's ``divergence.pt``, read as weights are: it runs nothing.
         model: built from its config; it gets its weights.
+        trusted: read it as a full pickle, for batches of a mapper of your own with other classes.
 
     Returns:
         the first tensor that is not finite, as ``first_bad`` names it, and the losses.
+
+    Raises:
+        UserError: it is no such file, is damaged, or names code.
     """
-    # The batch holds detectron2's Instances, which the safe reader does not know.
-    stored = torch.load(path, map_location="cpu", weights_only=False)
+    path = Path(path)
+    try:
+        if saving.has_digest(path) and (fault := saving.damage(path)):
+            raise PlainPickleError(f"it {fault}")
+        if trusted:
+            stored = torch.load(path, map_location="cpu", weights_only=False)
+        else:
+            stored = read_torch(path)
+        stored = {**stored, "batch": from_plain(stored["batch"])}
+    except Exception as error:
+        kind = "" if isinstance(error, PlainPickleError) else f"{type(error).__name__} "
+        raise UserError(f"'{path}' is no batch that can be done again: {kind}{error}") from error
     step = Step(stored["batch"], tuple(stored["words"]), stored["amp"])
     model.load_state_dict(stored["weights"])
     model.train()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper
 
-from mask_rcnn_plus import load_config
+from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main, saving
 from mask_rcnn_plus.engine.divergence import replay
 from tests.engine.test_resume import differing, each_step, load
@@ -213,12 +213,17 @@ def test_a_divergence_is_explained_and_can_be_done_again(
     assert last.read_text() == "model_0000003.pth"
     assert saving.first_not_finite(load(last.with_name("model_0000003.pth"))["model"]) == ""
 
-    stored = torch.load(tmp_path / "output" / "divergence.pt", weights_only=False)
+    stored = load(tmp_path / "output" / "divergence.pt")  # tensors, numbers and text alone
     assert stored["iteration"] == 4 and f"'{stored['batch'][0]['file_name']}'" in message
     cfg = load_config(tmp_path / "output" / "config.yaml")
     tensor, losses = replay(tmp_path / "output" / "divergence.pt", Trainer.build_model(cfg))
     assert tensor == stored["first_bad"]
     assert not torch.tensor(losses["loss_mask"]).isfinite() and losses["loss_cls"] < 100
+
+    hostile = tmp_path / "hostile.pt"
+    torch.save({"batch": Path("x")}, hostile)
+    with pytest.raises(UserError, match="may run code"):
+        replay(hostile, torch.nn.Identity())
 
 
 def test_a_learning_rate_that_is_too_large_is_not_saved(
