@@ -6,10 +6,19 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import (
+    BaseMaskRCNNHead,
+    CascadeROIHeads,
+    Res5ROIHeads,
+    StandardROIHeads,
+    select_foreground_proposals,
+)
+from detectron2.structures import Instances
+from torch import Tensor
 
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.modeling.box_losses import with_box_loss
+from mask_rcnn_plus.modeling.mask_loss import mask_loss
 from mask_rcnn_plus.modeling.pooler import POOLER_TYPES, FusedROIPooler
 
 # A constructor's argument -> the section of MODEL that has its POOLER_TYPE. C4 has one pooler for
@@ -37,6 +46,10 @@ class FusedROIHeads(StandardROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return _with_fused_poolers(super().from_config, cfg, input_shape)
 
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        losses = _lean_mask_loss(self, features, instances)
+        return super()._forward_mask(features, instances) if losses is None else losses
+
 
 @ROI_HEADS_REGISTRY.register()
 class FusedRes5ROIHeads(Res5ROIHeads):
@@ -57,6 +70,27 @@ class FusedCascadeROIHeads(CascadeROIHeads):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        losses = _lean_mask_loss(self, features, instances)
+        return super()._forward_mask(features, instances) if losses is None else losses
+
+
+def _lean_mask_loss(
+    heads: StandardROIHeads, features: dict[str, Tensor], instances: list[Instances]
+) -> dict[str, Tensor] | None:
+    """The mask head's losses in training; None where detectron2's code has to see to it."""
+    head = getattr(heads, "mask_head", None)
+    if not heads.training or not heads.mask_on or heads.mask_pooler is None:
+        return None
+    # A head with a loss of its own has its own forward.
+    if type(head).forward is not BaseMaskRCNNHead.forward:
+        return None
+    positives, _ = select_foreground_proposals(instances, heads.num_classes)
+    boxes = [one.proposal_boxes for one in positives]
+    pooled = heads.mask_pooler([features[name] for name in heads.mask_in_features], boxes)
+    loss = mask_loss(head.layers(pooled), positives, vis_period=head.vis_period)
+    return {"loss_mask": loss * head.loss_weight}
 
 
 def _with_fused_poolers(

@@ -1,0 +1,92 @@
+"""The mask loss has detectron2's value and figures, and waits for the device once."""
+
+from typing import Any
+
+import pytest
+import torch
+from detectron2.modeling.roi_heads import mask_head
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mask_rcnn_plus.modeling.mask_loss import mask_loss
+from tests.modeling.models import batch, build
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU would have to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def positives() -> list[Instances]:
+    """Two images with objects, one without."""
+    found = []
+    for sample in [*batch(), *batch(empty=True)[:1]]:
+        one = sample["instances"]
+        one.proposal_boxes = Boxes(one.gt_boxes.tensor + 2.5)
+        found.append(one)
+    return found
+
+
+@pytest.mark.parametrize("classes", [3, 1])
+def test_value_gradient_and_figures_are_detectron2s(classes: int) -> None:
+    results = []
+    for loss_of in (mask_head.mask_rcnn_loss, mask_loss):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn((4, classes, 14, 14), generator=generator).requires_grad_()
+        with EventStorage() as storage:
+            loss = loss_of(logits, positives(), vis_period=1)
+        loss.backward()
+        pictures = [(name, picture) for name, picture, _ in storage._vis_data]
+        results.append((loss.detach(), logits.grad, storage.latest(), pictures))
+    theirs, ours = results
+    assert torch.equal(theirs[0], ours[0]) and torch.equal(theirs[1], ours[1])
+    assert ours[2] == theirs[2] and len(ours[2]) == 3
+    for (name, picture), (other_name, other) in zip(ours[3], theirs[3], strict=True):
+        assert name == other_name
+        assert torch.equal(torch.as_tensor(picture), torch.as_tensor(other))
+
+
+def test_without_objects_the_graph_is_kept() -> None:
+    logits = torch.randn(0, 3, 14, 14).requires_grad_()
+    loss = mask_loss(logits, [one[:0] for one in positives()])
+    loss.backward()
+    assert loss == 0 and logits.grad is not None
+
+
+def test_the_device_is_waited_for_once() -> None:
+    def waits(loss_of: Any) -> int:
+        logits: Tensor = torch.randn(4, 3, 14, 14)
+        instances = positives()
+        with EventStorage(), Waits() as counted:
+            loss_of(logits, instances)
+        return counted.count
+
+    # Taking the masks out of BitMasks asks for nothing; detectron2's figures ask one by one.
+    assert waits(mask_head.mask_rcnn_loss) >= waits(mask_loss) + 3
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "cascade"])
+def test_our_heads_use_it_with_the_same_losses(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for ours in (False, True):
+        model = build(architecture, ours=ours)
+        if ours:
+            monkeypatch.setattr(mask_head, "mask_rcnn_loss", None)
+        torch.manual_seed(0)
+        with EventStorage():
+            losses.append({name: value.item() for name, value in model(batch()).items()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
