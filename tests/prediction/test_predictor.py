@@ -149,6 +149,14 @@ def test_augmentation_by_config_is_detectron2_s(
     assert augmented(pictures[:1])[0].has("pred_masks")
 
 
+def test_the_optimised_copy(
+    predictor: BatchPredictor, weights: str, pictures: list[np.ndarray]
+) -> None:
+    fast = BatchPredictor.from_checkpoint(weights, opts=["MODEL.DEVICE", "cpu"], optimize_to="fp32")
+    assert hasattr(fast.model, "optimization_report")
+    assert_equal(fast(pictures[:1])[0], predictor(pictures[:1])[0])
+
+
 def test_a_model_without_masks() -> None:
     keypoints = models.build("keypoint").eval()
     resize = ResizeShortestEdge([64, 64], 90)
