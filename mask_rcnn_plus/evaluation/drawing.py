@@ -226,7 +226,7 @@ def draw_styled(
         for i in order:
             first, last = boxes[i, :2].round().astype(int), boxes[i, 2:].round().astype(int)
             corners = first.tolist(), (last - 1).tolist()
-            if style.edged and lines[i] > 1:
+            if style.edged and masks is None and lines[i] > 1:
                 cv2.rectangle(canvas, *corners, _EDGE, thin + 2)
             cv2.rectangle(canvas, *corners, colors[i], thin)
     if style.labels:

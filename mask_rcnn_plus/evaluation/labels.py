@@ -16,6 +16,8 @@ Place = tuple[int, int, int, int]  # (x0, y0, x1, y1) in pixels, the last two no
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_SCALE = 0.45
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+# The smallest object that gets a label, as a part of the label: it must not be what one looks at.
+_LEAST_ROOM = 0.25
 
 
 def class_color(index: int) -> Color:
@@ -107,7 +109,7 @@ def draw_labels(
             if top < 0 or place[3] > canvas.shape[0] or any(_overlap(place, t) for t in taken):
                 continue
             # Of a small object the label may be as large as its neighbours.
-            if room < 1 and (_covers_another(place, boxes, i) or not small):
+            if room < 1 and (not small or room < _LEAST_ROOM or _covers_another(place, boxes, i)):
                 continue
             taken.append(place)
             cv2.rectangle(canvas, place[:2], (place[2] - 1, place[3] - 1), color, cv2.FILLED)

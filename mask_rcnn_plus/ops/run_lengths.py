@@ -62,7 +62,7 @@ def window_of(rle: Mapping[str, Any]) -> Window:
 
 
 def crop(rle: Mapping[str, Any], window: Window) -> Bitmap:
-    """The pixels of a mask in a window of its image, in memory for the window's columns alone.
+    """The pixels of a mask in a window of its image, in memory for the window alone.
 
     Args:
         rle: as :func:`runs` takes.
@@ -75,16 +75,16 @@ def crop(rle: Mapping[str, Any], window: Window) -> Bitmap:
     x0, y0, x1, y1 = window
     if x1 <= x0 or y1 <= y0:
         return np.zeros((max(0, y1 - y0), max(0, x1 - x0)), np.uint8)
-    start, stop = x0 * height, x1 * height
-    begins, ends = runs(rle)
-    begins, ends = begins.clip(start, stop) - start, ends.clip(start, stop) - start
-    kept = ends > begins
-    changes = np.zeros(stop - start + 1, np.int8)
+    column, first, last = _by_column(*runs(rle), height)
+    first, last = first.clip(y0, y1) - y0, last.clip(y0, y1) - y0
+    kept = (last > first) & (column >= x0) & (column < x1)
+    start = (column[kept] - x0) * (y1 - y0)
+    changes = np.zeros((x1 - x0) * (y1 - y0) + 1, np.int8)
     # Runs are apart from each other or meet, where +1 and -1 cancel.
-    np.add.at(changes, begins[kept], 1)
-    np.add.at(changes, ends[kept], -1)
-    filled = np.cumsum(changes[:-1], dtype=np.int8).view(np.uint8).reshape(x1 - x0, height)
-    return np.ascontiguousarray(filled[:, y0:y1].T)
+    np.add.at(changes, start + first[kept], 1)
+    np.add.at(changes, start + last[kept], -1)
+    filled = np.cumsum(changes[:-1], dtype=np.int8).view(np.uint8).reshape(x1 - x0, y1 - y0)
+    return np.ascontiguousarray(filled.T)
 
 
 def placed(
@@ -99,22 +99,22 @@ def placed(
     """
     x, y = corner
     height, width = size
-    tile_height = int(rle["size"][0])
-    begins, ends = runs(rle)
-    # A run that goes on in the next column of the tile is two in the image.
-    first, last = begins // tile_height, (ends - 1) // tile_height
-    pieces = last - first + 1
-    column = np.repeat(first, pieces) + _counted(pieces)
-    begins = np.maximum(np.repeat(begins, pieces), column * tile_height)
-    ends = np.minimum(np.repeat(ends, pieces), (column + 1) * tile_height)
-    shift = (column + x) * height + y - column * tile_height
+    column, first, last = _by_column(*runs(rle), int(rle["size"][0]))
+    start = (column + x) * height + y
     return {
         "size": [height, width],
-        "counts": to_counts(begins + shift, ends + shift, height * width),
+        "counts": to_counts(start + first, start + last, height * width),
     }
 
 
-def _counted(sizes: Positions) -> Positions:
-    """0, 1, ... in each of consecutive groups of so many."""
-    starts = np.cumsum(sizes) - sizes
-    return np.arange(int(sizes.sum())) - np.repeat(starts, sizes)
+def _by_column(
+    begins: Positions, ends: Positions, height: int
+) -> tuple[Positions, Positions, Positions]:
+    """Runs cut where a column ends and the next begins: the column of each, and its rows."""
+    first, last = begins // height, (ends - 1) // height
+    pieces = last - first + 1
+    starts = np.cumsum(pieces) - pieces
+    column = np.repeat(first - starts, pieces) + np.arange(int(pieces.sum()))
+    begins = np.maximum(np.repeat(begins, pieces) - column * height, 0)
+    ends = np.minimum(np.repeat(ends, pieces) - column * height, height)
+    return column, begins, ends

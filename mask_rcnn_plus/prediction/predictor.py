@@ -18,7 +18,7 @@ from PIL import Image
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.evaluation.inference import can_split
-from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, postprocess
+from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, optimize, postprocess
 from mask_rcnn_plus.prediction.building import build_model, complete, read_config
 from mask_rcnn_plus.prediction.images import BGR, to_bgr
 
@@ -93,19 +93,28 @@ class BatchPredictor:
 
     @classmethod
     def from_config(
-        cls, cfg: CfgNode, *, trust_checkpoint: bool = False, **kwargs: Any
+        cls,
+        cfg: CfgNode,
+        *,
+        trust_checkpoint: bool = False,
+        optimize_to: str | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """What ``BatchPredictor(cfg, ...)`` makes of a config.
 
         Args:
             cfg: as DefaultPredictor's; MODEL.WEIGHTS is loaded, and has to have every parameter.
             trust_checkpoint: read it as a full pickle, and run what it says.
+            optimize_to: run ``mask_rcnn_plus.optimize``'s copy of the model, in "fp32", "bf16" or
+                "fp16".
             kwargs: of the constructor, as ``batch_size``.
         """
         cfg, names = complete(cfg, trusted=trust_checkpoint)
         if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
             raise UserError("TEST.AUG.ENABLED is True: keypoints have no test-time augmentation")
         model = build_model(cfg, trusted=trust_checkpoint)
+        if optimize_to is not None:
+            model = optimize(model, optimize_to)
         side = cfg.INPUT.MIN_SIZE_TEST
         return {
             "model": model,
@@ -133,7 +142,7 @@ class BatchPredictor:
             config_file: for weights that carry no config: a ``.pkl``, other people's ``.pth``.
             opts: config keys and values in turn, e.g. ``["MODEL.DEVICE", "cpu"]``.
             trust_checkpoint: read the weights as a full pickle, and run what they say.
-            kwargs: of the constructor, as ``batch_size``.
+            kwargs: of ``from_config`` and the constructor, as ``batch_size``.
 
         Raises:
             UserError: something about weights or config is wrong; see the message.

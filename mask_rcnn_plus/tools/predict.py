@@ -70,6 +70,7 @@ def main(argv: Sequence[str]) -> int:
         batch_size=arguments.batch_size,
         paste=False,
         trust_checkpoint=arguments.trust_checkpoint,
+        optimize_to=arguments.optimize,
     )
     wanted = _class_ids(arguments.classes, predictor.class_names)
     predict: Callable[[list[Any]], list[Instances]] = predictor

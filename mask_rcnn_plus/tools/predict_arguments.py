@@ -62,6 +62,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(TRUST_FLAG, action="store_true", help="read FILE as a full pickle, which may run any code")
     add("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:1")
+    add(
+        "--optimize",
+        choices=("fp32", "bf16", "fp16"),
+        help="run a copy of the model that is made for speed, in this precision",
+    )
     add("--recursive", action="store_true", help="folders with all folders in them")
     add("--batch-size", type=positive, default=4, metavar="N", help="images at once (default 4)")
     add("--score-threshold", type=_part, default=0.5, metavar="S", help="0 to 1 (default 0.5)")

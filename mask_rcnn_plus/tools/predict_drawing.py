@@ -39,14 +39,15 @@ class Drawing:
         """The drawing of a picture, (H, W, 3) in BGR as the picture."""
         objects = Objects.from_instances(instances)
         crowded = len(objects) > _MANY
-        growth = max(1.0, math.sqrt(image.shape[0] * image.shape[1]) / _SIDE)
+        growth = max(0.8, math.sqrt(image.shape[0] * image.shape[1]) / _SIDE)
         style = Style(
             masks=self._masks is not False,
             boxes=_or(self._boxes, not crowded),
             labels=_or(self._labels, not crowded),
             scores=self._scores is not False,
-            line=max(1, round((1 if crowded else 2) * growth)),
-            text=FONT_SCALE * growth,
+            # Less than in proportion: large pictures are looked at in parts as well.
+            line=max(1, round((1 if crowded else 2) * growth**0.6)),
+            text=FONT_SCALE * growth**0.75,
             small=True,
             edged=True,
         )

@@ -1,0 +1,88 @@
+"""Pictures of every kind become (H, W, 3), uint8, BGR, upright; others are refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import detection_utils
+from PIL import Image
+
+from mask_rcnn_plus import UserError
+from mask_rcnn_plus.prediction import to_bgr
+
+RED = (200, 100, 50)  # in RGB
+
+
+def test_files_are_read_as_in_training_and_turned_upright(tmp_path: Path) -> None:
+    picture = np.zeros((6, 8, 3), np.uint8)
+    picture[:, :4] = RED
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown a quarter turn clockwise
+    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    read = to_bgr(tmp_path / "turned.png")
+    assert read.shape == (8, 6, 3)
+    assert (read[0, 0] == RED[::-1]).all() and (read[7, 0] == 0).all()
+    assert (read == detection_utils.read_image(str(tmp_path / "turned.png"), "BGR")).all()
+    with Image.open(tmp_path / "turned.png") as image:
+        assert (to_bgr(image) == read).all()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"),
+    [
+        *((".png", mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")),
+        *((".tif", mode) for mode in ("RGB", "RGBA", "CMYK", "I;16")),
+        *((".jpg", mode) for mode in ("RGB", "L", "CMYK")),
+    ],
+)
+def test_every_mode_of_a_file(mode: str, suffix: str, tmp_path: Path) -> None:
+    white = Image.new("RGB", (5, 4), (255, 255, 255))
+    if mode == "I;16":
+        white = Image.fromarray(np.full((4, 5), 65535, np.uint16))
+        white.putpixel((0, 0), 256 * 100)
+    else:
+        white = white.convert(mode)
+    white.save(tmp_path / f"white{suffix}")
+    read = to_bgr(tmp_path / f"white{suffix}")
+    assert read.shape == (4, 5, 3) and read.dtype == np.uint8
+    assert (read[2, 2] == 255).all()
+    assert mode != "I;16" or (read[0, 0] == 100).all()
+
+
+def test_arrays() -> None:
+    bgr = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert to_bgr(bgr) is bgr
+    assert (to_bgr(bgr, array_format="RGB") == bgr[:, :, ::-1]).all()
+    with_alpha = np.dstack([bgr, np.zeros((2, 4), np.uint8)])
+    assert (to_bgr(with_alpha) == bgr).all()
+    for grey in (bgr[:, :, 0], bgr[:, :, :1]):
+        assert (to_bgr(grey) == bgr[:, :, :1]).all() and to_bgr(grey).shape == (2, 4, 3)
+    assert (to_bgr(bgr.astype(np.uint16) * 256 + 255) == bgr).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "image is an array of float32: give uint8"),
+        (np.zeros((4, 4, 2), np.uint8), r"the shape \(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"the shape \(0, 4, 3\)"),
+        (Image.new("F", (3, 3)), "32 bits a pixel"),
+        ([1, 2], "image is a list: give a path"),
+        ("missing.jpg", "missing.jpg does not exist"),
+        (".", "is a folder"),
+    ],
+)
+def test_what_is_no_picture_is_named(image: object, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        to_bgr(image)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64), RED).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.jpg").write_text("")
+    for name, words in (("cut.png", "cannot be read"), ("text.jpg", "no image"), ("empty.jpg", "")):
+        with pytest.raises(UserError, match=rf"{name} .*{words}"):
+            to_bgr(tmp_path / name)
