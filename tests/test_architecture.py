@@ -12,8 +12,9 @@ PACKAGE = "mask_rcnn_plus"
 ALLOWED = {
     "errors": set(),
     "compat": set(),
-    "config": {"config_augmentation", "config_file", "config_values"},
+    "config": {"config_augmentation", "config_file", "config_training", "config_values"},
     "config_augmentation": set(),
+    "config_training": set(),
     "config_file": set(),
     "config_rules": set(),
     "config_values": {"config_rules"},

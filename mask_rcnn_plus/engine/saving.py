@@ -8,8 +8,6 @@ the pointer ``last_checkpoint``. At each byte of it a whole checkpoint is there 
 
 import contextlib
 import errno
-import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +15,19 @@ from typing import Any
 
 import torch
 
+from mask_rcnn_plus.engine.durable import (
+    PART,
+    HashingWriter,
+    file_digest,
+    sync_folder,
+    to_disk,
+    write_small,
+)
 from mask_rcnn_plus.engine.plain_pickle import PlainPickleError
 from mask_rcnn_plus.engine.torch_archive import MOST_BYTES, read_torch
 from mask_rcnn_plus.errors import UserError
 
 _POINTER = "last_checkpoint"
-_PART = ".part"
-_BLOCK = 1 << 20
 _MOST_TEXT = 4096  # bytes of a pointer or digest file
 # What the operating system says when it is not for the program to mend.
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -45,22 +49,22 @@ def save(data: dict[str, Any], path: Path) -> None:
     Raises:
         SaveError: it cannot be written; what was there is as it was.
     """
-    part = path.with_name(path.name + _PART)
+    part = path.with_name(path.name + PART)
     try:
         with part.open("wb") as file:
-            writer = _Writer(file)
+            writer = HashingWriter(file)
             torch.save(data, writer)
             if writer.error is not None:
                 raise writer.error
-            _to_disk(file)
+            to_disk(file)
         digest = writer.digest()
-        if _digest(part) != digest:
+        if file_digest(part) != digest:
             raise OSError(None, "what was written reads back differently")
-        before = (_stored(path) or [_digest(path)]) if path.exists() else []
-        _write_small(_beside(path), "".join(f"{one}  {path.name}\n" for one in [digest, *before]))
+        before = (_stored(path) or [file_digest(path)]) if path.exists() else []
+        write_small(_beside(path), "".join(f"{one}  {path.name}\n" for one in [digest, *before]))
         part.replace(path)
-        _write_small(_beside(path), f"{digest}  {path.name}\n")
-        _sync_folder(path.parent)
+        write_small(_beside(path), f"{digest}  {path.name}\n")
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -74,8 +78,8 @@ def point_to(path: Path) -> None:
         SaveError: the pointer cannot be written; it points where it did.
     """
     try:
-        _write_small(path.with_name(_POINTER), path.name)
-        _sync_folder(path.parent)
+        write_small(path.with_name(_POINTER), path.name)
+        sync_folder(path.parent)
     except OSError as error:
         raise explained(path.with_name(_POINTER), error) from error
 
@@ -101,8 +105,8 @@ def prune(folder: Path, keep: int) -> None:
 
 def clean(folder: Path) -> None:
     """Removes what a killed run had half written."""
-    for part in folder.glob(f"*{_PART}"):
-        if part.name.removesuffix(_PART).endswith((".pth", ".sha256", _POINTER)):
+    for part in folder.glob(f"*{PART}"):
+        if part.name.removesuffix(PART).endswith((".pth", ".sha256", _POINTER)):
             with contextlib.suppress(OSError):
                 part.unlink()
 
@@ -139,7 +143,7 @@ def none_sound(folder: Path, faults: list[str]) -> UserError:
     return UserError(f"--resume: no checkpoint in '{folder}' can be loaded: {reasons}; {remedy}")
 
 
-def has_digest(path: Path) -> bool:
+def hasfile_digest(path: Path) -> bool:
     """Whether the SHA-256 of a checkpoint lies beside it."""
     return _beside(path).is_file()
 
@@ -166,7 +170,7 @@ def damage(path: Path) -> str:
         if path.stat().st_size > MOST_BYTES:
             return f"is larger than {MOST_BYTES >> 30} GiB"
         if stored:
-            if _digest(path) in stored:
+            if file_digest(path) in stored:
                 return ""
             return f"is damaged: its SHA-256 is not the one in {_beside(path).name}"
         read_torch(path)
@@ -202,71 +206,6 @@ def first_not_finite(tensors: Mapping[str, Any]) -> str:
         if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
             return name
     return ""
-
-
-class _Writer:
-    """Gives torch.save a file, the digest of whose bytes is known at the end.
-
-    Its C++ code does not survive an exception from ``write``: the first is kept instead.
-    """
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        if self.error is None:
-            try:
-                self._file.write(data)
-                self._hash.update(data)
-            except OSError as error:
-                self.error = error
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing: the file is flushed once, at its end."""
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-
-def _write_small(path: Path, text: str) -> None:
-    part = path.with_name(path.name + _PART)
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            _to_disk(file)
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):
-        # So that reading it again reads the disk.
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _sync_folder(folder: Path) -> None:
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            total.update(block)
-    return total.hexdigest()
 
 
 def _beside(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine import durable, saving
 
 
 class Killed(BaseException):
@@ -77,7 +77,7 @@ class Saboteur:
 
         patch.setattr(Path, "open", opening)
         patch.setattr(Path, "replace", replacing)
-        patch.setattr(saving.os, "fsync", syncing)
+        patch.setattr(durable.os, "fsync", syncing)
 
     def step(self, halfway: Any = None) -> None:
         self.count += 1
