@@ -143,7 +143,7 @@ def none_sound(folder: Path, faults: list[str]) -> UserError:
     return UserError(f"--resume: no checkpoint in '{folder}' can be loaded: {reasons}; {remedy}")
 
 
-def hasfile_digest(path: Path) -> bool:
+def has_digest(path: Path) -> bool:
     """Whether the SHA-256 of a checkpoint lies beside it."""
     return _beside(path).is_file()
 
