@@ -20,14 +20,8 @@ from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import build_train_batches, build_train_mapper, require_dataset
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.evaluation.drawing import (
-    Image,
-    Objects,
-    draw_objects,
-    plain_text,
-    text_size,
-    write_text,
-)
+from mask_rcnn_plus.evaluation.drawing import Objects, draw_objects
+from mask_rcnn_plus.evaluation.labels import Image, plain_text, text_size, write_text
 from mask_rcnn_plus.tools.arguments import Parser, positive
 
 PROGRAM = "mask-rcnn-plus show-data"
