@@ -262,3 +262,22 @@ def test_a_digest_that_is_a_pipe_or_endless_does_not_hold_up(tmp_path: Path) -> 
     digest.unlink()
     os.mkfifo(digest)
     assert saving.damage(tmp_path / "model.pth") == ""
+
+
+def test_a_disk_that_changes_what_it_is_given_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, 1)
+    sync = saving._to_disk
+
+    def corrupt(file: Any) -> None:
+        sync(file)
+        if file.name.endswith(".pth.part"):
+            with Path(file.name).open("r+b") as again:
+                again.seek(100)
+                again.write(b"x")
+
+    monkeypatch.setattr(saving, "_to_disk", corrupt)
+    with pytest.raises(saving.SaveError, match="reads back differently"):
+        put(tmp_path, 2)
+    assert resumed(tmp_path) == 1 and not list(tmp_path.glob("*.part"))
