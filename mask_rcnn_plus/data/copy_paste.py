@@ -82,18 +82,33 @@ def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int,
     masks = before.new_zeros(len(source), height, width)
     masks[:, rows, columns] = before[there]
     pasted = _moved(source, place, (height, width))
-    pasted = _remasked(pasted, masks, _areas(before))
+    if before[there].shape != before.shape:
+        pasted = _remasked(pasted, masks, _areas(before) != _areas(masks))
+    else:
+        pasted.gt_masks = BitMasks(masks)
     covered = masks.any(0)
 
     image = sample["image"].clone()
     image[:, rows, columns] = torch.where(
         covered[rows, columns], other["image"][there], image[:, rows, columns]
     )
-    if not len(own):
-        return {**sample, "image": image, "instances": pasted}
-    masks = _masks(own)
-    own = _remasked(_hidden_points(own, covered), masks & ~covered, _areas(masks))
-    return {**sample, "image": image, "instances": Instances.cat([own, pasted])}
+    if len(own):
+        own = _remasked(_hidden_points(own, covered), *_uncovered(_masks(own), covered))
+        pasted = Instances.cat([own, pasted])
+    return {**sample, "image": image, "instances": pasted}
+
+
+def _uncovered(masks: torch.Tensor, covered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is left of masks (R, H, W), and which of them (R,) have lost something."""
+    ys, xs = (torch.nonzero(covered.any(axis))[:, 0] for axis in (1, 0))
+    if not len(ys):
+        return masks, torch.zeros(len(masks), dtype=torch.bool)
+    # Most of a large image is not concerned.
+    window = (slice(None), slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1))
+    cut = (masks[window] & covered[window[1:]]).flatten(1).any(1)
+    masks = masks.clone()
+    masks[window] &= ~covered[window[1:]]
+    return masks, cut
 
 
 def _masks(instances: Instances) -> torch.Tensor:
@@ -107,7 +122,8 @@ def _masks(instances: Instances) -> torch.Tensor:
 
 
 def _areas(masks: torch.Tensor) -> torch.Tensor:
-    return masks.flatten(1).sum(1)
+    # Many times faster than torch's sum of bools.
+    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()])
 
 
 def _copy(instances: Instances, size: tuple[int, int]) -> Instances:
@@ -144,21 +160,23 @@ def _hidden_points(instances: Instances, covered: torch.Tensor) -> Instances:
     return result
 
 
-def _remasked(instances: Instances, masks: torch.Tensor, areas: torch.Tensor) -> Instances:
+def _remasked(instances: Instances, masks: torch.Tensor, cut: torch.Tensor) -> Instances:
     """The objects with other masks, without those that have lost theirs.
 
     Args:
         instances: R objects.
         masks: (R, H, W) bool.
-        areas: (R,): pixels of their masks before. Where it is another number now, the box is drawn
-            around the mask anew; annotated boxes of whole objects stay.
+        cut: (R,) bool: those that have lost something. Their boxes are drawn around the rest;
+            annotated boxes of whole objects stay.
     """
     result = _copy(instances, instances.image_size)
     result.gt_masks = BitMasks(masks)
-    now = _areas(masks)
-    cut = now != areas
+    if not cut.any():
+        return result
+    rest = BitMasks(masks[cut])
     boxes = instances.gt_boxes.tensor.clone()
-    if cut.any():
-        boxes[cut] = BitMasks(masks[cut]).get_bounding_boxes().tensor
+    boxes[cut] = rest.get_bounding_boxes().tensor
     result.gt_boxes = Boxes(boxes)
-    return result if now.all() else result[now > 0]
+    kept = ~cut
+    kept[cut] = rest.nonempty()
+    return result[kept]

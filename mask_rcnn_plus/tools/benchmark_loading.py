@@ -1,4 +1,4 @@
-"""Times what loading a training image costs with each augmentation, beside loading it without."""
+"""Measures the CPU time that augmentations take, beside loading training images without them."""
 
 import argparse
 import statistics
@@ -24,9 +24,10 @@ example:
   {PROGRAM} --config-file configs/small_data.yaml DATASETS.TRAIN "('balloons_train',)"
 
 Reading, augmenting and preparing an image and its objects, in one process; the rows take turns,
-image by image. The first row is the config with no augmentation of this project; copy-paste is
-timed where every image gets objects, and costs half as much with INPUT.COPY_PASTE.PROB 0.5. Loader
-workers (DATALOADER.NUM_WORKERS) do this beside the training.
+image by image, and CPU time hardly minds what else the machine does. The first row is the config
+with no augmentation of this project; copy-paste is timed where every image gets objects, and costs
+half as much with INPUT.COPY_PASTE.PROB 0.5. Loader workers (DATALOADER.NUM_WORKERS) do this beside
+the training.
 """
 _OFF = {
     "INPUT.JITTER.ENABLED": False,
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     times = measure(cfg, variants(cfg), images=arguments.images)
     print("; ".join(f"{name} {value}" for name, value in describe_environment("cpu").items()))
     print(f"{', '.join(cfg.DATASETS.TRAIN)}, {arguments.images} images a row\n")
-    print("| augmentation | ms an image | more than without |\n| --- | --- | --- |")
+    print("| augmentation | CPU ms an image | more than without |\n| --- | --- | --- |")
     base = next(iter(times.values()))
     for name, milliseconds in times.items():
         print(f"| {name} | {milliseconds:.1f} | {milliseconds - base:+.1f} |")
@@ -113,7 +114,7 @@ def variants(cfg: CfgNode) -> dict[str, dict[str, Any]]:
 
 
 def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> dict[str, float]:
-    """Milliseconds an image of each row: the mean over images, each row the same ones.
+    """Milliseconds of CPU time an image: the mean over images, the same ones for each row.
 
     Args:
         cfg: from ``load_config``; its data sets are registered.
@@ -132,10 +133,10 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
     hidden = not sys.stderr.isatty()
     for turn in tqdm(range(_WARM_UPS + images), unit="turn", disable=hidden):
         for name, loader in loaders.items():
-            start = time.perf_counter()
+            start = time.process_time()
             next(loader)
             if turn >= _WARM_UPS:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (time.process_time() - start))
     # Not the median: how much an augmentation costs, it draws; the slowest tenth is the machine's.
     return {name: statistics.mean(_without_slowest(values)) for name, values in times.items()}
 
