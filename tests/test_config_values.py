@@ -54,6 +54,7 @@ def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
         ("SOLVER.BASE_LR", "None", "above 0"),
         ("SOLVER.BASE_LR", "1e999", "above 0"),
         ("SOLVER.MOMENTUM", "1.0", "below 1"),
+        ("TEST.OPTIMIZE.DTYPE", "int8", "fp32, bf16 or fp16"),
         ("SOLVER.STEPS", "(30, 20)", "each above the one before"),
         ("SOLVER.STEPS", "('a',)", "0 or more"),
         ("SOLVER.WARMUP_METHOD", "cubic", "linear or constant"),

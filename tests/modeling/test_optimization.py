@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.structures import pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from mask_rcnn_plus import UserError, optimize
+from mask_rcnn_plus.evaluation import run_inference
+from mask_rcnn_plus.modeling import PastedMasks
 from mask_rcnn_plus.modeling.optimization import layers, onednn
+from mask_rcnn_plus.modeling.optimization.graphs import GraphedBackbone
 from mask_rcnn_plus.modeling.optimization.proposals import largest
 from tests.modeling.models import ARCHITECTURES, build
 
@@ -291,3 +295,44 @@ def test_the_report_tells_what_the_copy_weighs(model: nn.Module) -> None:
     weights = sum(p.nbytes for p in model.parameters()) / 2**20
     assert weights < whole.weight_mib < 1.1 * weights
     assert "MiB of weights of its own" in str(whole)
+
+
+def test_it_goes_where_the_model_goes(model: nn.Module, fast: nn.Module) -> None:
+    batches = [[one] for one in images(*SIZES)]
+    expected = [detect(model, batch)[0] for batch in batches]
+    # As detectron2's loop and DefaultPredictor call it.
+    assert_same([detect(fast, batch)[0] for batch in batches], expected)
+    kept = _Keep()
+    _, speed = run_inference(fast, batches, kept, dataset_name="two images")
+    assert all(isinstance(one.pred_masks, PastedMasks) for one in kept.found)
+    assert speed.postprocessing_ms is not None
+    for one in kept.found:
+        one.pred_masks = one.pred_masks.to_tensor()
+    assert_same(kept.found, expected)
+    # Boxes of the user's own, as test-time augmentation gives them.
+    given = [Instances(size) for size in SIZES]
+    for one in given:
+        one.pred_boxes = Boxes(torch.tensor([[4.0, 6.0, 30.0, 40.0]]))
+        one.pred_classes = torch.tensor([1])
+    with torch.no_grad():
+        a, b = (m.inference(images(*SIZES), copy.deepcopy(given)) for m in (fast, model))
+    for one, other in zip(a, b, strict=True):
+        assert torch.equal(one["instances"].pred_masks, other["instances"].pred_masks)
+
+
+class _Keep(DatasetEvaluator):
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self.found += [one["instances"] for one in outputs]
+
+
+def test_a_graphed_backbone_runs_as_it_would_without_a_gpu(fast: nn.Module) -> None:
+    graphed = copy.deepcopy(fast)
+    graphed.backbone = GraphedBackbone(graphed.backbone)
+    assert graphed.backbone.size_divisibility == 32
+    again = pickle.loads(pickle.dumps(graphed))
+    for _ in range(3):
+        assert_same(detect(again), detect(fast))
+    assert not again.backbone._graphs
