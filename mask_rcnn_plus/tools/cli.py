@@ -24,6 +24,7 @@ COMMANDS = {
     "lr-range": ("lr_range", "find a learning rate: train a little while it rises"),
     "ablate": ("ablate", "train a folder of configs with several seeds, and compare them"),
     "benchmark model": ("benchmark_model", "time a whole model beside detectron2's, and compare"),
+    "benchmark loading": ("benchmark_loading", "time the loading of training images"),
     "benchmark options": ("benchmark_options", "time training steps with one option each"),
     "benchmark roi-align": ("benchmark_roi", "time RoIAlign beside detectron2's and torchvision's"),
     "convert-torchvision": ("convert_torchvision", "make torchvision's weights detectron2's"),
