@@ -85,6 +85,17 @@ def test_the_repositorys_families_are_whole() -> None:
     assert set(training.rows) == {"baseline", "ema", "jitter", "copy_paste"}
 
 
+def test_a_run_that_averages_is_measured_on_the_averages(tmp_path: Path) -> None:
+    for folder, value in (("ema", 30.0), (".", 20.0)):
+        inference = tmp_path / folder / "inference" / "val"
+        inference.mkdir(parents=True)
+        (inference / "metrics.json").write_text(json.dumps({"segm": {"AP": value}}))
+    (tmp_path / "metrics.json").touch()
+    run = Run("ema", 1, "SOLVER: {MAX_ITER: 2}", "val", tmp_path)
+    Processes(1, keep_weights=True)._conclude(run, 0, 1.0)
+    assert run.results == {"mask AP": 30.0}
+
+
 @pytest.fixture
 def folder(tiny_config: Path) -> Path:
     """A family of two rows on the tiny shapes, and a second one that repeats a row."""
