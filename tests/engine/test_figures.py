@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.engine import DefaultTrainer
 
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
@@ -70,6 +71,14 @@ def test_a_run_ends_early_whole_and_for_good(
         return {"segm": {"AP": figures[len(done) - 1]}}
 
     monkeypatch.setattr(Trainer, "test", classmethod(evaluate))
+    steps: list[int] = []
+    step = DefaultTrainer.run_step
+
+    def count(trainer: DefaultTrainer) -> None:
+        steps.append(trainer.iter)
+        step(trainer)
+
+    monkeypatch.setattr(DefaultTrainer, "run_step", count)
     keys = ["TEST.EVAL_PERIOD", "1", "TEST.EARLY_STOPPING.METRIC", "segm/AP"]
     keys += ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.EMA.ENABLED", "False"]
 
@@ -83,6 +92,7 @@ def test_a_run_ends_early_whole_and_for_good(
 
     dies_at = -1
     assert run("whole", 2) == 0
+    assert steps == [0, 1, 2, 3]
     assert len(done) == 4  # the last evaluation is that of the final weights
     assert final("whole")["iteration"] == final("whole")["trainer"]["iteration"] == 3
     assert (tmp_path / "whole" / "last_checkpoint").read_text() == "model_final.pth"
