@@ -16,6 +16,7 @@ from torch import nn
 from mask_rcnn_plus.data import NamingMapper, PolygonMapper
 from mask_rcnn_plus.data.draws import seed_all
 from mask_rcnn_plus.engine.freezing import draws_or_counts
+from mask_rcnn_plus.engine.steps import AMP_DTYPES, amp_dtype
 
 NAME = "validation"
 TOTAL = "total_loss"
@@ -32,7 +33,7 @@ class ValidationLoss:
         records: data set -> its images, in detectron2's format.
         mapper: from a record to a sample with ``instances``.
         images: how many of each data set, evenly spaced; 0 for all.
-        amp: whether in mixed precision.
+        amp: in which mixed precision, of ``AMP_DTYPES``; "" for none.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class ValidationLoss:
         mapper: Callable[[dict[str, Any]], Any],
         *,
         images: int = 0,
-        amp: bool = False,
+        amp: str = "",
     ) -> None:
         self._records = records
         self._mapper = mapper
@@ -76,11 +77,12 @@ class ValidationLoss:
     ) -> dict[str, float]:
         places = _spread(len(records), self._images)
         device = next(model.parameters()).device.type
+        dtype = AMP_DTYPES.get(self._amp)
         own: dict[int, dict[str, float]] = {}
         for place in places[comm.get_rank() :: comm.get_world_size()]:
             seed_all(NAME, name, place)
             sample = self._mapper(records[place])
-            with torch.autocast(device, enabled=self._amp):
+            with torch.autocast(device, dtype, enabled=dtype is not None):
                 losses = model([sample])
             own[place] = {loss: float(value) for loss, value in losses.items()}
         every = {place: losses for share in comm.all_gather(own) for place, losses in share.items()}
@@ -111,7 +113,7 @@ def build_validation(cfg: CfgNode) -> ValidationLoss:
         records,
         NamingMapper(mapper),
         images=cfg.TEST.LOSS_IMAGES,
-        amp=cfg.SOLVER.AMP.ENABLED,
+        amp=amp_dtype(cfg),
     )
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -26,6 +25,7 @@ from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.freezing import hold
 from mask_rcnn_plus.engine.option_checks import check_options
 from mask_rcnn_plus.engine.setup import prepare_datasets
+from mask_rcnn_plus.engine.steps import Steps, amp_dtype
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.tools.arguments import Parser, positive, prepare_output
 
@@ -158,30 +158,21 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
     optimizer = Trainer.build_optimizer(cfg, model)
     # Biases may have a rate of their own, in proportion.
     factors = [group["lr"] / cfg.SOLVER.BASE_LR for group in optimizer.param_groups]
-    model.train()
-    hold(model, cfg.MODEL.FREEZE)
     curve = Curve([], [])
-    batches = iter(Trainer.build_train_loader(cfg))
-    device = next(model.parameters()).device.type
-    scaler = torch.amp.GradScaler(device, enabled=cfg.SOLVER.AMP.ENABLED)
+    batches = Trainer.build_train_loader(cfg)
+    steps = Steps(model, batches, optimizer, amp=amp_dtype(cfg), parts=cfg.SOLVER.ACCUMULATE_STEPS)
+    hold(model, cfg.MODEL.FREEZE)
     progress = tqdm(_rates(start, end, iterations), desc="Learning rates", total=iterations)
-    with EventStorage(), progress:
+    with EventStorage() as storage, progress:
         for rate in progress:
             for group, factor in zip(optimizer.param_groups, factors, strict=True):
                 group["lr"] = rate * factor
             try:
-                with torch.autocast(device, enabled=cfg.SOLVER.AMP.ENABLED):
-                    loss = sum(model(next(batches)).values())
-            except FloatingPointError:  # detectron2's region proposals look at their boxes
+                steps.run_step()
+            except FloatingPointError:  # the loss or a proposal is not finite
                 break
-            if not torch.isfinite(loss):
-                break
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
             curve.rates.append(rate)
-            curve.losses.append(float(loss.detach()))
+            curve.losses.append(float(storage.latest()["total_loss"][0]))
             progress.set_postfix(lr=f"{rate:.1e}", loss=f"{curve.losses[-1]:.2f}", refresh=False)
             running = curve.running
             if running[-1] > _DIVERGED * min(running):

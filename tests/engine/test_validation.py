@@ -56,6 +56,20 @@ def test_it_is_the_mean_over_images_and_leaves_the_model_as_it_was() -> None:
     assert validation.measure(model) == figures
 
 
+def test_it_measures_in_the_precision_of_the_training() -> None:
+    class Precise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, batch: list[Any]) -> dict[str, Tensor]:
+            return {"loss_bits": torch.tensor(torch.finfo(self.layer(torch.ones(1, 1)).dtype).bits)}
+
+    for amp, bits in (("", 32), ("bf16", 16)):
+        figures = ValidationLoss({"one": [1]}, lambda record: record, amp=amp).measure(Precise())
+        assert figures["validation/loss_bits"] == bits
+
+
 def test_a_part_of_the_images_is_spread_over_all() -> None:
     records = {"a": list(range(10)), "b": [7]}
     figures = ValidationLoss(records, lambda record: record, images=2).measure(Model())
