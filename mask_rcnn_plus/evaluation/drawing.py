@@ -182,7 +182,8 @@ def draw_objects(
         size: height and width of the drawing in pixels.
         crowded: draw thin outlines alone, without labels, and boxes only where there are no masks.
         colors: one an object; None takes those of the classes.
-        labels: one an object; None takes the class and the score.
+        labels: one an object, "" for none, and no boxes around masks; None takes the class and
+            the score.
 
     Returns:
         (size[0], size[1], 3), BGR. A label is left out where it would hide the object or another
@@ -195,8 +196,6 @@ def draw_objects(
     boxes = objects.boxes * scale
     if colors is None:
         colors = [class_color(int(index)) for index in objects.classes]
-    if labels is None:
-        labels = [_label(objects, i, class_names) for i in range(len(objects))]
 
     # Large objects first: a small one in front of them stays visible.
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -212,11 +211,13 @@ def draw_objects(
         for i in order:
             thickness = 2 if sides[i].min() >= _SMALL and not crowded else 1
             cv2.drawContours(canvas, contours[i], -1, colors[i], thickness, cv2.LINE_AA)
-    if objects.masks is None or not crowded:
+    if objects.masks is None or (labels is None and not crowded):
         for i in order:
             first, last = boxes[i, :2].round().astype(int), boxes[i, 2:].round().astype(int)
             cv2.rectangle(canvas, first.tolist(), (last - 1).tolist(), colors[i], 1)
     if not crowded:
+        if labels is None:
+            labels = [_label(objects, i, class_names) for i in range(len(objects))]
         _draw_labels(canvas, objects, boxes, labels, colors)
     return canvas
 
@@ -253,7 +254,7 @@ def _draw_labels(
         text = labels[i]
         width, height = text_size(text)
         room = (x1 - x0) * (y1 - y0) / (width * height)
-        if room < 1:
+        if room < 1 or not text:
             continue
         left = max(0, min(x0, canvas.shape[1] - width))
         # Above the box, below it, or inside where that leaves most of the object to be seen.
