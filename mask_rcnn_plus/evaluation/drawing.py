@@ -163,13 +163,16 @@ def draw_objects(
         size: height and width of the drawing in pixels.
         crowded: draw thin outlines alone, without labels, and boxes only where there are no masks.
         colors: one an object; None takes those of the classes.
-        labels: one an object; None takes the class and the score.
+        labels: one an object, "" for none, and no boxes around masks; None takes the class and
+            the score.
 
     Returns:
         (size[0], size[1], 3), BGR. A label is left out where it would hide the object or another
         label.
     """
-    style = Style(boxes=not crowded, labels=not crowded, line=1 if crowded else 2)
+    style = Style(
+        boxes=not crowded and labels is None, labels=not crowded, line=1 if crowded else 2
+    )
     return draw_styled(image, objects, class_names, style, size, colors=colors, labels=labels)
 
 
@@ -198,8 +201,6 @@ def draw_styled(
     boxes = objects.boxes * scale
     if colors is None:
         colors = [class_color(int(index)) for index in objects.classes]
-    if labels is None:
-        labels = [_label(objects, i, class_names, style.scores) for i in range(len(objects))]
 
     # Large objects first: a small one in front of them stays visible.
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -230,6 +231,8 @@ def draw_styled(
                 cv2.rectangle(canvas, *corners, _EDGE, thin + 2)
             cv2.rectangle(canvas, *corners, colors[i], thin)
     if style.labels:
+        if labels is None:
+            labels = [_label(objects, i, class_names, style.scores) for i in range(len(objects))]
         by_score = np.arange(len(objects))
         if objects.scores is not None:
             by_score = np.argsort(-objects.scores, kind="stable")

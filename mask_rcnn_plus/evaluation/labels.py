@@ -91,7 +91,7 @@ def draw_labels(
     Args:
         canvas: (H, W, 3), BGR.
         boxes: (R, 4), in pixels of the canvas.
-        labels, colors: one an object.
+        labels, colors: one an object; a label may be empty.
         order: which of the R come first to a place.
         scale: the size of the text.
         small: label objects smaller than their label too, where that covers no other object.
@@ -100,6 +100,8 @@ def draw_labels(
     for i in order:
         x0, y0, x1, y1 = boxes[i].round().astype(int).tolist()
         text, color = labels[i], colors[i]
+        if not text:
+            continue
         width, height = text_size(text, scale)
         room = (x1 - x0) * (y1 - y0) / (width * height)
         left = max(0, min(x0, canvas.shape[1] - width))

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mask_rcnn_plus.errors import UserError
 
 _PIECE = 1 << 20
+# Far more than a mask of the largest image takes.
+_MOST_OF_AN_ENTRY = 1 << 28
 
 
 def read_results(path: Path) -> Iterator[tuple[dict[str, Any], float]]:
@@ -22,45 +24,67 @@ def read_results(path: Path) -> Iterator[tuple[dict[str, Any], float]]:
     Raises:
         UserError: the file is missing, or no such list.
     """
-    decoder = json.JSONDecoder()
     try:
         size = max(1, path.stat().st_size)
-        read = 0
         with path.open(encoding="utf-8") as file:
-            text = file.read(_PIECE)
-            read += len(text)
-            place = _skip(text, 0)
-            if text[place : place + 1] != "[":
-                raise ValueError("not a list")
-            place = _skip(text, place + 1)
-            while text[place : place + 1] != "]":
-                try:
-                    entry, end = decoder.raw_decode(text, place)
-                    complete = len(text) - end > 1
-                except json.JSONDecodeError:
-                    complete = False
-                if not complete:
-                    more = file.read(_PIECE)
-                    if not more and not text[place:].rstrip().endswith("]"):
-                        raise ValueError("ends in the midst")
-                    if not more:
-                        entry, end = decoder.raw_decode(text, place)
-                    else:
-                        text, place = text[place:] + more, 0
-                        read += len(more)
-                        continue
-                if not isinstance(entry, dict):
-                    raise ValueError("an entry is no object")
-                yield entry, min(1.0, read / size)
-                place = _skip(text, end)
-                if text[place : place + 1] == ",":
-                    place = _skip(text, place + 1)
+            reader = _Reader(file)
+            reader.expect("[")
+            if reader.next() == "]":
+                return
+            while True:
+                yield reader.entry(), min(1.0, reader.read / size)
+                if reader.next() == "]":
+                    return
+                reader.expect(",")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the detections in {path}: {reason}") from error
 
 
-def _skip(text: str, place: int) -> int:
-    while place < len(text) and text[place] in " \n\r\t":
-        place += 1
-    return place
+class _Reader:
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._text, self._place = "", 0
+        self._decoder = json.JSONDecoder()
+        self.read = 0
+
+    def next(self) -> str:
+        """The next character that is no space, which stays; "" at the end."""
+        while True:
+            while self._place < len(self._text):
+                if self._text[self._place] not in " \n\r\t":
+                    return self._text[self._place]
+                self._place += 1
+            if not self._fill():
+                return ""
+
+    def expect(self, character: str) -> None:
+        if self.next() != character:
+            raise ValueError(f"there is no '{character}' where a list of detections has one")
+        self._place += 1
+
+    def entry(self) -> dict[str, Any]:
+        if self.next() != "{":
+            raise ValueError("an entry is no object")
+        wanted = 0
+        while True:
+            try:
+                entry, self._place = self._decoder.raw_decode(self._text, self._place)
+                return entry
+            except json.JSONDecodeError:
+                # Twice as much as before, that a long entry is not read again too often.
+                wanted = 2 * max(1, len(self._text) - self._place)
+                while len(self._text) - self._place < wanted:
+                    if wanted > _MOST_OF_AN_ENTRY or not self._fill():
+                        break
+                else:
+                    continue
+                if len(self._text) - self._place > wanted // 2:
+                    continue
+                raise
+
+    def _fill(self) -> bool:
+        piece = self._file.read(_PIECE)
+        self._text, self._place = self._text[self._place :] + piece, 0
+        self.read += len(piece)
+        return bool(piece)

@@ -111,7 +111,7 @@ class Comparison:
         return {
             "name": before.file_name(image),
             "note": f"quality {self._quality[0][image]:.2f} to {self._quality[1][image]:.2f}; "
-            f"{self._gained[image]} objects more, {self._lost[image]} no longer found",
+            f"{self._gained[image]} newly found, {self._lost[image]} no longer",
             "panels": [(title, picture) for title, picture in panels if picture is not None],
         }
 

@@ -21,9 +21,9 @@ RIGHT: Color = (178, 114, 0)
 WRONG: Color = (0, 94, 213)
 MISSED: Color = (0, 159, 230)
 ERROR_NAMES = {code: name for name, code in ERRORS.items()}
-_SIDE = 320
+_SIDE = 300
 _CROP_SIDE = 220
-_CROWDED = 25
+_CROWDED = 20
 # All pictures of a page together: in base64 a third more, and the rest of the page is 2 MB at most.
 MOST_BYTES = 12_000_000
 
@@ -68,9 +68,10 @@ class Pictures:
         by = task.found_by[chosen]
         found = (by >= 0) & (findings.detections.score[by] >= threshold)
         colors = [RIGHT if one else MISSED for one in found]
-        names = [_name(findings, k) for k in findings.truth.category[chosen]]
+        several = len(findings.class_names) > 1
+        names = [_name(findings, k) if several else "" for k in findings.truth.category[chosen]]
         objects = _objects(findings.truth, chosen)
-        text = f"{len(chosen)} objects, {len(chosen) - int(found.sum())} of them missed"
+        text = f"{len(chosen)} objects, {len(chosen) - int(found.sum())} missed"
         return self._whole(run, image, objects, colors, names, text)
 
     def found(self, run: Run, image: int, threshold: float) -> Picture | None:
@@ -82,13 +83,10 @@ class Pictures:
         chosen = chosen[task.error[chosen] >= 0]
         right = task.error[chosen] == 0
         colors = [RIGHT if one else WRONG for one in right]
-        names = [
-            f"{_name(findings, findings.detections.category[d])} "
-            f"{findings.detections.score[d]:.2f} {ERROR_NAMES.get(int(task.error[d]), '')}".rstrip()
-            for d in chosen
-        ]
+        # What is right has the class that the picture of the objects shows.
+        names = ["" if task.error[d] == 0 else _mistake(findings, d, task.error[d]) for d in chosen]
         objects = _objects(findings.detections, chosen)
-        text = f"{len(chosen)} found, {len(chosen) - int(right.sum())} of them wrong"
+        text = f"{len(chosen)} found, {len(chosen) - int(right.sum())} wrong"
         return self._whole(run, image, objects, colors, names, text)
 
     def detection(self, run: Run, index: int) -> Picture | None:
@@ -199,6 +197,13 @@ class Pictures:
 
 def _name(findings: Findings, category: int) -> str:
     return plain_text(findings.class_names[category], otherwise="") or f"class {category}"
+
+
+def _mistake(findings: Findings, index: int, error: int) -> str:
+    name = f"{_name(findings, findings.detections.category[index])} "
+    if len(findings.class_names) == 1:
+        name = ""
+    return f"{name}{findings.detections.score[index]:.2f} {ERROR_NAMES[int(error)]}"
 
 
 def _objects(found: Found, chosen: np.ndarray) -> Objects:

@@ -44,11 +44,13 @@ def precision_recall(curves: Mapping[str, Any], thresholds: Sequence[float]) -> 
         for run, (label, table) in enumerate(curves.items()):
             for iou, style in ((0.5, "-"), (0.75, "--"), (0.9, ":")):
                 t = int(np.abs(np.asarray(thresholds) - iou).argmin())
-                name = f"IoU {iou:g}" if len(curves) == 1 else f"{label}, IoU {iou:g}"
+                name = f"IoU {iou:g}"
+                if len(curves) > 1:
+                    name = f"{_short(label, 16)}, {name}"
                 recalls = np.linspace(0, 1, table.shape[1])
                 axes.plot(recalls, table[t], style, color=COLORS[run], label=name)
         _unit_square(axes, "recall", "precision")
-        axes.legend(loc="lower left", fontsize=8)
+        _legend_below(figure, axes, 3)
         return _svg(figure)
 
 
@@ -63,7 +65,7 @@ def class_precision_recall(curves: Mapping[str, Any]) -> str:
         for (name, line), color in zip(curves.items(), _PARTS, strict=False):
             axes.plot(np.linspace(0, 1, len(line)), line, color=color, label=_short(name))
         _unit_square(axes, "recall", "precision at IoU 0.5")
-        axes.legend(loc="lower left", fontsize=8)
+        _legend_below(figure, axes, 3)
         return _svg(figure)
 
 
@@ -76,13 +78,13 @@ def error_bars(splits: Mapping[str, Mapping[str, float]]) -> str:
         for run, (label, parts) in enumerate(splits.items()):
             places = np.arange(len(kinds)) + (run - (len(splits) - 1) / 2) * height
             values = [parts[kind] for kind in kinds]
-            axes.barh(places, values, height * 0.9, color=COLORS[run], label=label)
+            axes.barh(places, values, height * 0.9, color=COLORS[run], label=_short(label))
         axes.set_yticks(range(len(kinds)), kinds)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("AP50 that it takes")
         if len(splits) > 1:
-            axes.legend(loc="lower right", fontsize=8)
+            _legend_below(figure, axes, 2)
         return _svg(figure)
 
 
@@ -96,11 +98,11 @@ def calibration(results: Mapping[str, Calibration]) -> str:
             sizes = 12 + 90 * np.sqrt(result.count[filled] / max(1, result.count.max()))
             axes.plot(result.score[filled], result.right[filled], color=COLORS[run], linewidth=1)
             axes.scatter(
-                result.score[filled], result.right[filled], sizes, COLORS[run], label=label
+                result.score[filled], result.right[filled], sizes, COLORS[run], label=_short(label)
             )
         _unit_square(axes, "score", "share that is right")
         if len(results) > 1:
-            axes.legend(loc="upper left", fontsize=8)
+            _legend_below(figure, axes, 2)
         return _svg(figure)
 
 
@@ -132,7 +134,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel
         axes.set_xlabel("iteration")
         axes.set_ylabel(ylabel)
         if len(series) > 1:
-            axes.legend(fontsize=8)
+            _legend_below(figure, axes, 3)
         return _svg(figure)
 
 
@@ -157,6 +159,12 @@ def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.9, 3.3))
     figure.set_layout_engine("constrained")
     return figure, figure.subplots()
+
+
+def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
+    # Inside, it would lie on the lines.
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:

@@ -31,21 +31,43 @@ def change(before: Any, after: Any, digits: int = 1) -> str:
 
 
 def overall(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A table a task: figure, then a value a run, then the difference of two."""
-    tables = []
-    for task, kind in KINDS.items():
-        figures = [_of_all(run, task) for run in runs]
-        if not any(figures):
-            continue
-        rows = []
-        for name in (*_FIGURES, *_RECALLS):
-            values = [f.get(name) for f in figures]
-            if all(value is None for value in values):
-                continue
-            cells = [number(value) for value in values]
-            rows.append((_title(name, figures), cells, change(*values) if len(runs) > 1 else ""))
-        tables.append({"kind": kind, "rows": rows})
-    return tables
+    """Rows of (figure, cells): of one run a table with a column a task; of two a table a task.
+
+    The last cell of a row of two runs is their difference.
+    """
+    tasks = {task: [_of_all(run, task) for run in runs] for task in KINDS}
+    tasks = {task: figures for task, figures in tasks.items() if any(figures)}
+    if not tasks:
+        return []
+    if len(runs) == 1:
+        columns = {KINDS[task]: figures[0] for task, figures in tasks.items()}
+        return [{"title": "", "columns": list(columns), "rows": _rows(list(columns.values()))}]
+    return [
+        {
+            "title": KINDS[task].capitalize(),
+            "columns": [run.label for run in runs],
+            "rows": [
+                (name, [*cells, change(*values)])
+                for (name, cells), values in zip(_rows(figures), _values(figures), strict=True)
+            ],
+        }
+        for task, figures in tasks.items()
+    ]
+
+
+def _names(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [n for n in (*_FIGURES, *_RECALLS) if any(f.get(n) is not None for f in figures)]
+
+
+def _values(figures: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    return [[f.get(name) for f in figures] for name in _names(figures)]
+
+
+def _rows(figures: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    return [
+        (_title(name, figures), [number(value) for value in values])
+        for name, values in zip(_names(figures), _values(figures), strict=True)
+    ]
 
 
 def per_class(run: Run) -> list[dict[str, Any]]:
@@ -62,7 +84,7 @@ def per_class(run: Run) -> list[dict[str, Any]]:
             tables.append(
                 {
                     "kind": kind,
-                    "columns": ["objects", "found", *names],
+                    "columns": ["objects", "found", *(_title(n, rows) for n in names)],
                     "rows": [(r["class"], c) for r, c in zip(rows, cells, strict=True)],
                 }
             )
@@ -117,24 +139,20 @@ def per_class_changes(before: Run, after: Run) -> dict[str, Any] | None:
 
 
 def errors(splits: Sequence[ErrorSplit]) -> dict[str, Any]:
-    """Type, then for each run how many, its part, and TIDE's dAP; a last row of sums."""
-    rows = [
-        (
-            kind,
-            [
-                cell
-                for split in splits
-                for cell in (
-                    str(split.counts[kind]),
-                    number(split.parts[kind]),
-                    number(split.alone[kind]),
-                )
-            ],
-        )
-        for kind in splits[0].parts
-    ]
-    sums = [cell for split in splits for cell in ("", number(sum(split.parts.values())), "")]
-    return {"rows": rows, "sums": sums, "ap50": [number(split.ap50) for split in splits]}
+    """Rows of (type, a cell a run) of the counts, the parts and TIDE's dAP; the parts' sums."""
+    return {
+        "rows": [
+            (
+                kind,
+                [str(split.counts[kind]) for split in splits],
+                [number(split.parts[kind]) for split in splits],
+                [number(split.alone[kind]) for split in splits],
+            )
+            for kind in splits[0].parts
+        ],
+        "sums": [number(sum(split.parts.values())) for split in splits],
+        "ap50": [number(split.ap50) for split in splits],
+    }
 
 
 def confusions(matrix: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

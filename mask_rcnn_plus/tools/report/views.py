@@ -199,7 +199,7 @@ def _training_plots(run: Run) -> list[tuple[str, str]]:
     training = sorted(
         (k for k in losses if "val" not in k.lower()), key=lambda k: k != "total_loss"
     )
-    figures = [k for k in series if k.endswith("/AP")]
+    figures = [k for k in series if k.endswith("/AP") and len(series[k][0]) > 1]
     groups = {
         "Training losses": ("loss", training),
         "Validation losses": ("loss", [k for k in losses if "val" in k.lower()]),

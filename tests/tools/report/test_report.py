@@ -1,0 +1,240 @@
+"""The page says what is in a run, loads nothing, and takes names for what they are: text."""
+
+import html.parser
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mask_rcnn_plus.tools.cli import main
+from tests.tools.report.conftest import HOSTILE, MakeRun
+
+OBJECTS = [(1, 1, [5.0, 5, 20, 20]), (1, 2, [35.0, 35, 20, 20]), (2, 1, [10.0, 10, 30, 30])]
+FOUND = [(1, 1, [5.0, 5, 20, 20], 0.9), (1, 1, [35.0, 35, 20, 20], 0.8)]
+MORE = [*FOUND, (1, 2, [35.0, 35, 20, 20], 0.85), (2, 1, [10.0, 12, 30, 30], 0.7)]
+
+
+class Page(html.parser.HTMLParser):
+    """The text, the tags and the addresses of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.alts: list[str | None] = []
+        self.text = ""
+        self._style = False
+        self.feed(self.source)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._style = tag == "style"
+        values = dict(attrs)
+        assert not [name for name in values if name.startswith("on")]
+        self.addresses += [values[k] or "" for k in ("src", "href", "srcset") if k in values]
+        if tag == "img":
+            self.alts.append(values.get("alt"))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._style = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._style else data
+
+
+def report(*arguments: Any) -> Page:
+    """The page of the command's last argument, --output, or of its default."""
+    words = [str(a) for a in arguments]
+    assert main(["report", *words]) == 0
+    return Page(Path(words[words.index("--output") + 1]))
+
+
+def test_a_page_holds_all_it_shows_and_no_code(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("run", FOUND, objects=OBJECTS)
+    page = report(run, "--output", tmp_path / "page.html")
+    assert HOSTILE in page.text and "<script" not in page.source and "49" not in page.text
+    assert "script" not in page.tags and "iframe" not in page.tags
+    assert all(a.startswith(("data:", "#")) for a in page.addresses)
+    assert not re.search(r"url\(|@import|https?://", page.source)
+    assert page.tags.count("img") > 8 and all(page.alts)
+    # A plot's own text is escaped as well: it is a picture of its own, in base64.
+    assert "$\\frac" in page.text
+
+
+def test_without_figures_log_and_images_a_page_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("run", FOUND, objects=OBJECTS, files=("gone/a.png", "../b.png"))
+    (run / "inference/mine_val/evaluation.json").write_text(
+        json.dumps({"json_file": str(tmp_path / "val.json")})
+    )
+    page = report(run, "--output", tmp_path / "page.html")
+    for sentence in (
+        "There is no metrics.json or summary.csv beside the detections",
+        "There are no figures by class",
+        "There is no metrics.json with losses in the run's folder",
+        "The evaluation has left no speed.",
+        "The evaluation has noted no versions.",
+        "There is no config.yaml in the run's folder.",
+        "Not shown, because the image is not in",
+        "../b.png, gone/a.png",
+    ):
+        assert sentence in page.text
+
+
+def test_missing_figures_and_limits_are_explained(make_run: MakeRun, tmp_path: Path) -> None:
+    objects = [(1, 1, [5.0 * i, 0, 4, 4]) for i in range(10)]
+    run = make_run("run", [(1, 1, [0.0, 0, 4, 4], 0.9)], objects=objects, limit=8)
+    metrics = {"segm": {"AP": 1.0, "APs": 1.0, "APm": -1, "APl": float("nan")}}
+    (run / "inference/mine_val/metrics.json").write_text(json.dumps(metrics))
+    page = report(run, "--output", tmp_path / "page.html")
+    for sentence in (
+        "APm is nan: the ground truth has no object that is medium",
+        "APl is nan: the ground truth has no object that is large",
+        f"AP is nan for {HOSTILE}: the ground truth has no object of this class",
+        "1 image has more than 8 objects, and TEST.DETECTIONS_PER_IMAGE lets 8 be found: "
+        "recall ends at 80.0 %, and AP is stuck below that. Set it to 10 or more",
+        "There is no boundary AP",
+    ):
+        assert sentence in page.text
+    assert "APs is nan" not in page.text
+
+
+def test_nothing_there_and_nothing_found(make_run: MakeRun, tmp_path: Path) -> None:
+    page = report(make_run("run", [], objects=[]), "--output", tmp_path / "page.html")
+    assert "Every AP is nan: the ground truth has no objects at all." in page.text
+    assert "The model found nothing" in page.text
+    assert "There is no image with objects or detections." in page.text
+
+
+def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
+    before = make_run("before", FOUND, objects=OBJECTS)
+    after = make_run("after", MORE, objects=OBJECTS)
+    page = report(before, after, "--output", tmp_path / "page.html")
+    assert "after is better on 2 images, worse on 0, and as good on 0." in page.text
+    assert "It finds 2 objects that before does not, and no longer finds 0." in page.text
+    assert "No image got worse." in page.text
+    # a.png: the IoU of 1 right, over 2 found and 2 there; then of 2 right.
+    assert re.search(r"a\.png 0\.50 0\.80 \+0\.30 1 0", page.text)
+    assert "Keys that differ" in page.text and "SEED 2 4" in page.text
+
+    back = report(after, before, "--output", tmp_path / "page.html")
+    assert "No image improved." in back.text and "+0.30" not in back.text
+
+
+def test_the_figures_are_those_of_the_evaluation(
+    trained: Path, shapes: Path, tmp_path: Path
+) -> None:
+    page = report(trained, "--output", tmp_path / "page.html")
+    metrics = json.loads((trained / "inference/shapes_val/metrics.json").read_text())
+    assert f"AP {metrics['bbox']['AP']:.1f} {metrics['segm']['AP']:.1f}" in page.text
+    for word in (
+        "circle",
+        "triangle",
+        "images a second",
+        "shapes_train",
+        "torchvision",
+        "MAX_ITER",
+    ):
+        assert word in page.text
+
+
+def test_a_page_of_many_large_images_stays_small(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mask_rcnn_plus.tools.report.pictures.MOST_BYTES", 1500)
+    page = report(make_run("run", MORE, objects=OBJECTS), "--output", tmp_path / "page.html")
+    assert "Some pictures are left out to keep the page below 20 MB." in page.text
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    assert main(["report", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert captured.out == "" and len(lines) == 1
+    return lines[0]
+
+
+def test_mistakes_are_one_line(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("run", FOUND, objects=OBJECTS)
+    other = make_run("other", FOUND, objects=OBJECTS[:2], ground_truth="other")
+    taken = tmp_path / "letter.html"
+    taken.write_text("Dear Sir")
+    folder = run / "inference/mine_val"
+    assert "there is no run" in refused(capsys, tmp_path / "none")
+    assert "was not evaluated on 'mine_vla'; did you mean 'mine_val'?" in refused(
+        capsys, run, "--data", "mine_vla"
+    )
+    assert "has no inference/" in refused(capsys, tmp_path / "images")
+    assert "whose images, classes or objects differ" in refused(capsys, run, other)
+    assert "are the same folder" in refused(capsys, run, run)
+    assert "is no report" in refused(capsys, run, "--output", taken)
+    assert taken.read_text() == "Dear Sir"
+    assert "name a file in a folder that exists" in refused(
+        capsys, run, "--output", tmp_path / "no" / "page.html"
+    )
+    assert "whole number of at least 1" in refused(capsys, run, "--images", "0")
+    assert "100 at most" in refused(capsys, run, "--images", "101")
+    results = json.loads((folder / "coco_instances_results.json").read_text())
+    for key, value, words in (
+        ("score", float("nan"), "no finite number"),
+        ("bbox", [1, 2], "no finite number"),
+        ("segmentation", {"size": [64, 64], "counts": "zzzz"}, "RLE"),
+        ("segmentation", [[1, 2, 3]], "no run length encoding"),
+    ):
+        broken = [{**results[0], key: value}]
+        (folder / "coco_instances_results.json").write_text(json.dumps(broken))
+        assert words in refused(capsys, run)
+    (folder / "coco_instances_results.json").write_text("[{")
+    assert "cannot read the detections" in refused(capsys, run)
+    (tmp_path / "val.json").unlink()
+    assert "is not there: give --json-file" in refused(capsys, run)
+    (folder / "evaluation.json").unlink()
+    assert "does not say what it was evaluated on" in refused(capsys, run)
+
+
+def test_a_page_is_written_over_and_goes_into_the_runs_folder(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("run", FOUND, objects=OBJECTS)
+    for _ in range(2):
+        assert main(["report", str(run)]) == 0
+        assert capsys.readouterr().out == f"{run / 'report_mine_val.html'}\n"
+    assert [p.name for p in run.glob("*.html*")] == ["report_mine_val.html"]
+
+
+def test_pictures_show_what_was_missed_and_what_is_wrong(make_run: MakeRun) -> None:
+    import base64
+
+    import cv2
+
+    from mask_rcnn_plus.tools.report.pictures import MISSED, RIGHT, WRONG, Pictures
+    from mask_rcnn_plus.tools.report.run import read_run
+
+    folder = make_run("run", FOUND, objects=OBJECTS)
+    run = read_run(folder, label="run", data_set=None, json_file=None, image_root=None)
+    pictures = Pictures()
+    grey = 60
+
+    def mean_of(picture: Any, box: list[float]) -> np.ndarray:
+        data = base64.b64decode(picture.source.split(",", 1)[1])
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        scale = image.shape[0] / 64
+        x, y, w, h = (round(scale * v) for v in box)
+        # The middle half, away from outlines and labels.
+        return image[y + h // 4 : y + 3 * h // 4, x + w // 4 : x + 3 * w // 4].mean(axis=(0, 1))
+
+    def tinted(color: tuple[int, int, int]) -> Any:
+        return pytest.approx(0.4 * np.array(color) + 0.6 * grey, abs=8)
+
+    there, found = pictures.truth(run, 0, 0.5), pictures.found(run, 0, 0.5)
+    assert mean_of(there, OBJECTS[0][2]) == tinted(RIGHT)
+    assert mean_of(there, OBJECTS[1][2]) == tinted(MISSED)
+    assert mean_of(found, OBJECTS[0][2]) == tinted(RIGHT)
+    assert mean_of(found, OBJECTS[1][2]) == tinted(WRONG)
+    assert there.text == "2 objects, 1 missed" and found.text == "2 found, 1 wrong"
