@@ -11,13 +11,14 @@ compat.apply()
 # The order matters: what follows imports detectron2's modeling, which compat has made importable.
 from mask_rcnn_plus import device, modeling  # noqa: E402, F401
 from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg, load_config  # noqa: E402
-from mask_rcnn_plus.data import register_folder_datasets  # noqa: E402
+from mask_rcnn_plus.data import formats, register_folder_datasets  # noqa: E402
 from mask_rcnn_plus.engine.checkpoint import read_class_names  # noqa: E402
 from mask_rcnn_plus.errors import UserError  # noqa: E402
 from mask_rcnn_plus.modeling import optimize  # noqa: E402
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor  # noqa: E402
 
 device.extend_detectron2()
+formats.restrict_detectron2()
 register_folder_datasets()
 
 __all__ = [

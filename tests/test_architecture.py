@@ -24,7 +24,7 @@ ALLOWED = {
     "data": set(),
     "evaluation": {"modeling", "ops"},
     "engine": {"compat", "config", "data", "device", "evaluation", "modeling"},
-    "prediction": {"config", "engine", "evaluation", "modeling", "ops"},
+    "prediction": {"config", "data", "engine", "evaluation", "modeling", "ops"},
     "tools": {
         *("compat", "ops", "modeling", "config", "data", "device", "evaluation", "engine"),
         "prediction",

@@ -14,15 +14,11 @@ from tqdm import tqdm
 from mask_rcnn_plus.data.check.cache import ImageCache
 from mask_rcnn_plus.data.check.paths import Finder
 from mask_rcnn_plus.data.check.problems import Problem
+from mask_rcnn_plus.data.formats import FORMATS
 from mask_rcnn_plus.data.mask_rules import max_pixels
 
 MODES = ("none", "headers", "decode")
 
-# What an image of a data set can be. Pillow knows more: EPS, which runs Ghostscript, for one.
-FORMATS = (
-    *("JPEG", "PNG", "TIFF", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "MPO", "GIF", "PPM"),
-    *("TGA", "ICO", "QOI", "SGI", "PCX"),
-)
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange the sides
 _ORIENTATION = 0x0112
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mask_rcnn_plus.data.check.images import FORMATS
 from mask_rcnn_plus.data.convert.found import Found, Picture
+from mask_rcnn_plus.data.formats import FORMATS
 from mask_rcnn_plus.data.mask_rules import max_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
