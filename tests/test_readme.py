@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -14,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_app_script_predicts(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    (script,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script, faster = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(script.strip().splitlines()) <= 10
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "balloons").symlink_to(trained)
@@ -27,6 +28,12 @@ def test_the_app_script_predicts(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" pixels")]
     assert len(lines) == len(variables["instances"]) > 0
     assert {line.split()[0] for line in lines} <= {"circle", "square", "triangle"}
+
+    variables["predictor"] = variables["DefaultPredictor"](variables["cfg"])
+    exec(faster, variables)
+    assert "optimised for bf16 on cpu" in capsys.readouterr().out
+    found = variables["predictor"](cv2.imread("photo.jpg"))["instances"]
+    assert found.image_size == (90, 70) and found.pred_masks.dtype == torch.bool
 
 
 def test_what_the_readme_names_exists() -> None:

@@ -11,6 +11,7 @@ import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
@@ -336,3 +337,16 @@ def test_a_graphed_backbone_runs_as_it_would_without_a_gpu(fast: nn.Module) -> N
     for _ in range(3):
         assert_same(detect(again), detect(fast))
     assert not again.backbone._graphs
+
+
+def test_the_first_block_of_a_stage_leaves_its_input_to_whoever_reads_it_too() -> None:
+    stage = nn.Sequential(*(BasicBlock(8, 8, norm="FrozenBN") for _ in range(2)))
+    box = lively(nn.ModuleDict({"backbone": stage}))
+    fast = optimize(box)
+    x = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    x = x.to(memory_format=torch.channels_last)  # the layout in which nothing is copied before
+    before = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(fast["backbone"](x), stage(x), rtol=0, atol=1e-5)
+    assert torch.equal(x, before)
+    assert "the model: of a ModuleDict what it is made of alone" in str(fast.optimization_report)
