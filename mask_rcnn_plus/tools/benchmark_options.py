@@ -145,7 +145,9 @@ def _alternate(sides: dict[str, _Side], arguments: argparse.Namespace) -> dict[s
     """The seconds of a step of each side in each round, after one that warms up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for turn in tqdm(range(1 + arguments.rounds), desc="Rounds"):
-        for name, side in sides.items():
+        # Another side first each round: the first is the one to read the images from the disk.
+        first = turn % len(sides)
+        for name, side in [*sides.items()][first:] + [*sides.items()][:first]:
             start = _clock(side.device)
             for _ in range(arguments.steps):
                 side.step()
