@@ -250,3 +250,27 @@ def test_padding_comes_after_the_colours() -> None:
     cfg = config(INPUT__JITTER__ENABLED=True, INPUT__COLOR__BRIGHTNESS=0.9)
     kinds = [type(one) for one in build_augmentations(cfg)]
     assert kinds == [ScaleJitter, T.RandomFlip, InRGB, PadTo]
+
+
+def test_a_cut_triangle_gets_the_box_of_what_is_left(record: dict[str, Any]) -> None:
+    triangle = [20.0, 10.0, 50.0, 10.0, 20.0, 30.0]
+    record["annotations"][0]["segmentation"] = [triangle]
+    cfg = config(
+        INPUT__JITTER__ENABLED=True,
+        INPUT__JITTER__SCALE=(1.5, 1.5),
+        INPUT__JITTER__SIZE=(20, 40),
+        INPUT__RANDOM_FLIP="none",
+    )
+    # 40 x 60 becomes 30 x 45: of the triangle from (15, 7.5) to (37.5, 22.5) rows may go.
+    mapper = build_train_mapper(cfg)
+    cut = 0
+    for draw in range(20):
+        seed_all(draw)
+        objects = mapper(record)["instances"]
+        (polygon,) = objects.gt_masks.polygons[0]
+        xs, ys = polygon[0::2], polygon[1::2]
+        expected = [xs.min(), ys.min(), xs.max(), ys.max()]
+        assert objects.gt_boxes.tensor[0].tolist() == pytest.approx(expected, abs=1e-4)
+        # The slanted side ends further left where the upper edge is cut off.
+        cut += ys.min() == 0 and xs.max() - xs.min() < 22
+    assert cut > 2
