@@ -44,7 +44,7 @@ class Page(html.parser.HTMLParser):
         self._style = False
 
     def handle_data(self, data: str) -> None:
-        self.text += "" if self._style else data
+        self.text += "" if self._style else data + " "
 
 
 def report(*arguments: Any) -> Page:
@@ -117,12 +117,14 @@ def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
     assert "after is better on 2 images, worse on 0, and as good on 0." in page.text
     assert "It finds 2 objects that before does not, and no longer finds 0." in page.text
     assert "No image got worse." in page.text
-    # a.png: the IoU of 1 right, over 2 found and 2 there; then of 2 right.
-    assert re.search(r"a\.png 0\.50 0\.80 \+0\.30 1 0", page.text)
+    # a.png, at the threshold 0.9: 1 right of 1 found and 2 there, 1 / 1.5; then, at 0.7, 2 right of
+    # 3 found: 2 / 2.5. b.png: nothing; then an IoU of 28 / 32.
+    assert "a.png 0.67 0.80 +0.13 1 0" in page.text
+    assert "b.png 0.00 0.88 +0.88 1 0" in page.text
     assert "Keys that differ" in page.text and "SEED 2 4" in page.text
 
     back = report(after, before, "--output", tmp_path / "page.html")
-    assert "No image improved." in back.text and "+0.30" not in back.text
+    assert "No image improved." in back.text and "+0.13" not in back.text
 
 
 def test_the_figures_are_those_of_the_evaluation(
