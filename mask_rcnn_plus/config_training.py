@@ -9,8 +9,8 @@ def add_training_keys(cfg: CfgNode) -> None:
     Args:
         cfg: a config made by ``detectron2.config.get_cfg()``.
     """
-    # What is not trained: names of modules or parameters, or regular expressions of them, each from
-    # the beginning of the name to a dot or its end, as ["backbone.bottom_up.stem",
+    # What is not trained: names of modules or parameters, each from the beginning of the name to a
+    # dot or its end, with the wildcards of file names, as ["backbone.bottom_up.stem",
     # "proposal_generator"] or ["backbone.bottom_up.res[2-4]"]. Batch norms in it keep their
     # statistics, and it drops nothing. The run says what it froze.
     cfg.MODEL.FREEZE = []

@@ -1,8 +1,8 @@
 """MODEL.FREEZE: parts of a model that are not trained, by name."""
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -17,18 +17,18 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
     Args:
         model: not wrapped for distributed training.
-        patterns: names of modules or parameters, or regular expressions of them, each from the
-            name's beginning to a dot or its end.
+        patterns: names of modules or parameters from their beginning to a dot or their end, with
+            the wildcards of file names: ``*``, ``?`` and ``[2-4]``. (Not regular expressions, of
+            which one line of a stranger's config could take for ever.)
 
     Raises:
-        UserError: a pattern is no regular expression or fits no parameter, or nothing is left.
+        UserError: a pattern fits no parameter, or nothing is left to train.
     """
     if not patterns:
         return
     parameters = dict(model.named_parameters())
     for pattern in patterns:
-        fitting = _compiled(pattern)
-        chosen = [name for name in parameters if fitting.match(name)]
+        chosen = [name for name in parameters if _fits(name, pattern)]
         if not chosen:
             raise UserError(
                 f"MODEL.FREEZE names '{pattern}', which no parameter's name begins with"
@@ -55,10 +55,9 @@ def hold(model: nn.Module, patterns: Sequence[str]) -> None:
         model: may be wrapped for distributed training.
         patterns: as for :func:`freeze`.
     """
-    fitting = [_compiled(pattern) for pattern in patterns]
     for name, module in draws_or_counts(getattr(model, "module", model)):
         # A statistic of the module stands for it, so that the name of one will do.
-        if any(one.match(f"{name}.running_mean") for one in fitting):
+        if any(_fits(f"{name}.running_mean", pattern) for pattern in patterns):
             module.eval()
 
 
@@ -70,13 +69,8 @@ def draws_or_counts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(rf"(?:{pattern})(?:\.|$)")
-    except re.error as error:
-        raise UserError(
-            f"MODEL.FREEZE names '{pattern}', which is no regular expression: {error}"
-        ) from error
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def _modules_of(parameters: dict[str, torch.Tensor]) -> list[str]:
