@@ -1,5 +1,5 @@
-"""Stands in for your own photos in the tutorial: draws pictures, their labels as labelme's json files
-and a short video. ``python docs/example_photos.py photos --number 120``
+"""Stands in for your own photos in the tutorial: draws pictures, labels as labelme writes them,
+and a short video: ``python docs/example_photos.py photos --number 120``
 """
 
 import argparse
