@@ -61,7 +61,7 @@ def test_from_labelled_photos_to_predictions(
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     parts = tmp_path / "output/parts"
     assert (parts / "preview_parts_val.png").is_file()
-    assert (parts / "report.html").is_file()
+    assert (parts / "report_parts_val.html").is_file()
     drawn = {path.name for path in (parts / "drawn").rglob("*") if path.is_file()}
     assert {"0000", "0001", "clip"} <= {Path(name).stem.split("_")[0] for name in drawn}
 
