@@ -14,7 +14,10 @@ PAGE = (ROOT / "docs/tutorial.md").read_text()
 # What is shortened: fewer pictures and iterations, at half the size.
 _SHORTER = (
     ("--number 300", "--number 24"),
-    ("SOLVER.MAX_ITER 400", "SOLVER.MAX_ITER 4 INPUT.MIN_SIZE_TRAIN (128,) INPUT.MIN_SIZE_TEST 128"),
+    (
+        "SOLVER.MAX_ITER 400",
+        "SOLVER.MAX_ITER 4 INPUT.MIN_SIZE_TRAIN (128,) INPUT.MIN_SIZE_TEST 128",
+    ),
 )
 _OF_EACH = ["convert", "check-data", "train_net.py", "report", "predict", "predict", "doctor"]
 
