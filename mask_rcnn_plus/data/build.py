@@ -1,7 +1,7 @@
 """The batches that a config describes."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from detectron2.data import (
 )
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from mask_rcnn_plus.data.augmentation import build_augmentations, moves_edges
 from mask_rcnn_plus.data.batches import Batches
@@ -51,13 +51,16 @@ def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoade
     Returns:
         a loader of the same process's share; None where it cannot be told which images that is.
     """
-    records = DatasetCatalog.get(name)
-    if len(records) != len(loader.dataset) or loader.batch_sampler is None:
+    records: list[dict[str, Any]] = DatasetCatalog.get(name)
+    data, batches = loader.dataset, loader.batch_sampler
+    if not isinstance(batches, BatchSampler) or not isinstance(data, Sized):
+        return None
+    if len(records) != len(data):
         return None
     return DataLoader(
-        loader.dataset,
-        batch_size=loader.batch_sampler.batch_size,
-        sampler=[i for i in loader.batch_sampler.sampler if records[i].get("image_id") not in done],
+        data,
+        batch_size=batches.batch_size,
+        sampler=[i for i in batches.sampler if records[i].get("image_id") not in done],
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
     )

@@ -130,8 +130,9 @@ class _Mender:
 
     def _new_id(self, section: str) -> int:
         if section not in self._next_id:
-            ids = [e.get("id") for e in self._content[section] if isinstance(e, dict)]
-            self._next_id[section] = max((i for i in ids if is_whole(i) and i > 0), default=0)
+            ids: list[Any] = [e.get("id") for e in self._content[section] if isinstance(e, dict)]
+            whole: list[int] = [i for i in ids if is_whole(i) and i > 0]
+            self._next_id[section] = max(whole, default=0)
             if self._next_id[section] > 2**62:  # no room above
                 self._next_id[section] = 2**53
         self._next_id[section] += 1
