@@ -210,6 +210,11 @@ def test_images_are_read_again_only_when_they_have_changed(
     saved("RGB", "PNG", (60, 40))(folder / "images" / "a.png")
     assert [p.kind for p in check(sound).problems] == ["file-size"]
     assert opened[4:] == ["a.png"]
+    # Of the same length, at another time.
+    file = folder / "images" / "sub" / "b.png"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    check(sound)
+    assert opened[5:] == ["b.png"]
 
 
 def test_a_json_is_inspected_again_only_when_it_has_changed(
