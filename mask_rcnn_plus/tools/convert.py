@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def _next(output: Path, splits: list[str]) -> str:
     name = output.resolve().name
     where = ""
     if output.resolve().parent != dataset_root().resolve():
-        where = f"DETECTRON2_DATASETS={output.resolve().parent} "
+        where = f"DETECTRON2_DATASETS={shlex.quote(str(output.resolve().parent))} "
     train = "train" if "train" in splits else splits[0]
     test = f"('{name}_val',)" if "val" in splits else "()"
     return (

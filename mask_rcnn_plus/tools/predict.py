@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
@@ -57,8 +58,10 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: an argument does not fit, or something cannot be written.
     """
-    # What a broken file makes OpenCV print says less than our line.
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    # What a broken file makes OpenCV print says less than our line. It read its own variable as it
+    # was imported.
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        cv2.utils.logging.setLogLevel(0)
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     arguments = parse(argv)
     sources = find_sources(arguments.inputs, recursive=arguments.recursive, output=arguments.output)
@@ -147,6 +150,8 @@ def _class_ids(given: Sequence[str] | None, names: Sequence[str]) -> list[int] |
     if not given:
         return None
     wanted = [name.strip() for text in given for name in text.split(",") if name.strip()]
+    if not wanted:
+        raise UserError("--classes names no class")
     if not names:
         raise UserError("--classes: these weights do not say what their classes are called")
     for name in wanted:

@@ -10,6 +10,14 @@ from mask_rcnn_plus.tools.predict_outputs import IMAGES, RESULTS, TABLE
 
 PROGRAM = "mask-rcnn-plus predict"
 
+# Config keys that options set, whatever --set says.
+_OPTIONS = {
+    "MODEL.WEIGHTS": "--weights",
+    "MODEL.DEVICE": "--device",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "--score-threshold",
+    "MODEL.RETINANET.SCORE_THRESH_TEST": "--score-threshold",
+}
+
 _DESCRIPTION = "Finds the objects in images, folders, videos or a camera's picture, and draws them."
 
 _EPILOG = f"""
@@ -96,6 +104,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--overlap belongs to --slice")
     if arguments.like is not None and not arguments.json:
         parser.error("--like belongs to --json")
+    for key, _ in arguments.set:
+        if key in _OPTIONS:
+            parser.error(f"--set {key} would have no effect: give {_OPTIONS[key]}")
     arguments.overlap = 0.2 if arguments.overlap is None else arguments.overlap
     return arguments
 

@@ -82,6 +82,8 @@ def find_sources(inputs: Sequence[str], *, recursive: bool, output: Path) -> lis
 
 
 def _expand(text: str, recursive: bool) -> Iterator[tuple[str, str, str]]:
+    if not text:  # of a variable without a value; Path would take it for the working directory
+        raise UserError("an INPUT is empty: name a file, folder, pattern or camera")
     path = Path(text)
     if path.is_dir():
         files = path.rglob("*") if recursive else path.iterdir()

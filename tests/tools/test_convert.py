@@ -1,6 +1,7 @@
 """mask-rcnn-plus convert as a user runs it, up to a training on what it wrote."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def test_labelme_to_a_training(
     assert train(["--config-file", str(config)]) == 0
     metrics = json.loads((tmp_path / "output/inference/things_val/metrics.json").read_text())
     assert "segm" in str(metrics)
+
+
+def test_the_next_command_holds_in_a_shell(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "my data" / "things"
+    assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[:2] == [f"DETECTRON2_DATASETS={tmp_path / 'my data'}", "train_net.py"]
 
 
 def test_what_is_skipped_makes_the_exit_code_1(

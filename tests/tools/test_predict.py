@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,15 @@ def test_folders_names_and_what_lies_in_the_output(folder: Path) -> None:
     ]
 
 
+def test_opencv_adds_nothing_to_the_line(folder: Path, weights: str) -> None:
+    code = "import sys; from mask_rcnn_plus.tools.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "predict", "--weights", weights, "99"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV_")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=plain)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: camera 99") and done.stderr.count("\n") == 1
+
+
 def test_wrong_arguments_are_one_line(
     folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,11 +299,18 @@ def test_wrong_arguments_are_one_line(
     for arguments, words in (
         (("--weights", weights, "phots"), "there is no file or folder 'phots'; did you mean 'ph"),
         (("--weights", weights, "void"), "folder 'void' has no image"),
+        (("--weights", weights, ""), "an INPUT is empty"),
         (("--weights", weights, "*.gif"), "no image or video matches '*.gif'"),
         (("--weights", weights, "99"), "camera 99 cannot be opened"),
         (("--weights", "no.pth", "photos/y.jpg"), "weights 'no.pth' do not exist"),
         (("photos/y.jpg",), "--weights"),
         ((*good, "--classes", "circl"), "no class 'circl'; did you mean 'circle'?"),
+        ((*good, "--classes", " ,"), "--classes names no class"),
+        ((*good, "--set", "MODEL.DEVICE", "cpu"), "no effect: give --device"),
+        (
+            (*good, "--set", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9"),
+            "no effect: give --score-threshold",
+        ),
         ((*good, "--device", "cuda:77"), "--device is 'cuda:77'"),
         ((*good, "--score-threshold", "1.5"), "from 0 to 1, not '1.5'"),
         ((*good, "--batch-size", "0"), "at least 1, not '0'"),
