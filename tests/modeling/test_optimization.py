@@ -167,6 +167,35 @@ def test_without_onednn_or_with_an_empty_image_the_layers_compute_the_same(
     assert [len(one) for one in detect(none)] == [0, 0]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_in_an_image_that_is_no_numbers_nothing_is_found_as_by_the_model(
+    model: nn.Module, value: float, dtype: str
+) -> None:
+    inputs = [{"image": torch.full((3, 64, 64), value), "height": 64, "width": 64}]
+    inputs += images(SIZES[0])
+    expected, fast = detect(model, inputs), optimize(model, dtype)
+    assert len(expected[0]) == 0 < len(expected[1])
+    found = detect(fast, inputs)
+    assert len(found[0]) == 0 < len(found[1])
+    if dtype == "fp32":
+        assert_same(found[1:], expected[1:])
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] = value
+    fast = optimize(broken, dtype)
+    assert [len(one) for one in detect(fast)] == [len(one) for one in detect(broken)]
+    assert "NaN or infinite" in str(fast.optimization_report)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (3, 300)])
+def test_images_of_one_cell_are_taken(size: tuple[int, int], dtype: str) -> None:
+    fast = optimize(lively(build("c4", ours=False)), dtype)
+    inputs = [{"image": torch.zeros(3, *size, dtype=torch.uint8), "height": 9, "width": 9}]
+    assert len(detect(fast, inputs)) == 1
+
+
 def test_proposals_that_are_no_numbers_or_empty_are_dropped_as_detectron2_does(
     model: nn.Module, fast: nn.Module
 ) -> None:

@@ -35,7 +35,8 @@ class InferenceLayer(nn.Module):
                 "an optimised model is for inference alone: train the model that it was made of"
             )
         # oneDNN's operators refuse maps without RoIs.
-        return self.fused and x.numel() > 0 and x.device.type == "cpu"
+        usable = self.fused and x.numel() > 0 and x.device.type == "cpu"
+        return usable and not onednn.is_left_out()
 
 
 def convert(layer: nn.Module, kind: type[InferenceLayer], dtype: torch.dtype, fused: bool) -> None:
@@ -73,7 +74,7 @@ class FusedConv2d(InferenceLayer, Conv2d):
             plus: of the result's shape, and overwritten; None for nothing.
         """
         x = x.to(self.weight.dtype)
-        if not self._takes_onednn(x):
+        if not self._takes_onednn(x) or not (plus is None or onednn.takes_plus(x, plus)):
             x = self._conv_forward(x, self.weight, self.bias)
             if plus is not None:
                 x = plus.add_(x)

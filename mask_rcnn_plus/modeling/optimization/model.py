@@ -8,6 +8,7 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.modeling.optimization import onednn
 from mask_rcnn_plus.modeling.optimization.report import OptimizationReport
 
 
@@ -64,13 +65,20 @@ class OptimizedRCNN(OptimizedModel):
         """As ``GeneralizedRCNN.inference``."""
         reduced = self.optimization_dtype != torch.float32
         device = self.device.type
-        with torch.autocast(device, self.optimization_dtype, enabled=reduced):
+        autocast = torch.autocast(device, self.optimization_dtype, enabled=reduced)
+        # Of an image that is no numbers nothing is to be detected, as stock has it.
+        with autocast, onednn.left_out(device == "cpu" and not _are_numbers(batched_inputs)):
             raw = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         for one in raw:
             _to_float(one)
         if not do_postprocess:
             return raw
         return self._postprocess(raw, batched_inputs, [one.image_size for one in raw])
+
+
+def _are_numbers(inputs: list[dict[str, Any]]) -> bool:
+    images = (one["image"] for one in inputs)
+    return all(torch.isfinite(image).all() for image in images if image.is_floating_point())
 
 
 def _to_float(instances: Any) -> None:

@@ -8,12 +8,31 @@ for others.
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]
+_left_out = ContextVar("_left_out", default=False)
+
+
+@contextmanager
+def left_out(wanted: bool) -> Iterator[None]:
+    """Within, if wanted, no layer takes these operators: oneDNN's ReLU turns NaN into 0."""
+    token = _left_out.set(wanted)
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
+
+
+def is_left_out() -> bool:
+    """Whether this is within :func:`left_out`."""
+    return _left_out.get()
 
 
 @functools.cache
@@ -91,6 +110,14 @@ def convolution_plus(
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         other, x, weight, bias, padding, stride, dilation, groups, "add", 1.0, after, [], ""
     )
+
+
+def takes_plus(x: Tensor, other: Tensor) -> bool:
+    """Whether :func:`convolution_plus` takes these maps.
+
+    Of maps of one cell, or in another layout, torch leaves the bf16 sum to an operator without it.
+    """
+    return x.shape[-2:].numel() > 1 and other.is_contiguous(memory_format=torch.channels_last)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:

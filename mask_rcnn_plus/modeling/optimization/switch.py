@@ -76,6 +76,9 @@ def optimize(
     fused = device.type == "cpu" and not compile and onednn.is_usable(kind)
     if device.type == "cpu" and not compile and not fused:
         report.kept.append("ReLUs and additions: this torch has no oneDNN that computes them")
+    if fused and not all(torch.isfinite(tensor).all() for tensor in _tensors(model)):
+        fused = False
+        report.kept.append("ReLUs and additions: weights are NaN or infinite, which oneDNN hides")
     if dtype == "bf16" and device.type == "cpu" and not _has_fast_bf16():
         report.kept.append("bf16: this CPU has no instructions for it, fp32 may be faster")
     with torch.no_grad():
