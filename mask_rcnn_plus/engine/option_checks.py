@@ -60,8 +60,6 @@ def check_figures(cfg: CfgNode) -> None:
     ):
         if not name:
             continue
-        if not names:
-            raise UserError(f"{key} is '{name}', and DATASETS.TEST is empty: name a data set")
         figure = name.removeprefix(f"{AVERAGED}/").removeprefix(f"{VALIDATION}/")
         if len(names) > 1:
             of = next((one for one in names if figure.startswith(f"{one}/")), None)

@@ -145,7 +145,6 @@ def test_what_would_have_no_effect_is_refused(
         ("segm/AP", "('a','b')", "as 'a/segm/AP'"),
         ("ema/segm/AP", "('a','b')", "as 'ema/a/segm/AP'"),
         ("validation/total_loss", "('a','b')", "as 'validation/a/total_loss'"),
-        ("segm/AP", "()", "DATASETS.TEST is empty"),
     ],
 )
 @pytest.mark.parametrize("key", ["TEST.BEST_METRIC", "TEST.EARLY_STOPPING.METRIC"])
