@@ -4,7 +4,11 @@ from detectron2.config import CfgNode
 
 from mask_rcnn_plus.engine.ema import NAME as AVERAGED
 from mask_rcnn_plus.engine.validation import NAME as VALIDATION
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.evaluation.coco_tasks import TASKS
+
+# Of each task; AP-<class> as well.
+_KINDS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def check_options(cfg: CfgNode) -> None:
@@ -41,6 +45,39 @@ def check_options(cfg: CfgNode) -> None:
                 f"MODEL.ROI_BOX_HEAD.{key} is {value}, which MODEL.ROI_HEADS.NAME '{name}' does "
                 "not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
             )
+
+
+def check_figures(cfg: CfgNode) -> None:
+    """Refuses names of figures to watch that no evaluation of the run can have.
+
+    Raises:
+        UserError: of TEST.BEST_METRIC or TEST.EARLY_STOPPING.METRIC.
+    """
+    test, names = cfg.TEST, cfg.DATASETS.TEST
+    for key, name in (
+        ("TEST.BEST_METRIC", test.BEST_METRIC),
+        ("TEST.EARLY_STOPPING.METRIC", test.EARLY_STOPPING.METRIC),
+    ):
+        if not name:
+            continue
+        figure = name.removeprefix(f"{AVERAGED}/").removeprefix(f"{VALIDATION}/")
+        if len(names) > 1:
+            of = next((one for one in names if figure.startswith(f"{one}/")), None)
+            if of is None:
+                before = name.removesuffix(figure)
+                raise UserError(
+                    f"{key} is '{name}', and there are {len(names)} test sets: write of which, as "
+                    f"'{before}{names[0]}/{figure}'"
+                )
+            figure = figure.removeprefix(f"{of}/")
+        if name.startswith(f"{VALIDATION}/"):
+            continue
+        task, slash, kind = figure.partition("/")
+        # Evaluators of the user's own may have tasks of theirs.
+        if not slash or (task in TASKS and kind not in _KINDS and not kind.startswith("AP-")):
+            known = [f"{task}/{kind}" for task in TASKS for kind in _KINDS]
+            hint = did_you_mean(figure, known) or "; a figure's name is like segm/AP"
+            raise UserError(f"{key} is '{name}', which is no figure of an evaluation{hint}")
 
 
 def _check_figure(cfg: CfgNode, key: str, name: str) -> None:

@@ -138,7 +138,13 @@ def main(argv: Sequence[str]) -> int:
         f"steepest fall at {suggestion:.2g}, lowest loss ({min(smoothed):.3f}) at "
         f"{curve.rates[int(smoothed.argmin())]:.2g}, tried up to {curve.rates[-1]:.2g}"
     )
-    print(f"SOLVER.BASE_LR {suggestion:.2g}  (SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH})")
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_IMS_PER_BATCH
+    why = f"SOLVER.IMS_PER_BATCH {batch}"
+    if reference not in (0, batch):
+        # A run multiplies BASE_LR by batch / reference.
+        why = f"for {suggestion:.2g} at {why}: SOLVER.REFERENCE_IMS_PER_BATCH is {reference}"
+        suggestion *= reference / batch
+    print(f"SOLVER.BASE_LR {suggestion:.2g}  ({why})")
     return 0
 
 

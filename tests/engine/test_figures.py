@@ -1,5 +1,6 @@
 """Best checkpoints and early stopping: when a figure counts as better, and what then happens."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from detectron2.engine import DefaultTrainer
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
 from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
-from mask_rcnn_plus.engine.option_checks import check_options
+from mask_rcnn_plus.engine.option_checks import check_figures, check_options
 
 NAN = float("nan")
 
@@ -133,3 +134,29 @@ def test_what_would_have_no_effect_is_refused(
     with pytest.raises(UserError) as error:
         check_options(load_config(small_config, keys))
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "words"),
+    [
+        ("segm/APP", "('a',)", "did you mean 'segm/AP"),
+        ("ema/bbox/ap", "('a',)", "which is no figure"),
+        ("AP", "('a',)", "like segm/AP"),
+        ("segm/AP", "('a','b')", "as 'a/segm/AP'"),
+        ("ema/segm/AP", "('a','b')", "as 'ema/a/segm/AP'"),
+        ("validation/total_loss", "('a','b')", "as 'validation/a/total_loss'"),
+    ],
+)
+@pytest.mark.parametrize("key", ["TEST.BEST_METRIC", "TEST.EARLY_STOPPING.METRIC"])
+def test_a_figure_that_no_evaluation_has_is_refused_before_the_run(
+    small_config: Path, key: str, name: str, sets: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(words)) as refused:
+        check_figures(load_config(small_config, [key, name, "DATASETS.TEST", sets]))
+    assert key in str(refused.value) and f"'{name}'" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["ema/a/segm/AP-a/b", "b/bbox/APs", "a/mine/F1"])
+def test_figures_that_an_evaluation_may_have_are_taken(small_config: Path, name: str) -> None:
+    keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a','b')"]
+    check_figures(load_config(small_config, keys))

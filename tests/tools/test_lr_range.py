@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mask_rcnn_plus import UserError
+from mask_rcnn_plus.tools import lr_range
 from mask_rcnn_plus.tools.lr_range import CSV, PLOT, Curve, main
 
 RATES = list(np.geomspace(1e-6, 1.0, 120))
@@ -71,3 +72,21 @@ def test_wrong_arguments_are_refused(words: list[str], expected: str) -> None:
     with pytest.raises(UserError) as error:
         main([*(["--config-file", "any.yaml"] if words else []), *words])
     assert expected in str(error.value)
+
+
+def test_the_suggestion_is_for_the_reference_batch_that_base_lr_is_meant_for(
+    tiny_config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lr_range, "range_test", lambda *_, **__: falling_at(1e-3, 0.0))
+    said = []
+    for number, reference in enumerate((0, 8)):
+        keys = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_IMS_PER_BATCH", str(reference)]
+        command = ["--config-file", str(tiny_config), "--output", str(tmp_path / str(number))]
+        assert main([*command, *keys]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        said.append(float(line.split()[1]))
+    # The run would divide it by 4.
+    assert said[1] == pytest.approx(4 * said[0], rel=0.06)

@@ -164,7 +164,12 @@ def _figure() -> tuple[Figure, Axes]:
 def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
     # Inside, it would lie on the lines.
     handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=columns, fontsize=8)
+    for count in range(columns, 0, -1):
+        legend = figure.legend(*handles, loc="outside lower center", ncols=count, fontsize=8)
+        # The browser's font may be a little wider than the one measured here.
+        if count == 1 or legend.get_window_extent().width <= 0.9 * figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:

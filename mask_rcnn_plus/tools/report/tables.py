@@ -199,8 +199,9 @@ def _of_all(run: Run, task: str) -> dict[str, Any]:
 
 
 def _title(name: str, figures: Sequence[Mapping[str, Any]]) -> str:
-    limit = max((int(f.get("max_dets", 0)) for f in figures), default=0)
-    return f"AR{limit}" if name == "ARmax" and limit else name
+    # Two runs may have been judged with different limits: both are named, in the runs' order.
+    limits = dict.fromkeys(int(f["max_dets"]) for f in figures if f.get("max_dets"))
+    return f"AR{'/'.join(map(str, limits))}" if name == "ARmax" and limits else name
 
 
 def _known(value: Any) -> bool:
