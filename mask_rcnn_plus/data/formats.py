@@ -9,16 +9,17 @@ from PIL import Image, UnidentifiedImageError
 
 from mask_rcnn_plus.errors import UserError
 
-Image.init()
-# Those of them that the installed Pillow opens, by its names. (It opens MPO as a kind of JPEG.)
-FORMATS = tuple(
-    name
-    for name in (
-        *("JPEG", "PNG", "TIFF", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "GIF", "PPM"),
-        *("TGA", "ICO", "QOI", "SGI", "PCX"),
-    )
-    if name in Image.OPEN
+_FORMATS = (
+    *("JPEG", "PNG", "TIFF", "BMP", "DIB", "WEBP", "AVIF", "JPEG2000", "GIF", "PPM"),
+    *("TGA", "ICO", "QOI", "SGI", "PCX"),
 )
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Those that the installed Pillow opens, by its names. (It opens MPO as a kind of JPEG.)"""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def restrict_detectron2() -> None:
@@ -48,10 +49,10 @@ def require_image(file: Any, named: str) -> None:
         named: for the message.
 
     Raises:
-        UserError: it is none of ``FORMATS``.
+        UserError: it is none of ``formats()``.
     """
     try:
-        with Image.open(file, formats=FORMATS):
+        with Image.open(file, formats=formats()):
             pass
     except UnidentifiedImageError as error:
-        raise UserError(f"image '{named}' is none that is read: {', '.join(FORMATS)}") from error
+        raise UserError(f"image '{named}' is none that is read: {', '.join(formats())}") from error

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from detectron2.data import detection_utils
 from PIL import Image
 
-from mask_rcnn_plus.data.formats import FORMATS
+from mask_rcnn_plus.data.formats import formats
 from mask_rcnn_plus.errors import UserError
 
 BGR = npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ def _read(path: Path) -> BGR:
         with warnings.catch_warnings():
             # Of large images and damaged metadata.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=formats()) as image:
                 return _from_pil(image, str(path))
     except UserError:
         raise

@@ -62,7 +62,11 @@ MOMENTUM = ("_trainer", "optimizer", "state", 0, "momentum_buffer")
         (("_trainer", "optimizer"), 1, "an optimiser"),
         (("_trainer", "optimizer", "param_groups"), [1], "an optimiser"),
         (("_trainer", "optimizer", "param_groups", 0, "lr"), "x", "settings of the optimiser"),
-        (("_trainer", "optimizer", "param_groups"), [{"betas": 1}], "SOLVER.OPTIMIZER is 'SGD'"),
+        (
+            ("_trainer", "optimizer", "param_groups"),
+            [{"betas": 1, "params": [0]}],
+            "SOLVER.OPTIMIZER is 'SGD'",
+        ),
         (("_trainer", "optimizer", "state"), {7: {}}, "momentum"),
         (MOMENTUM, "x", "momentum_buffer"),
         (MOMENTUM, torch.ones(4), "momentum_buffer of the parameter 0, in its shape"),

@@ -268,7 +268,7 @@ def test_a_disk_that_changes_what_it_is_given_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, 1)
-    sync = saving._to_disk
+    sync = saving.to_disk
 
     def corrupt(file: Any) -> None:
         sync(file)
@@ -277,7 +277,7 @@ def test_a_disk_that_changes_what_it_is_given_is_noticed(
                 again.seek(100)
                 again.write(b"x")
 
-    monkeypatch.setattr(saving, "_to_disk", corrupt)
+    monkeypatch.setattr(saving, "to_disk", corrupt)
     with pytest.raises(saving.SaveError, match="reads back differently"):
         put(tmp_path, 2)
     assert resumed(tmp_path) == 1 and not list(tmp_path.glob("*.part"))

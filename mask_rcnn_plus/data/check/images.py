@@ -14,7 +14,7 @@ from tqdm import tqdm
 from mask_rcnn_plus.data.check.cache import ImageCache
 from mask_rcnn_plus.data.check.paths import Finder
 from mask_rcnn_plus.data.check.problems import Problem
-from mask_rcnn_plus.data.formats import FORMATS
+from mask_rcnn_plus.data.formats import formats
 from mask_rcnn_plus.data.mask_rules import max_pixels
 
 MODES = ("none", "headers", "decode")
@@ -137,7 +137,7 @@ def _attempt(path: str, decode: bool) -> Facts:
 
 
 def _read(file: Any, decode: bool) -> Facts:
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(file, formats=formats()) as image:
         width, height = image.size
         if width * height > max_pixels():
             return Facts("file-bomb", f"has {width} x {height} pixels", width, height)

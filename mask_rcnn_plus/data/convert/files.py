@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from mask_rcnn_plus.data.convert.found import Found, Picture
-from mask_rcnn_plus.data.formats import FORMATS
+from mask_rcnn_plus.data.formats import formats
 from mask_rcnn_plus.data.mask_rules import max_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
@@ -178,7 +178,7 @@ def _opened(file: Path | BinaryIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and damaged metadata
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=formats())
     except Image.DecompressionBombError as error:
         raise Unreadable(f"has more than {max_pixels():,} pixels") from error
     except Image.UnidentifiedImageError as error:
