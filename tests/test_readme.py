@@ -7,6 +7,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import DefaultPredictor
+
+from mask_rcnn_plus import load_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,7 +32,9 @@ def test_the_app_script_predicts(
     assert len(lines) == len(variables["instances"]) > 0
     assert {line.split()[0] for line in lines} <= {"circle", "square", "triangle"}
 
-    variables["predictor"] = variables["DefaultPredictor"](variables["cfg"])
+    cfg = load_config("output/balloons/config.yaml")
+    cfg.MODEL.WEIGHTS = "output/balloons/model_final.pth"
+    variables["predictor"] = DefaultPredictor(cfg)
     exec(faster, variables)
     assert "optimised for bf16 on cpu" in capsys.readouterr().out
     found = variables["predictor"](cv2.imread("photo.jpg"))["instances"]
