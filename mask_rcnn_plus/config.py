@@ -113,8 +113,8 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     cfg.TEST.BOUNDARY_AP = True
 
     # Each image's result goes to OUTPUT_DIR/inference/<data set>/journal as soon as there is one;
-    # an evaluation that was killed goes on from there if weights, settings, json and image files
-    # are the same, by SHA-256. It ends with the same figures. False keeps none.
+    # an evaluation that was killed goes on from there if weights, settings and json are the same by
+    # SHA-256, and image files by size and time. It ends with the same figures. False keeps none.
     cfg.TEST.RESUME = True
 
     # How many images of each test set are drawn, prediction beside ground truth, into
