@@ -60,7 +60,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(GeneralizedRCNN, "inference", counted)
     # Otherwise the model would be seen to be another than detectron2's, and called whole.
-    monkeypatch.setattr("mask_rcnn_plus.evaluation.inference._can_split", lambda model: True)
+    monkeypatch.setattr("mask_rcnn_plus.evaluation.inference.can_split", lambda model: True)
     return images
 
 
