@@ -1,6 +1,7 @@
 """What kinds of files are read as images; not EPS, for which Pillow runs Ghostscript."""
 
 import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,12 @@ def restrict_detectron2() -> None:
 
     @functools.wraps(read)
     def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-        with detection_utils.PathManager.open(file_name, "rb") as file:
-            require_image(file, file_name)
-        return read(file_name, format)
+        with warnings.catch_warnings():
+            # Large images are fine; those beyond Pillow's limit are an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with detection_utils.PathManager.open(file_name, "rb") as file:
+                require_image(file, file_name)
+            return read(file_name, format)
 
     detection_utils.read_image = read_image
 

@@ -1,15 +1,20 @@
 """Hostile files given to the command: one line, exit code 2, and nothing else."""
 
+import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 SECONDS = "10"
@@ -122,6 +127,103 @@ def test_the_flag_alone_trusts(tmp_path: Path, tiny_config: Path) -> None:
     (code, line) = outcomes(cases, tmp_path)["trusted"]
     # What the pickle makes is no model; by then it has run.
     assert code == 2 and "there is no tensor" in line and witness.exists()
+
+
+def image(mode: str, kind: str, size: tuple[int, int] = (60, 40), **options: Any) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], len(mode)), np.uint8)
+    made = (
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+        if mode == "I;16"
+        else Image.fromarray(pixels, mode if mode == "CMYK" else None)
+    )
+    made.save(file, kind, **options)
+    return file.getvalue()
+
+
+def claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes and a large size."""
+    content = bytearray(image("RGB", "PNG"))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return image("RGB", "JPEG", exif=exif)
+
+
+def with_text(count: int) -> bytes:
+    """A PNG whose comment is small only as it is compressed."""
+    content = image("RGB", "PNG")
+    text = b"zTXtc\0\0" + zlib.compress(bytes(count))
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return content[:33] + chunk + content[33:]
+
+
+def test_hostile_images(
+    tmp_path: Path, small_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with the check before the training, and with DATA_CHECK off; "" trains."""
+    secret = tmp_path / "outside" / "secret.png"
+    secret.parent.mkdir()
+    secret.write_bytes(image("RGB", "PNG"))
+    corpus: dict[str, tuple[bytes, str, str]] = {
+        "truncated": (image("RGB", "JPEG")[:900], "", "cannot be used: OSError"),
+        "bomb": (claiming(60_000, 60_000), "file-bomb", "DecompressionBombError"),
+        "claims": (claiming(12_000, 12_000), "file-size", "cannot be used"),
+        "text": (with_text(2**27), "file-unreadable", "too large"),
+        "noise": (np.random.default_rng(0).bytes(500), "file-unreadable", "is none that is read"),
+        "empty": (b"", "file-unreadable", "is none that is read"),
+        "script": (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 40\n",
+            "file-unreadable",
+            "is none that is read",
+        ),
+        "turned": (turned(), "file-rotated", "SizeMismatchError"),
+        "thin": (image("RGB", "PNG", (1, 40)), "file-thin", "SizeMismatchError"),
+        "deep": (image("I;16", "PNG"), "", ""),
+        "cmyk": (image("CMYK", "JPEG"), "", ""),
+        "alpha": (image("RGBA", "PNG"), "", ""),
+        "link": (b"", "file-outside", "open"),
+        "pipe": (b"", "file-unreadable", "pipe"),
+    }
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    cases, expected = {}, {}
+    keys = ["SOLVER.MAX_ITER", "1", "SOLVER.BASE_LR", "1e-6", "MODEL.RESNETS.NORM", "FrozenBN"]
+    for name, (content, checked, off) in corpus.items():
+        folder = tmp_path / "data" / name
+        (folder / "images").mkdir(parents=True)
+        (folder / "images" / "a.png").write_bytes(content)
+        mask = [5, 5, 25, 5, 25, 15, 5, 15]
+        box = {"bbox": [5, 5, 20, 10], "segmentation": [mask], "area": 200, "iscrowd": 0}
+        coco = {
+            "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, **box}],
+            "categories": [{"id": 1, "name": "cat"}],
+        }
+        (folder / "train.json").write_text(json.dumps(coco))
+        modes = {"strict": checked or off, "off": off}
+        # Without the check, a link or pipe is the user's own file to name; what trains is fine.
+        if name in ("link", "pipe") or not off:
+            modes.pop("off")
+        if name in ("link", "pipe"):
+            (folder / "images" / "a.png").unlink()
+        if name == "link":
+            (folder / "images" / "a.png").symlink_to(secret)
+        elif name == "pipe":
+            os.mkfifo(folder / "images" / "a.png")
+        for mode, words in modes.items():
+            case = f"{name} {mode}"
+            out = ["OUTPUT_DIR", str(tmp_path / case), "DATA_CHECK", mode]
+            train = ["DATASETS.TRAIN", f"('{name}_train',)"]
+            cases[case] = ["--config-file", str(small_config), *keys, *out, *train]
+            expected[case] = words
+    found = outcomes(cases, tmp_path)
+    require_one_line(found, {case: words for case, words in expected.items() if words})
+    assert [found[case][0] for case, words in expected.items() if not words] == [0] * 3
 
 
 def require_one_line(found: dict[str, tuple[int, str]], expected: dict[str, str]) -> None:
