@@ -69,6 +69,16 @@ def require_device(name: str) -> str:
     return name
 
 
+def require_new(path: Path, *, overwrite: bool, option: str = "--output") -> None:
+    """Makes sure that a file which an option names replaces none.
+
+    Raises:
+        UserError: it exists, and may not be replaced.
+    """
+    if path.exists() and not overwrite:
+        raise UserError(f"{option} {path} exists; name another file, or give --overwrite")
+
+
 def prepare_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
     """Makes sure that a long run's files can be written in the end.
 

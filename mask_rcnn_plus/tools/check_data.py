@@ -22,7 +22,7 @@ from mask_rcnn_plus.data.check import (
 )
 from mask_rcnn_plus.engine.data_check import anchor_settings
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.tools.arguments import Parser
+from mask_rcnn_plus.tools.arguments import Parser, require_new
 
 PROGRAM = "mask-rcnn-plus check-data"
 
@@ -138,8 +138,7 @@ def _require_writable(path: Path, option: str, overwrite: bool, sources: list[Pa
         raise UserError(f"{option} {path}: name a file in a folder that exists")
     if any(path.exists() and path.samefile(source) for source in sources):
         raise UserError(f"{option} {path} is the json to check; name another file")
-    if path.exists() and not overwrite:
-        raise UserError(f"{option} {path} exists; name another file, or give --overwrite")
+    require_new(path, overwrite=overwrite, option=option)
     existed = path.exists()
     try:
         path.open("a").close()

@@ -18,7 +18,7 @@ from mask_rcnn_plus.data.augmentation import build_augmentations
 from mask_rcnn_plus.data.box_sizes import SeenBoxes, seen_boxes
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.tools.arguments import Parser
+from mask_rcnn_plus.tools.arguments import Parser, require_new
 
 PROGRAM = "mask-rcnn-plus fit-anchors"
 
@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _parse(argv)
     output: Path | None = arguments.output
-    if output is not None and output.exists() and not arguments.overwrite:
-        raise UserError(f"--output {output} exists; name another file, or give --overwrite")
+    if output is not None:
+        require_new(output, overwrite=arguments.overwrite)
     cfg = load_config(arguments.config_file)
     names = arguments.names or list(cfg.DATASETS.TRAIN)
     if not names:

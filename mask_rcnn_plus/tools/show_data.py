@@ -22,7 +22,7 @@ from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.drawing import Objects, draw_objects
 from mask_rcnn_plus.evaluation.labels import Image, plain_text, text_size, write_text
-from mask_rcnn_plus.tools.arguments import Parser, positive
+from mask_rcnn_plus.tools.arguments import Parser, positive, require_new
 
 PROGRAM = "mask-rcnn-plus show-data"
 
@@ -56,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
     output: Path = arguments.output
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise UserError(f"--output {output}: name a .png or .jpg file")
-    if output.exists() and not arguments.overwrite:
-        raise UserError(f"--output {output} exists; name another file, or give --overwrite")
+    require_new(output, overwrite=arguments.overwrite)
     cfg = load_config(arguments.config_file, arguments.opts)
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a data set, e.g. \"('mine_train',)\"")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.tools.arguments import Parser
+from mask_rcnn_plus.tools.arguments import Parser, require_new
 from mask_rcnn_plus.tools.doctor.examination import look_at_machine, look_at_python, probe_all
 from mask_rcnn_plus.tools.doctor.findings import findings
 from mask_rcnn_plus.tools.doctor.report import text
@@ -107,6 +107,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         path = Path(arguments.json)
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UserError(f"--json {path}: name a file in a folder that exists")
-        if path.exists() and not arguments.overwrite:
-            raise UserError(f"--json {path} exists; name another file, or give --overwrite")
+        require_new(path, overwrite=arguments.overwrite, option="--json")
     return arguments
