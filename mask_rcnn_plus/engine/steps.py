@@ -1,5 +1,6 @@
 """One training step: mixed precision on any device, and a batch computed in parts."""
 
+import logging
 import time
 from contextlib import nullcontext
 from typing import Any
@@ -8,6 +9,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from torch.nn.parallel import DistributedDataParallel
+
+from mask_rcnn_plus.engine.accumulation import Plan, make_plan, obstacle
+
+logger = logging.getLogger(__name__)
 
 AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -29,10 +34,11 @@ class Steps(SimpleTrainer):
         optimizer: of the model.
         amp: autocast to this type, of ``AMP_DTYPES``; "" for none. fp16 scales the loss, so that
             small gradients are not lost; bf16, whose range is fp32's, needs no scale.
-        parts: into how many a batch is cut. Their gradients are added up as if each part were
-            the batch of another process, so that the step is that of the whole batch, but for
-            batch norm and for the losses that are means over a number of RoIs that differs between
-            the parts. Memory is that of one part.
+        parts: into how many a batch is cut, one after the other in the memory of one.
+        exact: the parts' gradients add up to that of the whole batch within rounding, at the price
+            of a forward pass of backbone and RPN (see accumulation.py). Else, and where the model
+            does not allow it, which the log says once, each part is the batch of another process:
+            it draws for itself, and its losses are means over its own RoIs.
     """
 
     def __init__(
@@ -43,10 +49,12 @@ class Steps(SimpleTrainer):
         *,
         amp: str = "",
         parts: int = 1,
+        exact: bool = True,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self._amp = amp
         self._parts = parts
+        self._exact = exact and parts > 1
         self._device = next(model.parameters()).device.type
         self.grad_scaler = None
         if amp == "fp16":
@@ -60,13 +68,14 @@ class Steps(SimpleTrainer):
 
         self.optimizer.zero_grad()
         sums: dict[str, torch.Tensor] = {}
-        shards = [batch[i :: self._parts] for i in range(self._parts)]
-        for number, shard in enumerate(shards):
+        parts = [range(i, len(batch), self._parts) for i in range(self._parts)]
+        plan = self._plan(batch, parts)
+        for part in parts:
             # Wrapped for several processes, gradients are exchanged once, with the last part.
-            last = number + 1 == len(shards)
+            last = part is parts[-1]
             wrapped = isinstance(self.model, DistributedDataParallel)
             with self.model.no_sync() if wrapped and not last else nullcontext():
-                self._add_gradients(shard, sums)
+                self._add_gradients(batch, part, plan, sums)
         self._write_metrics(_on_host(sums), data_time)
         if self.grad_scaler is None:
             self.optimizer.step()
@@ -76,18 +85,48 @@ class Steps(SimpleTrainer):
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
-    def _add_gradients(self, shard: list[Any], sums: dict[str, torch.Tensor]) -> None:
-        dtype = AMP_DTYPES.get(self._amp)
-        with torch.autocast(self._device, dtype, enabled=dtype is not None):
-            losses = self.model(shard)
+    def _plan(self, batch: list[Any], parts: list[range]) -> Plan | None:
+        if not self._exact:
+            return None
+        model = self._bare_model
+        if why := obstacle(model):
+            self._exact = False
+            logger.warning(
+                "SOLVER.ACCUMULATE_STEPS: gradients are those of %d processes, not exactly those "
+                "of the whole batch, as %s",
+                *(self._parts, why),
+            )
+            return None
+        with self._autocast():
+            return make_plan(model, batch, parts)
+
+    def _add_gradients(
+        self, batch: list[Any], part: range, plan: Plan | None, sums: dict[str, torch.Tensor]
+    ) -> None:
+        followed = plan.followed(self._bare_model, part) if plan else nullcontext()
+        with followed, self._autocast():
+            losses = self.model([batch[i] for i in part])
             if isinstance(losses, torch.Tensor):
                 losses = {"total_loss": losses}
             if self._parts > 1:
-                losses = {name: loss / self._parts for name, loss in losses.items()}
+                losses = {
+                    name: loss * (plan.weight(name, part) if plan else 1 / self._parts)
+                    for name, loss in losses.items()
+                }
             loss = sum(losses.values())
         (loss if self.grad_scaler is None else self.grad_scaler.scale(loss)).backward()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value.detach()
+
+    @property
+    def _bare_model(self) -> torch.nn.Module:
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        return self.model.module if wrapped else self.model
+
+    def _autocast(self) -> torch.autocast:
+        # One a pass: it keeps the weights that it has cast, without gradients where it had none.
+        dtype = AMP_DTYPES.get(self._amp)
+        return torch.autocast(self._device, dtype, enabled=dtype is not None)
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

@@ -51,6 +51,7 @@ class Trainer(DefaultTrainer):
             *(of.model, of.data_loader, of.optimizer),
             amp=amp_dtype(cfg),
             parts=cfg.SOLVER.ACCUMULATE_STEPS,
+            exact=cfg.SOLVER.ACCUMULATE_EXACT,
         )
         freezing.hold(self.model, cfg.MODEL.FREEZE)
         # How many iterations the weights have behind them, and how many with all their hooks.

@@ -28,6 +28,11 @@ _BOX = "MODEL.ROI_BOX_HEAD"
 OPTIONS = {
     "baseline": [],
     "SOLVER.EMA": ["SOLVER.EMA.ENABLED", "True"],
+    "SOLVER.ACCUMULATE_STEPS 2": ["SOLVER.ACCUMULATE_STEPS", "2"],
+    "SOLVER.ACCUMULATE_STEPS 2, EXACT False": [
+        *("SOLVER.ACCUMULATE_STEPS", "2"),
+        *("SOLVER.ACCUMULATE_EXACT", "False"),
+    ],
     "MODEL.FREEZE stem, res2": [
         "MODEL.FREEZE",
         "['backbone.bottom_up.stem', 'backbone.bottom_up.res2']",

@@ -166,7 +166,12 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
     factors = [group["lr"] / cfg.SOLVER.BASE_LR for group in optimizer.param_groups]
     curve = Curve([], [])
     batches = Trainer.build_train_loader(cfg)
-    steps = Steps(model, batches, optimizer, amp=amp_dtype(cfg), parts=cfg.SOLVER.ACCUMULATE_STEPS)
+    steps = Steps(
+        *(model, batches, optimizer),
+        amp=amp_dtype(cfg),
+        parts=cfg.SOLVER.ACCUMULATE_STEPS,
+        exact=cfg.SOLVER.ACCUMULATE_EXACT,
+    )
     hold(model, cfg.MODEL.FREEZE)
     progress = tqdm(_rates(start, end, iterations), desc="Learning rates", total=iterations)
     with EventStorage() as storage, progress:
