@@ -1,4 +1,4 @@
-"""Box predictors whose classification loss weighs classes, or easy and hard RoIs, differently."""
+"""Box predictors with one wait for the device, and losses that weigh classes or hard RoIs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,18 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError
 
 
-class WeighingOutputLayers(FastRCNNOutputLayers):
-    """``FastRCNNOutputLayers`` with another ``loss_cls``; the same parameters and predictions."""
+class LeanOutputLayers(FastRCNNOutputLayers):
+    """``FastRCNNOutputLayers`` that asks the device for its figures once instead of six times.
+
+    Parameters, predictions, losses and figures are the same, apart from a ``loss_cls`` that is to
+    weigh classes or RoIs.
+    """
 
     def __init__(
         self,
@@ -33,19 +38,61 @@ class WeighingOutputLayers(FastRCNNOutputLayers):
         """
         super().__init__(input_shape, **arguments)
         self._gamma = focal_gamma
+        self._weighs = bool(focal_gamma) or len(class_weights) > 0
         weights = list(class_weights) or [1.0] * self.num_classes
         weights += [1.0] * (self.num_classes + 1 - len(weights))
         # Not in checkpoints: it is the config's.
         self.register_buffer("_weights", torch.tensor(weights), persistent=False)
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Any]) -> dict[str, Tensor]:
-        """As detectron2's; ``loss_cls`` is :func:`weighed_loss`."""
-        losses = super().losses(predictions, proposals)
-        scores = predictions[0]
-        labels = [p.gt_classes for p in proposals] or [scores.new_zeros(0, dtype=torch.long)]
-        loss = weighed_loss(scores, torch.cat(labels), self._weights, gamma=self._gamma)
-        losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
-        return losses
+        """
+        Args:
+            predictions: logits (R, K + 1), the background last, and box deltas (R, 4 K) or (R, 4).
+            proposals: R in all, with ``proposal_boxes``, ``gt_classes`` and, where an image has
+                objects, ``gt_boxes``, in input-image pixels.
+
+        Returns:
+            "loss_cls", as :func:`weighed_loss`, and "loss_box_reg", a sum over positives divided
+            by R.
+        """
+        scores, deltas = predictions
+        labels = _joined([one.gt_classes for one in proposals], scores.new_zeros(0).long())
+        boxes = _joined([one.proposal_boxes.tensor for one in proposals], deltas.new_zeros(0, 4))
+        # An image without objects has no boxes to reach, and negatives alone, which reach for none.
+        truth = [one.gt_boxes if one.has("gt_boxes") else one.proposal_boxes for one in proposals]
+        reached = _joined([of.tensor for of in truth], boxes)
+        _log_accuracy(scores.detach(), labels)
+        losses = {
+            "loss_cls": self._classification_loss(scores, labels),
+            "loss_box_reg": self.box_reg_loss(boxes, reached, deltas, labels),
+        }
+        return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
+
+    def _classification_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        if self._weighs or not labels.numel():
+            return weighed_loss(scores, labels, self._weights, gamma=self._gamma)
+        return F.cross_entropy(scores, labels)
+
+
+def _joined(tensors: list[Tensor], none: Tensor) -> Tensor:
+    return torch.cat(tensors) if tensors else none
+
+
+def _log_accuracy(scores: Tensor, labels: Tensor) -> None:
+    """detectron2's figures of a classification, of one transfer to the host."""
+    if not labels.numel():
+        return
+    background = scores.shape[1] - 1
+    predicted = scores.argmax(dim=1)
+    positive = (labels >= 0) & (labels < background)
+    right = predicted == labels
+    counts = [positive, right, positive & right, positive & (predicted == background)]
+    positives, rights, found, missed = torch.stack(counts).sum(dim=1).tolist()
+    storage = get_event_storage()
+    storage.put_scalar("fast_rcnn/cls_accuracy", rights / labels.numel())
+    if positives:
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", found / positives)
+        storage.put_scalar("fast_rcnn/false_negative", missed / positives)
 
 
 def weighed_loss(scores: Tensor, labels: Tensor, weights: Tensor, *, gamma: float) -> Tensor:
@@ -81,15 +128,21 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
         cfg: its LOSS_CLS, FOCAL_GAMMA and CLASS_WEIGHTS of MODEL.ROI_BOX_HEAD count.
 
     Returns:
-        the same objects where the config asks for the plain cross entropy; else new ones with the
-        same weights.
+        new ones with the same weights; the same objects where they have a loss of their own and
+        the config asks for none.
 
     Raises:
         UserError: the number of weights is not that of the classes, or detectron2's main branch is
             to use another loss.
     """
     head = cfg.MODEL.ROI_BOX_HEAD
-    if head.LOSS_CLS == "cross_entropy" and not head.CLASS_WEIGHTS:
+    plain = head.LOSS_CLS == "cross_entropy" and not head.CLASS_WEIGHTS
+    several = isinstance(predictors, list | nn.ModuleList)
+    own = any(
+        type(one) is not FastRCNNOutputLayers for one in (predictors if several else [predictors])
+    )
+    other_losses = [key for key in ("USE_FED_LOSS", "USE_SIGMOID_CE") if head.get(key)]
+    if plain and (own or other_losses):
         return predictors
     classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if len(head.CLASS_WEIGHTS) not in (0, classes, classes + 1):
@@ -97,22 +150,23 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
             f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(head.CLASS_WEIGHTS)} values, and there are "
             f"{classes} classes: give one a class, or one more for the background"
         )
-    for key in ("USE_FED_LOSS", "USE_SIGMOID_CE"):
-        if head.get(key):
-            raise UserError(
-                f"MODEL.ROI_BOX_HEAD.{key} and LOSS_CLS or CLASS_WEIGHTS are different losses: set "
-                "one of them"
-            )
+    if other_losses:
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.{other_losses[0]} and LOSS_CLS or CLASS_WEIGHTS are different "
+            "losses: set one of them"
+        )
     gamma = head.FOCAL_GAMMA if head.LOSS_CLS == "focal" else 0.0
-    if isinstance(predictors, list | nn.ModuleList):
-        return [_weighing(one, gamma, head.CLASS_WEIGHTS) for one in predictors]
-    return _weighing(predictors, gamma, head.CLASS_WEIGHTS)
+    # Its first weights are those of the one that it replaces: no draw is to be missing for others.
+    with torch.random.fork_rng(devices=[]):
+        if several:
+            return [_lean(one, gamma, head.CLASS_WEIGHTS) for one in predictors]
+        return _lean(predictors, gamma, head.CLASS_WEIGHTS)
 
 
-def _weighing(
+def _lean(
     predictor: FastRCNNOutputLayers, gamma: float, weights: Sequence[float]
-) -> WeighingOutputLayers:
-    new = WeighingOutputLayers(
+) -> LeanOutputLayers:
+    new = LeanOutputLayers(
         predictor.cls_score.in_features,
         focal_gamma=gamma,
         class_weights=weights,

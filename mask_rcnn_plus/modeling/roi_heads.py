@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
@@ -14,12 +15,13 @@ from detectron2.modeling.roi_heads import (
     select_foreground_proposals,
 )
 from detectron2.structures import Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.modeling.box_losses import with_box_loss
 from mask_rcnn_plus.modeling.mask_loss import mask_loss
 from mask_rcnn_plus.modeling.pooler import POOLER_TYPES, FusedROIPooler
+from mask_rcnn_plus.modeling.roi_labels import LabelledStages, SampledRoIs
 
 # A constructor's argument -> the section of MODEL that has its POOLER_TYPE. C4 has one pooler for
 # boxes and masks, and reads the box head's section.
@@ -34,7 +36,7 @@ _ROTATED = "ROIAlignRotated"
 
 
 @ROI_HEADS_REGISTRY.register()
-class FusedROIHeads(StandardROIHeads):
+class FusedROIHeads(SampledRoIs, StandardROIHeads):
     """``StandardROIHeads`` whose box, mask and keypoint poolers are one operator call each.
 
     Nothing else differs: the same config keys, losses, parameters and their names, so weights of
@@ -52,7 +54,7 @@ class FusedROIHeads(StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class FusedRes5ROIHeads(Res5ROIHeads):
+class FusedRes5ROIHeads(SampledRoIs, Res5ROIHeads):
     """``Res5ROIHeads`` (C4) over the fused pooler; as :class:`FusedROIHeads` otherwise.
 
     Boxes and masks share one pooler, whose type is ``MODEL.ROI_BOX_HEAD.POOLER_TYPE``.
@@ -62,9 +64,28 @@ class FusedRes5ROIHeads(Res5ROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return _with_fused_poolers(super().from_config, cfg, input_shape)
 
+    def forward(
+        self,
+        images: Any,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As ``Res5ROIHeads``; in training, its masks' loss is :func:`mask_loss`."""
+        if not self.training or not self.mask_on or not _has_the_plain_loss(self.mask_head):
+            return super().forward(images, features, proposals, targets)
+        rois = self.label_and_sample_proposals(proposals, targets)
+        boxes = [one.proposal_boxes for one in rois]
+        pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
+        losses = self.box_predictor.losses(self.box_predictor(pooled.mean(dim=(2, 3))), rois)
+        # Boxes and masks share res5: the positives' maps are there.
+        positives, chosen = select_foreground_proposals(rois, self.num_classes)
+        losses |= _mask_losses(self.mask_head, pooled[torch.cat(chosen)], positives)
+        return [], losses
+
 
 @ROI_HEADS_REGISTRY.register()
-class FusedCascadeROIHeads(CascadeROIHeads):
+class FusedCascadeROIHeads(SampledRoIs, LabelledStages, CascadeROIHeads):
     """``CascadeROIHeads`` over the fused pooler; as :class:`FusedROIHeads` otherwise."""
 
     @classmethod
@@ -80,15 +101,24 @@ def _lean_mask_loss(
     heads: StandardROIHeads, features: dict[str, Tensor], instances: list[Instances]
 ) -> dict[str, Tensor] | None:
     """The mask head's losses in training; None where detectron2's code has to see to it."""
-    head = getattr(heads, "mask_head", None)
     if not heads.training or not heads.mask_on or heads.mask_pooler is None:
         return None
-    # A head with a loss of its own has its own forward.
-    if type(head).forward is not BaseMaskRCNNHead.forward:
+    if not _has_the_plain_loss(heads.mask_head):
         return None
     positives, _ = select_foreground_proposals(instances, heads.num_classes)
     boxes = [one.proposal_boxes for one in positives]
     pooled = heads.mask_pooler([features[name] for name in heads.mask_in_features], boxes)
+    return _mask_losses(heads.mask_head, pooled, positives)
+
+
+def _has_the_plain_loss(head: nn.Module) -> bool:
+    """Whether a mask head has no loss of its own, which would have a forward of its own."""
+    return type(head).forward is BaseMaskRCNNHead.forward
+
+
+def _mask_losses(
+    head: BaseMaskRCNNHead, pooled: Tensor, positives: list[Instances]
+) -> dict[str, Tensor]:
     loss = mask_loss(head.layers(pooled), positives, vis_period=head.vis_period)
     return {"loss_mask": loss * head.loss_weight}
 

@@ -8,25 +8,10 @@ from detectron2.modeling.roi_heads import mask_head
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask_rcnn_plus.modeling.mask_loss import mask_loss
 from tests.modeling.models import batch, build
-
-
-class Waits(TorchDispatchMode):
-    """Counts what a GPU would have to be waited for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func in (
-            torch.ops.aten._local_scalar_dense.default,
-            torch.ops.aten.nonzero.default,
-        )
-        return func(*args, **(kwargs or {}))
+from tests.modeling.waits import Waits
 
 
 def positives() -> list[Instances]:
@@ -77,7 +62,7 @@ def test_the_device_is_waited_for_once() -> None:
     assert waits(mask_head.mask_rcnn_loss) >= waits(mask_loss) + 3
 
 
-@pytest.mark.parametrize("architecture", ["fpn", "cascade"])
+@pytest.mark.parametrize("architecture", ["fpn", "cascade", "c4"])
 def test_our_heads_use_it_with_the_same_losses(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
