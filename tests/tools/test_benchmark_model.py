@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -151,6 +152,8 @@ def test_weights_and_data_that_do_not_fit_are_refused_before_anything_is_printed
         shutil.copy(shapes / "shapes" / "images" / image["file_name"], tmp_path / "bare" / "images")
     (tmp_path / "bare" / "train.json").write_text(json.dumps(unlabelled))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    # Without pytest's handlers a warning goes to standard error, as in a command.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     for arguments, expected in [
         (["--weights", str(tmp_path / "other.pth")], "do not fit this model"),
         (["--data", "bare_train"], "nothing to train on"),
