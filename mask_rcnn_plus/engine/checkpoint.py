@@ -193,7 +193,11 @@ class Checkpointer(DetectionCheckpointer):
         if self._strict and (missing or shapes):
             for title, keys in (("Missing", missing), ("Of another shape", shapes)):
                 if keys:
-                    logger.error(f"{title} in {self._path}:\n  " + "\n  ".join(keys))
+                    names = "\n  ".join(keys)
+                    # The refusal has the first of them.
+                    logger.error(
+                        f"{title} in {self._path}:\n  {names}", extra={"for_log_alone": True}
+                    )
             parts = [
                 f"{len(keys)} {title}: {_some(keys)}"
                 for title, keys in (("missing", missing), ("of another shape", shapes))

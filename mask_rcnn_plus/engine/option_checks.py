@@ -1,4 +1,4 @@
-"""Options of training that need other options."""
+"""Options that need other options, or another device."""
 
 from detectron2.config import CfgNode
 
@@ -45,6 +45,23 @@ def check_options(cfg: CfgNode) -> None:
                 f"MODEL.ROI_BOX_HEAD.{key} is {value}, which MODEL.ROI_HEADS.NAME '{name}' does "
                 "not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
             )
+
+
+def check_optimize(cfg: CfgNode, device: str) -> None:
+    """Refuses, before weights are loaded, what evaluations could not be optimised for.
+
+    Args:
+        cfg: its TEST.OPTIMIZE is looked at.
+        device: of the model.
+
+    Raises:
+        UserError: TEST.OPTIMIZE.DTYPE is none for the device.
+    """
+    asked = cfg.TEST.OPTIMIZE
+    if asked.ENABLED and asked.DTYPE == "fp16" and device == "cpu":
+        raise UserError(
+            "TEST.OPTIMIZE.DTYPE is 'fp16', which CPUs compute slower than fp32: set bf16 or fp32"
+        )
 
 
 def check_figures(cfg: CfgNode) -> None:

@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from torch import nn
 from tqdm import tqdm
 
-from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.data import class_names
-from mask_rcnn_plus.engine.checkpoint import Checkpointer
-from mask_rcnn_plus.engine.checks import check_components
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.tools import model_sweep
+from mask_rcnn_plus.tools import model_setup, model_sweep
 from mask_rcnn_plus.tools.arguments import (
     Parser,
     choices,
@@ -30,17 +23,11 @@ from mask_rcnn_plus.tools.arguments import (
     require_device,
 )
 from mask_rcnn_plus.tools.environment import describe_environment
-from mask_rcnn_plus.tools.model_case import find_threshold, settle
-from mask_rcnn_plus.tools.model_data import average_precision, inference_images, training_batches
+from mask_rcnn_plus.tools.model_case import find_threshold
+from mask_rcnn_plus.tools.model_data import average_precision
 from mask_rcnn_plus.tools.model_inference import measure
-from mask_rcnn_plus.tools.model_sides import (
-    BASELINES,
-    DTYPES,
-    Side,
-    build_sides,
-    set_limits,
-    stock_config,
-)
+from mask_rcnn_plus.tools.model_setup import Setup
+from mask_rcnn_plus.tools.model_sides import BASELINES, DTYPES, set_limits
 from mask_rcnn_plus.tools.model_table import (
     agreement_table,
     loss_table,
@@ -83,13 +70,14 @@ def main(argv: Sequence[str]) -> int:
     require_device(arguments.device)
     if arguments.device == "cpu" and "fp16" in arguments.dtype:
         raise UserError("--dtype fp16 needs CUDA; CPUs compute it slower than fp32: give bf16")
-    cfg = _config(arguments)
+    cfg = model_setup.read_config(arguments)
     files = [MARKDOWN, JSON] + [PLOT] * bool(arguments.sweep)
     if arguments.output is not None:
         prepare_output(arguments.output, files, overwrite=arguments.overwrite)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    report = _run(arguments, cfg, shlex.join([*PROGRAM.split(), *argv]))
+    setup = model_setup.build(arguments, cfg)
+    report = _run(arguments, setup, shlex.join([*PROGRAM.split(), *argv]))
     if arguments.output is not None:
         lines = report.pop("markdown")
         try:
@@ -135,27 +123,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _config(arguments: argparse.Namespace) -> CfgNode:
-    """detectron2's own config of the model."""
-    cfg = load_config(arguments.config_file, arguments.opts)
-    check_components(cfg)
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE is '{cfg.MODEL.META_ARCHITECTURE}': the benchmark runs "
-            "GeneralizedRCNN"
-        )
-    cfg.MODEL.DEVICE = arguments.device
-    cfg.TEST.DETECTIONS_PER_IMAGE = arguments.detections
-    cfg.DATALOADER.NUM_WORKERS = 0
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
-        names = class_names(arguments.data) if arguments.data else [""] * 80
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
-    return stock_config(cfg)
-
-
-def _run(arguments: argparse.Namespace, cfg: CfgNode, command: str) -> dict[str, Any]:
+def _run(arguments: argparse.Namespace, setup: Setup, command: str) -> dict[str, Any]:
     """Measures and prints; returns what is to be written."""
-    device = torch.device(arguments.device)
     environment = describe_environment(arguments.device)
     report: dict[str, Any] = {"command": command, "environment": environment, "markdown": []}
     lines = report["markdown"]
@@ -167,96 +136,73 @@ def _run(arguments: argparse.Namespace, cfg: CfgNode, command: str) -> dict[str,
         sys.stdout.flush()
 
     facts = "; ".join(f"{name} {value}" for name, value in environment.items())
-    say(f"`{command}`", "", facts, "")
-    torch.manual_seed(0)
-    model = build_model(cfg).eval()
+    say(f"`{command}`", "", facts, "", f"Weights: {setup.weights}", "")
     with tqdm(unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
-        images = inference_images(
-            cfg, arguments.data, arguments.batch * 2, tuple(arguments.image_size)
-        )
-        if arguments.weights:
-            Checkpointer(model, strict=True).load(arguments.weights)
-            say(f"Weights: {arguments.weights}.", "")
-        else:
-            threshold = settle(model, images[:1], arguments.detections)
-            cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
-            say(
-                f"Weights: random; the least score, {threshold:.3g}, lets candidates enough pass.",
-                "",
-            )
-        if "inference" in arguments.mode or arguments.sweep:
-            _infer(arguments, cfg, model, images, report, say, bar)
-        if "training" in arguments.mode:
-            size = tuple(arguments.train_image_size)
-            batches, data_ms = training_batches(
-                cfg, arguments.data, batch=arguments.train_batch, batches=2, size=size
-            )
-            rows = measure_training(
-                cfg,
-                model,
-                batches,
-                dtypes=arguments.dtype,
-                repeats=arguments.repeats,
-                device=device,
-                data_ms=data_ms,
-                step=bar.update,
-            )
-            shape = "x".join(map(str, batches[0][0]["image"].shape[1:]))
-            say(f"## Training: batches of {arguments.train_batch} images of {shape}", "")
-            say(*times_table(rows, "step"), "", *loss_table(rows), "")
-            report["training"] = [asdict(row) for row in rows]
+        if "inference" in arguments.mode:
+            _infer(arguments, setup, report, say, bar)
+        if arguments.sweep:
+            _sweep(arguments, setup, report, say, bar)
+        if setup.batches:
+            _train(arguments, setup, report, say, bar)
     return report
 
 
 def _infer(
-    arguments: argparse.Namespace,
-    cfg: CfgNode,
-    model: nn.Module,
-    images: list[dict[str, Any]],
-    report: dict[str, Any],
-    say: Any,
-    bar: Any,
+    arguments: argparse.Namespace, setup: Setup, report: dict[str, Any], say: Any, bar: Any
 ) -> None:
-    device = torch.device(arguments.device)
-    size = tuple(images[0]["image"].shape[1:])
-    sides = build_sides(
-        cfg, model, against=arguments.against, dtypes=arguments.dtype, image_size=size
+    images = setup.images
+    batches = [images[: arguments.batch], images[arguments.batch :]]
+    rows = measure(
+        setup.sides,
+        batches,
+        repeats=arguments.repeats,
+        device=torch.device(arguments.device),
+        step=bar.update,
     )
-    if "inference" in arguments.mode:
-        batches = [images[: arguments.batch], images[arguments.batch :]]
-        rows = measure(sides, batches, repeats=arguments.repeats, device=device, step=bar.update)
-        shape = "x".join(map(str, size))
-        count = f"{rows[0].detections:.0f} detections"
-        say(f"## Inference: batches of {arguments.batch}, images of {shape}, {count} each", "")
-        say(*times_table(rows, "batch"), "", *agreement_table(rows), "")
-        report["inference"] = [asdict(row) for row in rows]
-        if arguments.data:
-            report["AP"] = average_precision(cfg, sides, arguments.data)
-            say(*_precision_table(report["AP"]), "")
-    if arguments.sweep:
-        _sweep(arguments, model, sides, images[0], report, say, bar)
+    shape = "x".join(map(str, images[0]["image"].shape[1:]))
+    count = f"{rows[0].detections:.0f} detections"
+    say(f"## Inference: batches of {arguments.batch}, images of {shape}, {count} each", "")
+    say(*times_table(rows, "batch"), "", *agreement_table(rows), "")
+    report["inference"] = [asdict(row) for row in rows]
+    if arguments.data:
+        report["AP"] = average_precision(setup.cfg, setup.sides, arguments.data)
+        say(*_precision_table(report["AP"]), "")
+
+
+def _train(
+    arguments: argparse.Namespace, setup: Setup, report: dict[str, Any], say: Any, bar: Any
+) -> None:
+    rows = measure_training(
+        setup.cfg,
+        setup.model,
+        setup.batches,
+        dtypes=arguments.dtype,
+        repeats=arguments.repeats,
+        device=torch.device(arguments.device),
+        data_ms=setup.data_ms,
+        step=bar.update,
+    )
+    shape = "x".join(map(str, setup.batches[0][0]["image"].shape[1:]))
+    say(f"## Training: batches of {arguments.train_batch} images of {shape}", "")
+    say(*times_table(rows, "step"), "", *loss_table(rows), "")
+    report["training"] = [asdict(row) for row in rows]
 
 
 def _sweep(
-    arguments: argparse.Namespace,
-    model: nn.Module,
-    sides: Sequence[Side],
-    image: dict[str, Any],
-    report: dict[str, Any],
-    say: Any,
-    bar: Any,
+    arguments: argparse.Namespace, setup: Setup, report: dict[str, Any], say: Any, bar: Any
 ) -> None:
     lines = []
+    image = setup.images[0]
     for kind in arguments.sweep:
         values = model_sweep.BATCHES if kind == "batch" else model_sweep.DETECTIONS
         images = [image] * max(model_sweep.BATCHES)
         if kind == "detections" and not arguments.weights:
-            lowered = find_threshold(model, [image], max(values))
-            for side in sides:
+            lowered = find_threshold(setup.model, [image], max(values))
+            for side in setup.sides:
                 set_limits(side.model, threshold=lowered, detections=arguments.detections)
         lines += model_sweep.sweep(
             kind,
-            sides,
+            setup.sides,
             images,
             values=values,
             detections=arguments.detections,

@@ -51,3 +51,15 @@ def test_a_run_evaluates_the_copy_and_trains_on(
     plain = json.loads((tmp_path / "b/inference/shapes_val/metrics.json").read_text())
     for task in ("bbox", "segm"):
         assert trained[task] == pytest.approx(plain[task], abs=0.1, nan_ok=True)
+
+
+@pytest.mark.parametrize("mode", [["--eval-only", "MODEL.WEIGHTS", "never_read.pth"], []])
+def test_fp16_on_a_cpu_is_refused_before_anything_is_read(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
+) -> None:
+    fp16 = ["TEST.OPTIMIZE.DTYPE", "fp16", "MODEL.DEVICE", "cpu"]
+    folder = ["OUTPUT_DIR", str(tmp_path / "never_made")]
+    assert main(["--config-file", str(tiny_config), *mode, *ENABLED, *fp16, *folder]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: TEST.OPTIMIZE.DTYPE is 'fp16'")
+    assert err.count("\n") == 1 and not (tmp_path / "never_made").exists()

@@ -185,7 +185,33 @@ def test_in_an_image_that_is_no_numbers_nothing_is_found_as_by_the_model(
         broken.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] = value
     fast = optimize(broken, dtype)
     assert [len(one) for one in detect(fast)] == [len(one) for one in detect(broken)]
-    assert "NaN or infinite" in str(fast.optimization_report)
+    report = str(fast.optimization_report)
+    assert "backbone.bottom_up.stem.conv1.weight with NaN or infinite values" in report
+    assert "by oneDNN" not in report
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value", "folded"),
+    [
+        ("running_var", float("inf"), "finite"),  # its scale is 0, and the shift is left
+        ("running_var", -1.0, "not"),  # finite, but the root of it is none
+        ("running_mean", float("inf"), "not"),  # minus infinity, of which a ReLU makes 0
+        ("running_mean", float("nan"), "not"),
+        ("weight", float("inf"), "not"),
+    ],
+)
+def test_norms_that_are_no_numbers_do_as_in_the_model(
+    model: nn.Module, statistic: str, value: float, folded: str
+) -> None:
+    broken = copy.deepcopy(model)
+    getattr(broken.backbone.bottom_up.res2[0].conv1.norm, statistic)[1] = value
+    expected, fast = detect(broken), optimize(broken)
+    if value == float("inf") and statistic != "weight":
+        assert_same(detect(fast), expected)
+    else:
+        assert [len(one) for one in detect(fast)] == [len(one) for one in expected] == [0, 0]
+    kept = "\n".join(fast.optimization_report.kept)
+    assert ("backbone.bottom_up.res2.0.conv1" in kept) == (folded == "not")
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

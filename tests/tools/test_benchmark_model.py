@@ -2,7 +2,9 @@
 
 import copy
 import json
+import logging
 import math
+import shutil
 from pathlib import Path
 
 import pycocotools.mask as mask_util
@@ -132,8 +134,35 @@ def test_what_does_not_fit_is_refused_in_one_line(
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert main([*COMMAND, "--config-file", str(tiny), *SMALL, *arguments]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
-    assert len(lines) == 1 and expected in lines[0]
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: ") and err.count("\n") == 1 and expected in err
+
+
+def test_weights_and_data_that_do_not_fit_are_refused_before_anything_is_printed(
+    tiny: Path,
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.save({"model": {"backbone.fpn_output2.bias": torch.zeros(3)}}, tmp_path / "other.pth")
+    unlabelled = json.loads((shapes / "shapes" / "val.json").read_text()) | {"annotations": []}
+    (tmp_path / "bare" / "images").mkdir(parents=True)
+    for image in unlabelled["images"]:
+        shutil.copy(shapes / "shapes" / "images" / image["file_name"], tmp_path / "bare" / "images")
+    (tmp_path / "bare" / "train.json").write_text(json.dumps(unlabelled))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    # Without pytest's handlers a warning goes to standard error, as in a command.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for arguments, expected in [
+        (["--weights", str(tmp_path / "other.pth")], "do not fit this model"),
+        (["--data", "bare_train"], "nothing to train on"),
+        (["--data", "shapes_val", "MODEL.ROI_HEADS.NUM_CLASSES", "4"], "has 3 classes: set it"),
+    ]:
+        capsys.readouterr()
+        assert main([*COMMAND, "--config-file", str(tiny), *SMALL, *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert not out and err.startswith("error: ") and err.count("\n") == 1 and expected in err
 
 
 def test_stock_and_ours_differ_in_heads_and_layout_alone() -> None:

@@ -48,6 +48,26 @@ def convert(layer: nn.Module, kind: type[InferenceLayer], dtype: torch.dtype, fu
         layer.bias = constant(layer.bias, dtype)
 
 
+def leave_out_onednn_if_not_finite(model: nn.Module) -> list[str]:
+    """Lets torch compute the converted layers of a model that has NaN or infinite values.
+
+    oneDNN's ReLU would make 0 of NaN, and objects of nothing. What counts is what is computed with:
+    folded, an infinite variance is a constant, and a negative one is NaN.
+
+    Args:
+        model: converted, in place.
+
+    Returns:
+        the names of what is not finite; none where the model is sound, and left as it is.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    bad = [name for name, tensor in named if not torch.isfinite(tensor).all()]
+    for layer in model.modules() if bad else ():
+        if isinstance(layer, InferenceLayer):
+            layer.fused = False
+    return bad
+
+
 def constant(values: Tensor, dtype: torch.dtype) -> nn.Parameter:
     """Values that no optimiser asks for; filters (O, I, h, w) lie in channels_last."""
     values = values.detach().to(dtype)

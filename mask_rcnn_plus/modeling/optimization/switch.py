@@ -76,9 +76,6 @@ def optimize(
     fused = device.type == "cpu" and not compile and onednn.is_usable(kind)
     if device.type == "cpu" and not compile and not fused:
         report.kept.append("ReLUs and additions: this torch has no oneDNN that computes them")
-    if fused and not all(torch.isfinite(tensor).all() for tensor in _tensors(model)):
-        fused = False
-        report.kept.append("ReLUs and additions: weights are NaN or infinite, which oneDNN hides")
     if dtype == "bf16" and device.type == "cpu" and not _has_fast_bf16():
         report.kept.append("bf16: this CPU has no instructions for it, fp32 may be faster")
     with torch.no_grad():
@@ -86,6 +83,13 @@ def optimize(
         _fuse_backbone(model, report)
         _fuse_proposals(model, report)
         _fuse_heads(model, report)
+    if fused and (bad := layers.leave_out_onednn_if_not_finite(model)):
+        more = f" and {len(bad) - 1} more" if bad[1:] else ""
+        report.kept.append(
+            f"ReLUs and additions: {bad[0]}{more} with NaN or infinite values, which oneDNN hides"
+        )
+    elif fused:
+        report.done[0] += ", by oneDNN"
     _use_layout(model, kind, report)
     if compile:
         _compile(model, report)
@@ -146,7 +150,7 @@ def _convert_layers(
             counts["linear layers"] += 1
     report.done.append(
         f"{counts['convolutions']} convolutions (with {counts['norms']} norms folded into them) "
-        f"and {counts['linear layers']} linear layers{', by oneDNN' if fused else ''}"
+        f"and {counts['linear layers']} linear layers"
     )
 
 
