@@ -62,9 +62,9 @@ def scale_to_batch(cfg: CfgNode) -> None:
     steps = tuple(round(step / scale) for step in solver.STEPS if step < most)
     if any(a >= b for a, b in pairwise((0, *steps, solver.MAX_ITER))):
         raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {batch}, {scale:g} times REFERENCE_IMS_PER_BATCH: of MAX_ITER "
-            f"{most} and STEPS {tuple(solver.STEPS)} would remain {solver.MAX_ITER} and {steps}, "
-            "which do not rise from 1 on: set a smaller batch, or other STEPS"
+            f"SOLVER.IMS_PER_BATCH is {batch}, {scale:g} times REFERENCE_IMS_PER_BATCH: of "
+            f"MAX_ITER {most} and STEPS {tuple(solver.STEPS)} would remain {solver.MAX_ITER} and "
+            f"{steps}, which do not rise from 1 on: set a smaller batch, or other STEPS"
         )
     change("SOLVER.STEPS", steps)
     solver.REFERENCE_IMS_PER_BATCH = batch

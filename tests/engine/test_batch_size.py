@@ -78,4 +78,4 @@ def test_steps_that_stay_apart_are_taken_and_those_beyond_the_end_are_not_missed
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH = 1, 20
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 100, steps
     scale_to_batch(cfg)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (5, scaled)
+    assert cfg.SOLVER.MAX_ITER == 5 and scaled == cfg.SOLVER.STEPS

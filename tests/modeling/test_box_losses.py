@@ -48,11 +48,11 @@ def test_every_kind_of_heads_has_it_and_the_same_weights(architecture: str) -> N
     torch.manual_seed(0)
     plain = build(architecture)
     classes = plain.roi_heads.num_classes
-    keys = {"ROI_BOX_HEAD__CLASS_WEIGHTS": [0.0] * (classes + 1)}
-    silent = build(architecture, **keys)
+    keys = {"ROI_BOX_HEAD__CLASS_WEIGHTS": [2.0] * (classes + 1)}
+    double = build(architecture, **keys)
     focal = build(architecture, ROI_BOX_HEAD__LOSS_CLS="focal")
     losses = []
-    for model in (plain, silent, focal):
+    for model in (plain, double, focal):
         model.load_state_dict(plain.state_dict())  # the names are the same
         torch.manual_seed(1)
         with EventStorage():
@@ -61,7 +61,7 @@ def test_every_kind_of_heads_has_it_and_the_same_weights(architecture: str) -> N
     assert len(of_classes) == (3 if architecture == "cascade" else 1)
     for name, value in losses[0].items():
         if name in of_classes:
-            assert losses[1][name] == 0.0
+            assert losses[1][name] == pytest.approx(2 * value)
             # Each RoI counts less than in the cross entropy.
             assert 0 < losses[2][name] < value
         else:
@@ -71,3 +71,19 @@ def test_every_kind_of_heads_has_it_and_the_same_weights(architecture: str) -> N
 def test_a_wrong_number_of_weights_is_refused() -> None:
     with pytest.raises(UserError, match="has 1 values, and there are"):
         build("fpn", ROI_BOX_HEAD__CLASS_WEIGHTS=[2.0])
+
+
+@pytest.mark.parametrize(
+    "weights", [[0.0] * 3, [0.0] * 4, [0.0, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+)
+def test_weights_that_leave_nothing_to_tell_apart_are_refused(weights: list[float]) -> None:
+    with pytest.raises(UserError, match="leaves fewer than two classes") as error:
+        build("fpn", ROI_BOX_HEAD__CLASS_WEIGHTS=weights)
+    assert "\n" not in str(error.value) and str(weights) in str(error.value)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 1.0, 0.0], [2.0, 0.0, 1.0, 0.0]])
+def test_classes_may_be_left_out(weights: list[float]) -> None:
+    torch.manual_seed(0)
+    with EventStorage():
+        build("fpn", ROI_BOX_HEAD__CLASS_WEIGHTS=weights)(batch())["loss_cls"].backward()
