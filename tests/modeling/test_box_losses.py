@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError
@@ -66,6 +67,28 @@ def test_every_kind_of_heads_has_it_and_the_same_weights(architecture: str) -> N
             assert 0 < losses[2][name] < value
         else:
             assert losses[1][name] == losses[2][name] == value
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "c4", "cascade"])
+def test_the_loss_of_a_config_worked_out_by_hand(architecture: str) -> None:
+    model = build(
+        architecture,
+        ROI_BOX_HEAD__LOSS_CLS="focal",
+        ROI_BOX_HEAD__FOCAL_GAMMA=3.0,
+        ROI_BOX_HEAD__CLASS_WEIGHTS=[1.0, 5.0, 1.0],
+    )
+    predictors = model.roi_heads.box_predictor
+    boxes = Boxes(torch.tensor([[0.0, 0, 9, 9]] * 3))
+    labels = torch.tensor([0, 1, 3])  # the last of the background
+    rois = Instances((9, 9), proposal_boxes=boxes, gt_boxes=boxes, gt_classes=labels)
+    # The right class has a probability of 1/4, 1/8 and 1/2.
+    scores = torch.log(torch.tensor([[2.0, 1.0, 1.0, 4.0]] * 3) / 8)
+    expected = (0.75**3 * math.log(4) + 5 * 0.875**3 * math.log(8) + 0.5**3 * math.log(2)) / 3
+    for predictor in predictors if architecture == "cascade" else [predictors]:
+        deltas = torch.zeros(3, predictor.bbox_pred.out_features)
+        with EventStorage():
+            losses = predictor.losses((scores, deltas), [rois])
+        assert float(losses["loss_cls"]) == pytest.approx(expected)
 
 
 def test_a_wrong_number_of_weights_is_refused() -> None:
