@@ -97,7 +97,7 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
 
     # DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows images of rare classes more often:
     # those of a class that is in a share f of the images sqrt(REPEAT_THRESHOLD / f) times, if that
-    # is more than 1. Both keys are detectron2's.
+    # is more than 1. Both keys are detectron2's, whose REPEAT_THRESHOLD 0 repeats none: set it.
 
     # The share of the images that DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler takes;
     # detectron2 0.6 reads this key without having it.

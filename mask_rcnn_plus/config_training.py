@@ -21,7 +21,7 @@ def add_training_keys(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_BOX_HEAD.LOSS_CLS = "cross_entropy"
     cfg.MODEL.ROI_BOX_HEAD.FOCAL_GAMMA = 2.0
     # A factor for the classification loss of the RoIs of each class, in the order of class ids, and
-    # of the background if there is one more (else 1). [] is 1 for all.
+    # of the background if there is one more (else 1); two or more above 0. [] is 1 for all.
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
     # "inverse_frequency" has train_net.py set CLASS_WEIGHTS to N / (K * n): n of the N objects of
     # DATASETS.TRAIN are of the class, of K classes. The config saved with the run has the numbers.

@@ -28,6 +28,10 @@ _NOT_NEGATIVE = number(0)
 _FRACTION = number(0, 1)
 _PART = number(0, 1, above=True)
 _BELOW_ONE = Rule("0 or more and below 1", lambda v: _FRACTION.allows(v) and v < 1)
+# Smaller ones, or their gradients, may be 0 in float32.
+_WEIGHT = Rule(
+    "0, or 1e-06 to 1e+06", lambda v: number(1e-6, 1e6).allows(v) or number(0, 0).allows(v)
+)
 _CLASSES = either(one_of(-1), integer(1, MOST_CHANNELS))
 _NAMES = list_of(Rule("a name", lambda value: isinstance(value, str) and value != ""), least=0)
 _NESTED_POSITIVE = list_of(either(_POSITIVE, list_of(_POSITIVE)))
@@ -132,7 +136,7 @@ RULES = {
     "MODEL.ROI_BOX_HEAD.CONV_DIM": _CHANNELS,
     "MODEL.ROI_BOX_HEAD.LOSS_CLS": one_of("cross_entropy", "focal"),
     "MODEL.ROI_BOX_HEAD.FOCAL_GAMMA": number(0, 100),
-    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS": list_of(number(0, 1e6), least=0),
+    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS": list_of(_WEIGHT, least=0),
     "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING": one_of("none", "inverse_frequency"),
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": list_of(_BOX_WEIGHTS),
     "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": list_of(_FRACTION),

@@ -93,7 +93,8 @@ def fit(seen: SeenBoxes, start: Anchors, *, tick: Callable[[], object] = lambda:
 
     From quantiles of the boxes' sizes and ratios and from the start, sizes and ratios are changed
     one after the other as long as that helps, and the better end is taken. All maps get the same
-    ratios. There are as many anchors as at the start, on the same maps.
+    ratios, and no map sizes below those of the map before, as the ROI heads share out boxes. There
+    are as many anchors as at the start, on the same maps.
 
     Args:
         seen: at least one box.
@@ -128,9 +129,10 @@ def _quantiles(values: Floats, count: int) -> Floats:
 
 
 def _anchors(like: Anchors, sizes: Floats, ratios: Floats) -> Anchors:
+    rising = np.sort(sizes, axis=None).reshape(sizes.shape)
     return replace(
         like,
-        sizes=tuple(tuple(sorted(level)) for level in sizes.tolist()),
+        sizes=tuple(map(tuple, rising.tolist())),
         ratios=(tuple(sorted(ratios.tolist())),) * len(sizes),
     )
 

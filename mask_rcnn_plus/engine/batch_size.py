@@ -1,6 +1,7 @@
 """SOLVER.REFERENCE_IMS_PER_BATCH: a schedule for one batch size, with another."""
 
 import logging
+from itertools import pairwise
 
 from detectron2.config import CfgNode
 
@@ -27,7 +28,8 @@ def scale_to_batch(cfg: CfgNode) -> None:
         cfg: its SOLVER.REFERENCE_IMS_PER_BATCH is 0 for no scaling.
 
     Raises:
-        UserError: detectron2's SOLVER.REFERENCE_WORLD_SIZE would scale as well.
+        UserError: detectron2's SOLVER.REFERENCE_WORLD_SIZE would scale as well, or so few
+            iterations remain that SOLVER.STEPS would fall together.
     """
     solver = cfg.SOLVER
     reference, batch = solver.REFERENCE_IMS_PER_BATCH, solver.IMS_PER_BATCH
@@ -48,6 +50,7 @@ def scale_to_batch(cfg: CfgNode) -> None:
         changes.append(f"{key} {cfg[group][name]} -> {value}")
         cfg[group][name] = value
 
+    most = solver.MAX_ITER
     change("SOLVER.BASE_LR", solver.BASE_LR * scale)
     if "BASE_LR_END" in solver:  # detectron2's main branch
         change("SOLVER.BASE_LR_END", solver.BASE_LR_END * scale)
@@ -55,7 +58,15 @@ def scale_to_batch(cfg: CfgNode) -> None:
         group, name = key.split(".")
         if before := cfg[group][name]:
             change(key, max(1, round(before / scale)))
-    change("SOLVER.STEPS", tuple(round(step / scale) for step in solver.STEPS))
+    # Those beyond the end detectron2 passes over.
+    steps = tuple(round(step / scale) for step in solver.STEPS if step < most)
+    if any(a >= b for a, b in pairwise((0, *steps, solver.MAX_ITER))):
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {batch}, {scale:g} times REFERENCE_IMS_PER_BATCH: of "
+            f"MAX_ITER {most} and STEPS {tuple(solver.STEPS)} would remain {solver.MAX_ITER} and "
+            f"{steps}, which do not rise from 1 on: set a smaller batch, or other STEPS"
+        )
+    change("SOLVER.STEPS", steps)
     solver.REFERENCE_IMS_PER_BATCH = batch
     logger.info(
         f"SOLVER.IMS_PER_BATCH is {batch}, {scale:g} times the reference {reference}: "

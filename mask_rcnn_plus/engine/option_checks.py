@@ -64,6 +64,21 @@ def check_optimize(cfg: CfgNode, device: str) -> None:
         )
 
 
+def check_sampler(cfg: CfgNode) -> None:
+    """Refuses a sampler of rare classes' images that could repeat none, before the data is read.
+
+    Raises:
+        UserError: of DATALOADER.SAMPLER_TRAIN.
+    """
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and not loader.REPEAT_THRESHOLD:
+        raise UserError(
+            "DATALOADER.SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', and REPEAT_THRESHOLD 0 "
+            "repeats no image: set the share of the images below which a class counts as rare, as "
+            "0.001 for LVIS"
+        )
+
+
 def check_figures(cfg: CfgNode) -> None:
     """Refuses names of figures to watch that no evaluation of the run can have.
 

@@ -19,7 +19,12 @@ from mask_rcnn_plus.engine.batch_size import scale_to_batch
 from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
 from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.console import setup_console
-from mask_rcnn_plus.engine.option_checks import check_figures, check_optimize, check_options
+from mask_rcnn_plus.engine.option_checks import (
+    check_figures,
+    check_optimize,
+    check_options,
+    check_sampler,
+)
 from mask_rcnn_plus.engine.saving import read_seed
 from mask_rcnn_plus.errors import UserError
 
@@ -50,6 +55,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_optimize(cfg, device)
     if not args.eval_only:
         check_figures(cfg)
+        check_sampler(cfg)
     _require_writable(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
     if comm.is_main_process():

@@ -153,6 +153,7 @@ def draw_objects(
     crowded: bool,
     colors: Sequence[Color] | None = None,
     labels: Sequence[str] | None = None,
+    on_top: int = 0,
 ) -> Image:
     """An image, resized, with its objects.
 
@@ -165,6 +166,7 @@ def draw_objects(
         colors: one an object; None takes those of the classes.
         labels: one an object, "" for none, and no boxes around masks; None takes the class and
             the score.
+        on_top: how many of the last objects are drawn over all others, with wider outlines.
 
     Returns:
         (size[0], size[1], 3), BGR. A label is left out where it would hide the object or another
@@ -173,7 +175,9 @@ def draw_objects(
     style = Style(
         boxes=not crowded and labels is None, labels=not crowded, line=1 if crowded else 2
     )
-    return draw_styled(image, objects, class_names, style, size, colors=colors, labels=labels)
+    return draw_styled(
+        image, objects, class_names, style, size, colors=colors, labels=labels, on_top=on_top
+    )
 
 
 def draw_styled(
@@ -185,6 +189,7 @@ def draw_styled(
     *,
     colors: Sequence[Color] | None = None,
     labels: Sequence[str] | None = None,
+    on_top: int = 0,
 ) -> Image:
     """:func:`draw_objects` in a style; at the size of the image where none is given.
 
@@ -204,8 +209,10 @@ def draw_styled(
 
     # Large objects first: a small one in front of them stays visible.
     sides = boxes[:, 2:] - boxes[:, :2]
-    order = np.argsort(-sides.prod(axis=1), kind="stable")
+    topmost = np.arange(len(objects)) >= len(objects) - on_top
+    order = np.lexsort((-sides.prod(axis=1), topmost))
     lines = [style.line if side >= _SMALL * style.line else 1 for side in sides.min(axis=1)]
+    lines = [line + int(top) for line, top in zip(lines, topmost, strict=True)]
     masks = objects.masks if style.masks else None
     if masks is not None:
         outlines = {}

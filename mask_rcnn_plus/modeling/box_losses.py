@@ -132,8 +132,8 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
         the config asks for none.
 
     Raises:
-        UserError: the number of weights is not that of the classes, or detectron2's main branch is
-            to use another loss.
+        UserError: the number of weights is not that of the classes, all but one are 0, or
+            detectron2's main branch is to use another loss.
     """
     head = cfg.MODEL.ROI_BOX_HEAD
     plain = head.LOSS_CLS == "cross_entropy" and not head.CLASS_WEIGHTS
@@ -149,6 +149,12 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
         raise UserError(
             f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(head.CLASS_WEIGHTS)} values, and there are "
             f"{classes} classes: give one a class, or one more for the background"
+        )
+    background = 1 if len(head.CLASS_WEIGHTS) == classes else 0
+    if head.CLASS_WEIGHTS and sum(w > 0 for w in head.CLASS_WEIGHTS) + background < 2:
+        raise UserError(
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS {list(head.CLASS_WEIGHTS)} leaves fewer than two "
+            "classes, the background being one, to tell apart: give two or more a weight above 0"
         )
     if other_losses:
         raise UserError(

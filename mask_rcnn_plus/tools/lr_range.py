@@ -23,7 +23,7 @@ from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
 from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.freezing import hold
-from mask_rcnn_plus.engine.option_checks import check_options
+from mask_rcnn_plus.engine.option_checks import check_options, check_sampler
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.engine.steps import Steps, amp_dtype
 from mask_rcnn_plus.errors import UserError
@@ -249,6 +249,7 @@ def prepare(cfg: CfgNode) -> None:
     check_components(cfg)
     check_solver(cfg, resolve_device(cfg.MODEL.DEVICE))
     check_options(cfg)
+    check_sampler(cfg)
     prepare_datasets(cfg)
     cfg.DATASETS.TEST = ()  # nothing is evaluated
     names = check_datasets(cfg, argparse.Namespace(eval_only=False, resume=False))

@@ -106,11 +106,29 @@ def test_anchors_are_fitted_to_sizes_and_ratios() -> None:
     after = coverage(seen, fitted)
     assert before.recall_50 == before.recall_70 == 0
     assert after.recall_50 == after.recall_70 == 1
-    (small,), (large,) = sorted(fitted.sizes)
+    (small,), (large,) = fitted.sizes
     assert small == pytest.approx(20 * 2**0.5, rel=0.05)
     assert large == pytest.approx(60 * 2**0.5, rel=0.05)
     assert fitted.ratios[0] == fitted.ratios[1] == (pytest.approx(2, rel=0.05),)
     assert fitted == fitted.rounded()
+
+
+def test_sizes_do_not_fall_from_map_to_map() -> None:
+    # Each box is the anchor of its map alone: small ones lie on the coarse map's cells, large ones
+    # off them, where the fine map's are. Free sizes would be [[24], [8]].
+    small = np.array([[16.0 * i - 4, -4 + 16 * 3, 16 * i + 4, 4 + 16 * 3] for i in range(1, 6)])
+    large = np.array([[16.0 * i - 8, 36, 16 * i + 16, 60] for i in range(1, 6)])
+    seen = SeenBoxes(np.concatenate([small, large]), np.full((10, 2), 128.0))
+    start = Anchors(sizes=((23.0,), (9.0,)), ratios=((1.0,), (1.0,)), strides=(4, 16))
+    fitted = fit(seen, start)
+    assert fitted != start
+    (fine,), (coarse,) = fitted.sizes
+    assert fine <= coarse
+    before, after = coverage(seen, start), coverage(seen, fitted)
+    assert after.recall_50 >= before.recall_50 and after.recall_70 >= before.recall_70
+    three = Anchors(((30.0, 9.0), (8.0, 25.0)), ((1.0,), (1.0,)), (4, 16))
+    flat = [size for level in fit(seen, three).sizes for size in level]
+    assert flat == sorted(flat)
 
 
 def test_what_cannot_be_better_stays() -> None:

@@ -57,5 +57,6 @@ def test_images_of_a_rare_class_come_as_often_as_its_factor(
 def test_a_threshold_that_repeats_nothing_is_warned_of(
     rare: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    rare.DATALOADER.REPEAT_THRESHOLD = 0.1  # that of the rarer class
     build_train_batches(rare, lambda record: record, seed=0)
-    assert "repeats no image: DATALOADER.REPEAT_THRESHOLD is 0" in caplog.text
+    assert "repeats no image: DATALOADER.REPEAT_THRESHOLD is 0.1" in caplog.text

@@ -43,3 +43,39 @@ def test_two_references_are_refused() -> None:
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE = 8, 2
     with pytest.raises(UserError, match="both scale the learning rate"):
         scale_to_batch(cfg)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "steps"),
+    [
+        (100, 100, (30, 40)),  # 0 and 0 of 1
+        (20, 100, (1, 80)),  # 0 of 5
+        (20, 100, (40, 41)),  # both 2
+        (20, 101, (60, 100)),  # 5 of 5
+    ],
+)
+def test_steps_that_a_larger_batch_brings_together_are_refused(
+    batch: int, length: int, steps: tuple[int, ...]
+) -> None:
+    cfg = get_cfg()
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH = 1, batch
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = length, steps
+    with pytest.raises(UserError, match="which do not rise from 1 on") as error:
+        scale_to_batch(cfg)
+    assert "\n" not in str(error.value) and f"MAX_ITER {length} and STEPS {steps}" in str(
+        error.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "scaled"),
+    [((), ()), ((20, 80), (1, 4)), ((80, 100, 301), (4,))],
+)
+def test_steps_that_stay_apart_are_taken_and_those_beyond_the_end_are_not_missed(
+    steps: tuple[int, ...], scaled: tuple[int, ...]
+) -> None:
+    cfg = get_cfg()
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH = 1, 20
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 100, steps
+    scale_to_batch(cfg)
+    assert cfg.SOLVER.MAX_ITER == 5 and scaled == cfg.SOLVER.STEPS

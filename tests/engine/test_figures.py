@@ -11,7 +11,7 @@ from detectron2.engine import DefaultTrainer
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
 from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
-from mask_rcnn_plus.engine.option_checks import check_figures, check_options
+from mask_rcnn_plus.engine.option_checks import check_figures, check_options, check_sampler
 
 NAN = float("nan")
 
@@ -134,6 +134,17 @@ def test_what_would_have_no_effect_is_refused(
     with pytest.raises(UserError) as error:
         check_options(load_config(small_config, keys))
     assert words in str(error.value)
+
+
+def test_a_sampler_that_could_repeat_no_image_is_refused(
+    small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampler = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"]
+    assert main(["--config-file", str(small_config), *sampler]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: DATALOADER.SAMPLER_TRAIN") and error.count("\n") == 1
+    assert "REPEAT_THRESHOLD 0 repeats no image" in error
+    check_sampler(load_config(small_config, [*sampler, "DATALOADER.REPEAT_THRESHOLD", "0.001"]))
 
 
 @pytest.mark.parametrize(

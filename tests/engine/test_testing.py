@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import socket
+import sys
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,26 @@ def command(run: Path, weights: Path, output: Path, *more: str) -> list[str]:
     return [*arguments, str(weights), "OUTPUT_DIR", str(output), *KEYS, *more]
 
 
+def die_after(images: int) -> None:
+    """Has this process killed in the midst of writing its next image."""
+    add, count = Journal.add, 0
+
+    def add_or_die(self: Journal, entry: Any) -> None:
+        nonlocal count
+        add(self, entry)
+        count += 1
+        if count > images:
+            os.truncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - 10)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Journal.add = add_or_die
+
+
 def killed_after(images: int, arguments: list[str]) -> None:
     """Runs the command in a process that is killed in the midst of writing its next image."""
 
     def run() -> None:
-        add, count = Journal.add, 0
-
-        def add_or_die(self: Journal, entry: Any) -> None:
-            nonlocal count
-            add(self, entry)
-            count += 1
-            if count > images:
-                os.truncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - 10)
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        Journal.add = add_or_die
+        die_after(images)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         main(arguments)
 
@@ -46,6 +53,34 @@ def killed_after(images: int, arguments: list[str]) -> None:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+def in_two_processes(arguments: list[str], *, dies: bool = False) -> list[int | None]:
+    """Runs the command in two processes, as torchrun would; their exit codes.
+
+    Args:
+        arguments: of the command.
+        dies: whether the first process is killed in its second image.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def run(rank: int) -> None:
+        places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank)}
+        os.environ |= {**places, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        if dies and rank == 0:
+            die_after(1)
+        sys.exit(main(arguments))
+
+    processes = [get_context("fork").Process(target=run, args=(rank,)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 @pytest.fixture
@@ -96,6 +131,33 @@ def test_a_killed_evaluation_goes_on_by_image(
     # It has ended: the same command is an evaluation of its own.
     assert main(command(trained, weights, cut)) == 0
     assert seen == every[2:] + every
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_that_were_killed_end_with_the_files_of_one(
+    trained: Path, shapes: Path, tmp_path: Path
+) -> None:
+    weights = trained / "model_final.pth"
+    assert main(command(trained, weights, tmp_path / "one")) == 0
+    assert in_two_processes(command(trained, weights, tmp_path / "two")) == [0, 0]
+    cut = tmp_path / "cut"
+    first, second = in_two_processes(command(trained, weights, cut), dies=True)
+    assert first == -signal.SIGKILL and second != 0  # which waited for the first
+    left = cut / "inference/shapes_val/journal"
+    assert sorted(path.name for path in left.iterdir()) == ["process0.jsonl", "process1.jsonl"]
+    assert in_two_processes(command(trained, weights, cut)) == [0, 0]
+    assert "2 images are done" in (cut / "log.txt").read_text()
+    expected = files(tmp_path / "one")
+    assert len(expected) == 3
+    figures = []
+    for run in ("one", "two", "cut"):
+        assert files(tmp_path / run) == expected
+        folder = tmp_path / run / "inference/shapes_val"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics.pop("speed")["processes"] == (1 if run == "one" else 2)
+        figures.append(str(metrics))
+        assert not (folder / "journal").exists()
+    assert figures == figures[:1] * 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError
@@ -48,11 +49,11 @@ def test_every_kind_of_heads_has_it_and_the_same_weights(architecture: str) -> N
     torch.manual_seed(0)
     plain = build(architecture)
     classes = plain.roi_heads.num_classes
-    keys = {"ROI_BOX_HEAD__CLASS_WEIGHTS": [0.0] * (classes + 1)}
-    silent = build(architecture, **keys)
+    keys = {"ROI_BOX_HEAD__CLASS_WEIGHTS": [2.0] * (classes + 1)}
+    double = build(architecture, **keys)
     focal = build(architecture, ROI_BOX_HEAD__LOSS_CLS="focal")
     losses = []
-    for model in (plain, silent, focal):
+    for model in (plain, double, focal):
         model.load_state_dict(plain.state_dict())  # the names are the same
         torch.manual_seed(1)
         with EventStorage():
@@ -61,13 +62,51 @@ def test_every_kind_of_heads_has_it_and_the_same_weights(architecture: str) -> N
     assert len(of_classes) == (3 if architecture == "cascade" else 1)
     for name, value in losses[0].items():
         if name in of_classes:
-            assert losses[1][name] == 0.0
+            assert losses[1][name] == pytest.approx(2 * value)
             # Each RoI counts less than in the cross entropy.
             assert 0 < losses[2][name] < value
         else:
             assert losses[1][name] == losses[2][name] == value
 
 
+@pytest.mark.parametrize("architecture", ["fpn", "c4", "cascade"])
+def test_the_loss_of_a_config_worked_out_by_hand(architecture: str) -> None:
+    model = build(
+        architecture,
+        ROI_BOX_HEAD__LOSS_CLS="focal",
+        ROI_BOX_HEAD__FOCAL_GAMMA=3.0,
+        ROI_BOX_HEAD__CLASS_WEIGHTS=[1.0, 5.0, 1.0],
+    )
+    predictors = model.roi_heads.box_predictor
+    boxes = Boxes(torch.tensor([[0.0, 0, 9, 9]] * 3))
+    labels = torch.tensor([0, 1, 3])  # the last of the background
+    rois = Instances((9, 9), proposal_boxes=boxes, gt_boxes=boxes, gt_classes=labels)
+    # The right class has a probability of 1/4, 1/8 and 1/2.
+    scores = torch.log(torch.tensor([[2.0, 1.0, 1.0, 4.0]] * 3) / 8)
+    expected = (0.75**3 * math.log(4) + 5 * 0.875**3 * math.log(8) + 0.5**3 * math.log(2)) / 3
+    for predictor in predictors if architecture == "cascade" else [predictors]:
+        deltas = torch.zeros(3, predictor.bbox_pred.out_features)
+        with EventStorage():
+            losses = predictor.losses((scores, deltas), [rois])
+        assert float(losses["loss_cls"]) == pytest.approx(expected)
+
+
 def test_a_wrong_number_of_weights_is_refused() -> None:
     with pytest.raises(UserError, match="has 1 values, and there are"):
         build("fpn", ROI_BOX_HEAD__CLASS_WEIGHTS=[2.0])
+
+
+@pytest.mark.parametrize(
+    "weights", [[0.0] * 3, [0.0] * 4, [0.0, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
+)
+def test_weights_that_leave_nothing_to_tell_apart_are_refused(weights: list[float]) -> None:
+    with pytest.raises(UserError, match="leaves fewer than two classes") as error:
+        build("fpn", ROI_BOX_HEAD__CLASS_WEIGHTS=weights)
+    assert "\n" not in str(error.value) and str(weights) in str(error.value)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 1.0, 0.0], [2.0, 0.0, 1.0, 0.0]])
+def test_classes_may_be_left_out(weights: list[float]) -> None:
+    torch.manual_seed(0)
+    with EventStorage():
+        build("fpn", ROI_BOX_HEAD__CLASS_WEIGHTS=weights)(batch())["loss_cls"].backward()

@@ -152,6 +152,7 @@ class Pictures:
         layers: Sequence[tuple[Objects, Color]],
         text: str,
     ) -> Picture | None:
+        """The surroundings of a box, the last layer over all others."""
         pixels = self._read(run, image)
         if pixels is None:
             return None
@@ -161,7 +162,9 @@ class Pictures:
         size = max(1, round(part.shape[0] * scale)), max(1, round(part.shape[1] * scale))
         cuts = [(_cut(objects, x0, y0, x1, y1), color) for objects, color in layers]
         together, colors = _joined(cuts)
-        part = draw_objects(part, together, (), size, crowded=True, colors=colors)
+        part = draw_objects(
+            part, together, (), size, crowded=True, colors=colors, on_top=len(cuts[-1][0])
+        )
         return self._encode(part, text)
 
     def _read(self, run: Run, image: int) -> Image | None:

@@ -96,11 +96,16 @@ class View:
     def worst_and_best(self) -> list[dict[str, Any]]:
         """The images of the lowest quality, then those of the highest; none twice."""
         known = np.flatnonzero(~np.isnan(self.quality))
-        order = known[np.argsort(self.quality[known], kind="stable")]
-        half = min(self._count, (len(order) + 1) // 2)
+        truth, quality = self.run.findings.truth, self.quality[known]
+        there = np.bincount(truth.image[~truth.crowd], minlength=len(self.quality))[known]
+        # Of images as good, those that show more.
+        worst = known[np.lexsort((-there, quality))]
+        best = known[np.lexsort((-there, -quality))]
+        half = min(self._count, (len(known) + 1) // 2)
+        worst = worst[:half]
         groups = [
-            {"title": "Worst images", "images": order[:half]},
-            {"title": "Best images", "images": order[::-1][: min(half, len(order) - half)]},
+            {"title": "Worst images", "images": worst},
+            {"title": "Best images", "images": best[~np.isin(best, worst)][:half]},
         ]
         return [{**g, "images": self._cards(g["images"])} for g in groups if len(g["images"])]
 
@@ -139,7 +144,7 @@ class View:
             note = {
                 "class": f"{called}, and there is {really}",
                 "location": f"{called}, badly placed",
-                "both": f"{called}: another class, and badly placed",
+                "both": f"{called}, near an object of another class",
                 "duplicate": f"{called}, found twice",
                 "background": f"{called}, and there is nothing",
             }[kind]

@@ -46,7 +46,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         images.mkdir(exist_ok=True)
         for i, file in enumerate(files):
             if "/" not in file:
-                picture = np.full((SIDE, SIDE, 3), 60 + 80 * i, np.uint8)
+                picture = np.full((SIDE, SIDE, 3), (60 + 80 * i) % 256, np.uint8)
                 cv2.imencode(".png", picture)[1].tofile(images / file)
         truth = {
             "images": [

@@ -27,6 +27,16 @@ STATE = """({
     wider: [...document.querySelectorAll("body *")].filter(
         e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1
             && !e.closest(".wide, pre")).map(e => e.outerHTML.slice(0, 80)),
+    // Of the panels in one line, the pictures stand at one height, however long their captions.
+    uneven: [...document.querySelectorAll(".panels")].filter(p => {
+        const lines = new Map();
+        for (const panel of p.children) {
+            const top = Math.round(panel.getBoundingClientRect().top);
+            const at = Math.round(panel.querySelector("img").getBoundingClientRect().top);
+            lines.set(top, (lines.get(top) || new Set()).add(at));
+        }
+        return [...lines.values()].some(places => places.size > 1);
+    }).length,
     unnamed: [...document.querySelectorAll("a[href^='#']")].filter(
         a => !document.getElementById(a.getAttribute("href").slice(1))).length,
 })"""
@@ -51,7 +61,7 @@ def check(chromium: browser.Browser, page: Path) -> None:
         assert chromium.requests == [page.resolve().as_uri()]
         assert state["images"] > 8 and state["broken"] == state["unseen"] == 0
         assert state["scroll"] <= state["client"] <= width and state["wider"] == []
-        assert state["unnamed"] == 0
+        assert state["unnamed"] == state["uneven"] == 0
         if folder := os.environ.get("MRP_REPORT_SHOTS"):
             chromium.screenshot(Path(folder) / f"{page.stem}_{width}.png")
 

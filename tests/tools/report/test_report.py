@@ -223,6 +223,19 @@ def test_pictures_show_what_was_missed_and_what_is_wrong(make_run: MakeRun) -> N
     run = read_run(folder, label="run", data_set=None, json_file=None, image_root=None)
     pictures = Pictures()
     grey = 60
+    # A wrong detection around a small object, and a missed object around a small detection.
+    about = read_run(
+        make_run(
+            "about",
+            [(1, 2, [8.0, 8, 30, 30], 0.9), (2, 1, [20.0, 20, 10, 10], 0.8)],
+            objects=[(1, 1, [10.0, 10, 24, 24]), (2, 1, [4.0, 4, 50, 50])],
+            ground_truth="about",
+        ),
+        label="about",
+        data_set=None,
+        json_file=None,
+        image_root=None,
+    )
 
     def mean_of(picture: Any, box: list[float]) -> np.ndarray:
         data = base64.b64decode(picture.source.split(",", 1)[1])
@@ -241,3 +254,20 @@ def test_pictures_show_what_was_missed_and_what_is_wrong(make_run: MakeRun) -> N
     assert mean_of(found, OBJECTS[0][2]) == tinted(RIGHT)
     assert mean_of(found, OBJECTS[1][2]) == tinted(WRONG)
     assert there.text == "2 objects, 1 missed" and found.text == "2 found, 1 wrong"
+    # What a picture is about lies over what is around it.
+    assert mean_of(pictures.detection(about, 0), [12, 12, 20, 20]) == tinted(WRONG)
+    missed = pictures.missed(about, 1, 0.5)
+    grey = 140
+    assert mean_of(missed, [22, 22, 6, 6]) == tinted(MISSED)
+
+
+def test_of_images_as_bad_the_one_with_more_objects_comes_first(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    files = ("a.png", "b.png", "c.png", "d.png")
+    objects = [(i, 1, [20.0 * k, 5, 15, 15]) for i in (1, 2, 3, 4) for k in range(1 + (i % 2 == 0))]
+    found = [(i, 1, box, 0.9) for i, _, box in objects if i > 2]
+    run = make_run("run", found, objects=objects, files=files)
+    page = report(run, "--output", tmp_path / "page.html")
+    names = re.findall(r"(\w\.png) quality ([\d.]+)", page.text)
+    assert names == [("b.png", "0.00"), ("a.png", "0.00"), ("d.png", "1.00"), ("c.png", "1.00")]
