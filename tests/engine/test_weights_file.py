@@ -66,6 +66,19 @@ def test_python_2s_pickles_are_read(tmp_path: Path) -> None:
     assert (checkpoint["__author__"], checkpoint["matching_heuristics"]) == ("Caffe2", True)
 
 
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl", "a.txt", "a.pt"])
+def test_what_people_take_for_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("<!DOCTYPE html>\n<title>404: Not Found</title>\n" + "über " * 100)
+    assert "are no checkpoint that can be loaded: it is text, which begins with" in refusal(path)
+    assert "'<!DOCTYPE html> <title>404" in refusal(path)
+    path.write_bytes(b"")
+    assert refusal(path).endswith("the file is empty")
+    path.write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF" * 40)
+    assert "are no checkpoint that can be loaded: " in refusal(path)
+    assert "it is text" not in refusal(path)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_torch_saves_comes_out_as_it_went_in(tmp_path: Path, legacy: bool) -> None:
     layer = torch.nn.Linear(3, 2)

@@ -295,6 +295,7 @@ def test_wrong_arguments_are_one_line(
 ) -> None:
     good = ("--weights", weights, "photos/y.jpg")
     (folder / "void").mkdir()
+    (folder / "notes.txt").write_text("mine")
     for arguments, words in (
         (("--weights", weights, "phots"), "there is no file or folder 'phots'; did you mean 'ph"),
         (("--weights", weights, "void"), "folder 'void' has no image"),
@@ -302,6 +303,7 @@ def test_wrong_arguments_are_one_line(
         (("--weights", weights, "*.gif"), "no image or video matches '*.gif'"),
         (("--weights", weights, "99"), "camera 99 cannot be opened"),
         (("--weights", "no.pth", "photos/y.jpg"), "weights 'no.pth' do not exist"),
+        (("--weights", "notes.txt", "photos/y.jpg"), "it is text, which begins with 'mine'"),
         (("photos/y.jpg",), "--weights"),
         ((*good, "--classes", "circl"), "no class 'circl'; did you mean 'circle'?"),
         ((*good, "--classes", " ,"), "--classes names no class"),
