@@ -272,6 +272,11 @@ def test_folders_names_and_what_lies_in_the_output(folder: Path) -> None:
     assert names("photos") == [("photos/y.jpg", "y")]
     (folder / "photos" / "out").mkdir()
     (folder / "photos" / "out" / "y.jpg").write_bytes(b"")
+    # Resource forks of macOS, and thumbnails of other programs.
+    (folder / "photos" / ".thumbnails").mkdir()
+    for name in ("._y.jpg", "a/._x.png", ".thumbnails/y.jpg"):
+        (folder / "photos" / name).write_bytes(b"\0\5\x16\7")
+    assert names("photos/*") == names("photos") == [("photos/y.jpg", "y")]
     inside = [("photos/a/x.png", "a/x"), ("photos/b/x.png", "b/x"), ("photos/y.jpg", "y")]
     assert names("photos", recursive=True) == inside
     assert names("photos/**/*.jpg", "photos/y.jpg") == [("photos/y.jpg", "y")]

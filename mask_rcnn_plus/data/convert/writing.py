@@ -90,8 +90,8 @@ def write_coco(found: Found, plan: Plan) -> list[Path]:
 
 
 def _nothing(what: str, found: Found) -> str:
-    reasons = [f"{len(places)} {text}" for text, places in found.skipped.items()]
-    return f"there is no {what} to convert" + (f": {'; '.join(reasons)}" if reasons else "")
+    reasons = [f"{text} ({len(where)}, as {where[0]})" for text, where in found.skipped.items()]
+    return f"there is no {what} to convert" + (f": {'; '.join(reasons)[:600]}" if reasons else "")
 
 
 def _named(found: Found) -> list[Picture]:
