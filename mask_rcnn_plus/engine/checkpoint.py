@@ -202,6 +202,15 @@ class Checkpointer(DetectionCheckpointer):
             )
         return incompatible
 
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        if not self._strict:  # of a training that starts from other weights, each name counts
+            super()._log_incompatible_keys(incompatible)
+        elif unused := list(incompatible.unexpected_keys):
+            logger.warning(
+                f"weights '{self._path}' have {len(unused)} parameters that this model has no "
+                f"place for: {_some(unused)}"
+            )
+
 
 def local_weights(path: str) -> Path:
     """The local file of some weights; what is remote is fetched into iopath's cache.
