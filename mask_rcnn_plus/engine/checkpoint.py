@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.fetching import fetched
 from mask_rcnn_plus.engine.weights_file import (
     no_checkpoint,
     read_beside_weights,
@@ -19,8 +19,8 @@ from mask_rcnn_plus.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-# How many parameter names an error message spells out; the log has them all.
-_NAMES_IN_MESSAGE = 6
+# How many parameter names an error message spells out.
+_NAMES_IN_MESSAGE = 3
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -199,12 +199,24 @@ class Checkpointer(DetectionCheckpointer):
                         f"{title} in {self._path}:\n  {names}", extra={"for_log_alone": True}
                     )
             parts = [
-                f"{len(keys)} {title}: {_some(keys)}"
+                f"{len(keys)} of {len(wanted)} parameters are {title}: {_some(keys)}"
                 for title, keys in (("missing", missing), ("of another shape", shapes))
                 if keys
             ]
-            raise UserError(f"weights '{self._path}' do not fit this model: {'; '.join(parts)}")
+            raise UserError(
+                f"weights '{self._path}' do not fit this model: {'; '.join(parts)}; they belong to "
+                "another config"
+            )
         return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        if not self._strict:  # of a training that starts from other weights, each name counts
+            super()._log_incompatible_keys(incompatible)
+        elif unused := list(incompatible.unexpected_keys):
+            logger.warning(
+                f"weights '{self._path}' have {len(unused)} parameters that this model has no "
+                f"place for: {_some(unused)}"
+            )
 
 
 def local_weights(path: str) -> Path:
@@ -217,11 +229,7 @@ def local_weights(path: str) -> Path:
         UserError: there is no such file, or it cannot be fetched.
     """
     if "://" in path:
-        try:
-            return Path(PathManager.get_local_path(path))
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"weights '{path}' cannot be fetched: {reason}") from error
+        return fetched(path)
     file = Path(path)
     if not file.is_file():
         if file.is_dir():

@@ -1,5 +1,6 @@
 """A file of weights, read as if a stranger had written it: tensors by name, or a refusal."""
 
+import codecs
 import logging
 import pickle
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_weights_file(path: Path, *, named: str, trusted: bool = False) -> dict[
     except Exception as error:
         # Anything can go wrong while an arbitrary file is read as a checkpoint, and each way means
         # the same to the user.
-        raise no_checkpoint(named, error) from error
+        raise no_checkpoint(named, error, path) from error
     _check_model(checkpoint["model"], named, size)
     if not trusted:
         _check_rest({k: v for k, v in checkpoint.items() if k != "model"}, named, size)
@@ -74,7 +75,7 @@ def read_beside_weights(path: Path, *, named: str, trusted: bool = False) -> dic
     except NotPlainError as error:
         raise _runs_code(named, error) from error
     except Exception as error:
-        raise no_checkpoint(named, error) from error
+        raise no_checkpoint(named, error, path) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -85,12 +86,37 @@ def _runs_code(named: str, error: NotPlainError) -> UserError:
     )
 
 
-def no_checkpoint(named: str, error: Exception) -> UserError:
-    """The refusal of weights that cannot be read."""
+def no_checkpoint(named: str, error: Exception, path: Path | None = None) -> UserError:
+    """The refusal of weights that cannot be read.
+
+    Args:
+        named: what the message calls them.
+        error: why.
+        path: the file, to say what it is instead.
+    """
     # torch's own text goes on with how to switch its safety off.
     reason = " ".join(str(error).split("This file can still be loaded")[0].split())[:160]
     kind = "" if isinstance(error, PlainPickleError) else f"{type(error).__name__} "
-    return UserError(f"weights '{named}' are no checkpoint that can be loaded: {kind}{reason}")
+    instead = "" if path is None else _plainly(path)
+    return UserError(
+        f"weights '{named}' are no checkpoint that can be loaded: {instead or kind + reason}"
+    )
+
+
+def _plainly(path: Path) -> str:
+    """What a file is that people take for a checkpoint: empty, or a page about an error."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    if not head:
+        return "the file is empty"
+    try:
+        # Whose last letter may be cut.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return ""
+    if not all(letter.isprintable() or letter in "\r\n\t" for letter in text):
+        return ""
+    return f"it is text, which begins with '{' '.join(text.split())[:40]}'"
 
 
 def _read(path: Path, named: str, trusted: bool, *, mapped: bool = False) -> Any:

@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from mask_rcnn_plus.config import load_config, parse_config
 from mask_rcnn_plus.engine.checkpoint import Checkpointer, local_weights
 from mask_rcnn_plus.engine.checks import check_components
-from mask_rcnn_plus.engine.weights_file import read_beside_weights
+from mask_rcnn_plus.engine.weights_file import read_beside_weights, read_weights_file
 from mask_rcnn_plus.errors import UserError
 
 
@@ -45,6 +45,8 @@ def read_config(
     else:
         text = _beside(weights, trusted).get("config")
         if not isinstance(text, str) or not text:
+            # Of what is no checkpoint, that is the thing to say.
+            read_weights_file(local_weights(weights), named=weights, trusted=trusted)
             raise UserError(
                 f"weights '{weights}' carry no config, as those of train_net.py do: give the one "
                 "that they were trained with by --config-file"
@@ -125,7 +127,8 @@ def build_model(cfg: CfgNode, *, trusted: bool = False) -> torch.nn.Module:
 
 def _beside(weights: str, trusted: bool) -> dict:
     file = local_weights(weights)
-    if file.suffix != ".pth":
+    # The zoo's hold arrays alone, all of which would be read.
+    if file.suffix == ".pkl":
         return {}
     return read_beside_weights(file, named=weights, trusted=trusted)
 

@@ -67,7 +67,8 @@ Polygons stay polygons (clipped to the image); pixel masks become run lengths, w
 same; circles and ellipses become polygons within 0.02 pixels of them. Images stay as they are, with
 their EXIF orientation, by which they are turned when they are read, as the tool turned them.
 
-The split follows from each file name and the seed alone: images that are added later move none.
+The split follows from each file name and the seed alone: images that are added later move none; of
+few images, one with objects goes to train and, of two, one to val.
 Class ids follow the names' order in the alphabet, the source's own or that of --classes.
 No file outside SOURCE and --images is read, whatever the labels name.
 
@@ -116,18 +117,27 @@ def main(argv: Sequence[str]) -> int:
     if found.lines():
         print()
     print("\n\n".join(report.text() for report in reports))
-    print(f"\n{_next(arguments.output, [path.stem for path in jsons])}")
+    usable = [path.stem for path, r in zip(jsons, reports, strict=True) if r.annotations]
+    print(f"\n{_next(arguments.output, usable, arguments.split)}")
     return int(bool(found.skipped) or any(report.kinds(ERROR) for report in reports))
 
 
-def _next(output: Path, splits: list[str]) -> str:
-    """How to train on it."""
+def _next(output: Path, splits: list[str], chosen: str | None) -> str:
+    """How to train on it.
+
+    Args:
+        output: its folder.
+        splits: those with objects.
+        chosen: --split.
+    """
     name = output.resolve().name
     where = ""
     if output.resolve().parent != dataset_root().resolve():
         where = f"DETECTRON2_DATASETS={shlex.quote(str(output.resolve().parent))} "
-    train = "train" if "train" in splits else splits[0]
-    test = f"('{name}_val',)" if "val" in splits else "()"
+    train = next((split for split in ("train", chosen) if split in splits), None)
+    if train is None:
+        return f"written: {output}, with nothing to train on"
+    test = f"('{name}_val',)" if train == "train" and "val" in splits else "()"
     return (
         f"written: {output}; train on it with\n  {where}train_net.py --config-file "
         f'configs/small_data.yaml DATASETS.TRAIN "(\'{name}_{train}\',)" DATASETS.TEST "{test}"'

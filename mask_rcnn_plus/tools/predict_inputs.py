@@ -58,8 +58,8 @@ def find_sources(inputs: Sequence[str], *, recursive: bool, output: Path) -> lis
     """Everything that the command line names, each file once, in its order.
 
     Args:
-        inputs: files; folders, whose images are taken; patterns such as ``"photos/*.jpg"``; numbers
-            of cameras.
+        inputs: files; folders, whose images are taken but for hidden ones; patterns such as
+            ``"photos/*.jpg"``; numbers of cameras.
         recursive: folders with all folders in them.
         output: what lies in it is not taken from folders and patterns: it is from an earlier run.
 
@@ -87,7 +87,9 @@ def _expand(text: str, recursive: bool) -> Iterator[tuple[str, str, str]]:
     path = Path(text)
     if path.is_dir():
         files = path.rglob("*") if recursive else path.iterdir()
-        pictures = sorted(p for p in files if p.suffix.lower() in PICTURES and p.is_file())
+        # What is hidden is not people's: macOS lays a ._photo.jpg beside each photo on a USB stick.
+        seen = (p for p in files if not any(n.startswith(".") for n in p.relative_to(path).parts))
+        pictures = sorted(p for p in seen if p.suffix.lower() in PICTURES and p.is_file())
         if not pictures:
             deeper = "" if recursive else "; --recursive looks into the folders in it as well"
             raise UserError(f"folder '{text}' has no image ({_endings()}) in it{deeper}")

@@ -17,14 +17,13 @@ from mask_rcnn_plus.evaluation.coco_json import encoded_masks, instances_to_coco
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 from mask_rcnn_plus.prediction.images import BGR
 from mask_rcnn_plus.tools.predict_inputs import Shot, Source
+from mask_rcnn_plus.tools.predict_video import VIDEO_SUFFIX, VideoFile
 
 RESULTS, IMAGES, TABLE, CUTOUTS = "predictions.json", "images.json", "objects.csv", "cutouts"
 _COLUMNS = (
     *("image", "frame", "object", "class", "score", "x0", "y0", "x1", "y1"),
     *("area", "centroid_x", "centroid_y"),
 )
-# MPEG-4 in MP4: OpenCV's packages can write it everywhere.
-_CODE, _VIDEO = "mp4v", ".mp4"
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
@@ -39,7 +38,7 @@ class Sink(Protocol):
 def drawn_path(source: Source, folder: Path) -> Path:
     """Where the drawing of a source goes: JPEG and PNG as they are, other images as PNG."""
     if source.kind != "image":
-        return folder / f"{source.name}{_VIDEO}"
+        return folder / f"{source.name}{VIDEO_SUFFIX}"
     ending = Path(source.path).suffix.lower()
     return folder / f"{source.name}{ending if ending in ('.jpg', '.jpeg', '.png') else '.png'}"
 
@@ -59,8 +58,8 @@ class Drawings:
         self._folder = folder
         self._draw = draw
         self._say = say
+        self._video: VideoFile | None = None
         self._source: Source | None = None
-        self._writer: Any = None
 
     def add(self, shot: Shot, instances: Instances) -> None:
         drawing = self._draw(shot.image, instances)
@@ -68,33 +67,17 @@ class Drawings:
         if shot.frame is None:
             write_image(path, drawing)
             return
-        if shot.source is not self._source:
+        if self._video is None or shot.source is not self._source:
             self.close()
-            self._start(shot, path)
-        # Many codecs know even sides alone, and OpenCV would cut off the odd line.
-        odd = [side % 2 for side in drawing.shape[:2]]
-        if any(odd):
-            drawing = cv2.copyMakeBorder(drawing, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
-        self._writer.write(drawing)
-
-    def _start(self, shot: Shot, path: Path) -> None:
-        height, width = (side + side % 2 for side in shot.image.shape[:2])
-        if (height, width) != shot.image.shape[:2]:
-            self._say(f"{path} has {width} x {height} pixels: videos have even sides")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        code = cv2.VideoWriter_fourcc(*_CODE)
-        self._writer = cv2.VideoWriter(str(path), code, shot.rate, (width, height))
-        self._source = shot.source
-        if not self._writer.isOpened():
-            raise UserError(
-                f"{path} cannot be written: this OpenCV has no encoder for {_CODE}; "
-                "--no-pictures predicts without"
-            )
+            height, width = drawing.shape[:2]
+            self._video = VideoFile(path, shot.rate, (height, width), self._say)
+            self._source = shot.source
+        self._video.add(drawing)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        self._writer = self._source = None
+        video, self._video = self._video, None
+        if video is not None:
+            video.close()
 
 
 class CocoResults:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mask_rcnn_plus import UserError, read_class_names
+from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.weights_file import read_weights_file
 
 
@@ -64,6 +65,19 @@ def test_python_2s_pickles_are_read(tmp_path: Path) -> None:
     checkpoint = read(tmp_path / "old.pkl")
     assert checkpoint["model"]["w"].tolist() == [1, -2] and len(checkpoint["model"]) == 1
     assert (checkpoint["__author__"], checkpoint["matching_heuristics"]) == ("Caffe2", True)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl", "a.txt", "a.pt"])
+def test_what_people_take_for_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("<!DOCTYPE html>\n<title>404: Not Found</title>\n" + "über " * 100)
+    assert "are no checkpoint that can be loaded: it is text, which begins with" in refusal(path)
+    assert "'<!DOCTYPE html> <title>404" in refusal(path)
+    path.write_bytes(b"")
+    assert refusal(path).endswith("the file is empty")
+    path.write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF" * 40)
+    assert "are no checkpoint that can be loaded: " in refusal(path)
+    assert "it is text" not in refusal(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -294,3 +308,17 @@ def test_a_script_is_refused_in_one_line(tmp_path: Path, recwarn: pytest.Warning
         archive.writestr(f"{archive.namelist()[0].split('/')[0]}/constants.pkl", b"")
     assert "TorchScript" in refusal(path)
     assert not recwarn.list
+
+
+def test_parameters_without_a_place_are_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = torch.nn.Linear(2, 2)
+    extra = {f"mask_head.{number}.weight": torch.ones(1) for number in range(9)}
+    torch.save({"model": {**model.state_dict(), **extra}}, tmp_path / "more.pth")
+    Checkpointer(model, strict=True).load(str(tmp_path / "more.pth"))
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.message.endswith(
+        "more.pth' have 9 parameters that this model has no place for: mask_head.0.weight, "
+        "mask_head.1.weight, mask_head.2.weight and 6 more"
+    )

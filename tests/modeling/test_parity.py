@@ -1,6 +1,7 @@
 """The same weights and input in our models and in stock detectron2's give the same numbers."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,17 @@ def test_detections(pair: tuple[nn.Module, nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["fpn", "cascade"])
-def test_a_checkpoint_of_another_architecture_is_refused(architecture: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused(
+    architecture: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     path = in_zoo_format(build("c4", ours=False), tmp_path / "c4.pkl")
-    with pytest.raises(UserError, match="do not fit this model: "):
+    with pytest.raises(UserError, match="do not fit this model: ") as error:
         Checkpointer(build(architecture), strict=True).load(path)
+    # How many and the first of them, instead of some hundred names.
+    message = str(error.value)
+    assert re.search(r"\d+ of \d+ parameters are missing: \S+, \S+, \S+ and \d+ more;", message)
+    assert "\n" not in message and len(message) < 800
+    assert capfd.readouterr().err == "" and not caplog.records

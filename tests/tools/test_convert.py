@@ -64,6 +64,21 @@ def test_the_next_command_holds_in_a_shell(
     assert words[:2] == [f"DETECTRON2_DATASETS={tmp_path / 'my data'}", "train_net.py"]
 
 
+def test_no_training_is_proposed_where_there_is_nothing_to_train_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images/val", "labels/val"):
+        (tmp_path / "seg" / folder).mkdir(parents=True)
+    (photos / "0.png").rename(tmp_path / "seg/images/val/0.png")
+    (tmp_path / "seg/labels/val/0.txt").write_text("0 0.1 0.1 0.6 0.1 0.6 0.5\n")
+    (tmp_path / "seg/data.yaml").write_text("{names: [disc], val: images/val}")
+    output = ["--output", str(tmp_path / "datasets" / "seg")]
+    assert main(["convert", "yolo", str(tmp_path / "seg"), *output]) == 0
+    out = capsys.readouterr().out
+    assert "no object to train on; --val 0.2 splits anew" in out
+    assert out.endswith("datasets/seg, with nothing to train on\n")
+
+
 def test_what_is_skipped_makes_the_exit_code_1(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,8 @@ def read(source: Path, *, class_name: str = "object", progress: bool = True) -> 
     if (source / "images").is_dir() and (source / "masks").is_dir():
         images = _side_by_side(source / "images", source / "masks", found)
     else:
-        for folder in sorted(path for path in source.iterdir() if (path / "images").is_dir()):
+        folders = (path for path in source.iterdir() if not path.name.startswith("."))
+        for folder in sorted(path for path in folders if (path / "images").is_dir()):
             pictures = images_below(folder / "images")
             if len(pictures) != 1:
                 found.skip("folders have not exactly one image", f"{folder / 'images'}")

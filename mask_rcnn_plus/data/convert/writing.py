@@ -62,7 +62,10 @@ def write_coco(found: Found, plan: Plan) -> list[Path]:
     if not pictures:
         raise UserError(_nothing("image", found))
     categories = _categories(found, plan.classes)
-    splits = _split(pictures, plan)
+    objects = _measured(pictures, categories, found, plan)
+    if not any(objects.values()):
+        raise UserError(_nothing("object", found))
+    splits = _split(pictures, {name for name, things in objects.items() if things}, found, plan)
     jsons = {split: plan.output / f"{split}.json" for split in splits}
     for split, path in jsons.items():
         if path.exists() and not plan.overwrite:
@@ -73,10 +76,8 @@ def write_coco(found: Found, plan: Plan) -> list[Path]:
                 "for in it; name another --output"
             )
     contents = {
-        split: _content(members, categories, found, plan) for split, members in splits.items()
+        split: _content(members, objects, categories, plan) for split, members in splits.items()
     }
-    if not any(content["annotations"] for content in contents.values()):
-        raise UserError(_nothing("object", found))
     try:
         for picture in with_bar(pictures, "writing images", progress=plan.progress):
             _place(picture, plan)
@@ -89,8 +90,8 @@ def write_coco(found: Found, plan: Plan) -> list[Path]:
 
 
 def _nothing(what: str, found: Found) -> str:
-    reasons = [f"{len(places)} {text}" for text, places in found.skipped.items()]
-    return f"there is no {what} to convert" + (f": {'; '.join(reasons)}" if reasons else "")
+    reasons = [f"{text} ({len(where)}, as {where[0]})" for text, where in found.skipped.items()]
+    return f"there is no {what} to convert" + (f": {'; '.join(reasons)[:600]}" if reasons else "")
 
 
 def _named(found: Found) -> list[Picture]:
@@ -119,31 +120,41 @@ def _categories(found: Found, wanted: Sequence[str] | None) -> dict[str, int]:
     return {name: number for number, name in enumerate(names, 1)}
 
 
-def _split(pictures: Sequence[Picture], plan: Plan) -> dict[str, list[Picture]]:
-    """The images of each split.
+def _split(
+    pictures: Sequence[Picture], labelled: set[str], found: Found, plan: Plan
+) -> dict[str, list[Picture]]:
+    """The images of each split; of what is drawn here, train has objects.
 
     An image's place follows from its name and the seed alone, so that adding images moves none.
+
+    Args:
+        pictures: all of them.
+        labelled: the names of those with objects, at least one.
+        found: is told of a source's own split without objects to train on.
+        plan: how to split.
     """
     if plan.split is not None:
         return {plan.split: list(pictures)}
     own = plan.val is None and any(picture.split for picture in pictures)
     val = 0.2 if plan.val is None else plan.val
+    sides = {picture.name: picture.split if own else "" for picture in pictures}
+    places = {name: place_of(name, plan.seed) for name in sides}
+    for name in sides:
+        sides[name] = sides[name] or ("val" if places[name] < val else "train")
+    if own and not any(sides[name] == "train" for name in labelled):
+        found.note("split of the source has no object to train on; --val 0.2 splits anew", "train")
+    elif not own:
+        # Of few images, all objects may fall on one side, and a set without objects is of no use.
+        first_to_val = sorted(sides, key=lambda name: (name not in labelled, places[name]))
+        keep = max(labelled, key=lambda name: places[name])
+        first_to_val.remove(keep)
+        sides[keep] = "train"
+        wanted = labelled - {keep} or set(first_to_val)
+        if val > 0 and wanted and not any(sides[name] == "val" for name in wanted):
+            sides[first_to_val[0]] = "val"
     splits: dict[str, list[Picture]] = {"train": [], "val": []}
     for picture in pictures:
-        split = picture.split if own else ""
-        if not split:
-            split = "val" if place_of(picture.name, plan.seed) < val else "train"
-        splits.setdefault(split, []).append(picture)
-    if not own and 0 < val < 1 and len(pictures) > 1:
-        # Few images may all fall on one side, and a set of none is of no use.
-        by_place = sorted(pictures, key=lambda p: place_of(p.name, plan.seed))
-        if not splits["val"]:
-            splits = {"train": [p for p in pictures if p is not by_place[0]], "val": [by_place[0]]}
-        elif not splits["train"]:
-            splits = {
-                "train": [by_place[-1]],
-                "val": [p for p in pictures if p is not by_place[-1]],
-            }
+        splits.setdefault(sides[picture.name], []).append(picture)
     return {split: members for split, members in splits.items() if members}
 
 
@@ -153,21 +164,13 @@ def place_of(name: str, seed: int) -> float:
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-def _content(
+def _measured(
     pictures: Sequence[Picture], categories: dict[str, int], found: Found, plan: Plan
-) -> dict[str, Any]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+) -> dict[str, list[dict[str, Any]]]:
+    """COCO's annotations of each image, by its name, without the numbers that splits give."""
+    objects: dict[str, list[dict[str, Any]]] = {}
     for picture in with_bar(pictures, "measuring objects", progress=plan.progress):
-        image: dict[str, Any] = {
-            "id": len(images) + 1,
-            "file_name": picture.name,
-            "height": picture.height,
-            "width": picture.width,
-        }
-        if picture.flags:
-            image["flags"] = picture.flags
-        images.append(image)
+        things = objects.setdefault(picture.name, [])
         for thing in picture.things:
             if thing.label not in categories:
                 found.note(f"objects are of the class '{thing.label}': left out", picture.name)
@@ -177,15 +180,31 @@ def _content(
             except Unfit as error:
                 found.skip("objects have no mask", f"{picture.name}: {thing.label} {error}")
                 continue
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": image["id"],
-                "category_id": categories[thing.label],
-                **measured,
-            }
-            if thing.flags:
-                annotation["flags"] = thing.flags
-            annotations.append(annotation)
+            flags = {"flags": thing.flags} if thing.flags else {}
+            things.append({"category_id": categories[thing.label], **measured, **flags})
+    return objects
+
+
+def _content(
+    pictures: Sequence[Picture],
+    objects: dict[str, list[dict[str, Any]]],
+    categories: dict[str, int],
+    plan: Plan,
+) -> dict[str, Any]:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, picture in enumerate(pictures, 1):
+        image: dict[str, Any] = {
+            "id": number,
+            "file_name": picture.name,
+            "height": picture.height,
+            "width": picture.width,
+        }
+        if picture.flags:
+            image["flags"] = picture.flags
+        images.append(image)
+        for thing in objects[picture.name]:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **thing})
     return {
         "info": {"description": f"{plan.output.name}, converted from {plan.origin}"},
         "images": images,

@@ -123,6 +123,7 @@ def test_binary_masks(
     root = tmp_path / "cells"
     if layout == "kaggle":
         save("cells/a/images/a.png"), save("cells/empty/images/x.png")
+        save("cells/.cache/images/x.png"), (root / "a/images/._a.png").write_bytes(b"\0\5\x16\7")
         first, second = root / "a" / "masks" / "1.png", root / "a" / "masks" / "odd" / "2.png"
     else:
         save("cells/images/a.png"), save("cells/images/a_b.png"), save("cells/images/empty.png")
@@ -133,6 +134,8 @@ def test_binary_masks(
     save_mask(first, RING, value)
     save_mask(second, BLOCK, value)
     found = masks.read(root, class_name="cell")
+    names = {"a.png", "empty.png"} | ({"a_b.png"} if layout != "kaggle" else set())
+    assert {picture.name for picture in found.pictures} == names
     coco = written(found)
     objects = dict(masks_of(coco, "a.png"))
     np.testing.assert_array_equal(objects["cell"], RING)

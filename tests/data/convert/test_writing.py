@@ -43,13 +43,41 @@ def test_images_that_are_added_move_none(save: Save, tmp_path: Path) -> None:
     assert sides(found, tmp_path / "none", val=0.0) == {"train": set(names)}
 
 
-def test_few_images_leave_no_side_empty(save: Save, tmp_path: Path) -> None:
+def test_few_images_leave_no_side_without_objects(save: Save, tmp_path: Path) -> None:
     path = save("a.png")
+
+    def objects(names: str, labelled: str, seed: int) -> dict[str, set[str]]:
+        """Which images with objects each side has."""
+        found = Found([picture(path, f"{name}.png") for name in names])
+        for one in found.pictures:
+            one.things = one.things if one.name[0] in labelled else []
+        both = sides(found, tmp_path / f"{names}{labelled}{seed}", seed=seed)
+        assert set().union(*both.values()) == {f"{name}.png" for name in names}
+        return {side: {name[0] for name in files} & set(labelled) for side, files in both.items()}
+
     for seed in range(12):
-        found = Found([picture(path, "a.png"), picture(path, "b.png")])
-        both = sides(found, tmp_path / str(seed), seed=seed)
-        assert sorted(map(len, both.values())) == [1, 1]
-    assert sides(Found([picture(path)]), tmp_path / "one").popitem()[1] == {"a.png"}
+        assert objects("a", "a", seed) == {"train": {"a"}}
+        assert sorted(map(len, objects("ab", "ab", seed).values())) == [1, 1]
+        assert objects("ab", "b", seed) == {"train": {"b"}, "val": set()}
+        assert objects("abcdef", "d", seed) == {"train": {"d"}, "val": set()}
+        of_two = objects("abcdef", "be", seed)
+        assert sorted(map(len, of_two.values())) == [1, 1]
+        # Of a class that is left out, or without an area, objects are none.
+        found = Found([picture(path, f"{n}.png", "cat" if n == "c" else "dog") for n in "abc"])
+        both = write(found, tmp_path / f"cats{seed}", seed=seed, classes=["cat"])
+        assert [image["file_name"] for image in both["train"]["images"]].count("c.png") == 1
+        assert len(both["train"]["annotations"]) == 1
+
+
+def test_a_source_whose_own_split_has_nothing_to_train_on(save: Save, tmp_path: Path) -> None:
+    path = save("a.png")
+    found = Found([picture(path, f"{number}.png", split="val") for number in range(3)])
+    assert sides(found, tmp_path / "own") == {"val": {"0.png", "1.png", "2.png"}}
+    assert found.noted == {
+        "split of the source has no object to train on; --val 0.2 splits anew": ["train"]
+    }
+    found = Found([picture(path, f"{number}.png", split="val") for number in range(3)])
+    assert set(sides(found, tmp_path / "anew", val=0.2)) == {"train", "val"} and not found.noted
 
 
 def test_the_sources_own_splits_unless_others_are_asked_for(save: Save, tmp_path: Path) -> None:
@@ -127,7 +155,9 @@ def test_links_are_the_same_file(
 def test_nothing_to_convert_is_refused(save: Save, tmp_path: Path) -> None:
     found = Found()
     found.skip("images are not there", "a.json")
-    with pytest.raises(UserError, match="no image to convert: 1 images are not there"):
+    with pytest.raises(
+        UserError, match=r"no image to convert: images are not there \(1, as a\.json\)"
+    ):
         write(found, tmp_path / "out")
     with pytest.raises(UserError, match="no object to convert"):
         write(Found([Picture("a.png", 30, 40, save("a.png"))]), tmp_path / "out")
