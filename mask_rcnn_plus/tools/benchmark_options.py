@@ -1,6 +1,7 @@
 """Times training steps with one training option each, beside steps without any."""
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
         UserError: an argument, the config or the data is wrong.
     """
     arguments = _parse(argv)
+    # Else DefaultTrainer would have every model printed. Warnings are, by Python.
+    logging.getLogger("detectron2").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         sides = {
             name: _side(arguments, keys, Path(folder, str(number)), stack)
