@@ -132,7 +132,8 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     # Of weights and maps: "fp32", "bf16" (on CPUs that have instructions for it, and GPUs) or
     # "fp16" (GPUs alone).
     cfg.TEST.OPTIMIZE.DTYPE = "fp32"
-    # torch.compile the backbone and the RPN's head; the first images take minutes.
+    # torch.compile the backbone and the RPN's head; the first images take minutes, and on CPUs it
+    # has not paid.
     cfg.TEST.OPTIMIZE.COMPILE = False
     # On a GPU, replay the backbone as a CUDA graph for sizes of images that repeat.
     cfg.TEST.OPTIMIZE.CUDA_GRAPHS = False

@@ -19,7 +19,6 @@ from mask_rcnn_plus import UserError, optimize
 from mask_rcnn_plus.evaluation import run_inference
 from mask_rcnn_plus.modeling import PastedMasks
 from mask_rcnn_plus.modeling.optimization import layers, onednn
-from mask_rcnn_plus.modeling.optimization.graphs import GraphedBackbone
 from mask_rcnn_plus.modeling.optimization.proposals import largest
 from tests.modeling.models import ARCHITECTURES, build
 
@@ -382,16 +381,6 @@ class _Keep(DatasetEvaluator):
 
     def process(self, inputs: Any, outputs: Any) -> None:
         self.found += [one["instances"] for one in outputs]
-
-
-def test_a_graphed_backbone_runs_as_it_would_without_a_gpu(fast: nn.Module) -> None:
-    graphed = copy.deepcopy(fast)
-    graphed.backbone = GraphedBackbone(graphed.backbone)
-    assert graphed.backbone.size_divisibility == 32
-    again = pickle.loads(pickle.dumps(graphed))
-    for _ in range(3):
-        assert_same(detect(again), detect(fast))
-    assert not again.backbone._graphs
 
 
 def test_the_first_block_of_a_stage_leaves_its_input_to_whoever_reads_it_too() -> None:

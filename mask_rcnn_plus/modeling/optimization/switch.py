@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.modeling.optimization import backbones, heads, layers, onednn, proposals
+from mask_rcnn_plus.modeling.optimization.compiling import Compiled
 from mask_rcnn_plus.modeling.optimization.graphs import GraphedBackbone
 from mask_rcnn_plus.modeling.optimization.model import (
     OptimizedModel,
@@ -58,8 +59,8 @@ def optimize(
         model: built by detectron2, with its weights loaded.
         dtype: of weights and maps: "fp32", the same results up to rounding; "bf16" or, on GPUs,
             "fp16". Boxes, the last layer of the box head and all scores stay fp32.
-        compile: ``torch.compile`` the backbone and the RPN's head instead; the first images take
-            minutes.
+        compile: ``torch.compile`` the backbone and the RPN's head; the first images take a minute
+            or two, and on CPUs it has not paid (README, "Performance").
         cuda_graphs: on a GPU, replay the backbone as a CUDA graph where sizes repeat.
 
     Returns:
@@ -73,8 +74,8 @@ def optimize(
     _check(model, dtype, device)
     model, kind = copy.deepcopy(model).eval(), DTYPES[dtype]
     report = OptimizationReport(device=str(device), dtype=dtype)
-    fused = device.type == "cpu" and not compile and onednn.is_usable(kind)
-    if device.type == "cpu" and not compile and not fused:
+    fused = device.type == "cpu" and onednn.is_usable(kind)
+    if device.type == "cpu" and not fused:
         report.kept.append("ReLUs and additions: this torch has no oneDNN that computes them")
     if dtype == "bf16" and device.type == "cpu" and not _has_fast_bf16():
         report.kept.append("bf16: this CPU has no instructions for it, fp32 may be faster")
@@ -91,11 +92,11 @@ def optimize(
     elif fused:
         report.done[0] += ", by oneDNN"
     _use_layout(model, kind, report)
+    _name_what_is_left(model, report)
     if compile:
         _compile(model, report)
     if cuda_graphs:
         _use_graphs(model, device, report)
-    _name_what_is_left(model, report)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.__class__ = optimized_class(type(model))
@@ -254,15 +255,14 @@ def _to_channels_last(backbone: nn.Module, inputs: tuple[Tensor]) -> tuple[Tenso
 
 
 def _compile(model: nn.Module, report: OptimizationReport) -> None:
-    parts = {
-        "backbone": getattr(model, "backbone", None),
-        "proposal_generator.rpn_head": getattr(
-            getattr(model, "proposal_generator", None), "rpn_head", None
-        ),
-    }
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            part.compile(dynamic=True)
+    for owner, part in (
+        (model, "backbone"),
+        (getattr(model, "proposal_generator", None), "rpn_head"),
+    ):
+        module = getattr(owner, part, None)
+        if isinstance(module, nn.Module):
+            name = part if owner is model else f"proposal_generator.{part}"
+            setattr(owner, part, Compiled(module, name, report))
             report.done.append(f"{name}: torch.compile")
 
 
@@ -270,7 +270,7 @@ def _use_graphs(model: nn.Module, device: torch.device, report: OptimizationRepo
     if device.type != "cuda":
         report.kept.append(f"CUDA graphs: the model is on {device}")
     elif isinstance(getattr(model, "backbone", None), nn.Module):
-        model.backbone = GraphedBackbone(model.backbone)
+        model.backbone = GraphedBackbone(model.backbone, report)
         report.done.append("backbone: a CUDA graph where sizes repeat (no GPU has run this yet)")
 
 
