@@ -70,11 +70,13 @@ def require_device(name: str) -> str:
 
 
 def require_new(path: Path, *, overwrite: bool, option: str = "--output") -> None:
-    """Makes sure that a file which an option names replaces none.
+    """Makes sure, before the work, that a file which an option names replaces none.
 
     Raises:
-        UserError: it exists, and may not be replaced.
+        UserError: it exists, and may not be replaced; or its folder does not.
     """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"{option} {path}: name a file in a folder that exists")
     if path.exists() and not overwrite:
         raise UserError(f"{option} {path} exists; name another file, or give --overwrite")
 

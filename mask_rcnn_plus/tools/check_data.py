@@ -134,8 +134,6 @@ def _sets(arguments: argparse.Namespace) -> list[tuple[str, Path, Path]]:
 
 
 def _require_writable(path: Path, option: str, overwrite: bool, sources: list[Path]) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserError(f"{option} {path}: name a file in a folder that exists")
     if any(path.exists() and path.samefile(source) for source in sources):
         raise UserError(f"{option} {path} is the json to check; name another file")
     require_new(path, overwrite=overwrite, option=option)

@@ -203,7 +203,7 @@ def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
             suggestion, color="#c8553d", linestyle="--", label=f"steepest {suggestion:.2g}"
         )
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
-    axes.set_ylim(0, _DIVERGED * min(curve.running))
+    axes.set_ylim(0, min(_DIVERGED * min(curve.running), 1.05 * max(curve.losses)))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

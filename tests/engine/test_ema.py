@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -98,7 +100,10 @@ def test_a_run_evaluates_and_saves_both(
     last = json.loads((output / "metrics.json").read_text().splitlines()[-1])
     assert {"bbox/AP", "segm/AP", "ema/bbox/AP", "ema/segm/AP"} <= last.keys()
     assert load(output / "model_ema_best.pth")["model"].keys() == raw["model"].keys()
-    assert pictures(output) == {"preview/shapes_val", "ema/preview/shapes_val"}
+    shown = pictures(output)
+    assert shown.keys() == {"preview/shapes_val", "ema/preview/shapes_val"}
+    for tag, folder in (("preview/shapes_val", output), ("ema/preview/shapes_val", output / "ema")):
+        assert np.array_equal(shown[tag], cv2.imread(str(folder / "preview_shapes_val.png")))
 
     # Each file gives the predictions of its evaluation in the run.
     predictions = [found(output), found(output / "ema")]
@@ -128,9 +133,15 @@ def candidates(output: Path) -> list[Path]:
     return [path for path in candidates(output) if path.is_file()]
 
 
-def pictures(output: Path) -> set[str]:
+def pictures(output: Path) -> dict[str, np.ndarray]:
+    """The last picture that TensorBoard has of each tag, BGR."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(output))
     events.Reload()
-    return set(events.Tags()["images"])
+    return {
+        tag: cv2.imdecode(
+            np.frombuffer(events.Images(tag)[-1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR
+        )
+        for tag in events.Tags()["images"]
+    }

@@ -88,9 +88,12 @@ VARIANTS = {
         *("INPUT.COLOR.SATURATION", "0.4", "INPUT.COLOR.LIGHTING", "20.0"),
         *("INPUT.BLUR.PROB", "0.5"),
     ],
-    "repeated": [
+    # Scaled to the lengths of the others.
+    "repeated and scaled": [
         *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         *("DATALOADER.REPEAT_THRESHOLD", "0.9"),
+        *("SOLVER.REFERENCE_IMS_PER_BATCH", "1", "SOLVER.BASE_LR", "0.005"),
+        *("SOLVER.MAX_ITER", "14", "SOLVER.CHECKPOINT_PERIOD", "4"),
     ],
     "subset and precise": [
         *("DATALOADER.SAMPLER_TRAIN", "RandomSubsetTrainingSampler"),

@@ -29,6 +29,12 @@ def test_the_lines_fit_into_the_config_and_cover_more(
     assert [len(level) for level in after.sizes] == [1] * 5 and after.sizes != before.sizes
     assert after.ratios == (after.ratios[0],) * 5 and len(after.ratios[0]) == 3
 
+    # Before anything is fitted.
+    missing = [*command[:-1], str(tmp_path / "gone" / "anchors.yaml")]
+    for wrong in (missing, [*command[:-1], str(tmp_path), "--overwrite"]):
+        assert main(wrong) == 2
+        printed = capsys.readouterr()
+        assert "name a file in a folder that exists" in printed.err and printed.out == ""
     assert main(command) == 2
     assert "exists; name another file, or give --overwrite" in capsys.readouterr().err
 

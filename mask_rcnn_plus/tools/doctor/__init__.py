@@ -104,8 +104,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     arguments = parser.parse_args(argv)
     if arguments.json not in (None, "-"):
-        path = Path(arguments.json)
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UserError(f"--json {path}: name a file in a folder that exists")
-        require_new(path, overwrite=arguments.overwrite, option="--json")
+        require_new(Path(arguments.json), overwrite=arguments.overwrite, option="--json")
     return arguments

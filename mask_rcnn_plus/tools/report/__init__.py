@@ -34,19 +34,24 @@ def main(argv: Sequence[str]) -> int:
         UserError: a run, its data or the page's file is not what it has to be.
     """
     arguments = _parse(argv)
+    root: Path | None = arguments.image_root
+    if root is not None and not root.is_dir():
+        raise UserError(f"--image-root {root} is no folder")
     # detectron2, matplotlib and jinja2 take seconds to import; --help and refusals need none.
     from mask_rcnn_plus.tools.report.page import MARK, render
     from mask_rcnn_plus.tools.report.run import read_run
 
     folders = [arguments.run, *([arguments.run2] if arguments.run2 else [])]
     labels = _labels(folders)
+    if arguments.output:
+        _require_writable(arguments.output, MARK)
     runs = [
         read_run(
             folder,
             label=label,
             data_set=arguments.data,
             json_file=arguments.json_file,
-            image_root=arguments.image_root,
+            image_root=root,
         )
         for folder, label in zip(folders, labels, strict=True)
     ]

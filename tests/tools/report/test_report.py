@@ -181,6 +181,10 @@ def test_mistakes_are_one_line(
     assert "name a file in a folder that exists" in refused(
         capsys, run, "--output", tmp_path / "no" / "page.html"
     )
+    missing = tmp_path / "gone"
+    assert "is no folder" in refused(capsys, run, "--image-root", missing)
+    # Before anything is read, which may take long.
+    assert "a folder that exists" in refused(capsys, missing, "--output", missing / "page.html")
     assert "whole number of at least 1" in refused(capsys, run, "--images", "0")
     assert "100 at most" in refused(capsys, run, "--images", "101")
     results = json.loads((folder / "coco_instances_results.json").read_text())
