@@ -32,7 +32,10 @@ PROGRAM = "mask-rcnn-plus benchmark roi-align"
 BINS = {1000: 7, 100: 14}  # RoIs of an image -> bins: the box head's and the mask head's
 MARKDOWN, JSON = "roi_align.md", "roi_align.json"
 
-_EPILOG = f"""
+_EPILOG = f"""\
+example:
+  {PROGRAM} --dtypes fp32 --threads 2 --output output/benchmark
+
 The case: P2 to P5 of an 800 x 1333 image, 1000 RoIs into 7 x 7 bins and 100 into 14 x 14, boxes of
 16 to 800 pixels. The sides take turns on several input sets; a figure is the median in
 milliseconds, and "2.0x" says that ours is twice as fast. Error: the largest difference from fp64 as
@@ -78,7 +81,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG, allow_abbrev=False)
+    parser = Parser(
+        prog=PROGRAM,
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rois", type=int, nargs="+", choices=BINS, default=list(BINS))
     parser.add_argument(

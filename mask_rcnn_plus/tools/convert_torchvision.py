@@ -17,7 +17,10 @@ from mask_rcnn_plus.tools.arguments import Parser
 PROGRAM = "mask-rcnn-plus convert-torchvision"
 CONFIG = "configs/torchvision_R_50_FPN.yaml"
 
-_EPILOG = f"""
+_EPILOG = f"""\
+example:
+  {PROGRAM} maskrcnn_resnet50_fpn_coco.pth output/torchvision.pth --coco
+
 What is changed: the names; the order of the input channels (RGB to BGR); the background class,
 which torchvision puts first and detectron2 last in the box head, and which has no boxes and no
 masks in detectron2; batch norm's epsilon. What the weights expect of the model is in {CONFIG}:
@@ -211,7 +214,13 @@ def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[i
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG, allow_abbrev=False)
+    parser = Parser(
+        prog=PROGRAM,
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("input", type=Path, metavar="IN.pth", help="torchvision's state dict")
     parser.add_argument("output", type=Path, metavar="OUT.pth", help="detectron2's checkpoint")
     parser.add_argument(

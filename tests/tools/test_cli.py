@@ -24,6 +24,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(re.search(rf"^  {name}  ", out, re.MULTILINE) for name in names)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([*name.split(), "--help"])
+    _, _, examples = capsys.readouterr().out.lower().partition("\nexample")
+    assert f"{PROGRAM} {name} " in examples or f"{PROGRAM} {name}\n" in examples
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert re.fullmatch(r"mask-rcnn-plus \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)

@@ -15,6 +15,7 @@ from mask_rcnn_plus import ops
 from mask_rcnn_plus.compat import apply
 from mask_rcnn_plus.tools.cli import main
 from mask_rcnn_plus.tools.doctor import probes, self_test
+from mask_rcnn_plus.tools.doctor.examination import look_at_machine
 from mask_rcnn_plus.tools.doctor.findings import findings
 from mask_rcnn_plus.tools.doctor.report import text
 
@@ -54,6 +55,20 @@ def test_a_sound_machine_is_healthy(report: dict[str, Any]) -> None:
     sets = report["datasets"]["by folder"]
     assert {"shapes_train", "shapes_val"} <= sets.keys()
     assert sets["shapes_train"]["entries"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder where not even root makes files")
+def test_an_output_folder_that_takes_no_files(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    before = list(tmp_path.iterdir())
+    for folder, writable in (
+        (tmp_path / "new" / "deep", True),
+        (tmp_path / "file", False),
+        (tmp_path / "file" / "output", False),
+        (Path("/proc/output"), False),
+    ):
+        assert look_at_machine(folder)["output"]["writable"] is writable, folder
+    assert list(tmp_path.iterdir()) == before
 
 
 def test_every_operator_is_tested_on_every_device(report: dict[str, Any]) -> None:

@@ -43,7 +43,6 @@ def look_at_machine(output: Path) -> dict[str, Any]:
         output: OUTPUT_DIR of a run.
     """
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    writable = os.access(machine.nearest_folder(output), os.W_OK)
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "CPU": machine.cpu_model(),
@@ -57,7 +56,7 @@ def look_at_machine(output: Path) -> dict[str, Any]:
         "output": {
             "folder": str(output.absolute()),
             "free": machine.free_space(output),
-            "writable": writable,
+            "writable": _takes_files(output),
         },
         "datasets": {
             "folder": str(root.absolute()),
@@ -67,6 +66,18 @@ def look_at_machine(output: Path) -> dict[str, Any]:
         },
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     }
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether files could be made in a folder, or it itself; permissions alone do not tell root."""
+    path = folder.absolute()
+    try:
+        there = next(one for one in (path, *path.parents) if one.exists())
+        # Which has no name where the file system can do so, and none for long where it cannot.
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError:
+        return False
+    return True
 
 
 def look_at_python() -> dict[str, Any]:
