@@ -194,8 +194,8 @@ class Checkpointer(DetectionCheckpointer):
             for title, keys in (("Missing", missing), ("Of another shape", shapes)):
                 if keys:
                     names = "\n  ".join(keys)
-                    # The refusal has the first of them.
-                    logger.error(
+                    # A run's log has all of them, the refusal the first.
+                    logger.info(
                         f"{title} in {self._path}:\n  {names}", extra={"for_log_alone": True}
                     )
             parts = [

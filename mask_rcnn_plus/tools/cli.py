@@ -1,7 +1,6 @@
 """The command ``mask-rcnn-plus``: finds the tool that a command line names, and runs it."""
 
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -60,9 +59,6 @@ def _run(module: str, arguments: list[str]) -> int:
     if threading.current_thread() is threading.main_thread():
         # Unlike the default, this lets a tool end the processes that it has started.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if logging.lastResort is not None:
-        # A tool has no log, and warnings go to the screen.
-        logging.lastResort.addFilter(_is_for_the_screen)
     try:
         code = tool.main(arguments)
         sys.stdout.flush()
@@ -76,10 +72,6 @@ def _run(module: str, arguments: list[str]) -> int:
         # Python writes out what is left as it ends, which would fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def _is_for_the_screen(record: logging.LogRecord) -> bool:
-    return not getattr(record, "for_log_alone", False)
 
 
 def _explain(words: list[str]) -> int:

@@ -321,7 +321,7 @@ def test_weights_that_do_not_serve_are_refused(
     unfit = tmp_path / "unfit.pth"
     torch.save(checkpoint, unfit)
     message = refusal(capsys, tiny_config, "--eval-only", "MODEL.WEIGHTS", str(unfit))
-    assert "1 missing: roi_heads.mask_head.deconv.weight" in message
+    assert "parameters are missing: roi_heads.mask_head.deconv.weight" in message
     assert "roi_heads.box_predictor.cls_score.bias (9 in the file, 4 in the model)" in message
 
     foreign = tmp_path / "foreign.pth"

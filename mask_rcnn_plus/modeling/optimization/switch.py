@@ -285,9 +285,11 @@ def _name_what_is_left(model: nn.Module, report: OptimizationReport) -> None:
             f"backbone: of a {type(backbone).__name__} each layer alone is optimised"
         )
     left: dict[str, list[str]] = defaultdict(list)
+    # What a box predictor holds itself is for its loss.
+    known = (layers.InferenceLayer, FastRCNNOutputLayers)
     for name, module in model.named_modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if own and name and not isinstance(module, layers.InferenceLayer):
+        if own and name and not isinstance(module, known):
             left[type(module).__name__].append(name)
     for kind, names in left.items():
         if kind != "BufferList":  # of anchors
