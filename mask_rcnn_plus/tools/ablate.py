@@ -74,13 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("name", nargs="?", metavar="NAME", help="see --list; all; or a folder")
     parser.add_argument("--seeds", type=positive, default=3, help="seeds 1 to this (default: 3)")
     parser.add_argument(
@@ -94,9 +88,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace runs of other configs")
     parser.add_argument("--keep-weights", action="store_true", help="keep finished checkpoints")
     parser.add_argument("--list", action="store_true", help="print the ablations, and stop")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end"
-    )
+    parser.add_overrides()
     # What follows NAME may be options: find where the overrides begin.
     arguments, rest = parser.parse_known_args(_options_first(parser, argv))
     if rest:

@@ -10,7 +10,25 @@ from mask_rcnn_plus.errors import UserError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals are a UserError, hence one line."""
+    """An argument parser whose refusals are a UserError, hence one line.
+
+    Options are not to be shortened: what a later version adds would change what they mean. The
+    epilog keeps its lines.
+    """
+
+    def __init__(self, *, prog: str, description: str | None, epilog: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def add_overrides(self) -> None:
+        """Takes config keys and values, as ``opts``; to be called last."""
+        what = "config overrides, at the end"
+        self.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=what)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

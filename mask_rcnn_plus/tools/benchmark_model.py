@@ -90,13 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     add = parser.add_argument
     add("--config-file", required=True, metavar="YAML")
     add("--weights", default="", metavar="FILE", help="by default random ones")

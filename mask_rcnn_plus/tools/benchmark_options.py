@@ -117,19 +117,11 @@ class _Side:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--rounds", type=positive, default=30, help="default: 30")
     parser.add_argument("--steps", type=positive, default=1, help="of a round; default: 1")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end"
-    )
+    parser.add_overrides()
     return parser.parse_args(argv)
 
 

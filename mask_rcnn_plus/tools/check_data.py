@@ -79,13 +79,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a data set, as in DATASETS.TRAIN")
     parser.add_argument("--json-file", type=Path, metavar="FILE", help="a json instead of a name")
     parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="where its images lie")

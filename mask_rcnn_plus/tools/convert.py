@@ -150,8 +150,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         epilog=f"{PROGRAM} FORMAT --help says more. For weights there is convert-torchvision.\n\n"
         + _EPILOG.format(program=PROGRAM, example=FORMATS["labelme"][3]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("format", metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="SOURCE --output FOLDER ...")
@@ -171,8 +169,6 @@ def _format_parser(name: str) -> Parser:
         prog=f"{PROGRAM} {name}",
         description=f"Makes {TITLES[name]} a data set by folder, and checks it.",
         epilog=_EPILOG.format(program=PROGRAM, example=example),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help=what)
     parser.add_argument(

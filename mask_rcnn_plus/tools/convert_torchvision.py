@@ -214,13 +214,7 @@ def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[i
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("input", type=Path, metavar="IN.pth", help="torchvision's state dict")
     parser.add_argument("output", type=Path, metavar="OUT.pth", help="detectron2's checkpoint")
     parser.add_argument(

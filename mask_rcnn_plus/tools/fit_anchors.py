@@ -81,13 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("names", nargs="*", metavar="NAME", help="instead of DATASETS.TRAIN")
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--output", type=Path, metavar="OUT.yaml", help="write the lines there")

@@ -210,22 +210,14 @@ def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--start", type=_rate, default=1e-5, metavar="LR", help="default: 1e-5")
     parser.add_argument("--end", type=_rate, default=1.0, metavar="LR", help="default: 1")
     parser.add_argument("--iterations", type=positive, default=200, help="default: 200")
     parser.add_argument("--output", type=Path, default=Path("output", "lr_range"), metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help=f"replace {PLOT} and {CSV}")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end"
-    )
+    parser.add_overrides()
     arguments = parser.parse_args(argv)
     if arguments.start >= arguments.end:
         parser.error(f"--start {arguments.start:g} must be below --end {arguments.end:g}")

@@ -53,8 +53,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog=PROGRAM,
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image, folder, pattern, video, camera's number")

@@ -77,21 +77,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("--config-file", required=True, metavar="YAML")
     parser.add_argument("--output", required=True, type=Path, metavar="PICTURE")
     parser.add_argument("--images", type=positive, default=9, help="how many (default: 9)")
     parser.add_argument("--side", type=positive, default=400, help="pixels of each one's longer")
     parser.add_argument("--overwrite", action="store_true", help="replace PICTURE")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end"
-    )
+    parser.add_overrides()
     return parser.parse_args(argv)
 
 

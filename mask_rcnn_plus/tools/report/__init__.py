@@ -72,13 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="the OUTPUT_DIR of a run")
     parser.add_argument(
         "run2", type=Path, nargs="?", metavar="RUN2", help="another, to compare with the first"
