@@ -69,12 +69,13 @@ def _panel(
         label="mean of seeds",
     )
     known = [(y, p) for y, p in enumerate((paper or {}).values()) if p is not None]
-    axes.scatter(
-        [x for _, x in known],
-        [y for y, _ in known],
-        marker="D",
-        facecolors="none",
-        edgecolors=_PAPER,
-        s=46,
-        label="the paper (COCO)",
-    )
+    if known:  # else the legend would explain what is not there
+        axes.scatter(
+            [x for _, x in known],
+            [y for y, _ in known],
+            marker="D",
+            facecolors="none",
+            edgecolors=_PAPER,
+            s=46,
+            label="the paper (COCO)",
+        )
