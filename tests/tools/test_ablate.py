@@ -82,7 +82,10 @@ def test_the_repositorys_families_are_whole() -> None:
     # Not the one that needs data which are not generated.
     assert sum(len(family.rows) for family in find_families("all")) == 15
     (training,) = find_families("training")
-    assert set(training.rows) == {"baseline", "ema", "jitter", "copy_paste"}
+    assert set(training.rows) == {
+        *("baseline", "ema", "constant_rate", "constant_rate_ema"),
+        *("jitter", "copy_paste", "color", "blur", "focal"),
+    }
 
 
 def test_a_run_that_averages_is_measured_on_the_averages(tmp_path: Path) -> None:
