@@ -45,7 +45,8 @@ def add_training_keys(cfg: CfgNode) -> None:
     # The parts' gradients add up to that of the batch in one piece within rounding: the same draws,
     # and losses that are means over the RoIs of all parts. It costs one more forward pass of
     # backbone and RPN. False is what as many GPUs compute, where each part draws for itself and has
-    # means of its own; it is so as well where batch norm takes the statistics of one part.
+    # means of its own; it is so as well where batch norm takes the statistics of one part, or parts
+    # are dropped at random (MODEL.TIMM.DROP_PATH_RATE).
     cfg.SOLVER.ACCUMULATE_EXACT = True
 
     # The SOLVER.IMS_PER_BATCH for which BASE_LR and the lengths in iterations are meant. With

@@ -20,6 +20,8 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mask_rcnn_plus.engine.freezing import draws_or_counts
+
 Part = Sequence[int]
 """The images of a part, as indices into the batch."""
 
@@ -31,7 +33,9 @@ class Plan:
     side: tuple[int, int]
     """Height and width of the padded images, in pixels."""
     proposals: list[Instances]
-    """The RoIs that train the heads, with what they are to learn."""
+    """The RoIs that train the heads, with what they are to learn but for masks, of which
+    ``gt_object`` says whose each learns: copied for each RoI, those of a batch would be its memory.
+    """
     anchors: tuple[list[Tensor], list[Tensor]] | None = None
     """``RPN.label_and_sample_anchors`` of all images; None without an RPN."""
     counts: dict[str, list[int]] = field(default_factory=dict)
@@ -56,8 +60,12 @@ class Plan:
                 rpn = model.proposal_generator
                 draw = _returning((labels, boxes))
                 stack.enter_context(_replaced(rpn, "label_and_sample_anchors", draw))
-            draw = _returning([self.proposals[i] for i in part])
-            stack.enter_context(_replaced(model.roi_heads, "label_and_sample_proposals", draw))
+            drawn = [self.proposals[i] for i in part]
+
+            def draw_rois(_: list[Instances], targets: list[Instances]) -> list[Instances]:
+                return [_with_masks(*pair) for pair in zip(drawn, targets, strict=True)]
+
+            stack.enter_context(_replaced(model.roi_heads, "label_and_sample_proposals", draw_rois))
             yield
 
 
@@ -72,6 +80,9 @@ def obstacle(model: nn.Module) -> str:
         return f"{type(model.roi_heads).__name__} are not detectron2's ROIHeads"
     if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         return "batch norm takes the statistics of one part"
+    for name, module in draws_or_counts(model):
+        if module.training and max(getattr(module, k, 0) or 0 for k in ("p", "drop_prob")) > 0:
+            return f"{name} drops at random what another pass keeps"
     return ""
 
 
@@ -79,8 +90,9 @@ def obstacle(model: nn.Module) -> str:
 def make_plan(model: GeneralizedRCNN, batch: list[dict[str, Any]], parts: Sequence[Part]) -> Plan:
     """Draws for a whole batch as ``model`` of it would, in the memory of a part.
 
-    It costs the forward pass of backbone and RPN once more; the maps of Cascade's images are kept
-    meanwhile, whose later stages have as many RoIs as their boxes leave.
+    It costs the forward pass of backbone and RPN once more. The maps of all images are kept
+    meanwhile where the box head says what is counted: Cascade's later stages have as many RoIs as
+    boxes stay in the image, and TRAIN_ON_PRED_BOXES as many keypoints as are in predicted boxes.
 
     Args:
         model: in training mode, without an :func:`obstacle`.
@@ -90,20 +102,21 @@ def make_plan(model: GeneralizedRCNN, batch: list[dict[str, Any]], parts: Sequen
     shards = [[batch[i] for i in part] for part in parts]
     sides = [tuple(model.preprocess_image(shard).tensor.shape[-2:]) for shard in shards]
     side = max(height for height, _ in sides), max(width for _, width in sides)
-    targets = [sample["instances"].to(model.device) for sample in batch]
+    targets = [_without_masks(sample["instances"]).to(model.device) for sample in batch]
     heads = model.roi_heads
     cascade = isinstance(heads, CascadeROIHeads)
+    moved = _keypoints_counted(heads) and getattr(heads, "train_on_pred_boxes", False)
 
     anchors, proposals, maps = None, [None] * len(batch), []
     if model.proposal_generator is None:
         proposals = [sample["proposals"].to(model.device) for sample in batch]
-    if model.proposal_generator is not None or cascade:
+    if model.proposal_generator is not None or cascade or moved:
         drawing = _AnchorDraws(model.proposal_generator, targets)
         preprocess = _padding(model.preprocess_image, side)
         for part, shard in zip(parts, shards, strict=True):
             images = preprocess(shard)
             features = model.backbone(images.tensor)
-            if cascade:
+            if cascade or moved:
                 maps.append(features)
             if model.proposal_generator is not None:
                 for i, found in zip(part, drawing.proposals(images, features), strict=True):
@@ -111,6 +124,10 @@ def make_plan(model: GeneralizedRCNN, batch: list[dict[str, Any]], parts: Sequen
         anchors = drawing.drawn
     sampled = heads.label_and_sample_proposals(proposals, targets)
     counts = _counts(heads, sampled)
+    if moved:
+        counts["loss_keypoint"] = _counts(heads, _moved(heads, maps, parts, sampled))[
+            "loss_keypoint"
+        ]
     if cascade:
         counts |= _stage_counts(heads, maps, parts, sampled, targets)
     return Plan(side=side, proposals=sampled, anchors=anchors, counts=counts)
@@ -152,10 +169,43 @@ def _counts(heads: ROIHeads, sampled: list[Instances]) -> dict[str, list[int]]:
         "loss_box_reg": rois,
         "loss_mask": [len(one) for one in positives],
     }
-    keypoint_head = getattr(heads, "keypoint_head", None)
-    if getattr(keypoint_head, "loss_normalizer", None) == "visible":
+    if _keypoints_counted(heads):
         counts["loss_keypoint"] = [_visible(one) for one in positives]
     return counts
+
+
+def _keypoints_counted(heads: ROIHeads) -> bool:
+    """Whether the keypoint loss is a mean over visible keypoints."""
+    return getattr(getattr(heads, "keypoint_head", None), "loss_normalizer", None) == "visible"
+
+
+def _moved(
+    heads: ROIHeads,
+    maps: list[dict[str, Tensor]],
+    parts: Sequence[Part],
+    sampled: list[Instances],
+) -> list[Instances]:
+    """The RoIs with the boxes that the box head predicts for them."""
+    result = [Instances(one.image_size, **one.get_fields()) for one in sampled]
+    for part, features in zip(parts, maps, strict=True):
+        heads._forward_box(features, [result[i] for i in part])  # puts them in place
+    return result
+
+
+def _without_masks(objects: Instances) -> Instances:
+    """The objects without masks, which no draw asks for, but with their numbers."""
+    fields = {name: of for name, of in objects.get_fields().items() if name != "gt_masks"}
+    return Instances(objects.image_size, **fields, gt_object=torch.arange(len(objects)))
+
+
+def _with_masks(rois: Instances, objects: Instances) -> Instances:
+    """RoIs with the masks that each is to learn."""
+    fields = rois.get_fields()
+    of = fields.get("gt_object")
+    if of is None or not objects.has("gt_masks"):
+        return rois
+    fields = {name: value for name, value in fields.items() if name != "gt_object"}
+    return Instances(rois.image_size, **fields, gt_masks=objects.gt_masks[of])
 
 
 def _visible(positives: Instances) -> int:

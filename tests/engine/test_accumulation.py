@@ -74,6 +74,7 @@ def far(gradient: torch.Tensor, other: torch.Tensor) -> float:
         ("cascade", {}),
         ("keypoint", {}),
         ("keypoint", {"ROI_KEYPOINT_HEAD__NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS": False}),
+        ("fpn", {"ROI_BOX_HEAD__TRAIN_ON_PRED_BOXES": True}),
     ],
 )
 def test_parts_have_the_gradient_losses_and_draws_of_the_batch(
@@ -107,6 +108,32 @@ def test_the_rois_that_leave_a_cascade_are_counted() -> None:
     assert far(gradient, whole) < 5e-6
 
 
+def test_keypoints_are_counted_in_the_boxes_that_train_them() -> None:
+    def wild() -> nn.Module:
+        model = build("keypoint", ROI_BOX_HEAD__TRAIN_ON_PRED_BOXES=True)
+        with torch.no_grad():  # boxes of half the width and height lose keypoints
+            model.roi_heads.box_predictor.bbox_pred.bias.view(-1, 4)[:, 2:] = -3.5
+        return model
+
+    whole, losses, _ = step(wild(), 1)
+    gradient, in_parts, _ = step(wild(), 2)
+    assert in_parts == pytest.approx(losses, rel=1e-5)
+    assert far(gradient, whole) < 5e-6
+
+
+def test_a_plan_has_no_mask_for_each_roi() -> None:
+    samples = unlike_images()
+    with EventStorage():
+        plan = make_plan(build("fpn"), samples, [range(4)])
+    # Each would be a map as large as the image, for every RoI of the batch.
+    largest = max(
+        (getattr(value, "tensor", value).numel() / len(one), name)
+        for one in plan.proposals
+        for name, value in one.get_fields().items()
+    )
+    assert largest[0] <= KEYPOINTS * 3, largest
+
+
 def test_weights_are_shares_of_what_a_loss_is_a_mean_over() -> None:
     model = build("fpn")
     with EventStorage():
@@ -137,6 +164,12 @@ def test_what_does_not_allow_it_is_said_once(caplog: pytest.LogCaptureFixture) -
     model.backbone.fpn_output2.norm = nn.BatchNorm2d(8)
     assert obstacle(model) == "batch norm takes the statistics of one part"
     assert obstacle(model.eval()) == ""
+    model = build("fpn")
+    model.backbone.bottom_up.res5.add_module("drop", nn.Dropout(0.1))
+    assert obstacle(model) == "backbone.bottom_up.res5.drop drops at random what another pass keeps"
+    model.backbone.bottom_up.res5.drop.p = 0.0
+    assert obstacle(model) == ""
+    model.backbone.fpn_output2.norm = nn.BatchNorm2d(8)
     assert obstacle(nn.Linear(1, 1)) == "Linear is not detectron2's GeneralizedRCNN"
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     trainer = Steps(model.train(), [unlike_images()] * 2, optimizer, parts=2)
