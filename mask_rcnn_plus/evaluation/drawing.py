@@ -22,7 +22,8 @@ from mask_rcnn_plus.evaluation.labels import (
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 
 _MASK_OPACITY = 0.4
-# An object whose box, as drawn, has a side shorter than this many lines gets a thin outline.
+# An object whose box, as drawn, has a side shorter than this many lines gets a thin outline; where
+# most objects are so small, also one that is up to twice as large, lest it look picked out.
 _SMALL = 20
 _EDGE = (24, 24, 24)
 
@@ -211,7 +212,11 @@ def draw_styled(
     sides = boxes[:, 2:] - boxes[:, :2]
     topmost = np.arange(len(objects)) >= len(objects) - on_top
     order = np.lexsort((-sides.prod(axis=1), topmost))
-    lines = [style.line if side >= _SMALL * style.line else 1 for side in sides.min(axis=1)]
+    shorter = sides.min(axis=1)
+    small = _SMALL * style.line
+    if 2 * (shorter < small).sum() > len(objects):
+        small *= 2
+    lines = [style.line if side >= small else 1 for side in shorter]
     lines = [line + int(top) for line, top in zip(lines, topmost, strict=True)]
     masks = objects.masks if style.masks else None
     if masks is not None:

@@ -38,7 +38,8 @@ FORMATS: dict[str, tuple[Callable[..., Found], tuple[str, ...], str, str]] = {
     "yolo": (
         yolo.read,
         ("classes",),
-        "the folder of data.yaml, images/ and labels/ with polygons, or the yaml",
+        "the folder of data.yaml, images/ and labels/ with polygons, or the yaml; without one, "
+        "images/train and images/val (or train/images and valid/images) are the splits",
         "yolo pets-seg --output datasets/pets",
     ),
     "masks": (

@@ -128,6 +128,10 @@ def _require_free(arguments: argparse.Namespace, sources: Sequence[Source]) -> N
 
 def _config(arguments: argparse.Namespace) -> CfgNode:
     device = resolve_device(arguments.device, "--device")
+    if arguments.optimize == "fp16" and device == "cpu":
+        raise UserError(
+            "--optimize fp16, which CPUs compute slower than fp32: give bf16, or --device cuda"
+        )
     opts = [word for pair in arguments.set for word in pair]
     cfg = read_config(
         arguments.weights,

@@ -15,7 +15,7 @@ from PIL import Image
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.evaluation import PreviewSample, PreviewWriter, draw_preview
 from mask_rcnn_plus.evaluation import preview as preview_module
-from mask_rcnn_plus.evaluation.drawing import Objects, draw_objects
+from mask_rcnn_plus.evaluation.drawing import Objects, Style, draw_objects, draw_styled
 from mask_rcnn_plus.evaluation.labels import class_color, class_name, text_color, text_size
 
 GREY = 128
@@ -175,6 +175,23 @@ def test_many_objects_get_outlines_without_boxes() -> None:
     assert not corner_drawn(one, crowded=True)
     bare = Objects(one.boxes, one.classes, one.scores)
     assert corner_drawn(bare, crowded=True)
+
+
+@pytest.mark.parametrize(("others", "alike"), [(38, True), (60, False)])
+def test_an_object_a_little_larger_than_its_neighbours_looks_like_them(
+    others: int, alike: bool
+) -> None:
+    size = (128, 400)
+    squares = [(10 + 100 * k, 10, 10 + 100 * k + side, 90) for k, side in enumerate([others] * 3)]
+    objects = boxes_of(*squares, (310, 10, 352, 90), size=size)
+    style = Style(boxes=False, labels=False, edged=True)
+    dark = (draw_styled(grey(*size), objects, ["a"], style) < 60).all(axis=2)
+    assert dark[:, 300:].any() != alike  # the edge of a wide outline
+    assert dark[:, :300].any() != alike
+    # One that is much larger may have it.
+    objects = boxes_of(*squares, (310, 10, 392, 128), size=size)
+    dark = (draw_styled(grey(*size), objects, ["a"], style) < 60).all(axis=2)
+    assert dark[:, 300:].any()
 
 
 def test_overlapping_objects_are_seen_both() -> None:

@@ -318,6 +318,11 @@ def test_wrong_arguments_are_one_line(
             "no effect: give --score-threshold",
         ),
         ((*good, "--device", "cuda:77"), "--device is 'cuda:77'"),
+        # The weights, which are read last, are not asked for.
+        (
+            ("--weights", "no.pth", "photos/y.jpg", "--device", "cpu", "--optimize", "fp16"),
+            "--optimize fp16, which CPUs compute slower than fp32: give bf16",
+        ),
         ((*good, "--score-threshold", "1.5"), "from 0 to 1, not '1.5'"),
         ((*good, "--batch-size", "0"), "at least 1, not '0'"),
         ((*good, "--no-pictures"), "leaves nothing to write"),

@@ -2,8 +2,9 @@
 
 A line is ``CLASS x0 y0 x1 y1 ...``: the class's index and a polygon in fractions of the width and
 height of the image as it is seen. ``data.yaml`` has ``names``, and where images lie: ``path``,
-``train``, ``val``, ``test``. The labels lie where the images do, with ``labels`` in the place of
-the last ``images`` in the path.
+``train``, ``val``, ``test``; where it says nothing of them, folders of these names beside or in
+``images`` do. The labels lie where the images do, with ``labels`` in the place of the last
+``images`` in the path.
 """
 
 import math
@@ -17,6 +18,8 @@ from mask_rcnn_plus.data.convert.files import images_below, to_picture
 from mask_rcnn_plus.data.convert.found import Found, Thing, with_bar
 from mask_rcnn_plus.errors import UserError
 
+# A folder's name, and the split whose images lie in it.
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _FAR = 1.5  # fractions beyond this are pixels, or another format
 
 
@@ -126,10 +129,23 @@ def _images(folder: Path, about: dict[str, Any], found: Found) -> list[tuple[Pat
             for path in files or []:
                 places.setdefault(path, split)
     if not any(about.get(split) for split in ("train", "val", "test")):
-        places = dict.fromkeys(images_below(folder), "")
+        places = {path: _split_of(path.relative_to(folder)) for path in images_below(folder)}
+        # Without both there is nothing to keep apart, and some are drawn for val.
+        if not {"train", "val"} <= set(places.values()):
+            places = dict.fromkeys(places, "")
     if not places:
         raise UserError(f"there are no images in '{folder}'")
     return sorted(places.items())
+
+
+def _split_of(path: Path) -> str:
+    """By the folder in ``images`` or around it, as ``images/train`` or ``train/images``."""
+    folders = path.parent.parts
+    if "images" not in folders:
+        return ""
+    last = len(folders) - 1 - folders[::-1].index("images")
+    beside = (*folders[last + 1 : last + 2], *folders[max(0, last - 1) : last])
+    return next((_SPLITS[name.lower()] for name in beside if name.lower() in _SPLITS), "")
 
 
 def _listed(folder: Path, top: Any, entry: str) -> list[Path] | None:

@@ -56,6 +56,24 @@ def test_lines_cover_their_pixels(
     np.testing.assert_array_equal(second, box(30, 40, 20, 0, 40, 30))
 
 
+@pytest.mark.parametrize("place", ["images/{}/{}.png", "{}/images/{}.png"])
+def test_without_a_yaml_folders_are_the_splits(place: str, save: Save, tmp_path: Path) -> None:
+    for folder, name in (("train", "a"), ("valid", "b"), ("test", "c"), ("more", "d")):
+        path = place.format(folder, name)
+        save(f"pets/{path}")
+        label(tmp_path / "pets", path.replace("images", "labels")[:-4] + ".txt", CAT)
+    found = yolo.read(tmp_path / "pets", classes=["cat"])
+    splits = {p.path.stem: p.split for p in found.pictures if p.path}
+    # What lies in none of them is drawn.
+    assert splits == {"a": "train", "b": "val", "c": "test", "d": ""}
+
+
+def test_a_train_folder_alone_is_no_split(save: Save, tmp_path: Path) -> None:
+    save("pets/images/train/a.png")
+    label(tmp_path / "pets", "labels/train/a.txt", CAT)
+    assert [p.split for p in yolo.read(tmp_path / "pets", classes=["cat"]).pictures] == [""]
+
+
 def test_fractions_are_of_the_image_turned_by_exif(
     save: Save, written: Written, tmp_path: Path
 ) -> None:
