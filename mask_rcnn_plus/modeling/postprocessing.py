@@ -1,25 +1,23 @@
 """Detections at the size of the original image, their masks pasted when somebody asks for them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import Instances, ROIMasks
 from torch import Tensor
 
+from mask_rcnn_plus.modeling.masks_on_demand import MasksOnDemand
 from mask_rcnn_plus.ops import paste_masks_rle
 
 
-class PastedMasks:
+class PastedMasks(MasksOnDemand):
     """R masks in an image, kept as they came from the mask head: R small squares and their boxes.
 
-    Takes the place of a bool tensor (R, H, W) in ``Instances.pred_masks``. :meth:`rle` encodes them
-    without an image of a mask; :meth:`to_tensor`, NumPy, indexing with a number and iteration give
-    what detectron2 would have pasted, the last two one mask at a time.
+    :meth:`rle` encodes them without an image of a mask; :meth:`to_tensor`, NumPy, indexing with a
+    number and iteration give what detectron2 would have pasted, the last two one mask at a time.
 
     Attributes:
         masks: (R, M, M), fp32.
@@ -64,17 +62,11 @@ class PastedMasks:
             return self.masks.new_zeros((0, *self.image_size), dtype=torch.bool)
         return paste_masks_in_image(self.masks, self.boxes, self.image_size, self.threshold)
 
-    def to(self, *args: Any, **kwargs: Any) -> "PastedMasks":
-        """The same on another device."""
+    def _moved(self, *args: Any, **kwargs: Any) -> "PastedMasks":
         masks, boxes = self.masks.to(*args, **kwargs), self.boxes.to(*args, **kwargs)
         if masks is self.masks and boxes is self.boxes:
             return self
         return PastedMasks(masks, boxes, self.image_size, self.threshold)
-
-    @property
-    def shape(self) -> torch.Size:
-        """(R, H, W)."""
-        return torch.Size((len(self), *self.image_size))
 
     @property
     def device(self) -> torch.device:
@@ -83,20 +75,11 @@ class PastedMasks:
     def __len__(self) -> int:
         return len(self.masks)
 
-    def __getitem__(self, item: Any) -> Any:
-        """One mask, bool (H, W), for a number; else, as a tensor is indexed, those chosen."""
-        if isinstance(item, int | np.integer):
-            if not -len(self) <= item < len(self):
-                raise IndexError(f"mask {item} of {len(self)}")
-            item = int(item) % len(self)
-            return self[item : item + 1].to_tensor()[0]
+    def _one(self, number: int) -> Tensor:
+        return self._chosen(slice(number, number + 1)).to_tensor()[0]
+
+    def _chosen(self, item: Any) -> "PastedMasks":
         return PastedMasks(self.masks[item], self.boxes[item], self.image_size, self.threshold)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        return self.to_tensor().cpu().numpy().astype(dtype or np.bool_, copy=False)
 
     @staticmethod
     def cat(parts: Sequence["PastedMasks"]) -> "PastedMasks":

@@ -112,8 +112,12 @@ def _lean_mask_loss(
 
 
 def _has_the_plain_loss(head: nn.Module) -> bool:
-    """Whether a mask head has no loss of its own, which would have a forward of its own."""
-    return type(head).forward is BaseMaskRCNNHead.forward
+    """Whether a mask head has no loss of its own, and nobody waits for it to be called.
+
+    Another loss has a forward of its own, which may be the object's; hooks see calls alone.
+    """
+    own = type(head).forward is not BaseMaskRCNNHead.forward or "forward" in vars(head)
+    return not (own or head._forward_pre_hooks or head._forward_hooks)
 
 
 def _mask_losses(

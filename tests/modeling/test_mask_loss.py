@@ -75,3 +75,21 @@ def test_our_heads_use_it_with_the_same_losses(
         with EventStorage():
             losses.append({name: value.item() for name, value in model(batch()).items()})
     assert losses[1] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "cascade", "c4"])
+def test_a_mask_head_with_hooks_or_a_forward_of_its_own_is_called(architecture: str) -> None:
+    head = (model := build(architecture)).roi_heads.mask_head
+    called = []
+    handle = head.register_forward_hook(lambda *_: called.append("hook"))
+
+    def step() -> None:
+        with EventStorage():
+            model(batch())
+
+    step()
+    handle.remove()
+    forward = head.forward
+    head.forward = lambda *arguments: called.append("own") or forward(*arguments)
+    step()
+    assert called == ["hook", "own"]

@@ -1,6 +1,7 @@
 """Masks that are pasted when somebody asks, against detectron2's post-processing."""
 
 import copy
+import pickle
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -9,7 +10,7 @@ import torch
 from detectron2.modeling import detector_postprocess
 from detectron2.structures import Boxes, Instances, ROIMasks
 
-from mask_rcnn_plus.modeling import PastedMasks, postprocess
+from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, postprocess
 
 
 def detections(kind: type = torch.Tensor) -> Instances:
@@ -62,6 +63,27 @@ def test_pasted_masks_are_indexed_as_tensors_are() -> None:
         masks[4]
     assert np.array_equal(np.asarray(masks), dense.numpy())
     assert np.asarray(masks, dtype=np.uint8).dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", [PastedMasks, RunLengthMasks])
+def test_masks_on_demand_do_what_apps_ask_of_a_tensor(kind: type) -> None:
+    masks = postprocess(detections(), 150, 200).pred_masks
+    dense = masks.to_tensor()
+    if kind is RunLengthMasks:
+        masks = RunLengthMasks(masks.rle(), masks.image_size)
+    assert np.array_equal(masks.cpu().numpy(), dense.numpy())
+    assert torch.equal(masks.sum(dim=(1, 2)), dense.sum(dim=(1, 2)))
+    assert (masks.dtype, masks.dim(), masks.size(0)) == (torch.bool, 3, 4)
+    # A dtype is one of pixels, not of the small masks: as bytes those would all be empty.
+    assert torch.equal(masks.to(torch.uint8), dense.to(torch.uint8))
+    assert torch.equal(masks.to("cpu", dtype=torch.float32), dense.float())
+    assert isinstance(masks.to("cpu"), kind)
+    for item in (torch.tensor(2), np.array(-1), (slice(None), slice(60, 90)), (0, 70), ..., None):
+        assert torch.equal(masks[item], dense[item]), item
+    with pytest.raises(AttributeError, match="no_such"):
+        masks.no_such()
+    for same in (copy.deepcopy(masks), pickle.loads(pickle.dumps(masks))):
+        assert isinstance(same, kind) and torch.equal(same.to_tensor(), dense)
 
 
 def test_pasted_masks_live_in_instances() -> None:
