@@ -66,7 +66,9 @@ class Pictures:
         chosen = np.arange(findings.truth.of(image).start, findings.truth.of(image).stop)
         chosen = chosen[~findings.truth.crowd[chosen]]
         by = task.found_by[chosen]
-        found = (by >= 0) & (findings.detections.score[by] >= threshold)
+        found = by >= 0
+        # Of objects that nothing finds, by is no index.
+        found[found] = findings.detections.score[by[found]] >= threshold
         colors = [RIGHT if one else MISSED for one in found]
         several = len(findings.class_names) > 1
         names = [_name(findings, k) if several else "" for k in findings.truth.category[chosen]]

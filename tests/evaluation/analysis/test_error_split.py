@@ -111,6 +111,16 @@ def test_an_error_about_an_object_that_is_found_is_taken_away() -> None:
     assert split.parts["class"] == pytest.approx(100 - split.ap50) == pytest.approx(25)
 
 
+def test_an_object_that_is_found_is_not_found_once_more_by_what_is_mended() -> None:
+    findings = case(
+        [("a", 0), ("a", 90), ("b", 50)], [("b", 0, 0.9), ("a", 0, 0.8), ("b", 50, 0.7)], "ab"
+    )
+    split = split_errors(findings, "bbox")
+    assert split.ap50 == pytest.approx(100 * (HALF + 0.5) / 2)
+    # b is 1 then; of the two a there is still one alone.
+    assert split.alone["class"] == pytest.approx(25)
+
+
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", range(4))
 def test_parts_add_up_whatever_there_is(seed: int, task: str) -> None:

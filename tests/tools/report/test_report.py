@@ -111,6 +111,17 @@ def test_nothing_there_and_nothing_found(make_run: MakeRun, tmp_path: Path) -> N
     assert "There is no image with objects or detections." in page.text
 
 
+def test_objects_of_which_none_is_found(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("run", [], objects=OBJECTS)
+    page = report(run, "--output", tmp_path / "page.html")
+    assert "The model found nothing, so AP is 0" in page.text
+    assert "2 objects, 2 missed" in " ".join(filter(None, page.alts))
+    assert "nothing was found there" in page.text
+    better = make_run("better", FOUND, objects=OBJECTS)
+    both = report(run, better, "--output", tmp_path / "both.html")
+    assert "It finds 1 objects that run does not, and no longer finds 0." in both.text
+
+
 def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
     before = make_run("before", FOUND, objects=OBJECTS)
     after = make_run("after", MORE, objects=OBJECTS)
