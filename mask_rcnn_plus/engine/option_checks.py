@@ -1,5 +1,7 @@
 """Options that need other options, or another device."""
 
+from collections.abc import Sequence
+
 from detectron2.config import CfgNode
 
 from mask_rcnn_plus.engine.ema import NAME as AVERAGED
@@ -9,6 +11,12 @@ from mask_rcnn_plus.evaluation.coco_tasks import TASKS
 
 # Of each task; AP-<class> as well.
 _KINDS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+# What has to be on, and the tasks that it is for.
+_NEEDED = (
+    ("MODEL.MASK_ON", ("segm", "boundary")),
+    ("TEST.BOUNDARY_AP", ("boundary",)),
+    ("MODEL.KEYPOINT_ON", ("keypoints",)),
+)
 
 
 def check_options(cfg: CfgNode) -> None:
@@ -85,13 +93,10 @@ def check_figures(cfg: CfgNode) -> None:
     Raises:
         UserError: of TEST.BEST_METRIC or TEST.EARLY_STOPPING.METRIC.
     """
-    test, names = cfg.TEST, cfg.DATASETS.TEST
-    for key, name in (
-        ("TEST.BEST_METRIC", test.BEST_METRIC),
-        ("TEST.EARLY_STOPPING.METRIC", test.EARLY_STOPPING.METRIC),
-    ):
-        if not name:
-            continue
+    names = cfg.DATASETS.TEST
+    for key, name in _watched(cfg):
+        if not names:
+            raise UserError(f"{key} is '{name}', and DATASETS.TEST is empty: name a data set")
         figure = name.removeprefix(f"{AVERAGED}/").removeprefix(f"{VALIDATION}/")
         if len(names) > 1:
             of = next((one for one in names if figure.startswith(f"{one}/")), None)
@@ -110,6 +115,36 @@ def check_figures(cfg: CfgNode) -> None:
             known = [f"{task}/{kind}" for task in TASKS for kind in _KINDS]
             hint = did_you_mean(figure, known) or "; a figure's name is like segm/AP"
             raise UserError(f"{key} is '{name}', which is no figure of an evaluation{hint}")
+        for needed, of in _NEEDED:
+            group, switch = needed.split(".")
+            plain = cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+            if task in of and plain and not cfg[group][switch]:
+                raise UserError(f"{key} is '{name}', and {needed} is False: set it to True")
+
+
+def check_classes_watched(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Refuses to watch the AP of a class that there is not.
+
+    Args:
+        cfg: after :func:`check_figures`.
+        names: of the classes; none where they are not known.
+
+    Raises:
+        UserError: of TEST.BEST_METRIC or TEST.EARLY_STOPPING.METRIC.
+    """
+    for key, name in _watched(cfg):
+        task, _, of = name.partition("/AP-")
+        if task.rsplit("/", 1)[-1] in TASKS and "/AP-" in name and names and of not in names:
+            hint = did_you_mean(of, names) or f"; there is {', '.join(names)}"
+            raise UserError(f"{key} is '{name}', and no class is called '{of}'{hint}")
+
+
+def _watched(cfg: CfgNode) -> list[tuple[str, str]]:
+    watched = [
+        ("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC),
+        ("TEST.EARLY_STOPPING.METRIC", cfg.TEST.EARLY_STOPPING.METRIC),
+    ]
+    return [(key, name) for key, name in watched if name]
 
 
 def _check_figure(cfg: CfgNode, key: str, name: str) -> None:

@@ -20,6 +20,7 @@ from mask_rcnn_plus.engine.checks import check_components, check_datasets, check
 from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.console import setup_console
 from mask_rcnn_plus.engine.option_checks import (
+    check_classes_watched,
     check_figures,
     check_optimize,
     check_options,
@@ -65,6 +66,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     prepare_datasets(cfg)
     names = check_datasets(cfg, args)
     if not args.eval_only:
+        check_classes_watched(cfg, names)
         settle_class_weights(cfg, names)
     cfg.freeze()
     default_setup(cfg, args)

@@ -11,7 +11,12 @@ from detectron2.engine import DefaultTrainer
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
 from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
-from mask_rcnn_plus.engine.option_checks import check_figures, check_options, check_sampler
+from mask_rcnn_plus.engine.option_checks import (
+    check_classes_watched,
+    check_figures,
+    check_options,
+    check_sampler,
+)
 
 NAN = float("nan")
 
@@ -82,6 +87,7 @@ def test_a_run_ends_early_whole_and_for_good(
     monkeypatch.setattr(DefaultTrainer, "run_step", count)
     keys = ["TEST.EVAL_PERIOD", "1", "TEST.EARLY_STOPPING.METRIC", "segm/AP"]
     keys += ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.EMA.ENABLED", "False"]
+    keys += ["DATASETS.TEST", "('shapes_val',)"]
 
     def run(name: str, patience: int, *arguments: str) -> int:
         command = ["--config-file", str(small_config), *arguments, *keys]
@@ -165,6 +171,38 @@ def test_a_figure_that_no_evaluation_has_is_refused_before_the_run(
     with pytest.raises(UserError, match=re.escape(words)) as refused:
         check_figures(load_config(small_config, [key, name, "DATASETS.TEST", sets]))
     assert key in str(refused.value) and f"'{name}'" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("segm/AP", "MODEL.MASK_ON"),
+        ("ema/boundary/AP", "TEST.BOUNDARY_AP"),
+        ("keypoints/AP50", "MODEL.KEYPOINT_ON"),
+        ("bbox/AP", "DATASETS.TEST"),
+    ],
+)
+def test_a_figure_that_is_switched_off_is_refused(
+    small_config: Path, name: str, setting: str
+) -> None:
+    off = "()" if setting == "DATASETS.TEST" else "False"
+    keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a',)", "MODEL.MASK_ON", "True"]
+    cfg = load_config(small_config, [*keys, setting, off])
+    with pytest.raises(UserError, match=f"^TEST.BEST_METRIC is '{name}', and {setting} is "):
+        check_figures(cfg)
+
+
+def test_the_ap_of_a_class_that_there_is_not_is_refused(small_config: Path) -> None:
+    def check(name: str) -> None:
+        keys = ["TEST.EARLY_STOPPING.METRIC", name]
+        check_classes_watched(load_config(small_config, keys), ["cell", "a/AP-b"])
+
+    for right in ("segm/AP-cell", "ema/val/bbox/AP-a/AP-b", "segm/AP", "mine/AP-x"):
+        check(right)
+    with pytest.raises(UserError, match="no class is called 'cel'; did you mean 'cell'"):
+        check("ema/segm/AP-cel")
+    with pytest.raises(UserError, match="no class is called ''; there is cell, a/AP-b"):
+        check("segm/AP-")
 
 
 @pytest.mark.parametrize("name", ["ema/a/segm/AP-a/b", "b/bbox/APs", "a/mine/F1"])

@@ -270,6 +270,7 @@ def test_the_newest_and_the_best_checkpoints_stay(
 
     monkeypatch.setattr(Trainer, "test", classmethod(evaluate))
     keys = ["SOLVER.KEEP_CHECKPOINTS", "1", "TEST.EVAL_PERIOD", "2", "TEST.BEST_METRIC", "segm/AP"]
+    keys += ["DATASETS.TEST", "('shapes_val',)"]
 
     def run(name: str, *arguments: str) -> int:
         command = ["--config-file", str(small_config), *arguments, *keys]
