@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.config import get_cfg as detectron2_config
 
 from mask_rcnn_plus import UserError, get_cfg, load_config
+from mask_rcnn_plus.config_augmentation import add_augmentation_keys
+from mask_rcnn_plus.config_training import add_training_keys
+from tests.test_configs import leaves
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,3 +79,21 @@ def test_a_broken_override_is_refused_in_one_line(
 )
 def test_every_config_of_the_project_reads(path: Path) -> None:
     load_config(path)
+
+
+def test_every_training_option_has_its_line_with_what_it_costs() -> None:
+    rows = [
+        line.split(" | ")
+        for line in (ROOT / "docs" / "training.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    assert all(len(row) == 4 and all(cell.strip(" |") for cell in row) for row in rows)
+    known = dict(leaves(detectron2_config()))
+    cfg = detectron2_config()
+    add_training_keys(cfg)
+    add_augmentation_keys(cfg)
+    for key in dict(leaves(cfg)).keys() - known.keys():
+        section, _, name = key.rpartition(".")
+        named = [row for row in rows if f"`{key}`" in row[0]]
+        named += [row for row in rows if f"`{section}" in row[0] and f"`{name}`" in row[0]]
+        assert named, f"docs/training.md has no line of {key}"
