@@ -86,23 +86,28 @@ def main(argv: Sequence[str]) -> int:
         tqdm.write(f"skipped: {reason}", file=sys.stderr)
 
     tally = _Tally(sources)
-    with ExitStack() as stack:
-        bar = stack.enter_context(tally.bar())
-        sinks = _sinks(arguments, cfg, predictor, sources)
-        for sink in sinks:
-            stack.callback(sink.close)
-        try:
-            for part in ahead(shots(sources, cameras, skip), arguments.batch_size):
-                found = _predicted(predict, part)
-                for shot, instances in zip(part, found, strict=True):
-                    chosen = _chosen(instances.to("cpu"), wanted, arguments.max_detections)
-                    for sink in sinks:
-                        sink.add(shot, chosen)
-                    tally.add(len(chosen))
-                    bar.update()
-        except KeyboardInterrupt:
-            if not cameras:
-                raise
+    try:
+        with ExitStack() as stack:
+            bar = stack.enter_context(tally.bar())
+            sinks = _sinks(arguments, cfg, predictor, sources)
+            for sink in sinks:
+                stack.callback(sink.close)
+            try:
+                for part in ahead(shots(sources, cameras, skip), arguments.batch_size):
+                    found = _predicted(predict, part)
+                    for shot, instances in zip(part, found, strict=True):
+                        chosen = _chosen(instances.to("cpu"), wanted, arguments.max_detections)
+                        for sink in sinks:
+                            sink.add(shot, chosen)
+                        tally.add(len(chosen))
+                        bar.update()
+            except KeyboardInterrupt:
+                if not cameras:
+                    raise
+    # Of files that are open all along; what is read has told its own.
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write into --output {arguments.output}: {reason}") from error
     print(tally.line(len(failed), arguments.output))
     return int(bool(failed))
 

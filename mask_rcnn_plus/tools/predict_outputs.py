@@ -122,9 +122,9 @@ class CocoResults:
             self._results.add({**found, "category_id": self._ids[found["category_id"]]})
 
     def close(self) -> None:
-        self._results.close()
-        self._images.close()
-        self._files.close()
+        with self._files:  # closed on a full disk too
+            self._results.close()
+            self._images.close()
 
 
 class _JsonList:

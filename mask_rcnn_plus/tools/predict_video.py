@@ -69,7 +69,7 @@ class VideoFile:
         self._writer.release()
         exact = self._even == self._size or set_frame_size(self._path, self._even, self._size)
         capture: Any = cv2.VideoCapture(str(self._path))
-        count = round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        count = max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # -1 of what is no video
         capture.release()
         if count != self._count:
             raise UserError(

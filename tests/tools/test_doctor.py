@@ -93,7 +93,10 @@ def test_the_report_for_people_says_it_all(report: dict[str, Any]) -> None:
         "/dev/shm",
     ):
         assert word in shown
-    assert shown.splitlines()[-1] == "healthy"
+    assert text({**report, "advice": []}).splitlines()[-1] == "healthy"
+    # Whoever reads the last line alone must not miss it.
+    advised = text({**report, "advice": ["install a compiler"]})
+    assert "the advice above" in advised.splitlines()[-1]
     spoilt = {**report, "broken": ["a thing: it fails"], "self_test": {"error": "ends"}}
     assert "1 thing is broken" in text(spoilt) and "  - a thing: it fails" in text(spoilt)
 

@@ -286,6 +286,19 @@ def test_folders_names_and_what_lies_in_the_output(folder: Path) -> None:
     ]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["predictions.json", "images.json", "objects.csv"])
+def test_a_full_disk_is_one_line(
+    name: str, folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / name).symlink_to("/dev/full")
+    outputs = ("--output", "out", "--overwrite", "--json", "--csv", "--no-pictures")
+    assert run(weights, "photos/y.jpg", *outputs) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "error: cannot write into --output out: No space left on device"
+
+
 def test_opencv_adds_nothing_to_the_line(folder: Path, weights: str) -> None:
     code = "import sys; from mask_rcnn_plus.tools.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "predict", "--weights", weights, "99"]

@@ -28,6 +28,8 @@ def text(report: dict[str, Any]) -> str:
             lines += [title, *(_item(sentence) for sentence in report[title]), ""]
     count = len(report["broken"])
     verdict = f"{count} thing{'s are' if count > 1 else ' is'} broken" if count else "healthy"
+    if report["advice"] and not count:
+        verdict += ": nothing is broken, and the advice above would improve something"
     return "\n".join([*lines, verdict])
 
 
