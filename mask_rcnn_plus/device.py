@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -69,14 +70,24 @@ def use_channels_last(model: torch.nn.Module) -> None:
             f"MODEL.CHANNELS_LAST is True, but {type(model).__name__} has no backbone: set it to "
             "False"
         )
+    from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
+
     model.to(memory_format=torch.channels_last)
     model.backbone.register_forward_pre_hook(_to_channels_last)
+    for head in model.modules():
+        if isinstance(head, BaseKeypointRCNNHead):
+            # Its loss views each heatmap as a row, which it is in the usual layout alone.
+            list(head.modules())[-1].register_forward_hook(_to_contiguous)
 
 
 def _to_channels_last(
     backbone: torch.nn.Module, inputs: tuple[torch.Tensor]
 ) -> tuple[torch.Tensor]:
     return (inputs[0].contiguous(memory_format=torch.channels_last),)
+
+
+def _to_contiguous(layer: torch.nn.Module, inputs: Any, maps: torch.Tensor) -> torch.Tensor:
+    return maps.contiguous()
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from mask_rcnn_plus import UserError, get_cfg
 from mask_rcnn_plus.device import extend_detectron2, resolve_device
 from tests.conftest import TINY
+from tests.modeling import models
 from tests.shrink import batch
 
 
@@ -204,3 +205,17 @@ def test_channels_last_without_a_backbone_is_refused() -> None:
     cfg.MODEL.CHANNELS_LAST = True
     with pytest.raises(UserError, match="DeviceProbe has no backbone"):
         modeling.build_model(cfg)
+
+
+def test_channels_last_trains_keypoints() -> None:
+    losses = []
+    for last in (False, True):
+        model = models.build("keypoint", CHANNELS_LAST=last)
+        torch.manual_seed(1)
+        with EventStorage():
+            losses.append(model(models.batch()))
+    assert losses[1]["loss_keypoint"] > 0
+    for name, loss in losses[0].items():
+        torch.testing.assert_close(losses[1][name], loss, rtol=1e-4, atol=1e-5)
+    sum(losses[1].values()).backward()
+    assert model.roi_heads.keypoint_head.score_lowres.weight.grad.abs().max() > 0

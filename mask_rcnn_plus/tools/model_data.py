@@ -73,6 +73,9 @@ def training_batches(
             )
         else:
             records = [r for r in require_dataset(name, training=True) if r.get("annotations")]
+            # Whose keypoints change places in a mirrored image.
+            cfg = cfg.clone()
+            cfg.DATASETS.TRAIN = [name]
         polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
         stock: Any = DatasetMapper(cfg, is_train=True)
         # detectron2's takes no run lengths for polygons.
@@ -102,7 +105,10 @@ def average_precision(
         if side.name.startswith("torchvision"):
             continue
         evaluator = build_coco_evaluator(
-            name, output_dir=None, detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+            name,
+            output_dir=None,
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            kpt_oks_sigmas=tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS),
         )
         found, _ = run_inference(
             side.model, build_test_batches(cfg, name), evaluator, dataset_name=name

@@ -283,6 +283,30 @@ def test_bf16_finds_the_same_objects(name: str) -> None:
         assert len(strong) == 0 or (same.amax(dim=1) > 0.5).float().mean() > 0.6
 
 
+def test_a_detector_without_rois_is_taken_in_any_dtype() -> None:
+    keys = {"META_ARCHITECTURE": "RetinaNet", "RETINANET__NUM_CLASSES": 3, "MASK_ON": False}
+    keys |= {"BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone"}
+    keys |= {"RESNETS__OUT_FEATURES": ["res3", "res4", "res5"]}
+    keys |= {"FPN__IN_FEATURES": ["res3", "res4", "res5"], "RETINANET__NUM_CONVS": 1}
+    model = lively(build("fpn", ours=False, **keys))
+    expected = detect(model)
+    assert_same(detect(optimize(model)), expected)
+    fast = optimize(model, "bf16")
+    assert "head: scores and boxes in fp32" in str(fast.optimization_report)
+    for a, b in zip(detect(copy.deepcopy(fast)), expected, strict=True):
+        assert a.scores.dtype == a.pred_boxes.tensor.dtype == torch.float32
+        same = pairwise_iou(b.pred_boxes, a.pred_boxes)
+        same *= b.pred_classes[:, None] == a.pred_classes[None]
+        assert (same.amax(dim=1) > 0.5).float().mean() > 0.6
+
+
+def test_deformable_convolutions_get_single_precision() -> None:
+    keys = {"RESNETS__DEFORM_ON_PER_STAGE": [False, False, False, True]}
+    model = lively(build("fpn", ours=False, **keys))
+    assert_same(detect(optimize(model)), detect(model))
+    assert all(len(one) for one in detect(optimize(model, "bf16")))
+
+
 def test_a_copy_and_a_pickle_detect_the_same(fast: nn.Module) -> None:
     expected = detect(fast)
     assert_same(detect(copy.deepcopy(fast)), expected)

@@ -7,20 +7,23 @@ import math
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
 import yaml
 from detectron2.structures import Boxes, Instances
 
+from mask_rcnn_plus.data import register_folder_datasets
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.tools import memory, model_sweep
 from mask_rcnn_plus.tools.cli import main
 from mask_rcnn_plus.tools.convert_torchvision import convert, parameter_names
 from mask_rcnn_plus.tools.model_agreement import Agreement
 from mask_rcnn_plus.tools.model_case import find_threshold, settle
-from mask_rcnn_plus.tools.model_data import training_batches
-from mask_rcnn_plus.tools.model_sides import our_config, set_limits, stock_config
+from mask_rcnn_plus.tools.model_data import average_precision, training_batches
+from mask_rcnn_plus.tools.model_sides import build_sides, our_config, set_limits, stock_config
 from mask_rcnn_plus.tools.model_sweep import Line
 from mask_rcnn_plus.tools.model_torchvision import reverted
 from tests.conftest import TINY
@@ -289,3 +292,37 @@ def test_a_data_set_gives_images_and_ap(trained: Path, shapes: Path, tmp_path: P
     assert report["inference"][0]["detections"] > 0
     assert report["training"][0]["stages"]["data"] > 0
     assert "| ours fp32 |" in (tmp_path / "model.md").read_text()
+
+
+def test_keypoints_are_those_of_the_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "dots"
+    (folder / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "images" / "0.png"), np.full((64, 64, 3), 90, np.uint8))
+    points = [x for place in ([12, 12], [36, 12], [12, 36], [36, 36]) for x in (*place, 2)]
+    box = {"bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0, "category_id": 1}
+    ring = [10, 10, 40, 10, 40, 40, 10, 40]
+    one = {"id": 1, "image_id": 1, "segmentation": [ring], "keypoints": points, "num_keypoints": 4}
+    names = ["left_a", "right_a", "left_b", "right_b"]
+    content = {
+        "images": [{"id": 1, "file_name": "0.png", "height": 64, "width": 64}],
+        "annotations": [{**box, **one}],
+        "categories": [{"id": 1, "name": "dot", "keypoints": names, "skeleton": []}],
+    }
+    (folder / "train.json").write_text(json.dumps(content))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_folder_datasets()
+
+    cfg = stock_config(config("keypoint", ROI_HEADS__NUM_CLASSES=1))
+    # The config's own data set has other keypoints, which no image here has.
+    cfg.DATASETS.TRAIN = ["keypoints_coco_2017_train"]
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1] * 4
+    cfg.DATALOADER.NUM_WORKERS = 0
+    batches, _ = training_batches(cfg, "dots_train", batch=1, batches=1, size=(64, 64))
+    assert batches[0][0]["instances"].gt_keypoints.tensor.shape == (1, 4, 3)
+    model = build("keypoint", ours=False, ROI_HEADS__NUM_CLASSES=1).eval()
+    sides = build_sides(cfg, model, against=["stock"], dtypes=[], image_size=(64, 64))
+    set_limits(model, threshold=0.0, detections=5)
+    found = average_precision(cfg, sides, "dots_train")
+    assert found["stock fp32"].keys() == {"bbox", "keypoints"}

@@ -29,6 +29,7 @@ from mask_rcnn_plus.modeling.optimization.model import (
     OptimizedModel,
     optimized_class,
 )
+from mask_rcnn_plus.modeling.optimization.precision import keep_single
 from mask_rcnn_plus.modeling.optimization.report import OptimizationReport
 from mask_rcnn_plus.modeling.pooler import FusedROIPooler
 from mask_rcnn_plus.modeling.roi_heads import fused_pooler
@@ -84,6 +85,7 @@ def optimize(
         _fuse_backbone(model, report)
         _fuse_proposals(model, report)
         _fuse_heads(model, report)
+        keep_single(model, kind, report)
     if fused and (bad := layers.leave_out_onednn_if_not_finite(model)):
         more = f" and {len(bad) - 1} more" if bad[1:] else ""
         report.kept.append(
