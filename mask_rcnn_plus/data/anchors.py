@@ -132,7 +132,7 @@ def _anchors(like: Anchors, sizes: Floats, ratios: Floats) -> Anchors:
     rising = np.sort(sizes, axis=None).reshape(sizes.shape)
     return replace(
         like,
-        sizes=tuple(map(tuple, rising.tolist())),
+        sizes=tuple(tuple(row.tolist()) for row in rising),
         ratios=(tuple(sorted(ratios.tolist())),) * len(sizes),
     )
 
