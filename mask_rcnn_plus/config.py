@@ -72,6 +72,9 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SHAPES.IMAGE_SIZE = (192, 192)
     # How the masks are written: "polygon" or "rle".
     cfg.DATASETS.SHAPES.MASK_FORMAT = "polygon"
+    # How often a circle, a square and a triangle is drawn beside the others, for data with a rare
+    # class: (1.0, 1.0, 0.1).
+    cfg.DATASETS.SHAPES.FREQUENCIES = (1.0, 1.0, 1.0)
     # The same seed gives the same bytes.
     cfg.DATASETS.SHAPES.SEED = 0
 

@@ -66,6 +66,7 @@ RULES = {
     "DATASETS.SHAPES.NUM_VAL": integer(1, 10**6),
     "DATASETS.SHAPES.IMAGE_SIZE": list_of(integer(1, MOST_SIDE), lengths=(2,)),
     "DATASETS.SHAPES.MASK_FORMAT": one_of("polygon", "rle"),
+    "DATASETS.SHAPES.FREQUENCIES": list_of(number(0, 1e6, above=True), lengths=(3,)),
     "DATASETS.SHAPES.SEED": _COUNT_OR_ZERO,
     # 0 keeps the image's own size.
     "INPUT.MIN_SIZE_TRAIN": list_of(integer(0, MOST_SIDE)),

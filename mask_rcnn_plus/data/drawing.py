@@ -1,6 +1,7 @@
 """Draws one image of overlapping circles, squares and triangles with its masks and keypoints."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -85,12 +86,15 @@ class Drawn:
     keypoints: np.ndarray
 
 
-def draw_image(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[Drawn]]:
+def draw_image(
+    rng: np.random.Generator, size: tuple[int, int], frequencies: Sequence[float] = (1, 1, 1)
+) -> tuple[np.ndarray, list[Drawn]]:
     """Draws an image; the generator's state alone decides what.
 
     Args:
         rng: the source of chance.
         size: (H, W) in pixels, each at least 32.
+        frequencies: how often each of ``SHAPE_KINDS`` is drawn beside the others, each above 0.
 
     Returns:
         the image, (H, W, 3) uint8 in RGB, and its objects, from the lowest to the topmost: two to
@@ -103,7 +107,7 @@ def draw_image(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndar
     whole: list[int] = []  # pixels of each shape, covered or not
     for _ in range(_integer(rng, *_OBJECTS)):
         for _ in range(_TRIES):
-            shape = _random_shape(rng, size, shapes)
+            shape = _random_shape(rng, size, shapes, frequencies)
             window, distance = _rasterise(shape, size)
             trial = owner[window].copy()
             trial[distance < 0] = len(shapes)
@@ -131,9 +135,14 @@ def _integer(rng: np.random.Generator, low: int, high: int) -> int:
     return min(high, low + int(float(rng.random()) * (high - low + 1)))
 
 
-def _random_shape(rng: np.random.Generator, size: tuple[int, int], others: list[Shape]) -> Shape:
+def _random_shape(
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    others: list[Shape],
+    frequencies: Sequence[float],
+) -> Shape:
     """A shape that lies within the image, one time in two beside or over an earlier one."""
-    kind = SHAPE_KINDS[_integer(rng, 0, len(SHAPE_KINDS) - 1)]
+    kind = _choice(rng, frequencies)
     largest = _MAX_SIZE * min(size)
     extent = MIN_SIZE * (largest / MIN_SIZE) ** _uniform(rng, 0, 1)
     radius = extent * _RADIUS[kind]
@@ -152,6 +161,13 @@ def _random_shape(rng: np.random.Generator, size: tuple[int, int], others: list[
         angle = math.radians(degrees) + rotation
         corners.append((name, (x + radius * math.cos(angle), y + radius * math.sin(angle))))
     return Shape(kind, (x, y), radius, tuple(corners))
+
+
+def _choice(rng: np.random.Generator, frequencies: Sequence[float]) -> str:
+    bounds = np.cumsum(frequencies)
+    drawn = float(rng.random()) * bounds[-1]
+    # Rounding may reach the last bound itself.
+    return SHAPE_KINDS[min(len(bounds) - 1, int(np.searchsorted(bounds, drawn, side="right")))]
 
 
 def _rasterise(shape: Shape, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:

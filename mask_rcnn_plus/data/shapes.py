@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -53,14 +54,15 @@ def generate_shapes(
     image_size: tuple[int, int] = (192, 192),
     mask_format: str = "polygon",
     seed: int = 0,
+    frequencies: Sequence[float] = (1, 1, 1),
     progress: bool = True,
 ) -> list[str]:
     """Writes ``root/name/{train,val}.json`` and ``root/name/images/*.png``, unless they lie there.
 
-    Image i of a split depends on the seed, the split, i and the image size alone, and the same
-    arguments give the same bytes. A folder of ours made with other arguments is replaced; the new
-    one grows beside it and takes its place when complete. Processes that start at once wait for
-    the first.
+    Image i of a split depends on the seed, the split, i, the image size and the frequencies alone,
+    and the same arguments give the same bytes. A folder of ours made with other arguments is
+    replaced; the new one grows beside it and takes its place when complete. Processes that start
+    at once wait for the first.
 
     Every category names the same keypoints (``drawing.KEYPOINTS``), as COCO's evaluation needs; a
     point that a category lacks has v = 0. Boxes are tight around the visible mask, areas count its
@@ -73,6 +75,9 @@ def generate_shapes(
         image_size: (H, W) in pixels, each at least 32.
         mask_format: "polygon" or "rle" (COCO's compressed run lengths).
         seed: 0 or more.
+        frequencies: how often a circle, a square, a triangle is drawn beside the others, each
+            above 0: (1, 1, 0.1) draws ten circles and ten squares to a triangle, about, as some
+            lie where there is no room.
         progress: shows a bar while drawing, if standard error is a terminal.
 
     Returns:
@@ -83,6 +88,7 @@ def generate_shapes(
             holds something else.
     """
     _check_arguments(name, num_train, num_val, image_size, mask_format, seed)
+    shares = _shares(frequencies)
     target = Path(root, name).resolve()
     counts = {"train": num_train, "val": num_val}
     info = {
@@ -95,6 +101,8 @@ def generate_shapes(
         "mask_format": mask_format,
         "seed": seed,
     }
+    if len(set(shares)) > 1:  # a folder with equal ones is that of before there was a choice
+        info["frequencies"] = shares
     try:
         if not _is_current(target, info):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +141,22 @@ def _check_arguments(
         raise UserError(f"shapes: there is no mask_format {mask_format!r}{hint}")
     if not _is_whole(seed) or seed < 0:
         raise UserError(f"shapes: seed is {seed!r}: give a whole number from 0 up")
+
+
+def _shares(frequencies: Sequence[float]) -> list[float]:
+    """The same proportions as parts of one."""
+    try:
+        given = [float(value) for value in frequencies]
+    except (TypeError, ValueError):
+        given = []
+    if len(given) != len(SHAPE_KINDS) or not all(0 < value < math.inf for value in given):
+        raise UserError(
+            f"shapes: frequencies are {frequencies!r}: give a number above 0 for each of "
+            f"{', '.join(SHAPE_KINDS)}"
+        )
+    if len(set(given)) == 1:
+        return [1.0] * len(given)  # not thirds, whose sums would round
+    return [value / sum(given) for value in given]
 
 
 def _is_whole(value: object) -> bool:
@@ -209,7 +233,8 @@ def _write_split(folder: Path, info: dict[str, Any], split: str, count: int, bar
     height, width = info["image_size"]
     for index in range(count):
         chance = np.random.SeedSequence(info["seed"], spawn_key=(_SPLITS.index(split), index))
-        image, objects = draw_image(np.random.Generator(np.random.PCG64(chance)), (height, width))
+        rng = np.random.Generator(np.random.PCG64(chance))
+        image, objects = draw_image(rng, (height, width), info.get("frequencies", (1, 1, 1)))
         file_name = f"{split}_{index:06d}.png"
         # imwrite would hide why a file cannot be written.
         encoded = cv2.imencode(".png", image[:, :, ::-1])[1]

@@ -112,6 +112,7 @@ def prepare_datasets(cfg: CfgNode) -> None:
             image_size=tuple(shapes.IMAGE_SIZE),
             mask_format=shapes.MASK_FORMAT,
             seed=shapes.SEED,
+            frequencies=shapes.FREQUENCIES,
         )
     comm.synchronize()
     register_folder_datasets()

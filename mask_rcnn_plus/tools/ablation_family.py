@@ -9,7 +9,7 @@ from mask_rcnn_plus.errors import UserError, did_you_mean
 
 _CONFIGS = Path("configs", "ablations")
 DESCRIPTION = "family.json"
-_KEYS = {"title", "baseline", "order", "paper", "rows", "alone"}
+_KEYS = {"title", "baseline", "order", "paper", "rows", "alone", "classes"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Family:
         title: of the table.
         paper: where the paper's figures come from; "" where there are none.
         paper_rows: row -> metric, e.g. "mask AP" -> the paper's figure in percent.
-        alone: "all" leaves it out, as it needs data that are not generated.
+        alone: "all" leaves it out, as it is no table of the paper or needs data not generated.
+        classes: names of those whose own AP is to be shown, too.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Family:
     paper: str
     paper_rows: dict[str, dict[str, float]]
     alone: bool = False
+    classes: tuple[str, ...] = ()
 
     def config_file(self, row: str) -> Path:
         return self.folder / f"{row}.yaml"
@@ -99,6 +101,9 @@ def _load(folder: Path) -> Family:
         if row not in rows:
             hint = did_you_mean(str(row), rows)
             raise UserError(f"{where} names the row '{row}', which has no config{hint}")
+    classes = said.get("classes", [])
+    if not isinstance(classes, list) or not all(isinstance(one, str) for one in classes):
+        raise UserError(f"{where}: classes is {classes!r}: give a list of names")
     # A config that the order does not name comes last, rather than not at all.
     every = dict.fromkeys((*order, *rows))
     return Family(
@@ -110,6 +115,7 @@ def _load(folder: Path) -> Family:
         paper=said.get("paper", ""),
         paper_rows=figures,
         alone=said.get("alone", False),
+        classes=tuple(classes),
     )
 
 

@@ -24,7 +24,9 @@ def plot(family: Family, runs: Sequence[Run], path: Path) -> None:
         runs: finished or not.
         path: of the PNG.
     """
-    metrics = [metric for metric in _PANELS if metric in measured_metrics(runs)]
+    measured = measured_metrics(family, runs)
+    classes = [metric for metric in measured if metric.startswith("mask AP-")]
+    metrics = [metric for metric in _PANELS if metric in measured] + classes
     figure = Figure(figsize=(3.8 * max(1, len(metrics)) + 1.2, 1.9 + 0.75 * len(family.rows)))
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 
 import mask_rcnn_plus
+from mask_rcnn_plus.config import get_cfg
 from mask_rcnn_plus.errors import UserError
 
 RECORD, CONFIG, LOG = "run.json", "ablation.yaml", "output.txt"
@@ -52,7 +55,7 @@ class Run:
     @property
     def digest(self) -> str:
         """The same for runs that would give the same."""
-        return hashlib.sha256(self.config.encode()).hexdigest()
+        return _digest(self.config)
 
     @property
     def finished(self) -> bool:
@@ -85,14 +88,14 @@ def share_finished(runs: list[Run], root: Path) -> None:
     """
     places: dict[str, Path] = {}
     for record in sorted(root.glob(f"*/*/seed_*/{RECORD}")):
-        places.setdefault(_read(record).get("digest", ""), record.parent)
+        places.setdefault(_read_record(record.parent).get("digest", ""), record.parent)
     for run in runs:
-        own = _read(run.folder / RECORD)
+        own = _read_record(run.folder)
         if own.get("digest") == run.digest:
             places[run.digest] = run.folder
     for run in runs:
         run.folder = places.setdefault(run.digest, run.folder)
-        run.record = _read(run.folder / RECORD)
+        run.record = _read_record(run.folder)
 
 
 def refuse_changed(runs: list[Run], *, overwrite: bool) -> None:
@@ -213,14 +216,45 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _read_record(folder: Path) -> dict[str, Any]:
+    """What a run says of itself; nothing where there is none.
+
+    The digest is made anew from its config, since what an earlier version wrote lacks the keys that
+    have come since.
+    """
+    record = _read(folder / RECORD)
+    if record:
+        try:
+            record["digest"] = _digest((folder / CONFIG).read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            record["digest"] = "unreadable"
+    return record
+
+
+@cache
+def _values(config: str) -> dict[str, Any]:
+    """The values of a config by key; keys that it lacks are at their defaults, and change nothing.
+
+    So an update of this project does not make finished runs those of another config.
+    """
+    there = _leaves(CfgNode.load_cfg(config))
+    # By way of YAML, where tuples become lists.
+    return {**_leaves(CfgNode.load_cfg(get_cfg().dump())), **there}
+
+
+def _digest(config: str) -> str:
+    return hashlib.sha256(json.dumps(_values(config), sort_keys=True).encode()).hexdigest()
+
+
 def _read_results(path: Path) -> dict[str, float]:
     measured = json.loads(path.read_text())
     results = {}
-    for metric in METRICS:
-        task, name = metric.split()
-        value = measured.get(_TASKS[task], {}).get(name)
-        if value is not None and not math.isnan(value):
-            results[metric] = float(value)
+    for task, key in _TASKS.items():
+        for name, value in measured.get(key, {}).items():
+            metric = f"{task} {name}"
+            # AP-NAME is that of a class.
+            if (metric in METRICS or name.startswith("AP-")) and not math.isnan(value):
+                results[metric] = float(value)
     return results
 
 
@@ -243,19 +277,18 @@ def _last_line(log: Path) -> str:
 def _difference(run: Run) -> str:
     """The first keys in which the folder's config differs."""
     try:
-        there = CfgNode.load_cfg((run.folder / CONFIG).read_text())
-    except (OSError, ValueError):
+        old = _values((run.folder / CONFIG).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
         return "it cannot be read"
-    here = dict(_leaves(CfgNode.load_cfg(run.config)))
-    old = dict(_leaves(there))
+    here = _values(run.config)
     keys = [key for key in {**here, **old} if here.get(key) != old.get(key)]
     words = [f"{key} {old.get(key)} there, {here.get(key)} here" for key in keys[:3]]
     return "; ".join(words) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
+def _leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
     for key, value in node.items():
         nested = isinstance(value, CfgNode) and value
-        leaves += _leaves(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
+        leaves.update(_leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
     return leaves

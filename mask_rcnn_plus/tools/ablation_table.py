@@ -54,7 +54,7 @@ class Spread:
 
 
 def values_of(runs: Sequence[Run], row: str, metric: str) -> dict[int, float]:
-    """A row's figures by seed, in the order of seeds; METRICS or "training s" or "CPU s"."""
+    """A row's figures by seed, in the order of seeds: of a metric, or "training s" or "CPU s"."""
     keys = {"training s": "train_seconds", "CPU s": "cpu_seconds"}
     figures = {}
     for run in sorted(runs, key=lambda run: run.seed):
@@ -71,9 +71,10 @@ def differences(runs: Sequence[Run], row: str, baseline: str, metric: str) -> di
     return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
 
 
-def measured_metrics(runs: Sequence[Run]) -> list[str]:
-    """The metrics of which there is a figure."""
-    return [metric for metric in METRICS if any(metric in run.results for run in runs)]
+def measured_metrics(family: Family, runs: Sequence[Run]) -> list[str]:
+    """The metrics of which there is a figure: METRICS, and the AP of the family's classes."""
+    named = [f"{task} AP-{name}" for name in family.classes for task in ("box", "mask")]
+    return [metric for metric in (*METRICS, *named) if any(metric in run.results for run in runs)]
 
 
 def markdown(family: Family, runs: Sequence[Run], facts: Sequence[str]) -> str:
@@ -84,7 +85,7 @@ def markdown(family: Family, runs: Sequence[Run], facts: Sequence[str]) -> str:
         runs: finished or not.
         facts: paragraphs to put under the title: command, data, machine.
     """
-    metrics = measured_metrics(runs)
+    metrics = measured_metrics(family, runs)
     paper = [m for m in METRICS if any(m in figures for figures in family.paper_rows.values())]
     head = ["row", "n", *metrics, "training s", "CPU s", *(f"paper's {m}" for m in paper)]
     body = []
@@ -135,7 +136,7 @@ def to_csv(family: Family, runs: Sequence[Run]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for row in family.rows:
-        for metric in (*measured_metrics(runs), "training s", "CPU s"):
+        for metric in (*measured_metrics(family, runs), "training s", "CPU s"):
             values = values_of(runs, row, metric)
             difference = Spread.of(
                 list(differences(runs, row, family.baseline, metric).values())

@@ -34,6 +34,10 @@ OPTIONS = {
         *("SOLVER.ACCUMULATE_STEPS", "2"),
         *("SOLVER.ACCUMULATE_EXACT", "False"),
     ],
+    "SOLVER.OPTIMIZER SGD": ["SOLVER.OPTIMIZER", "SGD"],
+    "SOLVER.OPTIMIZER ADAMW": ["SOLVER.OPTIMIZER", "ADAMW"],
+    "SOLVER.FUSED": ["SOLVER.FUSED", "True"],
+    "SOLVER.AMP, DTYPE bf16": ["SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.DTYPE", "bf16"],
     "MODEL.FREEZE stem, res2": [
         "MODEL.FREEZE",
         "['backbone.bottom_up.stem', 'backbone.bottom_up.res2']",

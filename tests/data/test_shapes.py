@@ -116,7 +116,14 @@ def test_what_is_there_already_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "change", [{"num_val": 3}, {"mask_format": "rle"}, {"seed": 5}, {"image_size": (48, 48)}]
+    "change",
+    [
+        {"num_val": 3},
+        {"mask_format": "rle"},
+        {"seed": 5},
+        {"image_size": (48, 48)},
+        {"frequencies": (1, 1, 0.1)},
+    ],
 )
 def test_other_arguments_draw_it_anew(tmp_path: Path, change: dict[str, Any]) -> None:
     generate_shapes(tmp_path / "changed", **TINY)
@@ -125,6 +132,22 @@ def test_other_arguments_draw_it_anew(tmp_path: Path, change: dict[str, Any]) ->
     generate_shapes(tmp_path / "fresh", **{**TINY, **change})
     assert digest(tmp_path / "changed") == digest(tmp_path / "fresh")
     assert visible(tmp_path / "changed") == ["shapes"]
+
+
+def test_frequencies_make_a_class_rare(tmp_path: Path) -> None:
+    generate_shapes(tmp_path, **{**TINY, "num_train": 100}, frequencies=(2, 6, 0.4))
+    annotations = json.loads((tmp_path / "shapes" / "train.json").read_text())["annotations"]
+    counts = [sum(one["category_id"] == kind for one in annotations) for kind in (1, 2, 3)]
+    expected = [share * len(annotations) for share in (2 / 8.4, 6 / 8.4, 0.4 / 8.4)]
+    # Within four standard deviations of independent draws.
+    for count, mean in zip(counts, expected, strict=True):
+        assert abs(count - mean) < 4 * mean**0.5, counts
+
+
+def test_equal_frequencies_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate_shapes(tmp_path, **TINY)
+    monkeypatch.setattr(shapes, "draw_image", None)  # drawing again would fail
+    generate_shapes(tmp_path, **TINY, frequencies=(3.0, 3.0, 3.0))
 
 
 @pytest.mark.parametrize("lost", ["images/train_000001.png", "val.json"])
@@ -283,6 +306,10 @@ def test_the_bar_shows_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.Mo
         ({"num_val": "7"}, "num_val is '7'"),
         ({"seed": -3}, "seed is -3"),
         ({"seed": 0.5}, "seed is 0.5"),
+        ({"frequencies": (1, 1)}, "frequencies are (1, 1)"),
+        ({"frequencies": (1, 1, 0)}, "above 0 for each of circle, square, triangle"),
+        ({"frequencies": (1, 1, "x")}, "frequencies are"),
+        ({"frequencies": 1}, "frequencies are 1"),
         ({"name": "../up"}, "'../up' is no folder name"),
         ({"name": ""}, "'' is no folder name"),
         ({"name": ".hidden"}, "'.hidden' is no folder name"),

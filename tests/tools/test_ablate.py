@@ -1,6 +1,7 @@
 """mask-rcnn-plus ablate: its arithmetic by hand, what it runs again and what it does not."""
 
 import csv
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.tools import ablate
 from mask_rcnn_plus.tools.ablation_family import Family, find_families, known_families
 from mask_rcnn_plus.tools.ablation_runs import Processes, Run
@@ -77,14 +79,17 @@ def test_the_repositorys_families_are_whole() -> None:
         "2d_stride_32",
         "2e_mask_branch",
         "3_joint_training",
+        "frozen",
+        "rare_class",
         "training",
     ]
-    # Not the one that needs data which are not generated.
+    # Not those that are no tables of the paper.
     assert sum(len(family.rows) for family in find_families("all")) == 15
     (training,) = find_families("training")
     assert set(training.rows) == {
         *("baseline", "ema", "constant_rate", "constant_rate_ema"),
         *("jitter", "copy_paste", "color", "blur", "focal"),
+        *("sgd", "amp_bf16", "batch_8", "batch_8_scaled"),
     }
 
 
@@ -163,6 +168,26 @@ def test_what_is_finished_is_not_run_again(folder: Path, fake: type[FakeProcesse
     assert "| same_as_b | 1 | 20.0 | 10.0 |" in table.read_text()
 
 
+def test_keys_that_have_come_since_do_not_make_another_config(
+    folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(folder)) == 0
+    # As a version without the key has left it.
+    seed = folder.parent / "out" / "shapes_val" / "mine" / "a" / "seed_1"
+    config = yaml.safe_load((seed / "ablation.yaml").read_text())
+    del config["SOLVER"]["ACCUMULATE_STEPS"]
+    text = yaml.safe_dump(config)
+    (seed / "ablation.yaml").write_text(text)
+    record = json.loads((seed / "run.json").read_text())
+    record["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (seed / "run.json").write_text(json.dumps(record))
+    fake.ran.clear()
+    assert main(command(folder)) == 0
+    assert fake.ran == []
+    assert main(command(folder, "SOLVER.ACCUMULATE_STEPS", "2")) == 2
+    assert "SOLVER.ACCUMULATE_STEPS 1 there, 2 here" in capsys.readouterr().err
+
+
 def test_another_config_in_the_same_folder_is_refused(
     folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,7 +239,14 @@ def test_mistakes_are_one_line_before_any_run(
     assert fake.ran == []
 
 
+def test_a_family_names_classes_in_a_list(folder: Path) -> None:
+    (folder / "family.json").write_text('{"classes": "circle"}')
+    with pytest.raises(UserError, match="classes is 'circle': give a list of names"):
+        find_families(str(folder))
+
+
 def test_a_tiny_ablation_from_end_to_end(folder: Path) -> None:
+    (folder / "family.json").write_text('{"classes": ["circle", "hexagon"]}')
     (folder / "b.yaml").write_text((folder / "a.yaml").read_text())  # so one run serves both rows
     assert main(command(folder)) == 0
     out = folder.parent / "out" / "shapes_val" / "mine"
@@ -223,4 +255,6 @@ def test_a_tiny_ablation_from_end_to_end(folder: Path) -> None:
     assert record["state"] == "finished" and record["cpu_seconds"] > 0
     assert {"box AP", "mask AP"} <= set(record["results"])
     assert not list((out / "a" / "seed_1").glob("*.pth")) and not (out / "b").exists()
-    assert "| b | 1 | +0.0 " in (out / "table.md").read_text()
+    table = (out / "table.md").read_text()
+    assert "| b | 1 | +0.0 " in table
+    assert "box AP-circle | mask AP-circle | training s" in table and "hexagon" not in table
