@@ -16,7 +16,7 @@ from mask_rcnn_plus.engine.figures import Best, EarlyStopping
 from mask_rcnn_plus.engine.stops import Stops
 from mask_rcnn_plus.engine.validation import NAME as VALIDATION
 from mask_rcnn_plus.engine.validation import ValidationLoss
-from mask_rcnn_plus.errors import did_you_mean
+from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.modeling import OptimizedModel, optimize
 
 logger = logging.getLogger(__name__)
@@ -102,6 +102,8 @@ class Evaluation(HookBase):
             self._measure(last, *self._due(last))
 
     def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter and comm.is_main_process():
+            self._check_losses()
         if any(due := self._due(self.trainer.iter)):
             self._measure(self.trainer.iter, *due)
 
@@ -141,6 +143,19 @@ class Evaluation(HookBase):
         self._shown = iteration
         if self._watchers:
             self._end_if_over(iteration)
+
+    def _check_losses(self) -> None:
+        """Refuses to watch a loss that the model, having done its first step, has not."""
+        latest = self.trainer.storage.latest()
+        losses = sorted(name for name in latest if "loss" in name and "/" not in name)
+        for watcher in self._watchers:
+            loss = watcher.figure.name.rpartition("/")[-1]
+            if watcher.figure.name.startswith(f"{VALIDATION}/") and loss not in losses:
+                hint = did_you_mean(loss, losses) or f"; there is {', '.join(losses)}"
+                raise UserError(
+                    f"{watcher.setting} is '{watcher.figure.name}', and the model has no loss "
+                    f"'{loss}'{hint}"
+                )
 
     def _show(self, watcher: Best | EarlyStopping, iteration: int, *, expected: bool) -> None:
         if not expected:

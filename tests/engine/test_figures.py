@@ -123,6 +123,21 @@ def test_a_run_ends_early_whole_and_for_good(
 
 
 @pytest.mark.parametrize(
+    ("loss", "words"),
+    [("loss_class", "did you mean 'loss_cls'?"), ("x", "there is loss_box_reg, loss_cls")],
+)
+def test_a_loss_that_the_model_has_not_is_refused_at_the_first_step(
+    small_config: Path, capsys: pytest.CaptureFixture[str], loss: str, words: str
+) -> None:
+    keys = ["TEST.LOSS_PERIOD", "2", "TEST.LOSS_IMAGES", "1", "DATASETS.TEST", "('shapes_val',)"]
+    keys += ["TEST.BEST_METRIC", f"validation/{loss}"]
+    assert main(["--config-file", str(small_config), *keys]) == 2
+    error = capsys.readouterr().err
+    assert f"error: TEST.BEST_METRIC is 'validation/{loss}', and the model has no loss" in error
+    assert words in error
+
+
+@pytest.mark.parametrize(
     ("keys", "words"),
     [
         (["TEST.EARLY_STOPPING.METRIC", "segm/AP"], "TEST.EVAL_PERIOD 0 evaluates at the end"),

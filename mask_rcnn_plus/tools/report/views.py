@@ -94,13 +94,13 @@ class View:
         return float(100 * np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
     def worst_and_best(self) -> list[dict[str, Any]]:
-        """The images of the lowest quality, then those of the highest; none twice."""
+        """The images of the lowest quality, then those of the highest above 0; none twice."""
         known = np.flatnonzero(~np.isnan(self.quality))
         truth, quality = self.run.findings.truth, self.quality[known]
         there = np.bincount(truth.image[~truth.crowd], minlength=len(self.quality))[known]
         # Of images as good, those that show more.
         worst = known[np.lexsort((-there, quality))]
-        best = known[np.lexsort((-there, -quality))]
+        best = known[np.lexsort((-there, -quality))][: int((quality > 0).sum())]
         half = min(self._count, (len(known) + 1) // 2)
         worst = worst[:half]
         groups = [

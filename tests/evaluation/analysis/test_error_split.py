@@ -139,7 +139,8 @@ def test_the_threshold_is_where_f1_is_highest() -> None:
     # 0.7: 5 of 10 are right and 8 there: F1 10/18. 0.8: 4 of 8: 8/16. 0.9: 2 of 4: 4/12.
     score, precision, recall, f1 = best_threshold(findings, "bbox")
     assert (score, precision, recall, f1) == pytest.approx((0.7, 5 / 10, 5 / 8, 10 / 18))
-    assert best_threshold(case([("a", 0)], [], "a"), "bbox")[0] == 0.5
+    score, precision, recall, f1 = best_threshold(case([("a", 0)], [], "a"), "bbox")
+    assert (score, recall, f1) == (0.5, 0.0, 0.0) and math.isnan(precision)
 
 
 def test_confusion_counts_each_object_and_each_detection_once() -> None:

@@ -117,6 +117,8 @@ def test_objects_of_which_none_is_found(make_run: MakeRun, tmp_path: Path) -> No
     assert "The model found nothing, so AP is 0" in page.text
     assert "2 objects, 2 missed" in " ".join(filter(None, page.alts))
     assert "nothing was found there" in page.text
+    assert "of what is found is right" not in page.text
+    assert "Best images" not in page.text
     better = make_run("better", FOUND, objects=OBJECTS)
     both = report(run, better, "--output", tmp_path / "both.html")
     assert "It finds 1 objects that run does not, and no longer finds 0." in both.text
