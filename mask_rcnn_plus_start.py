@@ -9,11 +9,13 @@ import sys
 import types
 
 PACKAGE = "mask_rcnn_plus"
+# What needs no torch: importing it takes seconds.
+_BARE = ([], ["-h"], ["--help"], ["--version"], ["doctor"])
 
 
 def main() -> int:
     """Runs the command line; see ``mask_rcnn_plus.tools.cli``."""
-    if sys.argv[1:2] == ["doctor"]:
+    if sys.argv[1:2] in _BARE:
         _lend_package()
     from mask_rcnn_plus.tools.cli import main
 

@@ -24,6 +24,18 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(re.search(rf"^  {name}  ", out, re.MULTILINE) for name in names)
 
 
+def test_help_does_not_wait_for_torch() -> None:
+    program = """if True:
+        import sys
+        import mask_rcnn_plus_start
+        code = mask_rcnn_plus_start.main()
+        sys.exit(9 if "torch" in sys.modules else code)
+    """
+    for arguments, code in (["--help"], 0), (["--version"], 0), ([], 2):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True)
+        assert done.returncode == code, done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
