@@ -1,5 +1,6 @@
 """Any picture as the one that detectron2's predictor takes: (H, W, 3), uint8, BGR, upright."""
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -13,7 +14,10 @@ from PIL import Image
 from mask_rcnn_plus.data.formats import formats
 from mask_rcnn_plus.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 BGR = npt.NDArray[np.uint8]
+_SERIES = ("GIF", "TIFF", "WEBP", "PNG")
 # PIL's names of 16 bits a pixel.
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -23,7 +27,8 @@ def to_bgr(image: Any, *, array_format: str = "BGR", named: str = "image") -> BG
 
     Colours are converted to 8 bits of blue, green and red. Of 16 bits a channel the upper 8 count;
     transparency is left away, as detectron2 does; files and PIL images are turned upright by
-    their EXIF orientation.
+    their EXIF orientation. Of a file with several pictures the first is taken, which a warning
+    says.
 
     Args:
         image: a path; a PIL image; or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or
@@ -59,6 +64,9 @@ def _read(path: Path) -> BGR:
             # Of large images and damaged metadata.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=formats()) as image:
+                # A GIF or a stack of microscopy; a JPEG's others are previews.
+                if image.format in _SERIES and getattr(image, "is_animated", False):
+                    logger.warning(f"{path} holds several pictures: the first is taken")
                 return _from_pil(image, str(path))
     except UserError:
         raise

@@ -27,6 +27,22 @@ def test_files_are_read_as_in_training_and_turned_upright(tmp_path: Path) -> Non
         assert (to_bgr(image) == read).all()
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp", ".png"])
+def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 0, 255)))
+    path = tmp_path / f"series{suffix}"
+    first.save(path, save_all=True, append_images=[second])
+    blue, green, red = to_bgr(path)[3, 4].astype(int)
+    assert red > 240 > 15 > blue + green
+    assert caplog.messages == [f"{path} holds several pictures: the first is taken"]
+    caplog.clear()
+    first.save(path)
+    to_bgr(path)
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize(
     ("suffix", "mode"),
     [
