@@ -89,7 +89,8 @@ def test_the_repositorys_families_are_whole() -> None:
     assert set(training.rows) == {
         *("baseline", "ema", "constant_rate", "constant_rate_ema"),
         *("jitter", "copy_paste", "color", "blur", "focal"),
-        *("sgd", "amp_bf16", "batch_8", "batch_8_scaled"),
+        *("amp_bf16", "batch_8", "batch_8_scaled"),
+        *("sgd", "sgd_batch_8", "sgd_batch_8_scaled"),
     }
 
 
