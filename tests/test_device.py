@@ -12,7 +12,9 @@ from detectron2.modeling.meta_arch.build import build_model
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError, get_cfg
-from mask_rcnn_plus.device import extend_detectron2, resolve_device
+from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.device import extend_detectron2, make_current, resolve_device
+from mask_rcnn_plus.engine.checks import check_solver
 from tests.conftest import TINY
 from tests.modeling import models
 from tests.shrink import batch
@@ -35,6 +37,34 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch, gpus: int, device: s
 def test_a_present_device_is_kept(monkeypatch, gpus: int, name: str) -> None:
     _gpus(monkeypatch, gpus)
     assert resolve_device(name) == name
+
+
+def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch) -> None:
+    made: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    for name in ("cpu", "cuda", "cuda:1", "meta"):
+        make_current(name)
+    assert made == [torch.device("cuda:1")]
+
+
+def test_one_gpu_is_not_for_several_processes(monkeypatch) -> None:
+    cfg = get_cfg()
+    check_solver(cfg, "cuda:0")
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    check_solver(cfg, "cuda")
+    with pytest.raises(UserError, match="each of 2 processes needs a GPU of its own"):
+        check_solver(cfg, "cuda:0")
+
+
+def test_every_gpu_draws_by_the_seed_whichever_is_current(monkeypatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    seed_all(1, "step", 3)
+    assert not seeds
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seed_all(1, "step", 3)
+    seed_all(1, "step", 3)
+    assert seeds[0] == seeds[1] == torch.initial_seed() and len(seeds) == 2
 
 
 @pytest.mark.parametrize(
