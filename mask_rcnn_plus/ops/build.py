@@ -52,9 +52,9 @@ NVCC_FLAGS = [
     "-Xlinker=-s",
 ]
 
-# One of each generation, from A100 on; code for one also runs on later ones of the same major
-# version. A GPU newer than all of these takes the last one's PTX.
-ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
+# One of each generation that CUDA 13 knows, from T4 on; code for one also runs on later ones of the
+# same major version. A GPU newer than all of these takes the last one's PTX.
+ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 # What torch lets TORCH_CUDA_ARCH_LIST say instead of numbers.
 FAMILIES = {
     "Turing": "7.5+PTX",

@@ -84,6 +84,14 @@ def test_architectures(wanted, codes):
     assert all(flag.endswith(code) for flag, code in zip(flags, codes, strict=True))
 
 
+def test_by_default_all_that_torch_itself_is_built_for_is_served():
+    flags = build.architecture_flags(None, {"75", "80", "86", "90", "100", "120"})
+    built = [int(code) for code in re.findall(r"code=sm_(\d+)", " ".join(flags))]
+    for code in map(int, re.findall(r"sm_(\d+)", torch._C._cuda_getArchFlags() or "")):
+        if code >= 75:  # CUDA 12 knows older ones
+            assert any(one <= code and one // 10 == code // 10 for one in built)
+
+
 @pytest.mark.parametrize("wanted", ["Volta", "hopper", "9", "13.0", "8.0;sm_90"])
 def test_an_architecture_that_nvcc_does_not_know(wanted):
     with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST names .* such as '8.0;9.0"):
