@@ -128,9 +128,12 @@ def find_nvcc(major: str) -> Nvcc:
 
 
 def capabilities(torch: ModuleType) -> list[tuple[int, int]]:
-    """The compute capabilities of the GPUs of this machine."""
+    """The compute capabilities of the GPUs of this machine; none where they cannot be asked."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return [torch.cuda.get_device_capability(index) for index in range(count)]
+    try:
+        return [torch.cuda.get_device_capability(index) for index in range(count)]
+    except RuntimeError:  # of a GPU that is out of order, or another process's alone
+        return []
 
 
 def architecture_flags(

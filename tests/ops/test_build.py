@@ -102,6 +102,19 @@ def test_an_old_gpu_of_this_machine_is_built_for_too_where_nvcc_still_can():
     assert build.architecture_flags("9.0", known, present) == flags[4:5]
 
 
+def test_a_gpu_that_cannot_be_asked_does_not_end_the_installation(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, index))
+    assert build.capabilities(torch) == [(7, 0), (7, 1)]
+
+    def fails(index):
+        raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fails)
+    assert build.capabilities(torch) == []
+
+
 @pytest.mark.parametrize("wanted", ["Volta", "hopper", "9", "13.0", "8.0;sm_90"])
 def test_an_architecture_that_nvcc_does_not_know(wanted):
     with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST names .* such as '8.0;9.0"):
