@@ -41,6 +41,20 @@ def resolve_device(name: str, option: str = "MODEL.DEVICE") -> str:
     return name
 
 
+def make_current(device: str) -> None:
+    """Makes a GPU that is named by its number the current one.
+
+    That is the one that much of torch and detectron2 takes for the model's: to wait for, to tell
+    the memory of, to launch on.
+
+    Args:
+        device: from :func:`resolve_device`; of others than "cuda:1" and the like nothing is done.
+    """
+    named = torch.device(device)
+    if named.type == "cuda" and named.index is not None:
+        torch.cuda.set_device(named)
+
+
 def _with_device(cfg: CfgNode) -> CfgNode:
     device = resolve_device(cfg.MODEL.DEVICE)
     if device == cfg.MODEL.DEVICE:

@@ -2,17 +2,23 @@
 MODEL.CHANNELS_LAST."""
 
 import copy
+import importlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2 import engine, modeling
 from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
 from detectron2.modeling.meta_arch.build import build_model
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError, get_cfg
-from mask_rcnn_plus.device import extend_detectron2, resolve_device
+from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.device import extend_detectron2, make_current, resolve_device
+from mask_rcnn_plus.engine.checks import check_solver
 from tests.conftest import TINY
 from tests.modeling import models
 from tests.shrink import batch
@@ -35,6 +41,57 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch, gpus: int, device: s
 def test_a_present_device_is_kept(monkeypatch, gpus: int, name: str) -> None:
     _gpus(monkeypatch, gpus)
     assert resolve_device(name) == name
+
+
+def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch) -> None:
+    made: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", made.append)
+    for name in ("cpu", "cuda", "cuda:1", "meta"):
+        make_current(name)
+    assert made == [torch.device("cuda:1")]
+
+
+def test_runs_and_tools_that_train_make_theirs_the_current_one(
+    monkeypatch, tiny_config: Path
+) -> None:
+    class Made(Exception): ...
+
+    def make(device: str) -> None:
+        raise Made(device)
+
+    _gpus(monkeypatch, 2)
+    setup, tool = (
+        importlib.import_module(f"mask_rcnn_plus.{name}")
+        for name in ("engine.setup", "tools.lr_range")
+    )
+    options = ["--config-file", str(tiny_config), "MODEL.DEVICE", "cuda:1"]
+    for module, begin in (
+        (setup, lambda: setup.setup(default_argument_parser().parse_args(options))),
+        (tool, lambda: tool.prepare(load_config(str(tiny_config), options[2:]))),
+    ):
+        monkeypatch.setattr(module, "make_current", make)
+        with pytest.raises(Made, match="cuda:1"):
+            begin()
+
+
+def test_one_gpu_is_not_for_several_processes(monkeypatch) -> None:
+    cfg = get_cfg()
+    check_solver(cfg, "cuda:0")
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    check_solver(cfg, "cuda")
+    with pytest.raises(UserError, match="each of 2 processes needs a GPU of its own"):
+        check_solver(cfg, "cuda:0")
+
+
+def test_every_gpu_draws_by_the_seed_whichever_is_current(monkeypatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    seed_all(1, "step", 3)
+    assert not seeds
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seed_all(1, "step", 3)
+    seed_all(1, "step", 3)
+    assert seeds[0] == seeds[1] == torch.initial_seed() and len(seeds) == 2
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def seed_all(*words: int | str) -> None:
     # torch.manual_seed would, without a GPU, note down a stack trace each time.
     torch.default_generator.manual_seed(for_torch)
     if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(for_torch)
+        # Of all GPUs: the model's need not be the current one.
+        torch.cuda.manual_seed_all(for_torch)
 
 
 def _keys(*words: int | str) -> tuple[int, int, int]:

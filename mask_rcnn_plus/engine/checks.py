@@ -67,8 +67,8 @@ def check_solver(cfg: CfgNode, device: str) -> None:
     """Compares the solver's settings with the device and the number of processes.
 
     Raises:
-        UserError: mixed precision that the device lacks, or a batch that cannot be shared evenly by
-            the processes, or cut into SOLVER.ACCUMULATE_STEPS.
+        UserError: mixed precision that the device lacks, one GPU for several processes, or a batch
+            that cannot be shared evenly by the processes, or cut into SOLVER.ACCUMULATE_STEPS.
     """
     solver = cfg.SOLVER
     if solver.AMP.ENABLED and solver.AMP.DTYPE == "fp16" and not device.startswith("cuda"):
@@ -77,6 +77,11 @@ def check_solver(cfg: CfgNode, device: str) -> None:
             f"'{device}': set SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False"
         )
     processes = comm.get_world_size()
+    if processes > 1 and device.startswith("cuda:"):
+        raise UserError(
+            f"MODEL.DEVICE is '{device}', and each of {processes} processes needs a GPU of its "
+            "own: set MODEL.DEVICE cuda"
+        )
     if solver.IMS_PER_BATCH % processes:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot "

@@ -34,8 +34,13 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
         _join_torchrun(device)
         try:
             main(args)
-        finally:
-            dist.destroy_process_group()
+        except BaseException:
+            # NCCL's end waits for all processes, and others may be waiting for this one's
+            # gradients. torchrun ends them when this one has left.
+            if dist.get_backend() != "nccl":
+                dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
         return
     if args.num_gpus < 1 or args.num_machines < 1:
         raise UserError("--num-gpus and --num-machines must be 1 or more (1 also without a GPU)")

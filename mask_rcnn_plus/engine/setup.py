@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from mask_rcnn_plus.compat.origin import check_detectron2
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
-from mask_rcnn_plus.device import resolve_device
+from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine.batch_size import scale_to_batch
 from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
 from mask_rcnn_plus.engine.class_weights import settle_class_weights
@@ -52,6 +52,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     device = resolve_device(cfg.MODEL.DEVICE)
     check_components(cfg)
     check_solver(cfg, device)
+    make_current(device)
     check_options(cfg)
     check_optimize(cfg, device)
     if not args.eval_only:

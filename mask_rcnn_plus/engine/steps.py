@@ -135,7 +135,13 @@ class Steps(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        stored = state_dict["optimizer"]
+        groups = [
+            # As SOLVER.FUSED has it now: a scaler asks the optimiser, and its step asks the group.
+            {**group, "fused": own["fused"]} if "fused" in own else group
+            for group, own in zip(stored["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        super().load_state_dict({**state_dict, "optimizer": {**stored, "param_groups": groups}})
         # Absent where the run began in another precision.
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

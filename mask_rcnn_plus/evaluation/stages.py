@@ -65,6 +65,7 @@ class StageTimer:
 
     def __init__(self, stages: Mapping[str, Sequence[nn.Module]], device: torch.device) -> None:
         self._stages = stages
+        self._device = device
         self._cuda = device.type == "cuda"
         self._open: list[str] = []
         self._marks: list[tuple[str, Any]] = []
@@ -87,7 +88,7 @@ class StageTimer:
             yield found
             self._marks.append(("", self._now()))
             if self._cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(self._device)
             for (stage, since), (_, until) in pairwise(self._marks):
                 ms = since.elapsed_time(until) if self._cuda else 1e3 * (until - since)
                 found[stage] = found.get(stage, 0.0) + ms
@@ -132,5 +133,6 @@ class StageTimer:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        # The model's GPU need not be the current one.
+        event.record(torch.cuda.current_stream(self._device))
         return event

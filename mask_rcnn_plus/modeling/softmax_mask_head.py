@@ -81,7 +81,8 @@ def softmax_mask_loss(logits: Tensor, instances: list[Instances], *, vis_period:
         classes = torch.zeros_like(classes)
     target = torch.where(inside, classes[:, None, None], logits.shape[1] - 1)
     _log(_against_the_rest(logits.detach(), classes), inside, vis_period)
-    return F.cross_entropy(logits, target)
+    # Pixels as rows: of maps, torch has no deterministic loss on CUDA, and channels_last is rows.
+    return F.cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), target.flatten())
 
 
 def _against_the_rest(logits: Tensor, classes: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -52,9 +53,9 @@ NVCC_FLAGS = [
     "-Xlinker=-s",
 ]
 
-# One of each generation, from A100 on; code for one also runs on later ones of the same major
-# version. A GPU newer than all of these takes the last one's PTX.
-ARCHITECTURES = ("8.0", "9.0", "10.0", "12.0")
+# One of each generation that CUDA 13 knows, from T4 on; code for one also runs on later ones of the
+# same major version. A GPU newer than all of these takes the last one's PTX.
+ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 # What torch lets TORCH_CUDA_ARCH_LIST say instead of numbers.
 FAMILIES = {
     "Turing": "7.5+PTX",
@@ -126,19 +127,33 @@ def find_nvcc(major: str) -> Nvcc:
     )
 
 
-def architecture_flags(wanted: str | None, known: set[str]) -> list[str]:
+def capabilities(torch: ModuleType) -> list[tuple[int, int]]:
+    """The compute capabilities of the GPUs of this machine; none where they cannot be asked."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        return [torch.cuda.get_device_capability(index) for index in range(count)]
+    except RuntimeError:  # of a GPU that is out of order, or another process's alone
+        return []
+
+
+def architecture_flags(
+    wanted: str | None, known: set[str], present: Sequence[tuple[int, int]] = ()
+) -> list[str]:
     """nvcc's flags for a list of architectures.
 
     Args:
         wanted: in the form of ``TORCH_CUDA_ARCH_LIST``: ``"8.0;9.0+PTX"`` or ``"Ampere;Hopper"``;
-            or None for those that most users have.
+            or None for those that most users have, and for older GPUs of this machine.
         known: what nvcc can make, such as ``{"80", "90a"}``.
+        present: compute capabilities of this machine's GPUs.
 
     Raises:
         Unavailable: the list names something else than a number, or what nvcc does not know.
     """
     if not (wanted and wanted.strip()):
-        numbers = [number for number in ARCHITECTURES if number.replace(".", "") in known]
+        oldest = tuple(map(int, ARCHITECTURES[0].split(".")))
+        older = [f"{one[0]}.{one[1]}" for one in sorted(set(present)) if one < oldest]
+        numbers = [n for n in (*older, *ARCHITECTURES) if n.replace(".", "") in known]
         if not numbers:
             raise Unavailable(f"nvcc knows none of the architectures {', '.join(ARCHITECTURES)}")
         wanted = ";".join(numbers) + "+PTX"
@@ -169,11 +184,12 @@ def nvcc_command(torch: ModuleType, source: Path, target: Path) -> list[str]:
     if not sys.platform.startswith("linux"):
         raise Unavailable("the CUDA operators are built on Linux alone")
     nvcc = find_nvcc(torch.version.cuda.partition(".")[0])
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
     home, root = nvcc.path.parents[1], torch_root(torch)
     return [
         str(nvcc.path),
         *NVCC_FLAGS,
-        *architecture_flags(os.environ.get("TORCH_CUDA_ARCH_LIST"), nvcc.codes()),
+        *architecture_flags(wanted, nvcc.codes(), capabilities(torch)),
         f"-I{root / 'include'}",
         str(source),
         f"-o={target}",

@@ -170,7 +170,7 @@ class _Report:
         self._plans = plans
         self._command = command
         device = resolve_device(next(iter(plans.values()))[0].MODEL.DEVICE)
-        self._machine = describe_environment("cuda" if device.startswith("cuda") else "cpu")
+        self._machine = describe_environment(device)
         # Of this process, which trains nothing.
         self._machine.pop("threads", None)
 

@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
     print(_table(times))
     baseline = statistics.median(times["baseline"]) / sides["baseline"].batch
     print(f"\nTEST.LOSS_PERIOD: an image takes {image / baseline:.2f} of a training image's time\n")
-    facts = describe_environment("cuda" if device.startswith("cuda") else "cpu")
+    facts = describe_environment(device)
     print("; ".join(f"{name} {value}" for name, value in facts.items()))
     return 0
 
@@ -164,7 +164,7 @@ def _clock(device: str) -> float:
     """Seconds: of a GPU's work, or of this process on the CPUs, whatever else runs there."""
     if not device.startswith("cuda"):
         return time.process_time()
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

@@ -15,14 +15,14 @@ def describe_environment(device: str) -> dict[str, str | int]:
     """What a benchmark's figures depend on besides the code.
 
     Args:
-        device: "cpu" or "cuda", where the benchmark runs.
+        device: where the benchmark runs, as "cpu", "cuda" or "cuda:1".
 
     Returns:
         from names for people to strings and numbers, ready for JSON.
     """
     facts: dict[str, str | int] = {"device": device}
-    if device == "cuda":
-        facts["GPU"] = torch.cuda.get_device_name()
+    if device.startswith("cuda"):
+        facts["GPU"] = torch.cuda.get_device_name(device)
         facts["CUDA"] = torch.version.cuda or "none"
     facts["CPU"] = cpu_model()
     facts["CPUs usable"] = usable_cpus()

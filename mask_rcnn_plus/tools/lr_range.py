@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.device import resolve_device
+from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
@@ -239,7 +239,9 @@ def _rate(text: str) -> float:
 def prepare(cfg: CfgNode) -> None:
     """Checks a config that is only trained with, and loads its data sets; freezes it."""
     check_components(cfg)
-    check_solver(cfg, resolve_device(cfg.MODEL.DEVICE))
+    device = resolve_device(cfg.MODEL.DEVICE)
+    check_solver(cfg, device)
+    make_current(device)
     check_options(cfg)
     check_sampler(cfg)
     prepare_datasets(cfg)

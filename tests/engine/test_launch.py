@@ -126,3 +126,27 @@ def test_each_process_reports_its_own_images_and_one_a_machine_the_rest(
             module._run(arguments)
         assert end.value.code == 2
         assert capsys.readouterr().err == printed
+
+
+@pytest.mark.parametrize(("backend", "ended"), [("nccl", 0), ("gloo", 1)])
+def test_a_process_that_fails_alone_does_not_wait_for_others_of_nccl(
+    backend: str, ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its end is a matter of all processes, and they may be waiting for a gradient of this one.
+    launching = importlib.import_module("mask_rcnn_plus.engine.launch")
+    ends: list[int] = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launching, "_join_torchrun", lambda device: None)
+    monkeypatch.setattr(launching.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(launching.dist, "destroy_process_group", lambda: ends.append(1))
+    none = argparse.Namespace()
+
+    def fails(args: argparse.Namespace) -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        launching.launch(fails, none, "cuda")
+    assert len(ends) == ended
+    launching.launch(lambda args: None, none, "cuda")
+    assert len(ends) == ended + 1

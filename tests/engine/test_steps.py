@@ -1,5 +1,6 @@
 """A training step in mixed precision, and a batch in parts."""
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -78,6 +79,34 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
     assert weights(model) != weights(exact)
     assert weights(model) == pytest.approx(weights(exact), rel=0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize(("before", "now"), [(None, True), (True, None)])
+def test_a_run_goes_on_with_another_kernel_under_a_scaler(
+    kind: type[torch.optim.Optimizer], before: bool | None, now: bool | None
+) -> None:
+    def trainer(fused: bool | None) -> Steps:
+        torch.manual_seed(0)
+        model = Line()
+        optimizer = kind(model.parameters(), lr=0.01, fused=fused)
+        steps = Steps(model, [samples(6)] * 4, optimizer, amp="fp16")
+        # The usual first scale is too large for this model, whose first steps would be left out.
+        steps.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        return steps
+
+    first, second, whole = trainer(before), trainer(now), trainer(before)
+    with EventStorage():
+        first.run_step()
+        second.model.load_state_dict(first.model.state_dict())
+        second.iter = 0
+        second.load_state_dict(deepcopy(first.state_dict()))
+        second.run_step()
+        for _ in range(2):
+            whole.run_step()
+    assert second.optimizer.param_groups[0]["fused"] is now
+    assert weights(second.model) == pytest.approx(weights(whole.model), rel=1e-4)
+    assert weights(first.model) != pytest.approx(weights(whole.model), rel=1e-4)
 
 
 def test_a_whole_model_trains_in_bf16_our_operators_included() -> None:

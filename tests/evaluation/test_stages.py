@@ -68,6 +68,39 @@ def test_an_error_leaves_no_hooks(clock: list[float]) -> None:
     assert found["stage"] == pytest.approx(2000.0)
 
 
+class Event:
+    """A mark on a GPU's own clock, which stands still until it is recorded."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: str) -> None:
+        assert stream == "stream of cuda:1"
+        self.at = Event.now
+
+    def elapsed_time(self, end: "Event") -> float:
+        return end.at - self.at
+
+
+def test_on_a_gpu_that_is_not_the_current_one_its_own_stream_is_marked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waits.append(device))
+    gpu = torch.device("cuda:1")
+    timer = StageTimer({}, gpu)
+    with timer.running() as found:
+        Event.now = 2.0
+        with timer.stage("paste"):
+            Event.now = 5.0
+    assert found == {"other": 2.0, "paste": 3.0}
+    assert waits == [gpu]
+
+
 @pytest.mark.parametrize(
     ("architecture", "has", "lacks"),
     [

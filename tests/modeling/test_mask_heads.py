@@ -7,6 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mask_rcnn_plus import UserError
 from mask_rcnn_plus.modeling import MLPMaskHead, SoftmaxMaskHead
@@ -67,6 +68,20 @@ def test_softmax_loss_is_the_cross_entropy_of_class_inside_and_background_outsid
     assert scalars["mask_rcnn/accuracy"] == 0.5
     assert scalars["mask_rcnn/false_positive"] == 0.5
     assert scalars["mask_rcnn/false_negative"] == 0.5
+
+
+def test_softmax_loss_is_of_operators_that_are_deterministic_on_a_gpu_too() -> None:
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore
+            names.append(func.overloadpacket._qualified_op_name)
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    with EventStorage(), Called():
+        softmax_head(4)(torch.rand(1, 4, 2, 2), [half_inside([1])])["loss_mask"].backward()
+    losses = {name for name in names if "nll_loss" in name}
+    # Of maps, aten::nll_loss2d_forward and _backward add up in any order.
+    assert losses == {"aten::nll_loss_forward", "aten::nll_loss_backward"}
 
 
 def test_softmax_loss_of_agnostic_masks_knows_no_class() -> None:

@@ -283,6 +283,20 @@ def test_bf16_finds_the_same_objects(name: str) -> None:
         assert len(strong) == 0 or (same.amax(dim=1) > 0.5).float().mean() > 0.6
 
 
+def test_scores_and_deltas_are_fp32_without_onednn_too(model: nn.Module) -> None:
+    # As on a GPU, where autocast would take them for a layer that was left as it was.
+    fast = optimize(model, "bf16")
+    for layer in fast.modules():
+        if isinstance(layer, layers.InferenceLayer):
+            layer.fused = False
+    found: list[torch.dtype] = []
+    predictor = fast.roi_heads.box_predictor
+    predictor.register_forward_hook(lambda _, inputs, both: found.extend(x.dtype for x in both))
+    detect(fast)
+    assert found == [torch.float32, torch.float32]
+    assert fast.roi_heads.box_head.fc1.weight.dtype == torch.bfloat16
+
+
 def test_a_detector_without_rois_is_taken_in_any_dtype() -> None:
     keys = {"META_ARCHITECTURE": "RetinaNet", "RETINANET__NUM_CLASSES": 3, "MASK_ON": False}
     keys |= {"BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone"}

@@ -84,6 +84,37 @@ def test_architectures(wanted, codes):
     assert all(flag.endswith(code) for flag, code in zip(flags, codes, strict=True))
 
 
+def test_by_default_all_that_torch_itself_is_built_for_is_served():
+    flags = build.architecture_flags(None, {"75", "80", "86", "90", "100", "120"})
+    built = [int(code) for code in re.findall(r"code=sm_(\d+)", " ".join(flags))]
+    for code in map(int, re.findall(r"sm_(\d+)", torch._C._cuda_getArchFlags() or "")):
+        if code >= 75:  # CUDA 12 knows older ones
+            assert any(one <= code and one // 10 == code // 10 for one in built)
+
+
+def test_an_old_gpu_of_this_machine_is_built_for_too_where_nvcc_still_can():
+    present, known = [(7, 0), (6, 1), (8, 6), (7, 0)], {"61", "70", "75", "80", "86", "90"}
+    flags = build.architecture_flags(None, known, present)
+    codes = [re.search(r"code=(\w+)$", flag)[1] for flag in flags]
+    assert codes == ["sm_61", "sm_70", "sm_75", "sm_80", "sm_90", "compute_90"]
+    without = build.architecture_flags(None, known - {"61", "70"}, present)
+    assert without == flags[2:]
+    assert build.architecture_flags("9.0", known, present) == flags[4:5]
+
+
+def test_a_gpu_that_cannot_be_asked_does_not_end_the_installation(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, index))
+    assert build.capabilities(torch) == [(7, 0), (7, 1)]
+
+    def fails(index):
+        raise RuntimeError("CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", fails)
+    assert build.capabilities(torch) == []
+
+
 @pytest.mark.parametrize("wanted", ["Volta", "hopper", "9", "13.0", "8.0;sm_90"])
 def test_an_architecture_that_nvcc_does_not_know(wanted):
     with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST names .* such as '8.0;9.0"):

@@ -168,13 +168,14 @@ def test_a_gradient_takes_its_own_memory_and_little_more(dtype, channels_last):
     maps, boxes, rest = random_maps(channels_last, dtype), random_boxes(), settings(channels_last)
     grad = operators.fpn_roi_align(maps, boxes, 7, 7, *rest)
     torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
+    # What is asked for: the blocks that were free may be up to a MiB larger.
+    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     operators.fpn_roi_align_backward(grad, boxes, sizes_of(maps), *rest)
-    torch.cuda.synchronize()
+    taken = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     gradients = sum(m.numel() * m.element_size() for m in maps)
-    # 84 bytes a RoI, and what the allocator rounds up.
-    assert torch.cuda.max_memory_allocated() - before <= gradients + 100 * len(boxes) + 8192
+    # 84 bytes a RoI, and where each map's RoIs begin.
+    assert taken <= gradients + 100 * len(boxes) + 8192
 
 
 BAD_IMAGE = """
@@ -239,9 +240,9 @@ def test_more_than_two_to_the_31_elements(channels_last):
     if torch.cuda.mem_get_info()[0] < 16 << 30:
         pytest.skip("needs 16 GB")
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    features = torch.zeros(
+    features = torch.empty(
         1, 2, 36000, 36000, dtype=torch.bfloat16, device="cuda", memory_format=layout
-    )
+    ).zero_()
     features[:, :, -4:, -4:] = torch.tensor([3.0, 5.0], device="cuda")[:, None, None]
     box = torch.tensor([[0.0, 35997, 35997, 35999, 35999]], device="cuda")
     rest = ([1.0], 2, 1, 0, 1.0, 0, channels_last)

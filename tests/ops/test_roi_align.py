@@ -21,6 +21,10 @@ TOLERANCE = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
 }
+# How far torchvision's results may be off, as a share of the largest value. Its CUDA kernels fuse
+# products and sums, which moves a sample by a unit in the last place: 8e-6 of a cell beyond column
+# 64, on slopes up to six.
+THEIRS = {"cpu": 1e-6, "cuda": 2e-5}
 # Inside, across each border, outside, inverted in one and in both axes, empty, and one cell wide.
 BOXES = torch.tensor(
     [
@@ -95,7 +99,10 @@ def test_every_channel_count_gives_the_same_in_both_formats(device, channels):
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     torch.testing.assert_close(
-        results[0][0], torchvision_roi_align(maps, boxes, 7, 1.0, 2, True), rtol=0, atol=1e-6
+        results[0][0],
+        torchvision_roi_align(maps, boxes, 7, 1.0, 2, True),
+        rtol=0,
+        atol=THEIRS[device],
     )
 
 
@@ -111,11 +118,12 @@ def test_equals_torchvision(device, ratio, memory_format):
     ours, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
     out = roi_align(ours, boxes, 7, 0.25, ratio, True)
     expected = torchvision_roi_align(theirs, boxes, 7, 0.25, ratio, True)
-    assert (out - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert (out - expected).abs().max() <= THEIRS[device] * expected.abs().max()
     grad = torch.randn(out.shape, generator=generator).to(device)
     out.backward(grad)
     expected.backward(grad)
-    assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * theirs.grad.abs().max()
+    tolerance = 10 * THEIRS[device]
+    assert (ours.grad - theirs.grad).abs().max() <= tolerance * theirs.grad.abs().max()
 
 
 def test_a_ramp_gives_the_bins_centres():
@@ -189,12 +197,12 @@ def test_pyramid_equals_each_level_on_its_own(device, memory_format):
             for i, k in enumerate(levels)
         ]
     )
-    torch.testing.assert_close(out, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(out, expected, rtol=0, atol=2 * THEIRS[device])
     grad = torch.randn(out.shape, generator=generator).to(device)
     out.backward(grad)
     expected.backward(grad)
     for a, b in zip(ours, theirs, strict=True):
-        assert (a.grad - b.grad).abs().max() <= 1e-5 * b.grad.abs().max()
+        assert (a.grad - b.grad).abs().max() <= 10 * THEIRS[device] * b.grad.abs().max()
 
 
 coordinates = st.floats(-40, 80, width=32)

@@ -163,6 +163,10 @@ def test_libraries_for_another_cuda_or_gpu() -> None:
     assert probes.covers(["sm_80"], 8, 6) and not probes.covers(["sm_80"], 9, 0)
     assert probes.covers(["sm_80", "compute_80"], 9, 0) and not probes.covers(["sm_86"], 8, 0)
     assert probes.covers(["sm_90a", "sm_120"], 12, 0)
+    # What is newer takes PTX.
+    assert probes.older(["8.0", "12.0"], 8, 0) == "" == probes.older(["9.0"], 13, 0)
+    assert probes.older([], 5, 0) == ""
+    assert "with TORCH_CUDA_ARCH_LIST=7.0" in probes.older(["10.0", "7.5"], 7, 0)
 
 
 def test_an_instruction_set_held_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Convolutions and linear layers for inference: norms folded, ReLUs fused, weights cast."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -114,13 +115,20 @@ class CastConvTranspose2d(InferenceLayer, nn.ConvTranspose2d):
 
 
 class FusedLinear(InferenceLayer, nn.Linear):
-    """A linear layer in one pass with the ReLU that follows it."""
+    """A linear layer in one pass with the ReLU that follows it.
+
+    Attributes:
+        exact: whether it keeps its dtype where autocast is on, which oneDNN's operators always do.
+    """
+
+    exact = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         if self._takes_onednn(x):
             return onednn.linear(x, self.weight, self.bias, relu=self.relu)
-        x = F.linear(x, self.weight, self.bias)
+        with torch.autocast(x.device.type, enabled=False) if self.exact else nullcontext():
+            x = F.linear(x, self.weight, self.bias)
         return F.relu_(x) if self.relu else x
 
 

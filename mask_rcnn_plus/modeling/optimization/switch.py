@@ -150,6 +150,7 @@ def _convert_layers(
         elif type(module) is nn.Linear:
             own = torch.float32 if module in exact else dtype
             layers.convert(module, layers.FusedLinear, own, fused)
+            module.exact = own != dtype
             counts["linear layers"] += 1
     report.done.append(
         f"{counts['convolutions']} convolutions (with {counts['norms']} norms folded into them) "

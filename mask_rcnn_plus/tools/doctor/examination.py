@@ -21,7 +21,8 @@ _PATIENCE = 180.0  # seconds for a probe, on a machine whose disk is slow and wh
 _VARIABLES = (
     *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "DETECTRON2_DATASETS", "KMP_BLOCKTIME", "LD_PRELOAD"),
     *("MASK_RCNN_PLUS_CACHE", "MASK_RCNN_PLUS_CPU_ISA", "MKL_NUM_THREADS", "OMP_NUM_THREADS"),
-    *("OMP_WAIT_POLICY", "PYTHONPATH", "PYTORCH_CUDA_ALLOC_CONF"),
+    *("OMP_WAIT_POLICY", "PYTHONPATH", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+    "TORCH_CUDA_ARCH_LIST",
 )
 # The package's real import is a probe; till then one that imports nothing stands in its place.
 _CHILD = """

@@ -156,7 +156,21 @@ def operators() -> dict[str, Any]:
         )
     if fault := mismatch(facts["built"].get("CUDA", ""), torch.version.cuda):
         facts["broken" if torch.cuda.is_available() else "advice"].append(fault)
+    built = facts["built"].get("capabilities", [])
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if fault := older(built, *torch.cuda.get_device_capability(index)):
+            facts["broken"].append(f"operators on CUDA device {index}: {fault}")
     return facts
+
+
+def older(built: list[str], major: int, minor: int) -> str:
+    """What is wrong where a GPU came before all that a library was built for, or ""."""
+    if not built or (major, minor) >= min(tuple(map(int, one.split("."))) for one in built):
+        return ""
+    return (
+        f"it has compute capability {major}.{minor}, and they were built for {', '.join(built)}: "
+        f"reinstall mask-rcnn-plus with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    )
 
 
 def mismatch(built: str, used: str | None) -> str:
