@@ -31,8 +31,7 @@ def add_training_keys(cfg: CfgNode) -> None:
     # from random weights; BASE_LR about 0.001, WEIGHT_DECAY about 0.05.
     cfg.SOLVER.OPTIMIZER = "SGD"
 
-    # One kernel updates all weights; it rounds a little otherwise than detectron2's loop. A resumed
-    # run keeps what it began with.
+    # One kernel updates all weights; it rounds a little otherwise than detectron2's loop.
     cfg.SOLVER.FUSED = False
 
     # The type that SOLVER.AMP.ENABLED computes in: "fp16" as detectron2 does (CUDA alone, with a
