@@ -260,13 +260,16 @@ def _read_results(path: Path) -> dict[str, float]:
 
 def _training_seconds(run: Run) -> float | None:
     """Iterations times an iteration's median time, which a machine's pauses leave as it is."""
-    iterations = CfgNode.load_cfg(run.config).SOLVER.MAX_ITER
     try:
         lines = (run.folder / "metrics.json").read_text().splitlines()
-        times = [t for t in (json.loads(line).get("time") for line in lines) if t is not None]
+        steps = [step for step in map(json.loads, lines) if "time" in step]
     except (OSError, ValueError):
         return None
-    return round(iterations * statistics.median(times), 1) if times else None
+    if not steps:
+        return None
+    # Not MAX_ITER, which a run may scale with its batch, or end before.
+    iterations = 1 + max(step["iteration"] for step in steps)
+    return round(iterations * statistics.median(step["time"] for step in steps), 1)
 
 
 def _last_line(log: Path) -> str:

@@ -105,6 +105,19 @@ def test_a_run_that_averages_is_measured_on_the_averages(tmp_path: Path) -> None
     assert run.results == {"mask AP": 30.0}
 
 
+def test_training_seconds_are_those_of_the_iterations_that_were_done(tmp_path: Path) -> None:
+    inference = tmp_path / "inference" / "val"
+    inference.mkdir(parents=True)
+    (inference / "metrics.json").write_text(json.dumps({"segm": {"AP": 20.0}}))
+    # 40 of 100 iterations, of 0.5 s, once 9 s; and the evaluation's line.
+    lines = [{"iteration": i, "time": t} for i, t in ((9, 0.5), (19, 9.0), (29, 0.4), (39, 0.5))]
+    lines.append({"iteration": 40, "segm/AP": 20.0})
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    run = Run("row", 1, "SOLVER: {MAX_ITER: 100}", "val", tmp_path)
+    Processes(1, keep_weights=True)._conclude(run, 0, 1.0)
+    assert run.record["train_seconds"] == 20.0
+
+
 @pytest.fixture
 def folder(tiny_config: Path) -> Path:
     """A family of two rows on the tiny shapes, and a second one that repeats a row."""
