@@ -131,7 +131,7 @@ def _list() -> None:
 
 
 def _plan(family: Family, arguments: argparse.Namespace) -> tuple[CfgNode, list[Run]]:
-    """The family's runs, checked as far as is possible without running them."""
+    """The baseline's config and the runs, checked as far as is possible without running them."""
     runs = []
     data: list[str] = []
     if arguments.data:
@@ -147,7 +147,9 @@ def _plan(family: Family, arguments: argparse.Namespace) -> tuple[CfgNode, list[
         for seed in range(1, arguments.seeds + 1):
             cfg.SEED = seed
             runs.append(make_run(row, cfg, folder / f"seed_{seed}"))
-    return cfg, runs
+        if row == family.baseline:
+            baseline = cfg
+    return baseline, runs
 
 
 def _check(cfg: CfgNode, arguments: argparse.Namespace) -> None:
@@ -202,7 +204,7 @@ class _Report:
         solver = cfg.SOLVER
         return [
             f"`{self._command}`",
-            f"{names}; {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images",
+            f"{names}; baseline: {solver.MAX_ITER} iterations of {solver.IMS_PER_BATCH} images",
             "; ".join(f"{name} {value}" for name, value in self._machine.items()),
         ]
 

@@ -53,7 +53,7 @@ def _panel(
 ) -> None:
     """A line a row: a dot a seed, a bar at their mean, and the paper's figure as a diamond."""
     axes.set_yticks(range(len(values)), list(values))
-    axes.margins(y=0.2)
+    axes.set_ylim(-0.6, len(values) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)

@@ -262,6 +262,9 @@ def test_a_family_names_classes_in_a_list(folder: Path) -> None:
 def test_a_tiny_ablation_from_end_to_end(folder: Path) -> None:
     (folder / "family.json").write_text('{"classes": ["circle", "hexagon"]}')
     (folder / "b.yaml").write_text((folder / "a.yaml").read_text())  # so one run serves both rows
+    batch = yaml.safe_load((folder / "a.yaml").read_text())["SOLVER"]["IMS_PER_BATCH"]
+    other = yaml.safe_dump({"_BASE_": "a.yaml", "SOLVER": {"IMS_PER_BATCH": batch + 1}})
+    (folder / "c.yaml").write_text(other)
     assert main(command(folder)) == 0
     out = folder.parent / "out" / "shapes_val" / "mine"
     assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -271,4 +274,5 @@ def test_a_tiny_ablation_from_end_to_end(folder: Path) -> None:
     assert not list((out / "a" / "seed_1").glob("*.pth")) and not (out / "b").exists()
     table = (out / "table.md").read_text()
     assert "| b | 1 | +0.0 " in table
+    assert f"baseline: 2 iterations of {batch} images" in table  # not the last row's
     assert "box AP-circle | mask AP-circle | training s" in table and "hexagon" not in table
