@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.figures import Best, EarlyStopping
-from mask_rcnn_plus.engine.stops import Stops
+from mask_rcnn_plus.engine.stops import Leave, Stops
 from mask_rcnn_plus.engine.validation import NAME as VALIDATION
-from mask_rcnn_plus.engine.validation import ValidationLoss
+from mask_rcnn_plus.engine.validation import TOTAL, ValidationLoss
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.modeling import OptimizedModel, optimize
 
@@ -102,7 +102,7 @@ class Evaluation(HookBase):
             self._measure(last, *self._due(last))
 
     def after_step(self) -> None:
-        if self.trainer.iter == self.trainer.start_iter and comm.is_main_process():
+        if self.trainer.iter == self.trainer.start_iter:
             self._check_losses()
         if any(due := self._due(self.trainer.iter)):
             self._measure(self.trainer.iter, *due)
@@ -145,16 +145,22 @@ class Evaluation(HookBase):
             self._end_if_over(iteration)
 
     def _check_losses(self) -> None:
-        """Refuses to watch a loss that the model, having done its first step, has not."""
-        latest = self.trainer.storage.latest()
-        losses = sorted(name for name in latest if "loss" in name and "/" not in name)
+        """Refuses to watch a loss that the model, having done its first step, has not.
+
+        Every process ends, or the others would wait for the main one, which says why.
+        """
+        losses = sorted({*self.trainer._trainer.loss_names, TOTAL})
         for watcher in self._watchers:
-            loss = watcher.figure.name.rpartition("/")[-1]
-            if watcher.figure.name.startswith(f"{VALIDATION}/") and loss not in losses:
+            name = watcher.figure.name
+            if not name.startswith(f"{VALIDATION}/") or self._validation is None:
+                continue
+            loss = name.removeprefix(self._validation.prefix_of(name))
+            if loss not in losses:
+                if not comm.is_main_process():
+                    raise Leave(UserError.exit_code)
                 hint = did_you_mean(loss, losses) or f"; there is {', '.join(losses)}"
                 raise UserError(
-                    f"{watcher.setting} is '{watcher.figure.name}', and the model has no loss "
-                    f"'{loss}'{hint}"
+                    f"{watcher.setting} is '{name}', and the model has no loss '{loss}'{hint}"
                 )
 
     def _show(self, watcher: Best | EarlyStopping, iteration: int, *, expected: bool) -> None:

@@ -13,12 +13,14 @@ class Figure:
 
     Args:
         name: as in TensorBoard, "segm/AP" or "validation/total_loss".
-        mode: "max" (the larger the better), "min", or "auto": names with "loss" in them fall.
+        mode: "max" (the larger the better), "min", or "auto": names with "loss" in them fall, the
+            names of data sets and classes (AP-NAME) apart.
     """
 
     def __init__(self, name: str, mode: str = "auto") -> None:
         self.name = name
-        self._falls = mode == "min" or (mode == "auto" and "loss" in name.rsplit("/", 1)[-1])
+        kind = name.partition("/AP-")[0].rsplit("/", 1)[-1]
+        self._falls = mode == "min" or (mode == "auto" and "loss" in kind)
 
     @property
     def direction(self) -> str:

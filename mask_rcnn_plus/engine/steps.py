@@ -56,6 +56,8 @@ class Steps(SimpleTrainer):
         self._parts = parts
         self._exact = exact and parts > 1
         self._device = next(model.parameters()).device.type
+        self.loss_names: tuple[str, ...] = ()
+        """Of the model's losses, once it has done a step."""
         self.grad_scaler = None
         if amp == "fp16":
             self.grad_scaler = torch.amp.GradScaler(self._device)
@@ -76,6 +78,7 @@ class Steps(SimpleTrainer):
             wrapped = isinstance(self.model, DistributedDataParallel)
             with self.model.no_sync() if wrapped and not last else nullcontext():
                 self._add_gradients(batch, part, plan, sums)
+        self.loss_names = tuple(sums)
         self._write_metrics(_on_host(sums), data_time)
         if self.grad_scaler is None:
             self.optimizer.step()

@@ -67,10 +67,18 @@ class ValidationLoss:
         figures = {}
         with _measuring(model):
             for name, records in self._records.items():
-                prefix = NAME if len(self._records) == 1 else f"{NAME}/{name}"
                 means = self._means(model, name, records)
-                figures.update({f"{prefix}/{loss}": value for loss, value in means.items()})
+                prefix = self._prefix(name)
+                figures.update({f"{prefix}{loss}": value for loss, value in means.items()})
         return figures
+
+    def prefix_of(self, figure: str) -> str:
+        """What stands before the loss's name in a figure's, as "validation/"; "" if nothing."""
+        prefixes = map(self._prefix, self._records)
+        return next((prefix for prefix in prefixes if figure.startswith(prefix)), "")
+
+    def _prefix(self, name: str) -> str:
+        return f"{NAME}/" if len(self._records) == 1 else f"{NAME}/{name}/"
 
     def _means(
         self, model: nn.Module, name: str, records: Sequence[dict[str, Any]]

@@ -1,15 +1,20 @@
 """Best checkpoints and early stopping: when a figure counts as better, and what then happens."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from detectron2.engine import DefaultTrainer
+from detectron2.engine.hooks import EvalHook
+from detectron2.utils import comm
 
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
+from mask_rcnn_plus.engine.evaluating import Evaluation
 from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
 from mask_rcnn_plus.engine.option_checks import (
     check_classes_watched,
@@ -17,6 +22,8 @@ from mask_rcnn_plus.engine.option_checks import (
     check_options,
     check_sampler,
 )
+from mask_rcnn_plus.engine.stops import Leave
+from mask_rcnn_plus.engine.validation import ValidationLoss
 
 NAN = float("nan")
 
@@ -32,6 +39,7 @@ NAN = float("nan")
         ("validation/total_loss", "auto", 2.0, 1.0, 0.0, False),
         ("validation/total_loss", "max", 2.0, 1.0, 0.0, True),
         ("loss_set/segm/AP", "auto", 2.0, 1.0, 0.0, True),  # a data set's name says nothing
+        ("segm/AP-glossy", "auto", 2.0, 1.0, 0.0, True),  # nor does a class's
         ("segm/AP", "min", 1.0, 2.0, 0.0, True),
         ("segm/AP", "auto", NAN, None, 0.0, False),
         ("segm/AP", "auto", NAN, 1.0, 0.0, False),
@@ -124,7 +132,11 @@ def test_a_run_ends_early_whole_and_for_good(
 
 @pytest.mark.parametrize(
     ("loss", "words"),
-    [("loss_class", "did you mean 'loss_cls'?"), ("x", "there is loss_box_reg, loss_cls")],
+    [
+        ("loss_class", "did you mean 'loss_cls'?"),
+        ("x", "there is loss_box_reg, loss_cls"),
+        ("shapes_val/total_loss", "did you mean 'total_loss'?"),  # there is one test set alone
+    ],
 )
 def test_a_loss_that_the_model_has_not_is_refused_at_the_first_step(
     small_config: Path, capsys: pytest.CaptureFixture[str], loss: str, words: str
@@ -135,6 +147,34 @@ def test_a_loss_that_the_model_has_not_is_refused_at_the_first_step(
     error = capsys.readouterr().err
     assert f"error: TEST.BEST_METRIC is 'validation/{loss}', and the model has no loss" in error
     assert words in error
+
+
+def test_losses_of_any_name_may_be_watched_and_all_processes_end_where_they_may_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check(name: str, sets: Sequence[str] = ("a", "b")) -> None:
+        evaluation = Evaluation(
+            EvalHook(0, dict),
+            period=0,
+            validation=ValidationLoss({one: [] for one in sets}, dict),
+            watchers=[EarlyStopping(Figure(name), patience=1)],
+            checkpointer=None,
+            stops=None,
+        )
+        steps = SimpleNamespace(loss_names=("iou", "loss_cls_stage0"))
+        evaluation.trainer = SimpleNamespace(iter=3, start_iter=3, max_iter=9, _trainer=steps)
+        evaluation.after_step()
+
+    for right in ("a/iou", "b/loss_cls_stage0", "b/total_loss"):
+        check(f"validation/{right}")
+    check("validation/iou", ["a"])
+    with pytest.raises(UserError, match="no loss 'a/iou'; did you mean 'iou'"):
+        check("validation/b/a/iou")
+    monkeypatch.setattr(comm, "get_rank", lambda: 1)
+    check("validation/a/iou")
+    with pytest.raises(Leave) as left:
+        check("validation/a/iu")
+    assert left.value.code == 2
 
 
 @pytest.mark.parametrize(
