@@ -37,8 +37,8 @@ Example: {PROGRAM} 2c_pooling --seeds 3 --jobs 2 --output output/ablations
 Runs lie in OUTPUT/DATA/FAMILY/ROW/seed_N; {TABLE}, {CSV} and {PLOT} in OUTPUT/DATA/FAMILY, written
 anew after every run. The same command again goes on: what is finished is not run again, and rows
 of several families with the same config run once. A folder of your own works as well; its
-family.json may name "title", "baseline", "order", "paper" and the paper's figures as "rows"; "all"
-leaves out a family that is "alone" there.
+family.json may name "title", "baseline", "order", "paper" and the paper's figures as "rows", and as
+"classes" those whose own AP is shown; "all" leaves out a family that is "alone" there.
 """
 
 

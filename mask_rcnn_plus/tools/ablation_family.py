@@ -97,6 +97,11 @@ def _load(folder: Path) -> Family:
             raise UserError(f"{where} has the unknown key '{key}'{did_you_mean(key, _KEYS)}")
     baseline = said.get("baseline", rows[0])
     order, figures = said.get("order", rows), said.get("rows", {})
+    if not isinstance(order, list):
+        raise UserError(f"{where}: order is {order!r}: give a list of rows")
+    if not _are_figures(figures):
+        hint = 'give numbers, as {"ROW": {"mask AP": 30.3}}'
+        raise UserError(f"{where}: rows is {json.dumps(figures)[:80]}: {hint}")
     for row in (baseline, *order, *figures):
         if row not in rows:
             hint = did_you_mean(str(row), rows)
@@ -115,8 +120,15 @@ def _load(folder: Path) -> Family:
         paper=said.get("paper", ""),
         paper_rows=figures,
         alone=said.get("alone", False),
-        classes=tuple(classes),
+        classes=tuple(dict.fromkeys(classes)),
     )
+
+
+def _are_figures(rows: Any) -> bool:
+    if not isinstance(rows, dict) or not all(isinstance(one, dict) for one in rows.values()):
+        return False
+    numbers = [number for one in rows.values() for number in one.values()]
+    return all(isinstance(number, int | float | None) for number in numbers)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,7 +136,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"'{path}' is no JSON object")

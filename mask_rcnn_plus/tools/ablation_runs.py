@@ -29,6 +29,8 @@ _TASKS = {"box": "bbox", "mask": "segm"}
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 # Threads that wait for each other by spinning hold up whatever else runs on their core.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+# What reading a damaged config may raise: yacs does not look at what YAML gives.
+_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
 _TRAIN = "import sys; from mask_rcnn_plus.engine import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -122,11 +124,7 @@ class Processes:
     """The training processes that are running, so that an interruption can end them."""
 
     def __init__(self, threads: int, *, keep_weights: bool) -> None:
-        """
-        Args:
-            threads: CPU threads of each process.
-            keep_weights: leave a finished run's checkpoints, about 150 MB each.
-        """
+        """Takes the CPU threads of each process, and whether finished checkpoints (150 MB) stay."""
         self._threads = threads
         self._keep_weights = keep_weights
         self._running: set[subprocess.Popen] = set()
@@ -209,11 +207,16 @@ class Processes:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """A record; empty where there is none, or it is damaged."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+    results = content.get("results", {}) if isinstance(content, dict) else None
+    if not isinstance(results, dict):
+        return {}
+    numbers = [*results.values(), *(content.get(f"{of}_seconds") or 0 for of in ("cpu", "train"))]
+    return content if all(isinstance(number, int | float) for number in numbers) else {}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -226,7 +229,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     if record:
         try:
             record["digest"] = _digest((folder / CONFIG).read_text())
-        except (OSError, ValueError, yaml.YAMLError):
+        except (*_UNREADABLE, yaml.YAMLError):
             record["digest"] = "unreadable"
     return record
 
@@ -281,7 +284,7 @@ def _difference(run: Run) -> str:
     """The first keys in which the folder's config differs."""
     try:
         old = _values((run.folder / CONFIG).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+    except (*_UNREADABLE, yaml.YAMLError):
         return "it cannot be read"
     here = _values(run.config)
     keys = [key for key in {**here, **old} if here.get(key) != old.get(key)]

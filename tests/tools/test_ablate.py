@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_the_repositorys_families_are_whole() -> None:
     (training,) = find_families("training")
     assert set(training.rows) == {
         *("baseline", "ema", "constant_rate", "constant_rate_ema"),
-        *("jitter", "copy_paste", "color", "blur", "focal"),
+        *("jitter", "copy_paste", "color", "lighting", "blur", "focal"),
         *("amp_bf16", "batch_8", "batch_8_scaled"),
         *("sgd", "sgd_batch_8", "sgd_batch_8_scaled"),
     }
@@ -214,6 +215,36 @@ def test_another_config_in_the_same_folder_is_refused(
     assert len(fake.ran) == 2
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "again"),
+    [
+        ("run.json", '{"state": "finished", "results": null}', True),
+        ("run.json", '{"state": "finished", "results": {"mask AP": "x"}}', True),
+        ("run.json", '{"state": "finished", "results": {}, "cpu_seconds": "x"}', True),
+        ("run.json", "[" * 10**5, True),
+        ("ablation.yaml", "- 1\n", False),
+        ("ablation.yaml", "1: {2: 3}\n", False),
+        ("ablation.yaml", "MODEL: 2001-01-01\n", False),
+        ("ablation.yaml", "a: " + "[" * 3000, False),
+    ],
+)
+def test_damaged_files_of_a_run_are_no_traceback(
+    folder: Path,
+    fake: type[FakeProcesses],
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    text: str,
+    again: bool,
+) -> None:
+    assert main(command(folder)) == 0
+    fake.ran.clear()
+    (folder.parent / "out" / "shapes_val" / "mine" / "a" / "seed_1" / file).write_text(text)
+    assert main(command(folder)) == (0 if again else 2)
+    assert names(fake.ran) == (["mine/a/seed_1"] if again else [])
+    if not again:
+        assert "mine/a/seed_1 holds a run of another config" in capsys.readouterr().err
+
+
 def test_a_failed_run_costs_only_itself(
     folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,9 +284,19 @@ def test_mistakes_are_one_line_before_any_run(
     assert fake.ran == []
 
 
-def test_a_family_names_classes_in_a_list(folder: Path) -> None:
-    (folder / "family.json").write_text('{"classes": "circle"}')
-    with pytest.raises(UserError, match="classes is 'circle': give a list of names"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"classes": "circle"}', "classes is 'circle': give a list of names"),
+        ('{"order": 5}', "order is 5: give a list of rows"),
+        ('{"rows": ["a"]}', 'rows is ["a"]: give numbers'),
+        ('{"rows": {"a": {"mask AP": "x"}}}', 'rows is {"a": {"mask AP": "x"}}: give numbers'),
+        ("[" * 10**5, "is no JSON"),
+    ],
+)
+def test_a_wrong_description_of_a_family_is_one_line(folder: Path, text: str, words: str) -> None:
+    (folder / "family.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)):
         find_families(str(folder))
 
 
