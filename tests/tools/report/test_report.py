@@ -129,7 +129,7 @@ def test_objects_of_which_none_is_found(make_run: MakeRun, tmp_path: Path) -> No
     assert "Best images" not in page.text
     better = make_run("better", FOUND, objects=OBJECTS)
     both = report(run, better, "--output", tmp_path / "both.html")
-    assert "It finds 1 objects that run does not, and no longer finds 0." in both.text
+    assert "It finds 1 object that run does not, and no longer finds 0." in both.text
 
 
 def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
