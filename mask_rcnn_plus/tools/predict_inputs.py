@@ -13,7 +13,7 @@ from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.prediction import to_bgr
 from mask_rcnn_plus.prediction.images import BGR
 
-PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+PICTURES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 
 # A container may count some frames more than it has.

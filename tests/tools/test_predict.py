@@ -270,6 +270,14 @@ def test_folders_names_and_what_lies_in_the_output(folder: Path) -> None:
         return [(source.path, source.name) for source in sources]
 
     assert names("photos") == [("photos/y.jpg", "y")]
+    (folder / "stacks").mkdir()
+    for ending in ("gif", "jp2"):
+        (folder / "stacks" / f"{ending}.{ending}").write_bytes(b"")
+    assert (
+        names("stacks")
+        == names("stacks/*")
+        == [("stacks/gif.gif", "gif"), ("stacks/jp2.jp2", "jp2")]
+    )
     (folder / "photos" / "out").mkdir()
     (folder / "photos" / "out" / "y.jpg").write_bytes(b"")
     # Resource forks of macOS, and thumbnails of other programs.

@@ -72,7 +72,7 @@ def best_threshold(findings: Findings, name: str) -> tuple[float, float, float, 
 
     Returns:
         (score, precision, recall, F1); the score is 0.5 where nothing is right, the precision NaN
-        where nothing is found.
+        where nothing is found, the recall where nothing is there.
     """
     task, detections = findings.tasks[name], findings.detections
     counts = np.flatnonzero(task.error != IGNORED)
@@ -80,7 +80,7 @@ def best_threshold(findings: Findings, name: str) -> tuple[float, float, float, 
     hits = np.cumsum(task.error[order] == RIGHT)
     total = int((~findings.truth.crowd).sum())
     if not len(hits) or not hits[-1] or not total:
-        return 0.5, 0.0 if len(hits) else math.nan, 0.0, 0.0
+        return 0.5, 0.0 if len(hits) else math.nan, 0.0 if total else math.nan, 0.0
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + total)
     best = int(f1.argmax())
     return (

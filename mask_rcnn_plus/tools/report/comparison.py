@@ -57,11 +57,11 @@ class Comparison:
         self._gained = np.bincount(truth.image[gained], minlength=images)
         self._lost = np.bincount(truth.image[lost], minlength=images)
         better, worse = (self._change > 1e-9).sum(), (self._change < -1e-9).sum()
+        new = "1 object" if gained.sum() == 1 else f"{gained.sum()} objects"
         self.sentences = [
             f"{after.run.label} is better on {better} images, worse on {worse}, and as good on "
             f"{images - better - worse}.",
-            f"It finds {gained.sum()} objects that {before.run.label} does not, and no longer "
-            f"finds {lost.sum()}.",
+            f"It finds {new} that {before.run.label} does not, and no longer finds {lost.sum()}.",
         ]
         self.config = tables.config_changes(before.run, after.run)
         self.classes = tables.per_class_changes(before.run, after.run)

@@ -42,6 +42,7 @@ class View:
         self.main = findings.main_task
         self.main_kind = words.KINDS[self.main]
         self.threshold, self.precision, self.recall, self.f1 = best_threshold(findings, self.main)
+        self.found_any, self.any_there = (not np.isnan(p) for p in (self.precision, self.recall))
         step("precision")
         self.curves = {}
         self.class_curves = {}

@@ -141,6 +141,8 @@ def test_the_threshold_is_where_f1_is_highest() -> None:
     assert (score, precision, recall, f1) == pytest.approx((0.7, 5 / 10, 5 / 8, 10 / 18))
     score, precision, recall, f1 = best_threshold(case([("a", 0)], [], "a"), "bbox")
     assert (score, recall, f1) == (0.5, 0.0, 0.0) and math.isnan(precision)
+    score, precision, recall, f1 = best_threshold(case([], [("a", 0, 0.9)], "a"), "bbox")
+    assert (score, precision, f1) == (0.5, 0.0, 0.0) and math.isnan(recall)
 
 
 def test_confusion_counts_each_object_and_each_detection_once() -> None:

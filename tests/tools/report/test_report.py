@@ -109,6 +109,12 @@ def test_nothing_there_and_nothing_found(make_run: MakeRun, tmp_path: Path) -> N
     assert "Every AP is nan: the ground truth has no objects at all." in page.text
     assert "The model found nothing" in page.text
     assert "There is no image with objects or detections." in page.text
+    for words in ("of what is found is right", "of what is there is found", "score threshold for"):
+        assert words not in page.text
+    # What is found where nothing is, is wrong, and there is nothing to find.
+    page = report(make_run("wrong", FOUND, objects=[]), "--output", tmp_path / "wrong.html")
+    assert "of what is found is right" in page.text
+    assert "of what is there is found" not in page.text
 
 
 def test_objects_of_which_none_is_found(make_run: MakeRun, tmp_path: Path) -> None:
@@ -117,11 +123,13 @@ def test_objects_of_which_none_is_found(make_run: MakeRun, tmp_path: Path) -> No
     assert "The model found nothing, so AP is 0" in page.text
     assert "2 objects, 2 missed" in " ".join(filter(None, page.alts))
     assert "nothing was found there" in page.text
-    assert "of what is found is right" not in page.text
+    for words in ("of what is found is right", "of what is there is found", "score threshold for"):
+        assert words not in page.text
+    assert "nothing was found" in page.text.partition("Calibration")[2].partition("Images")[0]
     assert "Best images" not in page.text
     better = make_run("better", FOUND, objects=OBJECTS)
     both = report(run, better, "--output", tmp_path / "both.html")
-    assert "It finds 1 objects that run does not, and no longer finds 0." in both.text
+    assert "It finds 1 object that run does not, and no longer finds 0." in both.text
 
 
 def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
