@@ -2,8 +2,13 @@
 
 import sys
 
-import mask_rcnn_plus  # noqa: F401  (mends and extends detectron2 before anything imports it)
+import mask_rcnn_plus  # noqa: F401  (repairs and extends detectron2 before anything imports it)
 from mask_rcnn_plus.engine import main
 
+try:
+    from mask_rcnn_tools.check.before_run import check_data
+except ImportError:  # The plugin trains and evaluates without the tools.
+    check_data = None
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(check_data=check_data))

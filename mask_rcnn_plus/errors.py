@@ -41,3 +41,18 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """
     matches = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def reason(error: BaseException, limit: int = 200) -> str:
+    """Why an operation failed, on one line, for the end of an error message.
+
+    Args:
+        error: what was raised.
+        limit: the most characters.
+
+    Returns:
+        of an OSError the system's words ("No space left on device"); of others their message, or
+        the name of their type if they have none.
+    """
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    return " ".join(text.split())[:limit] or type(error).__name__

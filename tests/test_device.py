@@ -61,8 +61,8 @@ def test_runs_and_tools_that_train_make_theirs_the_current_one(
 
     _gpus(monkeypatch, 2)
     setup, tool = (
-        importlib.import_module(f"mask_rcnn_plus.{name}")
-        for name in ("engine.setup", "tools.lr_range")
+        importlib.import_module(name)
+        for name in ("mask_rcnn_plus.engine.setup", "mask_rcnn_tools.lr_range")
     )
     options = ["--config-file", str(tiny_config), "MODEL.DEVICE", "cuda:1"]
     for module, begin in (

@@ -36,7 +36,7 @@ def _run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     programs = {
         "python": [sys.executable],
         "train_net.py": [sys.executable, str(ROOT / "train_net.py")],
-        "mask-rcnn-plus": [sys.executable, "-m", "mask_rcnn_plus_start"],
+        "mask-rcnn-plus": [sys.executable, "-m", "mask_rcnn_tools.cli"],
     }
     words = [*programs[words[2]], *words[3:]]
     words = [str(ROOT / word) if word.startswith(("configs/", "docs/")) else word for word in words]

@@ -30,7 +30,7 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
     The structure is what loading relies on: the lists, their entries' fields and types, unique
     ids, ids that refer to an entry, and masks that pycocotools can take without harm. Whatever else
-    can be wrong is the data check's (``mask_rcnn_plus.data.check``).
+    can be wrong is the data check's (``mask_rcnn_tools.check``).
 
     Args:
         path: the json file.

@@ -1,6 +1,7 @@
 """What can be known to be wrong before the first iteration, in words."""
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from detectron2.utils import comm
 from mask_rcnn_plus.data import class_names, require_dataset
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.checkpoint import local_weights, read_class_names
-from mask_rcnn_plus.engine.data_check import check_data
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
 
@@ -94,12 +94,19 @@ def check_solver(cfg: CfgNode, device: str) -> None:
         )
 
 
-def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
+DataCheck = Callable[[CfgNode, Sequence[str]], None]
+"""Checks the data sets with these names as cfg.DATA_CHECK asks for; raises UserError."""
+
+
+def check_datasets(
+    cfg: CfgNode, args: argparse.Namespace, *, check_data: DataCheck | None = None
+) -> list[str]:
     """Loads each data set once and compares all that names classes: data, checkpoint, config.
 
     Args:
         cfg: its MODEL.ROI_HEADS.NUM_CLASSES is set in place where it is -1.
         args: of the command line.
+        check_data: runs before the data sets are loaded; None checks nothing.
 
     Returns:
         the class names, in the order of class ids; none for a model without classes.
@@ -117,7 +124,8 @@ def check_datasets(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
         if cfg.MODEL.WEIGHTS:
             local_weights(cfg.MODEL.WEIGHTS)
     used = list(dict.fromkeys(test if args.eval_only else train + test))
-    check_data(cfg, used)
+    if check_data is not None:
+        check_data(cfg, used)
     for name in used:
         training = name in train and not args.eval_only
         records = require_dataset(name, training=training)

@@ -17,7 +17,7 @@ from mask_rcnn_plus.engine.stops import Leave, Stops
 from mask_rcnn_plus.engine.validation import NAME as VALIDATION
 from mask_rcnn_plus.engine.validation import TOTAL, ValidationLoss
 from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_plus.modeling import OptimizedModel, optimize
+from mask_rcnn_plus.optimization import OptimizedModel, optimize
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -16,6 +17,7 @@ from detectron2.utils import comm
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
+from mask_rcnn_plus.engine.checks import DataCheck
 from mask_rcnn_plus.engine.launch import launch
 from mask_rcnn_plus.engine.setup import setup
 from mask_rcnn_plus.engine.stops import Leave
@@ -52,11 +54,13 @@ Exit codes:
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = None) -> int:
     """Trains, or with ``--eval-only`` evaluates.
 
     Args:
         argv: command-line arguments; by default the process's own.
+        check_data: runs on the data sets before the run, as DATA_CHECK asks for. A module-level
+            function, since each process of a run calls it.
 
     Returns:
         the exit code: 0, or what _EXAMPLES says, after one line on standard error.
@@ -71,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config_file, args.opts)
-        launch(_run, args, resolve_device(cfg.MODEL.DEVICE))
+        launch(partial(_run, check_data=check_data), args, resolve_device(cfg.MODEL.DEVICE))
     except UserError as error:
         # Before torchrun's processes know of each other, each of them gets here.
         refused = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -84,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace, *, check_data: DataCheck | None) -> None:
     try:
-        cfg = setup(args)
+        cfg = setup(args, check_data=check_data)
         _evaluate(cfg, args) if args.eval_only else _train(cfg, args)
     except UserError as error:
         if comm.get_world_size() == 1:

@@ -16,7 +16,12 @@ from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
 from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine.batch_size import scale_to_batch
-from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
+from mask_rcnn_plus.engine.checks import (
+    DataCheck,
+    check_components,
+    check_datasets,
+    check_solver,
+)
 from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.console import setup_console
 from mask_rcnn_plus.engine.option_checks import (
@@ -32,7 +37,7 @@ from mask_rcnn_plus.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
+def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> CfgNode:
     """Reads the config and checks all that can be checked before the first iteration.
 
     Prepares the output folder, the loggers, the generated data set and the data set catalogue, and
@@ -40,6 +45,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
     Args:
         args: from detectron2's ``default_argument_parser``.
+        check_data: the data check that DATA_CHECK configures; None skips it.
 
     Returns:
         the frozen config; its MODEL.DEVICE may still say "auto", so that the config saved with the
@@ -65,7 +71,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     _settle_seed(cfg, args)
     scale_to_batch(cfg)
     prepare_datasets(cfg)
-    names = check_datasets(cfg, args)
+    names = check_datasets(cfg, args, check_data=check_data)
     if not args.eval_only:
         check_classes_watched(cfg, names)
         settle_class_weights(cfg, names)

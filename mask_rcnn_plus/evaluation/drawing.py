@@ -29,7 +29,7 @@ _EDGE = (24, 24, 24)
 
 
 @dataclass(frozen=True)
-class Objects:
+class DrawnObjects:
     """The objects of one image.
 
     Attributes:
@@ -47,16 +47,16 @@ class Objects:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def above(self, score_threshold: float) -> "Objects":
+    def above(self, score_threshold: float) -> "DrawnObjects":
         """Those that score at least so much; all of the ground truth."""
         if self.scores is None:
             return self
         kept = np.flatnonzero(self.scores >= score_threshold)
         masks = None if self.masks is None else [self.masks[i] for i in kept]
-        return Objects(self.boxes[kept], self.classes[kept], self.scores[kept], masks)
+        return DrawnObjects(self.boxes[kept], self.classes[kept], self.scores[kept], masks)
 
     @classmethod
-    def from_instances(cls, instances: Instances) -> "Objects":
+    def from_instances(cls, instances: Instances) -> "DrawnObjects":
         """From a model's output after post-processing."""
         instances = instances.to("cpu")
         masks = None
@@ -70,7 +70,7 @@ class Objects:
         )
 
     @classmethod
-    def from_coco(cls, detections: Sequence[Mapping[str, Any]]) -> "Objects":
+    def from_coco(cls, detections: Sequence[Mapping[str, Any]]) -> "DrawnObjects":
         """From detections in COCO's form, their "category_id" a class from 0.
 
         Args:
@@ -92,7 +92,7 @@ class Objects:
     @classmethod
     def from_annotations(
         cls, annotations: Sequence[Mapping[str, Any]], height: int, width: int
-    ) -> "Objects":
+    ) -> "DrawnObjects":
         """From the "annotations" of a detectron2 data set; crowds are left out.
 
         Args:
@@ -147,7 +147,7 @@ class Style:
 
 def draw_objects(
     image: Image,
-    objects: Objects,
+    objects: DrawnObjects,
     class_names: Sequence[str],
     size: tuple[int, int],
     *,
@@ -183,7 +183,7 @@ def draw_objects(
 
 def draw_styled(
     image: Image,
-    objects: Objects,
+    objects: DrawnObjects,
     class_names: Sequence[str],
     style: Style,
     size: tuple[int, int] | None = None,
@@ -252,7 +252,7 @@ def draw_styled(
     return canvas
 
 
-def _label(objects: Objects, i: int, class_names: Sequence[str], score: bool) -> str:
+def _label(objects: DrawnObjects, i: int, class_names: Sequence[str], score: bool) -> str:
     text = class_name(class_names, int(objects.classes[i]))
     return f"{text} {objects.scores[i]:.2f}" if score and objects.scores is not None else text
 

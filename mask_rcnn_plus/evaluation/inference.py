@@ -31,7 +31,8 @@ from mask_rcnn_plus.evaluation.speed import (
     peak_memory,
 )
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
-from mask_rcnn_plus.modeling import OptimizedRCNN, postprocess
+from mask_rcnn_plus.modeling import postprocess
+from mask_rcnn_plus.optimization import OptimizedRCNN
 
 _logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from mask_rcnn_plus.evaluation.drawing import Objects, draw_objects
+from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
 from mask_rcnn_plus.evaluation.journal import Journal
 from mask_rcnn_plus.evaluation.labels import (
     Image,
@@ -48,8 +48,8 @@ class PreviewSample:
 
     image: Image
     name: str
-    truth: Objects
-    prediction: Objects
+    truth: DrawnObjects
+    prediction: DrawnObjects
 
 
 def draw_preview(
@@ -139,12 +139,12 @@ class PreviewWriter(DatasetEvaluator):
     def reset(self) -> None:
         """Forgets all predictions."""
         self.path = None
-        self._predictions: dict[Any, Objects] = {}
+        self._predictions: dict[Any, DrawnObjects] = {}
         if self._records is None:
             self._records = {_key(r): r for r in self._choose()}
         for entry in self.journal.kept if self.journal else ():
             if entry["image_id"] in self._records:
-                self._predictions[entry["image_id"]] = Objects.from_coco(entry["instances"])
+                self._predictions[entry["image_id"]] = DrawnObjects.from_coco(entry["instances"])
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
@@ -157,7 +157,7 @@ class PreviewWriter(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             if self._records and _key(image) in self._records and "instances" in output:
-                self._predictions[_key(image)] = Objects.from_instances(output["instances"])
+                self._predictions[_key(image)] = DrawnObjects.from_instances(output["instances"])
 
     def evaluate(self) -> dict[str, Any]:
         """Writes the picture; every process must call it.
@@ -186,13 +186,13 @@ class PreviewWriter(DatasetEvaluator):
         # The middles of `count` equal parts.
         return [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
 
-    def _write(self, predictions: Mapping[Any, Objects]) -> Path:
+    def _write(self, predictions: Mapping[Any, DrawnObjects]) -> Path:
         samples = []
         for key, record in (self._records or {}).items():
             if key not in predictions:
                 continue
             image = utils.read_image(record["file_name"], "BGR")
-            truth = Objects.from_annotations(record.get("annotations", ()), *image.shape[:2])
+            truth = DrawnObjects.from_annotations(record.get("annotations", ()), *image.shape[:2])
             name = Path(record["file_name"]).name
             samples.append(PreviewSample(image, name, truth, predictions[key]))
         picture = draw_preview(

@@ -1,8 +1,9 @@
 """Components that this project registers with detectron2 or builds its heads from."""
 
+import importlib
+
 from mask_rcnn_plus.modeling.backbone import TimmBackbone
 from mask_rcnn_plus.modeling.mlp_mask_head import MLPMaskHead
-from mask_rcnn_plus.modeling.optimization import OptimizedModel, OptimizedRCNN, optimize
 from mask_rcnn_plus.modeling.pooler import FusedROIPooler
 from mask_rcnn_plus.modeling.postprocessing import PastedMasks, postprocess
 from mask_rcnn_plus.modeling.roi_heads import (
@@ -19,12 +20,16 @@ __all__ = [
     "FusedROIPooler",
     "FusedRes5ROIHeads",
     "MLPMaskHead",
-    "OptimizedModel",
-    "OptimizedRCNN",
     "PastedMasks",
     "RunLengthMasks",
     "SoftmaxMaskHead",
     "TimmBackbone",
-    "optimize",
     "postprocess",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # These names stood here before they moved; optimization imports modeling, so not at the top.
+    if name in ("OptimizedModel", "OptimizedRCNN", "optimize"):
+        return getattr(importlib.import_module("mask_rcnn_plus.optimization"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

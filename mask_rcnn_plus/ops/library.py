@@ -79,7 +79,7 @@ def why_missing(device_type: str) -> str | None:
     return _failures.get(device_type, f"there are no compiled operators for {device_type}")
 
 
-def how_to_mend(device_type: str) -> str:
+def how_to_fix(device_type: str) -> str:
     """What to do about that; "" if nothing can be done."""
     return _HOW_TO_MEND.get(device_type, "")
 
@@ -90,7 +90,7 @@ def warn_of_fallback(device_type: str) -> None:
         return
     _warned.add(device_type)
     reason = why_missing(device_type)
-    mend = how_to_mend(device_type)
+    mend = how_to_fix(device_type)
     warnings.warn(
         f"RoI operators on {device_type} run through torchvision, more slowly and one level at a "
         f"time: {reason}." + (f" To mend it, {mend}." if mend else ""),

@@ -18,7 +18,8 @@ from PIL import Image
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.evaluation.inference import can_split
-from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, optimize, postprocess
+from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, postprocess
+from mask_rcnn_plus.optimization import optimize
 from mask_rcnn_plus.prediction.building import build_model, complete, read_config
 from mask_rcnn_plus.prediction.images import BGR, to_bgr
 

@@ -9,7 +9,7 @@ import torch
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
 from mask_rcnn_plus.engine.evaluating import for_evaluation
-from mask_rcnn_plus.modeling import OptimizedRCNN
+from mask_rcnn_plus.optimization import OptimizedRCNN
 
 ENABLED = ["TEST.OPTIMIZE.ENABLED", "True"]
 

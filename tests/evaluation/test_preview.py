@@ -15,21 +15,21 @@ from PIL import Image
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.evaluation import PreviewSample, PreviewWriter, draw_preview
 from mask_rcnn_plus.evaluation import preview as preview_module
-from mask_rcnn_plus.evaluation.drawing import Objects, Style, draw_objects, draw_styled
+from mask_rcnn_plus.evaluation.drawing import DrawnObjects, Style, draw_objects, draw_styled
 from mask_rcnn_plus.evaluation.labels import class_color, class_name, text_color, text_size
 
 GREY = 128
 WHITE = 255
 
 
-def boxes_of(*boxes: tuple, classes: Any = None, scores: Any = None, size: tuple) -> Objects:
+def boxes_of(*boxes: tuple, classes: Any = None, scores: Any = None, size: tuple) -> DrawnObjects:
     """Objects whose masks are their boxes, in an image of the size (height, width)."""
     masks = []
     for x0, y0, x1, y1 in boxes:
         mask = np.zeros(size, np.uint8, order="F")
         mask[y0:y1, x0:x1] = 1
         masks.append(mask_util.encode(mask))
-    return Objects(
+    return DrawnObjects(
         boxes=np.array(boxes, float).reshape(-1, 4),
         classes=np.array(classes if classes is not None else [0] * len(boxes), int),
         scores=None if scores is None else np.array(scores, float),
@@ -163,17 +163,17 @@ def test_many_objects_get_outlines_without_boxes() -> None:
     disc = np.zeros(size, np.uint8)
     cv2.circle(disc, (128, 128), 100, 1, -1)
     mask = mask_util.encode(np.asfortranarray(disc))
-    one = Objects(np.array([[28.0, 28, 229, 229]]), np.array([0]), np.array([0.9]), [mask])
+    one = DrawnObjects(np.array([[28.0, 28, 229, 229]]), np.array([0]), np.array([0.9]), [mask])
     corner = (slice(28, 40), slice(28, 40))  # in the box, outside of the disc
 
-    def corner_drawn(objects: Objects, crowded: bool) -> bool:
+    def corner_drawn(objects: DrawnObjects, crowded: bool) -> bool:
         canvas = draw_objects(grey(*size), objects, ["a"], size, crowded=crowded)
         assert drawn(canvas)[128, 128] == (objects.masks is not None)
         return bool(drawn(canvas[corner]).any())
 
     assert corner_drawn(one, crowded=False)
     assert not corner_drawn(one, crowded=True)
-    bare = Objects(one.boxes, one.classes, one.scores)
+    bare = DrawnObjects(one.boxes, one.classes, one.scores)
     assert corner_drawn(bare, crowded=True)
 
 
@@ -211,7 +211,7 @@ def test_all_ways_to_write_a_mask_are_drawn_alike() -> None:
     polygon = [[20.0, 10, 50, 10, 50, 30, 20, 30]]
     ways = [bitmap, rle, {"size": [40, 60], "counts": counts}, polygon]
     common = {"bbox": [20, 10, 30, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2}
-    objects = Objects.from_annotations([{**common, "segmentation": w} for w in ways], 40, 60)
+    objects = DrawnObjects.from_annotations([{**common, "segmentation": w} for w in ways], 40, 60)
     assert objects.masks is not None
     for mask in objects.masks:
         np.testing.assert_array_equal(mask_util.decode(mask), bitmap)
@@ -222,9 +222,9 @@ def test_all_ways_to_write_a_mask_are_drawn_alike() -> None:
 def test_crowds_and_missing_masks() -> None:
     common = {"bbox": [2, 2, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
     masked = {**common, "segmentation": [[2, 2, 9, 2, 9, 9]]}
-    assert len(Objects.from_annotations([masked, {**masked, "iscrowd": 1}], 16, 16)) == 1
-    assert Objects.from_annotations([masked, common], 16, 16).masks is None
-    assert len(Objects.from_annotations([], 16, 16)) == 0
+    assert len(DrawnObjects.from_annotations([masked, {**masked, "iscrowd": 1}], 16, 16)) == 1
+    assert DrawnObjects.from_annotations([masked, common], 16, 16).masks is None
+    assert len(DrawnObjects.from_annotations([], 16, 16)) == 0
 
 
 def test_names_are_written_in_letters_that_the_font_has() -> None:

@@ -13,11 +13,11 @@ import torch
 
 from mask_rcnn_plus import ops
 from mask_rcnn_plus.compat import apply
-from mask_rcnn_plus.tools.cli import main
-from mask_rcnn_plus.tools.doctor import probes, self_test
-from mask_rcnn_plus.tools.doctor.examination import look_at_machine
-from mask_rcnn_plus.tools.doctor.findings import findings
-from mask_rcnn_plus.tools.doctor.report import text
+from mask_rcnn_tools.cli import main
+from mask_rcnn_tools.doctor import probes, self_test
+from mask_rcnn_tools.doctor.examination import look_at_machine
+from mask_rcnn_tools.doctor.findings import findings
+from mask_rcnn_tools.doctor.report import text
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def run(folder: Path, *arguments: str, root: Path = ROOT) -> tuple[int, dict[str, Any]]:
     """The command as it starts, with a folder's modules in the place of those installed."""
     done = subprocess.run(
-        [sys.executable, root / "mask_rcnn_plus_start.py", "doctor", "--json", "-", *arguments],
+        [sys.executable, "-m", "mask_rcnn_tools.cli", "doctor", "--json", "-", *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -109,7 +109,7 @@ def test_it_runs_where_detectron2_and_a_library_are_broken(tmp_path: Path) -> No
         root / "mask_rcnn_plus",
         ignore=shutil.ignore_patterns("*.so", "csrc"),
     )
-    shutil.copy(ROOT / "mask_rcnn_plus_start.py", root)
+    shutil.copytree(ROOT / "mask_rcnn_tools", root / "mask_rcnn_tools")
     (root / "mask_rcnn_plus" / "ops" / "_roi_cpu.abi3.so").write_bytes(b"\x7fELF no library")
     folder = tmp_path / "modules"
     (folder / "detectron2").mkdir(parents=True)

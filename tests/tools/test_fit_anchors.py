@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.tools.cli import main
-from mask_rcnn_plus.tools.fit_anchors import config_anchors
+from mask_rcnn_tools.cli import main
+from mask_rcnn_tools.fit_anchors import config_anchors
 
 
 def test_the_lines_fit_into_the_config_and_cover_more(

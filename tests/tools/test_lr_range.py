@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask_rcnn_plus import UserError
-from mask_rcnn_plus.tools import lr_range
-from mask_rcnn_plus.tools.lr_range import CSV, PLOT, Curve, main
+from mask_rcnn_tools import lr_range
+from mask_rcnn_tools.arguments import UsageError
+from mask_rcnn_tools.lr_range import CSV, PLOT, Curve, main
 
 RATES = list(np.geomspace(1e-6, 1.0, 120))
 
@@ -55,7 +55,7 @@ def test_a_range_is_written_and_nothing_trained_is_left(
     said = capsys.readouterr().out
     assert ("SOLVER.BASE_LR" in said) == (code == 0)
     assert not (tmp_path / "output").exists()
-    with pytest.raises(UserError, match=f"{CSV} exists|{PLOT} exists"):
+    with pytest.raises(UsageError, match=f"{CSV} exists|{PLOT} exists"):
         main(command)
 
 
@@ -69,7 +69,7 @@ def test_a_range_is_written_and_nothing_trained_is_left(
     ],
 )
 def test_wrong_arguments_are_refused(words: list[str], expected: str) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UsageError) as error:
         main([*(["--config-file", "any.yaml"] if words else []), *words])
     assert expected in str(error.value)
 

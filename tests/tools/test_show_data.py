@@ -9,8 +9,8 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.tools.cli import main
-from mask_rcnn_plus.tools.show_data import draw_sample, first_samples
+from mask_rcnn_tools.cli import main
+from mask_rcnn_tools.show_data import draw_sample, first_samples
 
 
 def test_the_picture_holds_the_images_that_a_training_begins_with(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mask_rcnn_plus.tools.report import main
+from mask_rcnn_tools.report.command import main
 from tests import browser
 from tests.tools.report.conftest import HOSTILE, MakeRun
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mask_rcnn_plus.tools.cli import main
+from mask_rcnn_tools.cli import main
 from tests.tools.report.conftest import HOSTILE, MakeRun
 
 OBJECTS = [(1, 1, [5.0, 5, 20, 20]), (1, 2, [35.0, 35, 20, 20]), (2, 1, [10.0, 10, 30, 30])]
@@ -169,7 +169,7 @@ def test_the_figures_are_those_of_the_evaluation(
 def test_a_page_of_many_large_images_stays_small(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mask_rcnn_plus.tools.report.pictures.MOST_BYTES", 1500)
+    monkeypatch.setattr("mask_rcnn_tools.report.pictures.MOST_BYTES", 1500)
     page = report(make_run("run", MORE, objects=OBJECTS), "--output", tmp_path / "page.html")
     assert "Some pictures are left out to keep the page below 20 MB." in page.text
 
@@ -241,8 +241,8 @@ def test_pictures_show_what_was_missed_and_what_is_wrong(make_run: MakeRun) -> N
 
     import cv2
 
-    from mask_rcnn_plus.tools.report.pictures import MISSED, RIGHT, WRONG, Pictures
-    from mask_rcnn_plus.tools.report.run import read_run
+    from mask_rcnn_tools.report.pictures import MISSED, RIGHT, WRONG, Pictures
+    from mask_rcnn_tools.report.run import read_run
 
     folder = make_run("run", FOUND, objects=OBJECTS)
     run = read_run(folder, label="run", data_set=None, json_file=None, image_root=None)

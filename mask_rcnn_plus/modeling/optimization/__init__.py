@@ -1,7 +1,0 @@
-"""A model's fast copy for inference."""
-
-from mask_rcnn_plus.modeling.optimization.model import OptimizedModel, OptimizedRCNN
-from mask_rcnn_plus.modeling.optimization.report import OptimizationReport
-from mask_rcnn_plus.modeling.optimization.switch import optimize
-
-__all__ = ["OptimizationReport", "OptimizedModel", "OptimizedRCNN", "optimize"]

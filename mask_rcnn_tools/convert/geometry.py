@@ -1,0 +1,151 @@
+"""Shapes that tools draw, as polygons; polygons and masks as COCO annotations."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, segmentation_fault
+from mask_rcnn_tools.check.polygons import MIN_AREA
+from mask_rcnn_tools.convert.found import Thing
+
+_ROUNDNESS = 0.02  # pixels that a circle's polygon may lie inside it
+
+
+class Unfit(Exception):
+    """Why something is no shape: the end of a sentence."""
+
+
+def to_number(value: Any) -> float:
+    """A coordinate.
+
+    Raises:
+        Unfit: it is none, or so large that it cannot be meant.
+    """
+    # A bool is no number, and text is none that a tool writes for one.
+    if type(value) not in (int, float) or not abs(value) <= MAX_COORDINATE:
+        raise Unfit(f"has the coordinate {value!r:.40}")
+    return float(value)
+
+
+def polygon(points: Any) -> list[float]:
+    """Corners [[x, y], ...] in a row.
+
+    Raises:
+        Unfit: fewer than three, or no numbers.
+    """
+    if not isinstance(points, list) or any(
+        not isinstance(point, (list, tuple)) or len(point) != 2 for point in points
+    ):
+        raise Unfit("has no list of corners [x, y]")
+    if len(points) < 3:
+        raise Unfit(f"has {len(points)} corner{'s' * (len(points) != 1)}")
+    return [to_number(value) for point in points for value in point]
+
+
+def rectangle(x0: Any, y0: Any, x1: Any, y1: Any) -> list[float]:
+    """Between two opposite corners, in any order."""
+    x0, y0, x1, y1 = map(to_number, (x0, y0, x1, y1))
+    return [x0, y0, x1, y0, x1, y1, x0, y1]
+
+
+def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, theta: Any = 0.0) -> list[float]:
+    """An ellipse with half axes rx and ry, whose polygon leaves it by less than 0.02 pixels.
+
+    The first axis is turned by theta (radians, clockwise on screen).
+
+    Raises:
+        Unfit: a number is none, or a half axis is not above zero.
+    """
+    cx, cy, rx, ry, theta = map(to_number, (cx, cy, rx, ry, theta))
+    if min(rx, ry) <= 0:
+        raise Unfit(f"has the radius {min(rx, ry):g}")
+    corners = math.ceil(math.pi / math.acos(1 - min(_ROUNDNESS / max(rx, ry), 0.5)))
+    angles = np.arange(max(corners, 8)) * (2 * math.pi / max(corners, 8))
+    along, across = rx * np.cos(angles), ry * np.sin(angles)
+    x = cx + along * math.cos(theta) - across * math.sin(theta)
+    y = cy + along * math.sin(theta) + across * math.cos(theta)
+    return np.stack([x, y], axis=1).ravel().tolist()
+
+
+def clip(corners: list[float], width: int, height: int) -> list[float]:
+    """The part of a polygon within its image; unchanged where it is all within.
+
+    Edge by edge (Sutherland and Hodgman, 1974): what falls apart stays one polygon, joined by
+    edges along the border, which enclose nothing.
+
+    Returns:
+        [] where nothing is left.
+    """
+    points = list(zip(corners[0::2], corners[1::2], strict=True))
+    for axis, limit, sign in (
+        (0, 0.0, 1),
+        (0, float(width), -1),
+        (1, 0.0, 1),
+        (1, float(height), -1),
+    ):
+        if all(sign * (point[axis] - limit) >= 0 for point in points):
+            continue
+        kept: list[tuple[float, float]] = []
+        for start, end in zip(points, points[1:] + points[:1], strict=True):
+            before, after = (sign * (point[axis] - limit) for point in (start, end))
+            if before >= 0:
+                kept.append(start)
+            if before * after < 0:
+                part = before / (before - after)
+                crossing = [s + part * (e - s) for s, e in zip(start, end, strict=True)]
+                crossing[axis] = limit
+                kept.append((crossing[0], crossing[1]))
+        points = kept
+    return [value for point in points for value in point] if len(points) > 2 else []
+
+
+def _area(corners: list[float]) -> float:
+    """Of a polygon whose edges do not cross; a loop the other way round counts against it."""
+    x, y = np.array(corners[0::2]), np.array(corners[1::2])
+    x, y = x - x[0], y - y[0]
+    return float(abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
+
+
+def to_rle(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """COCO's run lengths of a mask (H, W), ready for json."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
+def to_annotation(thing: Thing, height: int, width: int) -> dict[str, Any]:
+    """COCO's segmentation, bbox and area of an object.
+
+    Polygons stay polygons, clipped to the image, with the box around their corners; with a mask,
+    whose run lengths say exactly what it says, all become one mask, and so does a polygon whose
+    loops cancel each other. The area is that of the pixels that pycocotools gives the object.
+
+    Raises:
+        Unfit: nothing is left of it.
+    """
+    polygons = [part for p in thing.polygons if (part := clip(p, width, height))]
+    if fault := segmentation_fault(polygons, [height, width]):
+        raise Unfit(fault)
+    solid = [p for p in polygons if _area(p) > MIN_AREA]
+    parts = [*coco_mask.frPyObjects(polygons, height, width)] if polygons else []
+    if thing.rle is not None:
+        parts.append({**thing.rle, "counts": thing.rle["counts"].encode()})
+    merged = coco_mask.merge(parts) if parts else None
+    area = int(coco_mask.area(merged)) if merged else 0
+    if merged is None or area == 0:
+        raise Unfit("covers no pixel of its image")
+    # Lines enclose nothing. Loops that cancel each other, as an 8's, cover pixels all the same.
+    if len(solid) < len(polygons) and solid:
+        alone = coco_mask.merge(coco_mask.frPyObjects(solid, height, width))
+        polygons = solid if coco_mask.area(alone) == area else polygons
+    segmentation: Any
+    if thing.rle is None and all(_area(p) > MIN_AREA for p in polygons):
+        segmentation = polygons
+        xs, ys = ([v for p in polygons for v in p[axis::2]] for axis in (0, 1))
+        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    else:
+        segmentation = {"size": [height, width], "counts": merged["counts"].decode()}
+        box = coco_mask.toBbox(merged).tolist()
+    return {"bbox": box, "area": area, "iscrowd": 0, "segmentation": segmentation}

@@ -1,0 +1,250 @@
+"""Turns weights of torchvision's maskrcnn_resnet50_fpn or fasterrcnn_ into detectron2's."""
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from torch import Tensor
+
+from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.torch_archive import read_torch
+from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_tools.arguments import Parser
+
+PROGRAM = "mask-rcnn-plus convert-torchvision"
+CONFIG = "configs/torchvision_R_50_FPN.yaml"
+
+_EPILOG = f"""\
+example:
+  {PROGRAM} maskrcnn_resnet50_fpn_coco.pth output/torchvision.pth --coco
+
+What is changed: the names; the order of the input channels (RGB to BGR); the background class,
+which torchvision puts first and detectron2 last in the box head, and which has no boxes and no
+masks in detectron2; batch norm's epsilon. What the weights expect of the model is in {CONFIG}:
+that mean and deviation of pixels, RoIAlign without the half pixel at 2 x 2 samples, strides in the
+3 x 3 convolutions. What stays different: torchvision rounds its anchors' corners to whole pixels,
+drops boxes narrower than 0.01 pixels, and resizes images and pastes masks by interpolations of its
+own.
+"""
+
+_STAGES = (3, 4, 6, 3)  # blocks of a ResNet-50
+# BatchNorm counts batches for a momentum of None alone.
+_IGNORED = ".num_batches_tracked"
+_D2_EPS = 1e-5
+_NAMES_IN_MESSAGE = 4
+
+# What torchvision before 0.13 called its layers, as in its published COCO_V1 weights.
+_OLD_NAMES = (
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+    (r"^roi_heads\.mask_head\.mask_fcn1\.", "roi_heads.mask_head.0.0."),
+    (r"^roi_heads\.mask_head\.mask_fcn2\.", "roi_heads.mask_head.1.0."),
+    (r"^roi_heads\.mask_head\.mask_fcn3\.", "roi_heads.mask_head.2.0."),
+    (r"^roi_heads\.mask_head\.mask_fcn4\.", "roi_heads.mask_head.3.0."),
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Converts a file.
+
+    Args:
+        argv: the arguments; see ``--help``.
+
+    Returns:
+        the exit code, 0.
+
+    Raises:
+        UserError: a file that does not exist, is no state dict, is another model's or cannot be
+            written.
+    """
+    arguments = _parse(argv)
+    if arguments.output.exists() and not arguments.overwrite:
+        raise UserError(f"{arguments.output} exists; name another file, or give --overwrite")
+    state = convert(
+        _read(arguments.input), coco=arguments.coco, batch_norm_eps=arguments.batch_norm_eps
+    )
+    try:
+        saving.save({"model": state, "__author__": "torchvision"}, arguments.output)
+    except saving.SaveError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
+        raise UserError(f"cannot write {arguments.output}: {reason}") from error
+    classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
+    masks = any(name.startswith("roi_heads.mask_head.") for name in state)
+    print(f"written: {arguments.output}; it runs as")
+    print(
+        f"  --config-file {CONFIG} MODEL.WEIGHTS {arguments.output} "
+        f"MODEL.ROI_HEADS.NUM_CLASSES {classes}" + ("" if masks else " MODEL.MASK_ON False")
+    )
+    if classes == 90:
+        print("The classes are COCO's ids 1 to 90; --coco keeps the 80 that COCO uses.")
+    return 0
+
+
+def convert(
+    state: Mapping[str, Tensor], *, coco: bool = False, batch_norm_eps: float = 0.0
+) -> dict[str, Tensor]:
+    """Names and orders as detectron2's R-50-FPN of ``configs/torchvision_R_50_FPN.yaml`` has them.
+
+    Args:
+        state: ``state_dict()`` of torchvision's ``maskrcnn_resnet50_fpn`` or
+            ``fasterrcnn_resnet50_fpn``, with the names of any version of torchvision.
+        coco: of the classes 1 to 90 keep the 80 that are COCO categories, in detectron2's order.
+        batch_norm_eps: the epsilon of the model's batch norm: 0 for torchvision's COCO weights and
+            what was trained from them, else 1e-5.
+
+    Returns:
+        detectron2's state dict; the tensors that need no change are not copied.
+
+    Raises:
+        UserError: the keys or the numbers of classes are another model's.
+    """
+    source = {_new_name(n): v for n, v in state.items() if not n.endswith(_IGNORED)}
+    masks = any(name.startswith("roi_heads.mask_") for name in source)
+    names = dict(parameter_names(masks=masks))
+    _require_same_keys(source, names)
+    keep = _classes(source, coco=coco, masks=masks)
+    result = {}
+    for name, new_name in names.items():
+        value = source[name]
+        if name == "backbone.body.conv1.weight":
+            value = value.flip(1)
+        elif new_name.startswith("roi_heads.box_predictor.cls_score."):
+            value = value[[*keep, 0]]
+        elif new_name.startswith("roi_heads.box_predictor.bbox_pred."):
+            value = value.unflatten(0, (-1, 4))[keep].flatten(0, 1)
+        elif new_name.startswith("roi_heads.mask_head.predictor."):
+            value = value[keep]
+        elif new_name.endswith(".norm.weight"):
+            # In the weight, because a variance below detectron2's epsilon cannot be made smaller.
+            variance = source[name.removesuffix("weight") + "running_var"]
+            value = value * ((variance + _D2_EPS) / (variance + batch_norm_eps)).sqrt()
+        result[new_name] = value
+    return result
+
+
+def parameter_names(*, masks: bool) -> Iterator[tuple[str, str]]:
+    """Every parameter's and buffer's name there and here."""
+
+    def both(there: str, here: str, parts: Sequence[str]) -> Iterator[tuple[str, str]]:
+        for part in parts:
+            yield f"{there}.{part}", f"{here}.{part}"
+
+    affine = ("weight", "bias")
+    norm = (*affine, "running_mean", "running_var")
+
+    def convolution(there: str, batch_norm: str, here: str) -> Iterator[tuple[str, str]]:
+        yield from both(there, here, ["weight"])
+        yield from both(batch_norm, f"{here}.norm", norm)
+
+    body, bottom_up = "backbone.body", "backbone.bottom_up"
+    yield from convolution(f"{body}.conv1", f"{body}.bn1", f"{bottom_up}.stem.conv1")
+    for stage, blocks in enumerate(_STAGES, 1):
+        for block in range(blocks):
+            there, here = f"{body}.layer{stage}.{block}", f"{bottom_up}.res{stage + 1}.{block}"
+            for k in (1, 2, 3):
+                yield from convolution(f"{there}.conv{k}", f"{there}.bn{k}", f"{here}.conv{k}")
+            if block == 0:
+                downsample = f"{there}.downsample"
+                yield from convolution(f"{downsample}.0", f"{downsample}.1", f"{here}.shortcut")
+    layers = {
+        "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
+        "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
+        "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
+        "roi_heads.box_head.fc6": "roi_heads.box_head.fc1",
+        "roi_heads.box_head.fc7": "roi_heads.box_head.fc2",
+        "roi_heads.box_predictor.cls_score": "roi_heads.box_predictor.cls_score",
+        "roi_heads.box_predictor.bbox_pred": "roi_heads.box_predictor.bbox_pred",
+    }
+    for level in range(4):
+        layers[f"backbone.fpn.inner_blocks.{level}.0"] = f"backbone.fpn_lateral{level + 2}"
+        layers[f"backbone.fpn.layer_blocks.{level}.0"] = f"backbone.fpn_output{level + 2}"
+        if masks:
+            layers[f"roi_heads.mask_head.{level}.0"] = f"roi_heads.mask_head.mask_fcn{level + 1}"
+    if masks:
+        layers["roi_heads.mask_predictor.conv5_mask"] = "roi_heads.mask_head.deconv"
+        layers["roi_heads.mask_predictor.mask_fcn_logits"] = "roi_heads.mask_head.predictor"
+    for there, here in layers.items():
+        yield from both(there, here, affine)
+
+
+def _new_name(name: str) -> str:
+    for old, new in _OLD_NAMES:
+        name = re.sub(old, new, name)
+    return name
+
+
+def _require_same_keys(source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+    missing = [name for name in names if name not in source]
+    unknown = [name for name in source if name not in names]
+    parts = [
+        f"{len(keys)} {title} ({', '.join(keys[:_NAMES_IN_MESSAGE])}"
+        f"{', ...' if len(keys) > _NAMES_IN_MESSAGE else ''})"
+        for title, keys in (("missing", missing), ("unknown", unknown))
+        if keys
+    ]
+    if parts:
+        raise UserError(
+            "these are not the weights of torchvision's maskrcnn_resnet50_fpn or "
+            f"fasterrcnn_resnet50_fpn: {'; '.join(parts)}"
+        )
+
+
+def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[int]:
+    """The rows of torchvision's classes in detectron2's order, without background (row 0)."""
+    rows = {
+        "cls_score": len(source["roi_heads.box_predictor.cls_score.bias"]),
+        "bbox_pred": len(source["roi_heads.box_predictor.bbox_pred.bias"]) / 4,
+    }
+    if masks:
+        rows["mask_fcn_logits"] = len(source["roi_heads.mask_predictor.mask_fcn_logits.bias"])
+    if len(set(rows.values())) > 1 or rows["cls_score"] < 2:
+        found = ", ".join(f"{name} of {count:g}" for name, count in rows.items())
+        raise UserError(f"the heads have different numbers of classes: {found}")
+    if not coco:
+        return list(range(1, rows["cls_score"]))
+    if rows["cls_score"] != 91:
+        raise UserError(
+            f"--coco is for the 91 classes of torchvision's COCO weights; these have "
+            f"{rows['cls_score']}"
+        )
+    return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
+    parser.add_argument("input", type=Path, metavar="IN.pth", help="torchvision's state dict")
+    parser.add_argument("output", type=Path, metavar="OUT.pth", help="detectron2's checkpoint")
+    parser.add_argument(
+        "--coco", action="store_true", help="keep the 80 of 90 classes that COCO uses"
+    )
+    parser.add_argument(
+        "--batch-norm-eps",
+        type=float,
+        choices=(0.0, 1e-5),
+        default=0.0,
+        help="0 for torchvision's COCO weights and what was trained from them (default), else 1e-5",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.pth")
+    return parser.parse_args(argv)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        siblings = path.parent.glob("*.pth") if path.parent.is_dir() else ()
+        hint = did_you_mean(str(path), map(str, siblings))
+        raise UserError(f"weights '{path}' are no file that exists{hint}")
+    try:
+        # torchvision's reference training keeps its arguments with the weights.
+        state = read_torch(path, also=[argparse.Namespace])
+    except Exception as error:
+        # torch's own text goes on with how to switch its safety off.
+        reason = " ".join(str(error).split("This file can still be loaded")[0].split())[:160]
+        raise UserError(f"weights '{path}' cannot be loaded: {reason}") from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
+        raise UserError(f"weights '{path}' are no state dict: save model.state_dict()")
+    return state

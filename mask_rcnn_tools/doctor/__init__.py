@@ -1,0 +1,1 @@
+"""``mask-rcnn-plus doctor``: what is installed and whether it works."""

@@ -1,0 +1,1 @@
+"""``mask-rcnn-plus predict``: objects in images, folders and videos."""

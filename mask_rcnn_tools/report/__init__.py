@@ -1,0 +1,1 @@
+"""``mask-rcnn-plus report``: one HTML page of an evaluation."""

@@ -1,0 +1,125 @@
+"""Makes one HTML page of an evaluation, or of two: figures, errors, images, training, settings."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_tools.arguments import Parser, positive
+
+PROGRAM = "mask-rcnn-plus report"
+
+_EPILOG = f"""
+examples:
+  a run that train_net.py has trained or evaluated (--eval-only):
+    {PROGRAM} output/balloons
+  what improved and what broke from one run to another:
+    {PROGRAM} output/balloons output/balloons_longer
+
+The page is one file: it opens from disk, loads nothing from anywhere and runs no script. It stays
+below 20 MB: --images says how many pictures a section has.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the page and prints its path.
+
+    Args:
+        argv: the arguments; see ``--help``.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: a run, its data or the page's file is not what it has to be.
+    """
+    arguments = _parse(argv)
+    root: Path | None = arguments.image_root
+    if root is not None and not root.is_dir():
+        raise UserError(f"--image-root {root} is no folder")
+    # detectron2, matplotlib and jinja2 take seconds to import; --help and refusals need none.
+    from mask_rcnn_tools.report.page import MARK, render
+    from mask_rcnn_tools.report.run import read_run
+
+    folders = [arguments.run, *([arguments.run2] if arguments.run2 else [])]
+    labels = _labels(folders)
+    if arguments.output:
+        _require_writable(arguments.output, MARK)
+    runs = [
+        read_run(
+            folder,
+            label=label,
+            data_set=arguments.data,
+            json_file=arguments.json_file,
+            image_root=root,
+        )
+        for folder, label in zip(folders, labels, strict=True)
+    ]
+    name = "_".join(
+        ["report", runs[0].data_set, *(["against", labels[0]] if len(runs) == 2 else [])]
+    )
+    path = arguments.output or folders[-1] / f"{name}.html"
+    _require_writable(path, MARK)
+    page = render(runs, count=arguments.images)
+    try:
+        part = path.with_name(path.name + ".part")
+        part.write_text(page, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    print(path)
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the OUTPUT_DIR of a run")
+    parser.add_argument(
+        "run2", type=Path, nargs="?", metavar="RUN2", help="another, to compare with the first"
+    )
+    parser.add_argument("--data", metavar="NAME", help="the test set, where there are several")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the page; by default report_NAME.html in the last run's folder",
+    )
+    parser.add_argument(
+        "--images", type=positive, default=8, metavar="N", help="pictures a section (8)"
+    )
+    parser.add_argument("--json-file", type=Path, metavar="FILE", help="the ground truth, if moved")
+    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="the images, if moved")
+    arguments = parser.parse_args(argv)
+    if arguments.images > 100:
+        parser.error("--images may be 100 at most: the page has to stay below 20 MB")
+    return arguments
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as much of their paths as tells them apart."""
+    if len(folders) == 1:
+        return [folders[0].absolute().name]
+    parts = [folder.resolve().parts for folder in folders]
+    if parts[0] == parts[1]:
+        raise UserError(f"RUN and RUN2 are the same folder, '{folders[0]}'")
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["_".join(part[-depth:]) for part in parts]
+        if labels[0] != labels[1]:
+            break
+    return [label.replace("/", "") for label in labels]
+
+
+def _require_writable(path: Path, mark: str) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError(f"--output {path}: name a file in a folder that exists")
+    try:
+        existed = path.exists()
+        with path.open("a+", encoding="utf-8", errors="replace") as file:
+            file.seek(0)
+            ours = not existed or mark in file.read(4096)
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    if not ours:
+        raise UserError(f"{path} exists and is no report; name another --output")

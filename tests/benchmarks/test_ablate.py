@@ -1,0 +1,322 @@
+"""python -m benchmarks.ablate: its arithmetic by hand, what it runs again and what it does not."""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import ablate
+from benchmarks.ablation_family import Family, find_families, known_families
+from benchmarks.ablation_runs import Processes, Run
+from benchmarks.ablation_table import Spread, differences, markdown, to_csv
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_tools.arguments import run_command
+
+main = partial(run_command, ablate.main)
+
+
+def finished(row: str, seed: int, ap: float) -> Run:
+    record = {"state": "finished", "results": {"mask AP": ap}, "train_seconds": 60.0}
+    return Run(row, seed, "", "val", Path(f"{row}/seed_{seed}"), {**record, "cpu_seconds": 90.0})
+
+
+FAMILY = Family(
+    name="pooling",
+    folder=Path("pooling"),
+    rows=("pool", "align"),
+    baseline="pool",
+    title="Pooling",
+    paper="a table",
+    paper_rows={"pool": {"mask AP": 26.9}, "align": {"mask AP": 30.3}},
+)
+# By seed: 10, 12, 14 and 13, 14, 18; more by 3, 2, 4.
+RUNS = [finished("pool", s, ap) for s, ap in ((1, 10.0), (2, 12.0), (3, 14.0))]
+RUNS += [finished("align", s, ap) for s, ap in ((1, 13.0), (2, 14.0), (3, 18.0))]
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    # Of 10, 12, 14: squares 4 + 0 + 4 over 2.
+    assert Spread.of([10.0, 12.0, 14.0]) == Spread(3, 12.0, 2.0)
+    assert Spread.of([10.0]).text() == "10.0"
+    assert Spread.of([]).text() == "-"
+
+
+def test_differences_are_those_of_the_same_seed() -> None:
+    assert differences(RUNS, "align", "pool", "mask AP") == {1: 3.0, 2: 2.0, 3: 4.0}
+    # A seed that the baseline lacks says nothing.
+    assert differences(RUNS[1:], "align", "pool", "mask AP") == {2: 2.0, 3: 4.0}
+
+
+def test_the_table_holds_rows_differences_and_the_papers_figures() -> None:
+    text = markdown(FAMILY, RUNS, ["`command`"])
+    lines = text.splitlines()
+    assert "| pool | 3 | 12.0 ± 2.0 | 60 ± 0 | 90 ± 0 | 26.9 |" in lines
+    assert "| align | 3 | 15.0 ± 2.6 | 60 ± 0 | 90 ± 0 | 30.3 |" in lines
+    assert "| align | 3 | +3.0 ± 1.0 | +3.4 |" in lines
+    rows = list(csv.DictReader(io.StringIO(to_csv(FAMILY, RUNS))))
+    (align,) = [r for r in rows if r["row"] == "align" and r["metric"] == "mask AP"]
+    assert (align["mean"], align["difference"], align["difference_sd"]) == (
+        "15.0000",
+        "3.0000",
+        "1.0000",
+    )
+    assert align["values"] == "1=13.0000 2=14.0000 3=18.0000"
+
+
+def test_failed_and_missing_runs_are_said() -> None:
+    failed = Run("align", 1, "", "val", Path("x"), {"state": "failed", "error": "exit code 1: no"})
+    text = markdown(FAMILY, [RUNS[0], failed, Run("align", 2, "", "val", Path("y"))], [])
+    assert "- align seed 1: exit code 1: no" in text
+    assert "1 of 3 runs are not finished." in text
+
+
+def test_the_repositorys_families_are_whole() -> None:
+    assert known_families() == [
+        "2b_mask_loss",
+        "2c_pooling",
+        "2d_stride_32",
+        "2e_mask_branch",
+        "3_joint_training",
+        "frozen",
+        "rare_class",
+        "training",
+    ]
+    # Not those that are no tables of the paper.
+    assert sum(len(family.rows) for family in find_families("all")) == 15
+    (training,) = find_families("training")
+    assert set(training.rows) == {
+        *("baseline", "ema", "constant_rate", "constant_rate_ema"),
+        *("jitter", "copy_paste", "color", "lighting", "blur", "focal"),
+        *("amp_bf16", "batch_8", "batch_8_scaled"),
+        *("sgd", "sgd_batch_8", "sgd_batch_8_scaled"),
+    }
+
+
+def test_a_run_that_averages_is_measured_on_the_averages(tmp_path: Path) -> None:
+    for folder, value in (("ema", 30.0), (".", 20.0)):
+        inference = tmp_path / folder / "inference" / "val"
+        inference.mkdir(parents=True)
+        (inference / "metrics.json").write_text(json.dumps({"segm": {"AP": value}}))
+    (tmp_path / "metrics.json").touch()
+    run = Run("ema", 1, "SOLVER: {MAX_ITER: 2}", "val", tmp_path)
+    Processes(1, keep_weights=True)._conclude(run, 0, 1.0)
+    assert run.results == {"mask AP": 30.0}
+
+
+def test_training_seconds_are_those_of_the_iterations_that_were_done(tmp_path: Path) -> None:
+    inference = tmp_path / "inference" / "val"
+    inference.mkdir(parents=True)
+    (inference / "metrics.json").write_text(json.dumps({"segm": {"AP": 20.0}}))
+    # 40 of 100 iterations, of 0.5 s, once 9 s; and the evaluation's line.
+    lines = [{"iteration": i, "time": t} for i, t in ((9, 0.5), (19, 9.0), (29, 0.4), (39, 0.5))]
+    lines.append({"iteration": 40, "segm/AP": 20.0})
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    run = Run("row", 1, "SOLVER: {MAX_ITER: 100}", "val", tmp_path)
+    Processes(1, keep_weights=True)._conclude(run, 0, 1.0)
+    assert run.record["train_seconds"] == 20.0
+
+
+@pytest.fixture
+def folder(tiny_config: Path) -> Path:
+    """A family of two rows on the tiny shapes, and a second one that repeats a row."""
+    base = yaml.safe_load(tiny_config.read_text())
+    for name in ("mine/a", "mine/b", "other/same_as_b"):
+        path = tiny_config.parent / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        lr = 0.001 if name.endswith("a") else 0.002
+        solver = {**base["SOLVER"], "BASE_LR": lr}
+        path.write_text(yaml.safe_dump({**base, "SOLVER": solver}))
+    return tiny_config.parent / "mine"
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    output = str(folder.parent / "out")
+    return [str(folder), "--seeds", "1", "--output", output, *more]
+
+
+class FakeProcesses(Processes):
+    """Writes a result instead of training; keeps the folders that it was asked for."""
+
+    ran: list[Path]
+    failing = ""
+
+    def train(self, run: Run) -> None:
+        self.ran.append(run.folder)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / "ablation.yaml").write_text(run.config)
+        if run.row == self.failing:
+            self._note(run, {"state": "failed", "error": "it broke", "cpu_seconds": 1.0})
+        else:
+            results = {"box AP": 20.0, "mask AP": 10.0}
+            self._note(run, {"state": "finished", "results": results, "cpu_seconds": 1.0})
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcesses]:
+    monkeypatch.setattr(ablate, "Processes", FakeProcesses)
+    monkeypatch.setattr(FakeProcesses, "ran", [], raising=False)
+    monkeypatch.setattr(FakeProcesses, "failing", "")
+    return FakeProcesses
+
+
+def names(paths: list[Path]) -> list[str]:
+    return ["/".join(path.parts[-3:]) for path in paths]
+
+
+def test_what_is_finished_is_not_run_again(folder: Path, fake: type[FakeProcesses]) -> None:
+    assert main(command(folder)) == 0
+    assert names(fake.ran) == ["mine/a/seed_1", "mine/b/seed_1"]
+    record = folder.parent / "out" / "shapes_val" / "mine" / "b" / "seed_1" / "run.json"
+    # As a killed process leaves it.
+    record.write_text(json.dumps({**json.loads(record.read_text()), "state": "running"}))
+    fake.ran.clear()
+    assert main(command(folder)) == 0
+    assert names(fake.ran) == ["mine/b/seed_1"]
+    # One config, one run, whatever family it belongs to.
+    fake.ran.clear()
+    assert main(command(folder.parent / "other")) == 0
+    assert fake.ran == []
+    table = folder.parent / "out" / "shapes_val" / "other" / "table.md"
+    assert "| same_as_b | 1 | 20.0 | 10.0 |" in table.read_text()
+
+
+def test_keys_that_have_come_since_do_not_make_another_config(
+    folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(folder)) == 0
+    # As a version without the key has left it.
+    seed = folder.parent / "out" / "shapes_val" / "mine" / "a" / "seed_1"
+    config = yaml.safe_load((seed / "ablation.yaml").read_text())
+    del config["SOLVER"]["ACCUMULATE_STEPS"]
+    text = yaml.safe_dump(config)
+    (seed / "ablation.yaml").write_text(text)
+    record = json.loads((seed / "run.json").read_text())
+    record["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (seed / "run.json").write_text(json.dumps(record))
+    fake.ran.clear()
+    assert main(command(folder)) == 0
+    assert fake.ran == []
+    assert main(command(folder, "SOLVER.ACCUMULATE_STEPS", "2")) == 2
+    assert "SOLVER.ACCUMULATE_STEPS 1 there, 2 here" in capsys.readouterr().err
+
+
+def test_another_config_in_the_same_folder_is_refused(
+    folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(folder)) == 0
+    fake.ran.clear()
+    assert main(command(folder, "SOLVER.MAX_ITER", "3")) == 2
+    assert "SOLVER.MAX_ITER 2 there, 3 here" in capsys.readouterr().err
+    assert fake.ran == []
+    assert main(command(folder, "--overwrite", "SOLVER.MAX_ITER", "3")) == 0
+    assert len(fake.ran) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "again"),
+    [
+        ("run.json", '{"state": "finished", "results": null}', True),
+        ("run.json", '{"state": "finished", "results": {"mask AP": "x"}}', True),
+        ("run.json", '{"state": "finished", "results": {}, "cpu_seconds": "x"}', True),
+        ("run.json", "[" * 10**5, True),
+        ("ablation.yaml", "- 1\n", False),
+        ("ablation.yaml", "1: {2: 3}\n", False),
+        ("ablation.yaml", "MODEL: 2001-01-01\n", False),
+        ("ablation.yaml", "a: " + "[" * 3000, False),
+    ],
+)
+def test_damaged_files_of_a_run_are_no_traceback(
+    folder: Path,
+    fake: type[FakeProcesses],
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    text: str,
+    again: bool,
+) -> None:
+    assert main(command(folder)) == 0
+    fake.ran.clear()
+    (folder.parent / "out" / "shapes_val" / "mine" / "a" / "seed_1" / file).write_text(text)
+    assert main(command(folder)) == (0 if again else 2)
+    assert names(fake.ran) == (["mine/a/seed_1"] if again else [])
+    if not again:
+        assert "mine/a/seed_1 holds a run of another config" in capsys.readouterr().err
+
+
+def test_a_failed_run_costs_only_itself(
+    folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.failing = "a"
+    assert main(command(folder)) == 1
+    err = capsys.readouterr().err
+    assert "mine/a/seed_1: it broke" in err
+    table = (folder.parent / "out" / "shapes_val" / "mine" / "table.md").read_text()
+    assert "| b | 1 | 20.0 | 10.0 |" in table and "- a seed 1: it broke" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["2c_poling"], "no ablation '2c_poling'; did you mean '2c_pooling'?"),
+        (["2c_pooling", "--seeds", "0"], "--seeds"),
+        (["MINE", "--data", "nothing_train:nothing_val"], "'nothing_train' is not registered"),
+        (["MINE", "SOLVER.MAX_ITR", "3"], "did you mean 'SOLVER.MAX_ITER'?"),
+        (["MINE", "--output", "/proc/none"], "cannot write into --output"),
+        (["EMPTY"], "has no configs"),
+        ([], "name an ablation"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_run(
+    arguments: list[str],
+    expected: str,
+    folder: Path,
+    fake: type[FakeProcesses],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder.parent / "empty").mkdir()
+    paths = {"MINE": str(folder), "EMPTY": str(folder.parent / "empty")}
+    arguments = [paths.get(word, word) for word in arguments]
+    assert main(["--output", str(folder.parent / "out"), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+    assert fake.ran == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"classes": "circle"}', "classes is 'circle': give a list of names"),
+        ('{"order": 5}', "order is 5: give a list of rows"),
+        ('{"rows": ["a"]}', 'rows is ["a"]: give numbers'),
+        ('{"rows": {"a": {"mask AP": "x"}}}', 'rows is {"a": {"mask AP": "x"}}: give numbers'),
+        ("[" * 10**5, "is no JSON"),
+    ],
+)
+def test_a_wrong_description_of_a_family_is_one_line(folder: Path, text: str, words: str) -> None:
+    (folder / "family.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(words)):
+        find_families(str(folder))
+
+
+def test_a_tiny_ablation_from_end_to_end(folder: Path) -> None:
+    (folder / "family.json").write_text('{"classes": ["circle", "hexagon"]}')
+    (folder / "b.yaml").write_text((folder / "a.yaml").read_text())  # so one run serves both rows
+    batch = yaml.safe_load((folder / "a.yaml").read_text())["SOLVER"]["IMS_PER_BATCH"]
+    other = yaml.safe_dump({"_BASE_": "a.yaml", "SOLVER": {"IMS_PER_BATCH": batch + 1}})
+    (folder / "c.yaml").write_text(other)
+    assert main(command(folder)) == 0
+    out = folder.parent / "out" / "shapes_val" / "mine"
+    assert (out / "plot.png").read_bytes().startswith(b"\x89PNG")
+    record = json.loads((out / "a" / "seed_1" / "run.json").read_text())
+    assert record["state"] == "finished" and record["cpu_seconds"] > 0
+    assert {"box AP", "mask AP"} <= set(record["results"])
+    assert not list((out / "a" / "seed_1").glob("*.pth")) and not (out / "b").exists()
+    table = (out / "table.md").read_text()
+    assert "| b | 1 | +0.0 " in table
+    assert f"baseline: 2 iterations of {batch} images" in table  # not the last row's
+    assert "box AP-circle | mask AP-circle | training s" in table and "hexagon" not in table

@@ -1,0 +1,99 @@
+"""How a config is read."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.config import get_cfg as detectron2_config
+
+from mask_rcnn_plus import UserError, get_cfg, load_config
+from mask_rcnn_plus.config.augmentation_keys import add_augmentation_keys
+from mask_rcnn_plus.config.training_keys import add_training_keys
+from tests.test_configs import leaves
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder: Path, text: str, name: str = "config.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_base_then_file_then_command_line(tmp_path: Path) -> None:
+    write(tmp_path, "SOLVER:\n  MAX_ITER: 7\n  BASE_LR: 0.5\n  IMS_PER_BATCH: 3\n", "base.yaml")
+    config = write(tmp_path, "_BASE_: base.yaml\nSOLVER:\n  BASE_LR: 0.25\n  IMS_PER_BATCH: 4\n")
+    cfg = load_config(config, ["SOLVER.IMS_PER_BATCH", "5", "DATASETS.TRAIN", "('a', 'b')"])
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH) == (7, 0.25, 5)
+    assert cfg.DATASETS.TRAIN == ("a", "b")
+
+
+def test_a_saved_config_reads_back_the_same(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    again = load_config(write(tmp_path, cfg.dump()))
+    assert yaml.safe_load(again.dump()) == yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("SOLVER:\n  MAX_ITERS: 5\n", "unknown key 'SOLVER.MAX_ITERS'; did you mean"),
+        ("SOLVER: 5\n", "group of keys"),
+        ("SOLVER:\n  MAX_ITER: five\n", "int vs. str"),
+        ("_BASE_: nope.yaml\n", "nope.yaml' does not exist"),
+        ("_BASE_: config.yaml\n", "leads back to itself"),
+        ("- 1\n- 2\n", "not a mapping"),
+        ("", "not a mapping"),
+        ("a: [1", "no plain YAML"),
+        ("VERSION: 1\n", "VERSION 1"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    config = write(tmp_path, text)
+    with pytest.raises(UserError) as refusal:
+        load_config(config)
+    message = str(refusal.value)
+    assert expected in message and str(config) in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        (["SOLVER.BASE_LR"], "has no value"),
+        (["SOLVER.BASE_LR", "fast"], "float vs. str"),
+        (["SOLVER.BASE_LRR", "0.1"], "did you mean 'SOLVER.BASE_LR'?"),
+        (["SOLVER", "0.1"], "group of keys"),
+        (["SOLVER.BASE_LR", "0.1", "--eval-only"], "put options before"),
+    ],
+)
+def test_a_broken_override_is_refused_in_one_line(
+    tmp_path: Path, opts: list[str], expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected.replace("?", r"\?")) as refusal:
+        load_config(write(tmp_path, "SEED: 1\n"), opts)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_every_config_of_the_project_reads(path: Path) -> None:
+    load_config(path)
+
+
+def test_every_training_option_has_its_line_with_what_it_costs() -> None:
+    rows = [
+        line.split(" | ")
+        for line in (ROOT / "docs" / "training.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    assert all(len(row) == 4 and all(cell.strip(" |") for cell in row) for row in rows)
+    known = dict(leaves(detectron2_config()))
+    cfg = detectron2_config()
+    add_training_keys(cfg)
+    add_augmentation_keys(cfg)
+    for key in dict(leaves(cfg)).keys() - known.keys():
+        section, _, name = key.rpartition(".")
+        named = [row for row in rows if f"`{key}`" in row[0]]
+        named += [row for row in rows if f"`{section}" in row[0] and f"`{name}`" in row[0]]
+        assert named, f"docs/training.md has no line of {key}"

@@ -1,0 +1,434 @@
+"""mask_rcnn_plus.optimize: stock's detections, the model untouched, what is left named."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import Tensor, nn
+
+from mask_rcnn_plus import UserError, optimize
+from mask_rcnn_plus.evaluation import run_inference
+from mask_rcnn_plus.modeling import PastedMasks
+from mask_rcnn_plus.optimization import layers, onednn
+from mask_rcnn_plus.optimization.proposals import largest
+from tests.modeling.models import ARCHITECTURES, build
+
+# The second is no multiple of any stride.
+SIZES = ((64, 96), (75, 51))
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """In evaluation mode, with norms that do something and scores that tell places apart."""
+    generator = torch.Generator().manual_seed(3)
+
+    def numbers(like: Tensor, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
+                module.running_mean.copy_(numbers(module.running_mean, -0.2, 0.2))
+                module.running_var.copy_(numbers(module.running_var, 0.5, 1.5))
+                module.bias.copy_(numbers(module.bias, -0.2, 0.2))
+                module.weight.mul_(numbers(module.weight, 0.5, 1.2))
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("predictor", "objectness", "anchor_deltas", "score")):
+                scale = 0.05 if "delta" in name or "bbox" in name else 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def images(*sizes: tuple[int, int]) -> list[dict[str, Any]]:
+    """One of each (height, width), whose detections are wanted at half of that."""
+    generator = torch.Generator().manual_seed(7)
+    return [
+        {
+            "image": torch.randint(0, 255, (3, *size), generator=generator, dtype=torch.uint8),
+            "height": size[0] // 2,
+            "width": size[1] // 2,
+        }
+        for size in sizes
+    ]
+
+
+@torch.no_grad()
+def detect(model: nn.Module, inputs: list[dict[str, Any]] | None = None) -> list[Any]:
+    return [one["instances"] for one in model(inputs or images(*SIZES))]
+
+
+def assert_same(found: list[Any], expected: list[Any]) -> None:
+    """The gate of fp32: 1e-4 in score, 0.05 px in boxes and keypoints, the same masks."""
+    for a, b in zip(found, expected, strict=True):
+        assert len(a) == len(b) > 0
+        assert torch.equal(a.pred_classes, b.pred_classes)
+        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
+        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=0, atol=0.05)
+        if b.has("pred_masks"):
+            assert (a.pred_masks != b.pred_masks).float().mean() < 1e-3
+        if b.has("pred_keypoints"):
+            close = (a.pred_keypoints - b.pred_keypoints).abs() < 0.05
+            # A tie of two cells of a heatmap may go either way.
+            assert close.float().mean() > 0.99
+
+
+def group_norms() -> nn.Module:
+    # 32 channels are the fewest that detectron2's group norm takes.
+    keys = {"RESNETS__NORM": "GN", "FPN__NORM": "GN", "FPN__OUT_CHANNELS": 32}
+    keys |= {"RESNETS__STEM_OUT_CHANNELS": 32, "RESNETS__RES2_OUT_CHANNELS": 32}
+    return build("fpn", ours=False, RESNETS__WIDTH_PER_GROUP=32, **keys)
+
+
+def gelu() -> nn.Module:
+    model = build("fpn", ours=False)
+    model.proposal_generator.rpn_head.conv.activation = nn.GELU()
+    model.roi_heads.mask_head.mask_fcn1.activation = nn.Tanh()
+    return model
+
+
+def timm_model() -> nn.Module:
+    pytest.importorskip("timm")
+    name = {"TIMM__NAME": "resnet10t.c3_in1k", "BACKBONE__NAME": "build_timm_fpn_backbone"}
+    return build("fpn", **name, TIMM__PRETRAINED=False)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    **{name: lambda name=name: build(name, ours=False) for name in ARCHITECTURES},
+    "ours": lambda: build("fpn"),
+    "resnet-18, batch norm": lambda: build(
+        "fpn",
+        RESNETS__DEPTH=18,
+        RESNETS__NORM="BN",
+        RESNETS__STEM_OUT_CHANNELS=64,
+        RESNETS__RES2_OUT_CHANNELS=64,
+    ),
+    "4conv1fc": lambda: build("fpn", ROI_BOX_HEAD__NUM_CONV=2, ROI_BOX_HEAD__CONV_DIM=8),
+    "agnostic masks": lambda: build("fpn", ROI_MASK_HEAD__CLS_AGNOSTIC_MASK=True),
+    "mlp masks": lambda: build("fpn", ROI_MASK_HEAD__NAME="MLPMaskHead"),
+    "softmax masks": lambda: build("fpn", ROI_MASK_HEAD__NAME="SoftmaxMaskHead"),
+    "average": lambda: build("fpn", FPN__FUSE_TYPE="avg"),
+    "group norm": group_norms,
+    "gelu": gelu,
+    "timm": timm_model,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fp32_gives_the_detections_of_the_model_and_leaves_it_alone(name: str) -> None:
+    model = lively(MODELS[name]())
+    expected = detect(model)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    classes = [type(module) for module in model.modules()]
+    model.train()
+
+    fast = optimize(model)
+    assert_same(detect(fast), expected)
+
+    assert all(module.training for module in (model, model.backbone, model.roi_heads))
+    assert [type(module) for module in model.modules()] == classes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert_same(detect(model.eval()), expected)
+    # Nothing is shared: what training does to the model does not reach the copy.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert_same(detect(fast), expected)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return lively(build("fpn"))
+
+
+@pytest.fixture(scope="module")
+def fast(model: nn.Module) -> nn.Module:
+    return optimize(model)
+
+
+def test_without_onednn_or_with_an_empty_image_the_layers_compute_the_same(
+    model: nn.Module, fast: nn.Module
+) -> None:
+    plain = copy.deepcopy(fast)
+    for module in plain.modules():
+        if isinstance(module, layers.InferenceLayer):
+            module.fused = False
+    assert_same(detect(plain), detect(model))
+    none = optimize(model)
+    none.roi_heads.box_predictor.test_score_thresh = 1.0
+    assert [len(one) for one in detect(none)] == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_in_an_image_that_is_no_numbers_nothing_is_found_as_by_the_model(
+    model: nn.Module, value: float, dtype: str
+) -> None:
+    inputs = [{"image": torch.full((3, 64, 64), value), "height": 64, "width": 64}]
+    inputs += images(SIZES[0])
+    expected, fast = detect(model, inputs), optimize(model, dtype)
+    assert len(expected[0]) == 0 < len(expected[1])
+    found = detect(fast, inputs)
+    assert len(found[0]) == 0 < len(found[1])
+    if dtype == "fp32":
+        assert_same(found[1:], expected[1:])
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] = value
+    fast = optimize(broken, dtype)
+    assert [len(one) for one in detect(fast)] == [len(one) for one in detect(broken)]
+    report = str(fast.optimization_report)
+    assert "backbone.bottom_up.stem.conv1.weight with NaN or infinite values" in report
+    assert "by oneDNN" not in report
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value", "folded"),
+    [
+        ("running_var", float("inf"), "finite"),  # its scale is 0, and the shift is left
+        ("running_var", -1.0, "not"),  # finite, but the root of it is none
+        ("running_mean", float("inf"), "not"),  # minus infinity, of which a ReLU makes 0
+        ("running_mean", float("nan"), "not"),
+        ("weight", float("inf"), "not"),
+    ],
+)
+def test_norms_that_are_no_numbers_do_as_in_the_model(
+    model: nn.Module, statistic: str, value: float, folded: str
+) -> None:
+    broken = copy.deepcopy(model)
+    getattr(broken.backbone.bottom_up.res2[0].conv1.norm, statistic)[1] = value
+    expected, fast = detect(broken), optimize(broken)
+    if value == float("inf") and statistic != "weight":
+        assert_same(detect(fast), expected)
+    else:
+        assert [len(one) for one in detect(fast)] == [len(one) for one in expected] == [0, 0]
+    kept = "\n".join(fast.optimization_report.kept)
+    assert ("backbone.bottom_up.res2.0.conv1" in kept) == (folded == "not")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (3, 300)])
+def test_images_of_one_cell_are_taken(size: tuple[int, int], dtype: str) -> None:
+    fast = optimize(lively(build("c4", ours=False)), dtype)
+    inputs = [{"image": torch.zeros(3, *size, dtype=torch.uint8), "height": 9, "width": 9}]
+    assert len(detect(fast, inputs)) == 1
+
+
+def test_proposals_that_are_no_numbers_or_empty_are_dropped_as_detectron2_does(
+    model: nn.Module, fast: nn.Module
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    sides = (16, 8, 4, 2, 1)
+    features = {f"p{i + 2}": torch.zeros(2, 8, side, side) for i, side in enumerate(sides)}
+    logits = [torch.randn(2, 3, side, side, generator=generator) for side in sides]
+    deltas = [torch.randn(2, 12, side, side, generator=generator) for side in sides]
+    logits[0][0, 0, 3, 3], logits[1][1, 2, 4, 4] = float("nan"), float("inf")
+    # An infinite shift, one far out of the image, and a width of nothing.
+    deltas[0][0, 0, 1, 1], deltas[1][:, 4, 2, 2], deltas[2][:, 2, 3, 3] = float("inf"), 1e3, -1e3
+    logits[0][0, 0, 1, 1] = logits[1][0, 1, 2, 2] = logits[2][0, 0, 3, 3] = 9.0
+    sizes = type("Images", (), {"image_sizes": [(60, 64), (64, 50)]})
+    found = []
+    for one in (model, fast):
+        rpn = copy.deepcopy(one.proposal_generator)
+        rpn.rpn_head = _Constant((logits, deltas))
+        rpn.min_box_size = 2.0
+        found.append(rpn(sizes, features)[0])
+    for stock, ours in zip(*found, strict=True):
+        assert 0 < len(stock) == len(ours)
+        assert torch.equal(ours.objectness_logits, stock.objectness_logits)
+        assert torch.equal(ours.proposal_boxes.tensor, stock.proposal_boxes.tensor)
+
+
+class _Constant(nn.Module):
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, features: Any) -> Any:
+        return self.value
+
+
+def test_of_equal_scores_the_first_are_taken_as_a_stable_sort_does() -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0, 2.0, 0.0]])
+    best, index = largest(scores, 4)
+    assert best.tolist() == [[3.0, 3.0, 2.0, 2.0]] and index.tolist() == [[1, 3, 2, 4]]
+    assert largest(scores, 0)[1].shape == (1, 0)
+
+
+def test_onednn_is_used_where_it_computes_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    onednn.is_usable.cache_clear()
+    monkeypatch.setattr(onednn, "linear", lambda x, weight, bias, relu: x @ weight.T)
+    assert not onednn.is_usable(torch.float32)
+    onednn.is_usable.cache_clear()
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "group norm", "mlp masks", "timm"])
+def test_bf16_finds_the_same_objects(name: str) -> None:
+    model = lively(MODELS[name]())
+    fast = optimize(model, "bf16")
+    assert fast.backbone is not model.backbone
+    for a, b in zip(detect(fast), detect(model), strict=True):
+        assert a.scores.dtype == a.pred_boxes.tensor.dtype == torch.float32
+        strong = b[b.scores > 0.5]
+        same = pairwise_iou(strong.pred_boxes, a.pred_boxes)
+        same *= strong.pred_classes[:, None] == a.pred_classes[None]
+        # 8 bits of a random network's maps move some boxes and classes; most stay.
+        assert len(strong) == 0 or (same.amax(dim=1) > 0.5).float().mean() > 0.6
+
+
+def test_scores_and_deltas_are_fp32_without_onednn_too(model: nn.Module) -> None:
+    # As on a GPU, where autocast would take them for a layer that was left as it was.
+    fast = optimize(model, "bf16")
+    for layer in fast.modules():
+        if isinstance(layer, layers.InferenceLayer):
+            layer.fused = False
+    found: list[torch.dtype] = []
+    predictor = fast.roi_heads.box_predictor
+    predictor.register_forward_hook(lambda _, inputs, both: found.extend(x.dtype for x in both))
+    detect(fast)
+    assert found == [torch.float32, torch.float32]
+    assert fast.roi_heads.box_head.fc1.weight.dtype == torch.bfloat16
+
+
+def test_a_detector_without_rois_is_taken_in_any_dtype() -> None:
+    keys = {"META_ARCHITECTURE": "RetinaNet", "RETINANET__NUM_CLASSES": 3, "MASK_ON": False}
+    keys |= {"BACKBONE__NAME": "build_retinanet_resnet_fpn_backbone"}
+    keys |= {"RESNETS__OUT_FEATURES": ["res3", "res4", "res5"]}
+    keys |= {"FPN__IN_FEATURES": ["res3", "res4", "res5"], "RETINANET__NUM_CONVS": 1}
+    model = lively(build("fpn", ours=False, **keys))
+    expected = detect(model)
+    assert_same(detect(optimize(model)), expected)
+    fast = optimize(model, "bf16")
+    assert "head: scores and boxes in fp32" in str(fast.optimization_report)
+    for a, b in zip(detect(copy.deepcopy(fast)), expected, strict=True):
+        assert a.scores.dtype == a.pred_boxes.tensor.dtype == torch.float32
+        same = pairwise_iou(b.pred_boxes, a.pred_boxes)
+        same *= b.pred_classes[:, None] == a.pred_classes[None]
+        assert (same.amax(dim=1) > 0.5).float().mean() > 0.6
+
+
+def test_deformable_convolutions_get_single_precision() -> None:
+    keys = {"RESNETS__DEFORM_ON_PER_STAGE": [False, False, False, True]}
+    model = lively(build("fpn", ours=False, **keys))
+    assert_same(detect(optimize(model)), detect(model))
+    assert all(len(one) for one in detect(optimize(model, "bf16")))
+
+
+def test_a_copy_and_a_pickle_detect_the_same(fast: nn.Module) -> None:
+    expected = detect(fast)
+    assert_same(detect(copy.deepcopy(fast)), expected)
+    again = pickle.loads(pickle.dumps(fast))
+    assert_same(detect(again), expected)
+    assert str(again.optimization_report) == str(fast.optimization_report)
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    assert_same(detect(torch.load(file, weights_only=False)), expected)
+
+
+def test_it_is_for_inference_alone_and_says_so(model: nn.Module, fast: nn.Module) -> None:
+    assert isinstance(fast, GeneralizedRCNN) and not fast.training
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    with pytest.raises(UserError, match="for inference alone"):
+        fast.train()
+    with pytest.raises(UserError, match="takes no other weights"):
+        fast.load_state_dict(model.state_dict())
+    assert fast.eval() is fast
+    part = copy.deepcopy(fast.backbone).train()
+    with pytest.raises(UserError, match="for inference alone"):
+        part(torch.zeros(1, 3, 64, 64))
+
+
+def test_wrong_arguments_are_refused(model: nn.Module, fast: nn.Module) -> None:
+    with pytest.raises(UserError, match=r"dtype is 'int8': it must be fp32, bf16, fp16"):
+        optimize(model, "int8")
+    with pytest.raises(UserError, match="slower than fp32"):
+        optimize(model, "fp16")
+    with pytest.raises(UserError, match="optimised already"):
+        optimize(fast)
+
+
+class _Square(nn.Module):
+    """A layer that nobody knows, with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_what_is_left_as_it_was_is_named() -> None:
+    model = lively(group_norms())
+    model.roi_heads.mask_head.deconv_relu = _Square()
+    fast = optimize(model, cuda_graphs=True)
+    assert_same(detect(fast), detect(model))
+    kept = "\n".join(fast.optimization_report.kept)
+    assert "16 residual blocks: their norms depend on the map" in kept
+    assert "GroupNorm (as backbone.fpn_lateral2.norm)" in kept
+    assert "1 _Square (as roi_heads.mask_head.deconv_relu)" in kept
+    assert "of a MaskRCNNConvUpsampleHead each layer alone is optimised" in kept
+    assert "CUDA graphs: the model is on cpu" in kept
+
+
+def test_the_report_tells_what_the_copy_weighs(model: nn.Module) -> None:
+    whole = optimize(model).optimization_report
+    half = optimize(model, "bf16").optimization_report
+    assert not whole.kept and "53 norms folded" in whole.done[0]
+    # The last layers of the box head and the anchors stay fp32.
+    assert 0.5 < half.weight_mib / whole.weight_mib < 0.6
+    weights = sum(p.nbytes for p in model.parameters()) / 2**20
+    assert weights < whole.weight_mib < 1.1 * weights
+    assert "MiB of weights of its own" in str(whole)
+
+
+def test_it_goes_where_the_model_goes(model: nn.Module, fast: nn.Module) -> None:
+    batches = [[one] for one in images(*SIZES)]
+    expected = [detect(model, batch)[0] for batch in batches]
+    # As detectron2's loop and DefaultPredictor call it.
+    assert_same([detect(fast, batch)[0] for batch in batches], expected)
+    kept = _Keep()
+    _, speed = run_inference(fast, batches, kept, dataset_name="two images")
+    assert all(isinstance(one.pred_masks, PastedMasks) for one in kept.found)
+    assert speed.postprocessing_ms is not None
+    for one in kept.found:
+        one.pred_masks = one.pred_masks.to_tensor()
+    assert_same(kept.found, expected)
+    # Boxes of the user's own, as test-time augmentation gives them.
+    given = [Instances(size) for size in SIZES]
+    for one in given:
+        one.pred_boxes = Boxes(torch.tensor([[4.0, 6.0, 30.0, 40.0]]))
+        one.pred_classes = torch.tensor([1])
+    with torch.no_grad():
+        a, b = (m.inference(images(*SIZES), copy.deepcopy(given)) for m in (fast, model))
+    for one, other in zip(a, b, strict=True):
+        assert torch.equal(one["instances"].pred_masks, other["instances"].pred_masks)
+
+
+class _Keep(DatasetEvaluator):
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self.found += [one["instances"] for one in outputs]
+
+
+def test_the_first_block_of_a_stage_leaves_its_input_to_whoever_reads_it_too() -> None:
+    stage = nn.Sequential(*(BasicBlock(8, 8, norm="FrozenBN") for _ in range(2)))
+    box = lively(nn.ModuleDict({"backbone": stage}))
+    fast = optimize(box)
+    x = torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    x = x.to(memory_format=torch.channels_last)  # the layout in which nothing is copied before
+    before = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(fast["backbone"](x), stage(x), rtol=0, atol=1e-5)
+    assert torch.equal(x, before)
+    assert "the model: of a ModuleDict what it is made of alone" in str(fast.optimization_report)

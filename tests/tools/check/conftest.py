@@ -1,0 +1,92 @@
+"""A small sound data set, which each test spoils in one place."""
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mask_rcnn_tools.check import Report, check_coco
+
+# Nothing is wrong with it: not even a note.
+SOUND: dict[str, Any] = {
+    "images": [
+        {"id": 5, "file_name": "a.png", "height": 40, "width": 50},
+        {"id": 6, "file_name": "sub/b.png", "height": 30, "width": 20},
+    ],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 5,
+            "category_id": 1,
+            "bbox": [2, 3, 20, 10],
+            "area": 200,
+            "iscrowd": 0,
+            "segmentation": [[2, 3, 22, 3, 22, 13, 2, 13]],
+        },
+        {
+            "id": 2,
+            "image_id": 5,
+            "category_id": 2,
+            "bbox": [30.5, 20, 10, 10],
+            "area": 100,
+            "iscrowd": 0,
+            "segmentation": [[30.5, 20, 40.5, 20, 40.5, 30, 30.5, 30]],
+        },
+        {
+            "id": 3,
+            "image_id": 6,
+            "category_id": 2,
+            "bbox": [1, 2, 10, 20],
+            "area": 200,
+            "iscrowd": 0,
+            "segmentation": [[1, 2, 11, 2, 11, 22, 1, 22]],
+        },
+    ],
+    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+}
+
+
+@pytest.fixture
+def sound() -> dict[str, Any]:
+    """The sound json's content, free to be changed."""
+    return deepcopy(SOUND)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data set's folder: images/, and the json once it is written; a cache of the test's."""
+    monkeypatch.setenv("MASK_RCNN_PLUS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "root" / "pets"
+    (folder / "images" / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for image in SOUND["images"]:
+        pixels = rng.integers(0, 255, (image["height"], image["width"], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / image["file_name"])
+    return folder
+
+
+@pytest.fixture
+def write(folder: Path) -> Callable[[Any], Path]:
+    """Writes the json of the data set pets_train."""
+
+    def write(content: Any) -> Path:
+        path = folder / "train.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def check(folder: Path, write: Callable[[Any], Path]) -> Callable[..., Report]:
+    """The report on a content."""
+
+    def check(content: Any, **more: Any) -> Report:
+        return check_coco(write(content), folder / "images", name="pets_train", **more)
+
+    return check

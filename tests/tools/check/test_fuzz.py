@@ -1,0 +1,141 @@
+"""Whatever a json holds, the check answers; and what it passes or mends harms nobody after it."""
+
+import json
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from mask_rcnn_plus.data.coco_json import outline_fault, read_coco_json
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_tools.check.inspection import inspect
+from mask_rcnn_tools.check.problems import ERROR, KINDS, Problem
+from mask_rcnn_tools.check.repair import repair
+from mask_rcnn_tools.check.report import Report, describe
+
+from .conftest import SOUND
+
+BOUNDED = settings(
+    max_examples=200,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+NUMBERS = st.one_of(
+    st.integers(-3, 60),
+    st.floats(),
+    st.sampled_from([0, 1, 2, 5, 6, 2**31, 2**63, -(2**63), 10**400, 1e308, -0.0]),
+)
+LEAVES = st.one_of(
+    NUMBERS,
+    st.none(),
+    st.booleans(),
+    st.text(max_size=5),
+    st.sampled_from(["\ud800", "\x1b[31m", "1", "nan", "~~", "a\0b", "../a", "PPPPPPPPPPP0"]),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=9),
+        st.lists(NUMBERS, max_size=12),
+        st.dictionaries(
+            st.sampled_from(["id", "size", "counts", "bbox", "name"]), inner, max_size=3
+        ),
+    ),
+    max_leaves=12,
+)
+FIELDS = {
+    "images": ["id", "file_name", "height", "width"],
+    "categories": ["id", "name", "keypoints"],
+    "annotations": [
+        *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore"),
+        "keypoints",
+    ],
+}
+PLACES = st.sampled_from([(section, field) for section in FIELDS for field in FIELDS[section]])
+SPOILT = st.lists(st.tuples(PLACES, st.integers(0, 2), VALUES), min_size=1, max_size=4)
+
+
+def spoil(changes: list[tuple[tuple[str, str], int, Any]]) -> dict[str, Any]:
+    content = deepcopy(SOUND)
+    for (section, field), place, value in changes:
+        entries = content[section]
+        entries[place % len(entries)][field] = value
+    return content
+
+
+def is_error(problem: Problem) -> bool:
+    return KINDS[problem.kind].severity == ERROR
+
+
+@BOUNDED
+@given(VALUES)
+def test_any_json_at_all(value: Any) -> None:
+    for content in (value, {**SOUND, "annotations": [value]}, {**SOUND, "images": [value, value]}):
+        json.dumps(inspect(content))
+
+
+@BOUNDED
+@given(SPOILT)
+def test_what_the_check_passes_is_what_the_reader_and_pycocotools_take(changes: Any) -> None:
+    content = spoil(changes)
+    before = deepcopy(content)
+    inspection = inspect(content)
+    assert repr(content) == repr(before)
+    for problem in inspection.problems:
+        text = describe(problem)
+        assert text.isprintable() and len(text) < 1500, text
+        text.encode()
+    report = Report("x", Path("x"), Path("x"), "", 2, 3, inspection.classes, inspection.problems)
+    report.text(width=100).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.json")
+        if not any(map(is_error, inspection.problems)):
+            path.write_text(json.dumps(content))
+            rasterise(path)
+        if outline_fault(content):
+            return
+        repaired = repair(content, inspection.problems, {})
+        assert all(p.kind in ("no-images", "no-coco") for p in repaired.left), repaired.left
+        if not repaired.left:
+            path.write_text(repaired.text())
+            rasterise(path)
+
+
+@BOUNDED
+@given(SPOILT)
+def test_what_the_reader_passes_is_what_pycocotools_takes(changes: Any) -> None:
+    """With DATA_CHECK off the reader is all there is."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.json")
+        path.write_text(json.dumps(spoil(changes)))
+        try:
+            read_coco_json(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            return
+        rasterise(path, ignore=Exception)
+
+
+def rasterise(path: Path, ignore: Any = ()) -> None:
+    """Reads a json as the reader and the evaluators do, and decodes all masks."""
+    read_coco_json(path)
+    coco = COCO(str(path))
+    for annotation in coco.anns.values():
+        if annotation.get("segmentation"):
+            try:
+                mask = coco.annToMask(annotation)
+            except ignore:
+                continue
+            image = coco.imgs[annotation["image_id"]]
+            assert mask.shape == (image["height"], image["width"])
+
+
+@pytest.fixture(autouse=True)
+def _quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """pycocotools prints."""

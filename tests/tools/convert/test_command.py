@@ -1,0 +1,139 @@
+"""mask-rcnn-plus convert as a user runs it, up to a training on what it wrote."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mask_rcnn_plus.engine import main as train
+from mask_rcnn_tools.cli import main
+from mask_rcnn_tools.convert.command import FORMATS
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of four images labelled with labelme."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        pixels = np.full((64, 64, 3), 40 * number, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        shapes = [
+            {"label": "box", "points": [[8, 8], [40, 30]], "shape_type": "rectangle"},
+            {"label": "disc", "points": [[45, 45], [45, 55]], "shape_type": "circle"},
+            {"label": "disc", "points": [[45, 45]], "shape_type": "point"},
+        ]
+        content: dict[str, Any] = {"imagePath": f"{number}.png", "shapes": shapes}
+        (folder / f"{number}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_labelme_to_a_training(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "datasets" / "things"
+    assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert "4 x  shapes are a point, which has no area: left out" in out
+    assert "things_train: 3 images, 6 annotations, 2 classes" in out  # by the data check
+    assert out.count("no errors") == 2
+    assert "DATASETS.TRAIN \"('things_train',)\" DATASETS.TEST \"('things_val',)\"" in out
+    config = tmp_path / "tiny.yaml"
+    names = {"TRAIN": ["things_train"], "TEST": ["things_val"]}
+    solver = {**TINY["SOLVER"], "MAX_ITER": 1}
+    folders = {"DATASETS": names, "SOLVER": solver, "OUTPUT_DIR": str(tmp_path / "output")}
+    config.write_text(yaml.safe_dump({**TINY, **folders}))
+    assert train(["--config-file", str(config)]) == 0
+    metrics = json.loads((tmp_path / "output/inference/things_val/metrics.json").read_text())
+    assert "segm" in str(metrics)
+
+
+def test_the_next_command_holds_in_a_shell(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "my data" / "things"
+    assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[:2] == [f"DETECTRON2_DATASETS={tmp_path / 'my data'}", "train_net.py"]
+
+
+def test_no_training_is_proposed_where_there_is_nothing_to_train_on(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("images/val", "labels/val"):
+        (tmp_path / "seg" / folder).mkdir(parents=True)
+    (photos / "0.png").rename(tmp_path / "seg/images/val/0.png")
+    (tmp_path / "seg/labels/val/0.txt").write_text("0 0.1 0.1 0.6 0.1 0.6 0.5\n")
+    (tmp_path / "seg/data.yaml").write_text("{names: [disc], val: images/val}")
+    output = ["--output", str(tmp_path / "datasets" / "seg")]
+    assert main(["convert", "yolo", str(tmp_path / "seg"), *output]) == 0
+    out = capsys.readouterr().out
+    assert "no object to train on; --val 0.2 splits anew" in out
+    assert out.endswith("datasets/seg, with nothing to train on\n")
+
+
+def test_what_is_skipped_makes_the_exit_code_1(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "3.json").write_text("{")
+    arguments = ["--output", str(tmp_path / "datasets" / "things"), "--split", "all"]
+    assert main(["convert", "labelme", str(photos), *arguments]) == 1
+    out = capsys.readouterr().out
+    assert "skipped       1 x  files cannot be read" in out and "3.json" in out
+    assert "things_all: 3 images, 6 annotations" in out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["convert", name, "--help"])
+    out = capsys.readouterr().out
+    assert f"mask-rcnn-plus convert {name} " in out.split("example:")[1]
+    assert "exit code: 0" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "required: FORMAT"),
+        (["labelm", "{photos}"], "does not know the format 'labelm'; did you mean 'labelme'?"),
+        (["coco", "{photos}"], "there are labelme, via, voc, yolo, masks"),
+        (["labelme", "{photos}"], "required: --output"),
+        (["labelme", "nowhere", "--output", "{out}"], "no file or folder 'nowhere'"),
+        (["masks", "{photos}/0.json", "--output", "{out}"], "is no folder"),
+        (["labelme", "{photos}", "--output", "{photos}/data"], "lies in SOURCE"),
+        (["labelme", "{photos}", "--output", "{photos}/0.json"], "is a file"),
+        (["labelme", "{photos}", "--output", "{out}", "--val", "2"], "from 0 to below 1"),
+        (["labelme", "{photos}", "--output", "{out}", "--split", "a/b"], "is no name"),
+        (["labelme", "{photos}", "--output", "{out}", "--val", "0", "--split", "a"], "exclude"),
+        (["labelme", "{photos}", "--output", "{out}", "--copy", "--link"], "not allowed with"),
+        (["labelme", "{photos}", "--output", "{out}", "--images", "nowhere"], "(--images)"),
+        (["labelme", "{photos}", "--output", "{out}", "--class-name", "a"], "unrecognized"),
+        (["voc", "{photos}", "--output", "{out}"], "no folder 'JPEGImages'"),
+        (["yolo", "{photos}", "--output", "{out}"], "--classes NAME"),
+        (["masks", "{photos}", "--output", "{out}"], "neither images/ and masks/"),
+        (["via", "{photos}", "--output", "{out}"], "no image to convert"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(
+    arguments: list[str],
+    expected: str,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [word.format(photos=photos, out=tmp_path / "out") for word in arguments]
+    assert main(["convert", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert expected in captured.err
+    assert not (tmp_path / "out").exists()
