@@ -13,7 +13,8 @@ import pytest
 from mask_rcnn_plus import UserError
 from mask_rcnn_tools.cli import COMMANDS, PROGRAM, main
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "datasets/README.md", *(ROOT / "docs").glob("*.md")]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,8 +154,9 @@ def test_every_command_of_the_table_says_what_it_takes(
     assert capsys.readouterr().out.startswith(f"usage: {PROGRAM} {name} ")
 
 
-def test_the_readme_names_commands_that_exist() -> None:
-    named = re.findall(r"uv run mask-rcnn-plus ([a-z][^`\n]*)", README)
-    assert named
+def test_the_pages_name_commands_that_exist() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    named = re.findall(r"uv run mask-rcnn-plus ([a-z][^`\n]*)", text)
+    assert len(named) > 15
     for words in named:  # and, after convert, its format and files
         assert any(words.strip() == n or words.startswith(f"{n} ") for n in COMMANDS), words
