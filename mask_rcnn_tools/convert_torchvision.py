@@ -10,7 +10,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from mask_rcnn_plus.engine import saving
-from mask_rcnn_plus.engine.torch_archive import read_torch
+from mask_rcnn_plus.engine.weights import explain, read_torch
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_tools.arguments import Parser
 
@@ -240,9 +240,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         # torchvision's reference training keeps its arguments with the weights.
         state = read_torch(path, also=[argparse.Namespace])
     except Exception as error:
-        # torch's own text goes on with how to switch its safety off.
-        reason = " ".join(str(error).split("This file can still be loaded")[0].split())[:160]
-        raise UserError(f"weights '{path}' cannot be loaded: {reason}") from error
+        raise UserError(f"weights '{path}' cannot be loaded: {explain(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
