@@ -20,7 +20,7 @@ import torch
 from mask_rcnn_plus.engine.weights import explain, read_torch
 from mask_rcnn_plus.errors import UserError, reason
 
-PART = ".part"  # ends the names of temporary files
+_PART = ".part"  # ends the names of temporary files
 _POINTER = "last_checkpoint"
 _MAX_TEXT = 4096  # bytes of a pointer or digest file
 # Errors of the operating system that the program cannot fix.
@@ -43,7 +43,7 @@ def save(data: dict[str, Any], path: Path) -> None:
     Raises:
         SaveError: the file cannot be written; the old file is unchanged.
     """
-    part = path.with_name(path.name + PART)
+    part = path.with_name(path.name + _PART)
     try:
         with part.open("wb") as file:
             writer = _HashingWriter(file)
@@ -110,8 +110,8 @@ def prune(folder: Path, keep: int) -> None:
 
 def clean(folder: Path) -> None:
     """Removes the temporary files of a killed run."""
-    for part in folder.glob(f"*{PART}"):
-        if part.name.removesuffix(PART).endswith((".pth", ".sha256", _POINTER)):
+    for part in folder.glob(f"*{_PART}"):
+        if part.name.removesuffix(_PART).endswith((".pth", ".sha256", _POINTER)):
             with contextlib.suppress(OSError):
                 part.unlink()
 
@@ -227,7 +227,7 @@ class _HashingWriter:
 
 def _write_text(path: Path, text: str) -> None:
     """Replaces a small file; at any moment it is the old one or the new one."""
-    part = path.with_name(path.name + PART)
+    part = path.with_name(path.name + _PART)
     try:
         with part.open("w") as file:
             file.write(text)

@@ -39,6 +39,6 @@ def test_other_classes_and_malformed_files_are_refused(tmp_path: Path) -> None:
     torch.save({"batch": [Path("x")]}, path)
     with pytest.raises(UserError, match=r"divergence\.pt.*Path.*may run code"):
         replay(path, torch.nn.Identity())
-    torch.save({"batch": []}, path)
+    torch.save({"batch": [Boxes(torch.zeros(1, 4))]}, path)
     with pytest.raises(UserError, match=r"divergence\.pt.*seeds"):
         replay(path, torch.nn.Identity())

@@ -222,7 +222,7 @@ def classes_that_differ() -> object:
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        (None, [], "in.pth' are no file that exists"),
+        (None, [], "in.pth' do not exist"),
         (b"not a checkpoint", [], "in.pth' cannot be loaded: "),
         ([torch.zeros(1)], [], "are no state dict: save model.state_dict()"),
         ({"a": 1}, [], "are no state dict: save model.state_dict()"),
