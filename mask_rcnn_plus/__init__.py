@@ -12,7 +12,7 @@ compat.apply()
 from mask_rcnn_plus import device, modeling  # noqa: E402, F401
 from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg, load_config  # noqa: E402
 from mask_rcnn_plus.data import formats, register_folder_datasets  # noqa: E402
-from mask_rcnn_plus.engine.checkpoint import read_class_names  # noqa: E402
+from mask_rcnn_plus.engine.weights import read_class_names  # noqa: E402
 from mask_rcnn_plus.errors import UserError  # noqa: E402
 from mask_rcnn_plus.optimization import optimize  # noqa: E402
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor  # noqa: E402

@@ -10,8 +10,8 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from mask_rcnn_plus.engine import saving
-from mask_rcnn_plus.engine.torch_archive import read_torch
-from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.engine.weights import explain, local_weights, read_torch
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser
 
 PROGRAM = "mask-rcnn-plus convert-torchvision"
@@ -232,17 +232,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        siblings = path.parent.glob("*.pth") if path.parent.is_dir() else ()
-        hint = did_you_mean(str(path), map(str, siblings))
-        raise UserError(f"weights '{path}' are no file that exists{hint}")
+    path = local_weights(str(path))
     try:
         # torchvision's reference training keeps its arguments with the weights.
         state = read_torch(path, also=[argparse.Namespace])
     except Exception as error:
-        # torch's own text goes on with how to switch its safety off.
-        reason = " ".join(str(error).split("This file can still be loaded")[0].split())[:160]
-        raise UserError(f"weights '{path}' cannot be loaded: {reason}") from error
+        raise UserError(f"weights '{path}' cannot be loaded: {explain(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):

@@ -1,6 +1,7 @@
-"""Checkpoints that carry their class names and config, and that say why they do not fit."""
+"""Checkpoints that carry class names and config, and clear refusals of those that do not fit."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,33 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from mask_rcnn_plus.engine import saving
-from mask_rcnn_plus.engine.fetching import fetched
-from mask_rcnn_plus.engine.weights_file import (
-    no_checkpoint,
-    read_beside_weights,
+from mask_rcnn_plus.engine.weights import (
+    cannot_load,
+    local_weights,
+    non_finite,
     read_weights_file,
 )
-from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# How many parameter names an error message spells out.
+# How many parameter names an error message lists.
 _NAMES_IN_MESSAGE = 3
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with refusals in words and with what prediction needs later.
+    """detectron2's checkpointer with safe files, clear refusals and what prediction needs later.
 
     Args:
-        model: the model whose weights are saved and loaded.
+        model: the model to save and load.
         save_dir: folder for checkpoints; "" for a checkpointer that only loads.
-        strict: refuse weights that leave any parameter unset. For evaluation; training starts from
-            partial weights (an ImageNet backbone, another number of classes) and refuses only
-            weights of which nothing fits.
+        strict: refuse weights that leave any parameter unset, as an evaluation does. A training may
+            start from partial weights (an ImageNet backbone, another number of classes), and
+            refuses only weights of which no parameter fits.
         class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids.
         config: YAML text of the config, stored as ``"config"``.
-        keep: how many periodic checkpoints to leave when another is saved; 0 for all.
-        checkpointables: as detectron2's.
+        keep: how many periodic checkpoints to keep when another is saved; 0 for all.
+        checkpointables: as in detectron2.
     """
 
     def __init__(
@@ -51,32 +52,33 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._strict = strict
-        # The path, as load() gets it, of the one file that may be read as a full pickle.
+        # The path, as passed to load(), of the only file that may be read as a full pickle.
         self.trusted = ""
         self._extra = {"class_names": list(class_names or []), "config": config}
         self._keep = keep
-        self._sound = ""
+        # The checkpoint whose digest is already verified.
+        self._verified = ""
         self.resumed = False
-        """Whether the run goes on from a checkpoint of its own."""
+        """Whether the run continues from one of its own checkpoints."""
         self.last_saved = -1
-        """The iteration stored with the checkpoint that ``--resume`` would take."""
+        """The iteration of the checkpoint that ``--resume`` would use."""
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
-        """Saves as detectron2's does, but whole or not at all (see ``saving``).
+        """Saves the model and the checkpointables, whole or not at all (see ``saving``).
 
         Args:
             name: of the file, without ``.pth``.
-            tag: make it the one that ``--resume`` takes.
+            tag: make it the checkpoint that ``--resume`` uses.
             kwargs: stored with it.
 
         Raises:
             FloatingPointError: a weight is not finite; nothing is saved.
-            SaveError: it cannot be written; what was there is as it was.
+            SaveError: the file cannot be written; existing files are unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         weights = self.model.state_dict()
-        if bad := saving.first_not_finite(weights):
+        if bad := next(non_finite(weights), ""):
             raise FloatingPointError(f"the weights '{bad}' are not finite")
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
@@ -88,15 +90,15 @@ class Checkpointer(DetectionCheckpointer):
         saving.prune(path.parent, self._keep)
 
     def save_weights(self, name: str, weights: dict[str, Any], **kwargs: Any) -> None:
-        """Saves other weights than the model's, with nothing that a run could go on from.
+        """Saves given weights, without anything that a run could resume from.
 
         Args:
             name: of the file, without ``.pth``.
-            weights: under the names of the model's.
+            weights: with the names of the model's weights.
             kwargs: stored with them.
 
         Raises:
-            SaveError: it cannot be written; what was there is as it was.
+            SaveError: the file cannot be written; existing files are unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -105,28 +107,28 @@ class Checkpointer(DetectionCheckpointer):
         saving.save({"model": weights, **self._extra, **kwargs}, path)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As detectron2's, after a look at the digest where there is one beside the file.
+        """Loads weights, and first verifies their digest if there is one beside the file.
 
         Raises:
-            UserError: the file does not exist, cannot be fetched, is damaged, is no checkpoint, or
-                does not fit the model.
+            UserError: the file does not exist, cannot be downloaded, is damaged, is not a
+                checkpoint, or does not fit the model.
         """
         self._path = path
         if not path:
             return super().load(path, *args, **kwargs)
         file = local_weights(path)
-        if path != self._sound and saving.has_digest(file) and (fault := saving.damage(file)):
+        if path != self._verified and saving.has_digest(file) and (fault := saving.damage(file)):
             raise UserError(
-                f"weights '{path}': the file {fault}; take another, or remove {file.name}.sha256 "
-                "if you changed the file yourself"
+                f"weights '{path}': the file {fault}; use another file, or remove "
+                f"{file.name}.sha256 if you changed the file yourself"
             )
         return super().load(str(file), *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """As detectron2's, and says which it did; what is damaged is passed over.
+        """Resumes from the newest sound checkpoint of the run, or loads the weights at a path.
 
         Raises:
-            UserError: as ``load``, or there are checkpoints to resume from and all are damaged.
+            UserError: as ``load``, or the run has checkpoints and all are damaged.
         """
         if self.save_dir and self.save_to_disk:
             saving.clean(Path(self.save_dir))
@@ -142,19 +144,19 @@ class Checkpointer(DetectionCheckpointer):
             start = f"the weights {path}" if path else "random weights"
             logger.info(f"--resume: no checkpoint in {self.save_dir}; starting from {start}")
             return super().resume_or_load(path, resume=False)
-        # What continues a run has to be that run's model, whole.
+        # A run continues only with its own model, complete.
         self._strict = True
-        self._sound = checkpoint
+        self._verified = checkpoint
         extra = self.load(checkpoint)
         self.resumed = True
         iteration = extra.get("iteration", -1)
         if type(iteration) is not int or iteration < -1:
-            raise UserError(f"checkpoint '{checkpoint}' has no number of iterations to go on from")
+            raise UserError(f"'{checkpoint}' is not a resumable checkpoint: invalid 'iteration'")
         logger.info(f"Resuming from {checkpoint}, which has {iteration + 1} iterations behind it")
         return extra
 
     def _choose(self) -> str:
-        """The newest sound checkpoint of the run, by the judgement of the main process; or ""."""
+        """The newest sound checkpoint of the run, chosen by the main process; "" for none."""
         chosen, faults = None, []
         if comm.is_main_process():
             chosen, faults = saving.choose(Path(self.save_dir))
@@ -170,99 +172,114 @@ class Checkpointer(DetectionCheckpointer):
         return str(saving.last_saved(Path(self.save_dir)) or "")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        # Not detectron2's, which reads a .pkl with an unpickler that runs what the file says.
+        # detectron2's own reads a .pkl with an unpickler that runs what the file says.
         trusted = bool(self.trusted) and self._path == self.trusted
-        return read_weights_file(Path(filename), named=self._path, trusted=trusted)
+        return read_weights_file(Path(filename), name=self._path, trusted=trusted)
 
     def _load_model(self, checkpoint: Any) -> Any:
         wanted = [key for key in self.model.state_dict() if _matters(key)]
         try:
             incompatible = super()._load_model(checkpoint)
         except (ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
-            raise no_checkpoint(self._path, error) from error
-        missing = [key for key in incompatible.missing_keys if _matters(key)]
+            raise cannot_load(self._path, error) from error
         shapes = [
-            f"{key} ({_shape(there)} in the file, {_shape(here)} in the model)"
-            for key, there, here in incompatible.incorrect_shapes
+            f"{key} ({_shape(stored)} in the file, {_shape(own)} in the model)"
+            for key, stored, own in incompatible.incorrect_shapes
         ]
-        # load_state_dict was not given the keys of another shape, so they are among the missing.
+        # Keys of another shape are also reported as missing.
         misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
-        missing = [key for key in missing if key not in misshapen]
+        missing = [k for k in incompatible.missing_keys if _matters(k) and k not in misshapen]
         if len(missing) + len(shapes) >= len(wanted):
-            raise UserError(f"weights '{self._path}' do not fit this model: not one parameter fits")
+            raise UserError(f"weights '{self._path}' do not fit this model: no parameter fits")
+        problems = {"missing": missing, "of another shape": shapes}
         if self._strict and (missing or shapes):
-            for title, keys in (("Missing", missing), ("Of another shape", shapes)):
+            for title, keys in problems.items():
                 if keys:
-                    names = "\n  ".join(keys)
-                    # A run's log has all of them, the refusal the first.
-                    logger.info(
-                        f"{title} in {self._path}:\n  {names}", extra={"for_log_alone": True}
-                    )
-            parts = [
+                    # The run's log lists all of them, the refusal only the first.
+                    text = "\n  ".join([f"{title.capitalize()} in {self._path}:", *keys])
+                    logger.info(text, extra={"for_log_alone": True})
+            counts = "; ".join(
                 f"{len(keys)} of {len(wanted)} parameters are {title}: {_some(keys)}"
-                for title, keys in (("missing", missing), ("of another shape", shapes))
+                for title, keys in problems.items()
                 if keys
-            ]
+            )
             raise UserError(
-                f"weights '{self._path}' do not fit this model: {'; '.join(parts)}; they belong to "
-                "another config"
+                f"weights '{self._path}' do not fit this model: {counts}; they belong to another "
+                "config"
             )
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        if not self._strict:  # of a training that starts from other weights, each name counts
+        if not self._strict:  # a training that starts from other weights lists every name
             super()._log_incompatible_keys(incompatible)
         elif unused := list(incompatible.unexpected_keys):
             logger.warning(
-                f"weights '{self._path}' have {len(unused)} parameters that this model has no "
-                f"place for: {_some(unused)}"
+                f"weights '{self._path}' have {len(unused)} parameters that this model does not "
+                f"have: {_some(unused)}"
             )
 
 
-def local_weights(path: str) -> Path:
-    """The local file of some weights; what is remote is fetched into iopath's cache.
+def check_run_state(state: Any, *, optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Refuses the stored state of a trainer that this run cannot continue.
 
     Args:
-        path: a file, a URL or a ``detectron2://`` name.
+        state: of the checkpoint; ``Trainer.state_dict()`` made it.
+        optimizer: of this run.
+        name: SOLVER.OPTIMIZER, for the message.
 
     Raises:
-        UserError: there is no such file, or it cannot be fetched.
+        UserError: the state has another optimizer, was trained with other parameters frozen, has
+            optimizer state that is not finite, or is malformed.
     """
-    if "://" in path:
-        return fetched(path)
-    file = Path(path)
-    if not file.is_file():
-        if file.is_dir():
-            raise UserError(f"weights '{path}' are a folder: name a .pth or .pkl file")
-        siblings = file.parent.iterdir() if file.parent.is_dir() else ()
-        checkpoints = [str(p) for p in siblings if p.suffix in (".pth", ".pkl")]
-        raise UserError(f"weights '{path}' do not exist{did_you_mean(path, checkpoints)}")
-    return file
+    try:
+        data = state.get("data", {})
+        counts = (state.get("iteration", 0) + 1, data.get("images", 0), data.get("seed", 0))
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise ValueError("invalid iteration, images or seed")
+        if stored := state.get("_trainer", {}).get("optimizer"):
+            _check_optimizer(stored, optimizer, name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"not a resumable checkpoint: {type(error).__name__}: {error}") from error
 
 
-def read_class_names(path: str, *, trusted: bool = False) -> list[str]:
-    """The class names stored with a checkpoint of this project, in the order of class ids.
-
-    Args:
-        path: as for :func:`local_weights`.
-        trusted: read the file as a full pickle, and run what it says.
-
-    Returns:
-        the names; an empty list for checkpoints of others (model zoo, ``.pkl``), which have none.
-
-    Raises:
-        UserError: there is no such file, or it is no checkpoint.
-    """
-    file = local_weights(path)
-    if file.suffix != ".pth":
-        return []
-    names = read_beside_weights(file, named=path, trusted=trusted).get("class_names")
-    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return list(names) if named else []
+def _check_optimizer(
+    stored: Mapping[str, Any], optimizer: torch.optim.Optimizer, name: str
+) -> None:
+    restart = "or start a new run from its weights with MODEL.WEIGHTS and without --resume"
+    groups = stored["param_groups"]
+    # What tells SGD from AdamW.
+    kinds = [
+        {"momentum", "betas"} & set().union(*each) for each in (groups, optimizer.param_groups)
+    ]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"SOLVER.OPTIMIZER is '{name}', and the checkpoint to resume from was trained with "
+            f"another one: keep that, {restart}"
+        )
+    sizes = [[len(g["params"]) for g in each] for each in (groups, optimizer.param_groups)]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    tensors = [
+        (index, name, value)
+        for index, values in stored["state"].items()
+        for name, value in values.items()
+        if isinstance(value, torch.Tensor)
+    ]
+    if sizes[0] != sizes[1] or any(
+        value.dim() and value.shape != parameters[index].shape for index, _, value in tensors
+    ):
+        raise UserError(
+            "the checkpoint to resume from was trained with other parameters frozen (MODEL.FREEZE, "
+            f"FREEZE_AT): keep them, {restart}"
+        )
+    for index, name, value in tensors:
+        if next(non_finite({name: value}), ""):
+            raise ValueError(f"the optimizer's {name} of parameter {index} is not finite")
 
 
 def _matters(key: str) -> bool:
-    # BatchNorm's count of batches is read only where its momentum is None.
+    # BatchNorm reads its count of batches only if its momentum is None.
     return not key.endswith("num_batches_tracked")
 
 

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.data import class_names, require_dataset
 from mask_rcnn_plus.engine import saving
-from mask_rcnn_plus.engine.checkpoint import local_weights, read_class_names
+from mask_rcnn_plus.engine.weights import local_weights, read_class_names
 from mask_rcnn_plus.errors import UserError, did_you_mean
 
 

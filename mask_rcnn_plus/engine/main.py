@@ -22,7 +22,7 @@ from mask_rcnn_plus.engine.launch import launch
 from mask_rcnn_plus.engine.setup import setup
 from mask_rcnn_plus.engine.stops import Leave
 from mask_rcnn_plus.engine.trainer import Trainer
-from mask_rcnn_plus.engine.weights_file import TRUST_FLAG
+from mask_rcnn_plus.engine.weights import TRUST_FLAG
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -1,35 +1,29 @@
-"""Checkpoint files that are there whole or not at all, whatever happens while they are written.
+"""Writes checkpoints so that each is on the disk whole or not at all, and finds a sound one again.
 
 A checkpoint NAME.pth has its SHA-256 beside it in NAME.pth.sha256, as ``sha256sum -c`` reads it.
-The order of the writes: the data under a temporary name, to the disk, read again and compared; the
-digest, for a moment together with that of the file to be replaced; the renaming; the digest alone;
-the pointer ``last_checkpoint``. At each byte of it a whole checkpoint is there and is known to be.
+The order of the writes: the data to a temporary file, which is flushed to the disk, read again and
+compared; the digest, together with the digest of the file to be replaced; the renaming; the digest
+without the old one; the pointer ``last_checkpoint``. After each of these, and in the middle of
+each, the folder holds a whole checkpoint with a digest that proves it.
 """
 
 import contextlib
 import errno
+import hashlib
+import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mask_rcnn_plus.engine.durable import (
-    PART,
-    HashingWriter,
-    file_digest,
-    sync_folder,
-    to_disk,
-    write_small,
-)
-from mask_rcnn_plus.engine.plain_pickle import PlainPickleError
-from mask_rcnn_plus.engine.torch_archive import MOST_BYTES, read_torch
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.engine.weights import explain, read_torch
+from mask_rcnn_plus.errors import UserError, reason
 
+_PART = ".part"  # ends the names of temporary files
 _POINTER = "last_checkpoint"
-_MOST_TEXT = 4096  # bytes of a pointer or digest file
-# What the operating system says when it is not for the program to mend.
+_MAX_TEXT = 4096  # bytes of a pointer or digest file
+# Errors of the operating system that the program cannot fix.
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -40,94 +34,105 @@ class SaveError(UserError):
 
 
 def save(data: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint so that the file is the old one or the new one at any moment.
+    """Writes a checkpoint; at any moment the file is the old one or the new one.
 
     Args:
-        data: what ``torch.save`` takes.
-        path: its file, which may exist.
+        data: what ``torch.save`` accepts.
+        path: the file, which may exist.
 
     Raises:
-        SaveError: it cannot be written; what was there is as it was.
+        SaveError: the file cannot be written; the old file is unchanged.
     """
-    part = path.with_name(path.name + PART)
+    part = path.with_name(path.name + _PART)
     try:
         with part.open("wb") as file:
-            writer = HashingWriter(file)
-            torch.save(data, writer)
+            writer = _HashingWriter(file)
+            torch.save(data, writer)  # type: ignore[arg-type]
             if writer.error is not None:
                 raise writer.error
             to_disk(file)
-        digest = writer.digest()
-        if file_digest(part) != digest:
-            raise OSError(None, "what was written reads back differently")
-        before = (_stored(path) or [file_digest(path)]) if path.exists() else []
-        write_small(_beside(path), "".join(f"{one}  {path.name}\n" for one in [digest, *before]))
+        digest = writer.hash.hexdigest()
+        if _digest(part) != digest:
+            raise OSError(None, "the file reads back differently from what was written")
+        old = (_stored_digests(path) or [_digest(path)]) if path.exists() else []
+        _write_text(_digest_file(path), "".join(f"{d}  {path.name}\n" for d in [digest, *old]))
         part.replace(path)
-        write_small(_beside(path), f"{digest}  {path.name}\n")
-        sync_folder(path.parent)
+        _write_text(_digest_file(path), f"{digest}  {path.name}\n")
+        _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise explained(path, error) from error
+        raise failure(path, error) from error
 
 
 def point_to(path: Path) -> None:
-    """Makes a checkpoint the one that ``--resume`` takes.
+    """Makes a checkpoint the one that ``--resume`` uses.
 
     Raises:
-        SaveError: the pointer cannot be written; it points where it did.
+        SaveError: the pointer cannot be written; the old pointer is unchanged.
     """
+    pointer = path.with_name(_POINTER)
     try:
-        write_small(path.with_name(_POINTER), path.name)
-        sync_folder(path.parent)
+        _write_text(pointer, path.name)
+        _sync_folder(path.parent)
     except OSError as error:
-        raise explained(path.with_name(_POINTER), error) from error
+        raise failure(pointer, error) from error
+
+
+def failure(path: Path, error: OSError) -> SaveError:
+    """The error to raise when a file of a run cannot be written."""
+    last = last_saved(path.parent)
+    intact = f"the last checkpoint, {last.name}, is intact; " if last and last.is_file() else ""
+    return SaveError(
+        f"cannot save '{path}': {reason(error)}; {intact}free space or repair the folder, then "
+        "--resume"
+    )
 
 
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the newest periodic checkpoints (``model_0000009.pth``).
 
     Args:
-        folder: of the run.
-        keep: how many to leave; 0 for all.
+        folder: OUTPUT_DIR of the run.
+        keep: how many to keep; 0 for all.
     """
     if keep < 1:
         return
-    periodic = [p for p in _by_age(folder) if re.fullmatch(r"model_\d{7,}\.pth", p.name)]
-    spared = last_saved(folder)
+    periodic = [p for p in _newest_first(folder) if re.fullmatch(r"model_\d{7,}\.pth", p.name)]
+    last = last_saved(folder)
     for path in periodic[keep:]:
-        if path != spared:
-            # The digest last: a checkpoint without one still loads, but is no match for damage.
+        if path != last:
+            # The digest goes last: without it the checkpoint would load, damaged or not.
             with contextlib.suppress(OSError):
                 path.unlink()
-                _beside(path).unlink(missing_ok=True)
+                _digest_file(path).unlink(missing_ok=True)
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed run had half written."""
-    for part in folder.glob(f"*{PART}"):
-        if part.name.removesuffix(PART).endswith((".pth", ".sha256", _POINTER)):
+    """Removes the temporary files of a killed run."""
+    for part in folder.glob(f"*{_PART}"):
+        if part.name.removesuffix(_PART).endswith((".pth", ".sha256", _POINTER)):
             with contextlib.suppress(OSError):
                 part.unlink()
 
 
 def candidates(folder: Path) -> list[Path]:
-    """The checkpoints to resume from, best first: the last one saved, then others by age.
+    """The checkpoints to resume from, best first: the last one saved, then the others by age.
 
-    A file without a digest beside it counts only if ``last_checkpoint`` names it: it may be a
-    download. Averaged weights (``model_ema_``) have no run to go on with.
+    A file without a digest counts only if ``last_checkpoint`` names it, because it may be a
+    download. Averaged weights (``model_ema_``) cannot be resumed from.
     """
-    pointed = last_saved(folder)
-    found = [
+    last = last_saved(folder)
+    others = [
         path
-        for path in _by_age(folder)
-        if path != pointed and _beside(path).is_file() and not path.name.startswith("model_ema_")
+        for path in _newest_first(folder)
+        if path != last and has_digest(path) and not path.name.startswith("model_ema_")
     ]
-    return found if pointed is None else [pointed, *found]
+    return others if last is None else [last, *others]
 
 
 def choose(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest sound checkpoint of a run, and what is wrong with those before it."""
+    """The best sound checkpoint of a run, and the faults of the better candidates."""
     faults = []
     for path in candidates(folder):
         if not (fault := damage(path)):
@@ -137,58 +142,48 @@ def choose(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def none_sound(folder: Path, faults: list[str]) -> UserError:
-    """What there is to say where all have a fault."""
-    reasons = "; ".join(faults)
-    remedy = "start anew without --resume"
-    return UserError(f"--resume: no checkpoint in '{folder}' can be loaded: {reasons}; {remedy}")
+    """The error to raise when every candidate has a fault."""
+    return UserError(
+        f"--resume: cannot load any checkpoint in '{folder}': {'; '.join(faults)}; start again "
+        "without --resume"
+    )
 
 
 def has_digest(path: Path) -> bool:
-    """Whether the SHA-256 of a checkpoint lies beside it."""
-    return _beside(path).is_file()
+    """Whether the SHA-256 of a checkpoint is beside it."""
+    return _digest_file(path).is_file()
 
 
 def last_saved(folder: Path) -> Path | None:
-    """The checkpoint that ``last_checkpoint`` names, which may be missing; never outside."""
+    """The checkpoint of the folder that ``last_checkpoint`` names; the file may be missing."""
     try:
-        name = Path(_text(folder / _POINTER).strip()).name
+        # Only the name counts, so that no pointer leads out of the folder.
+        name = Path(_read_text(folder / _POINTER).strip()).name
     except OSError:
         return None
     return folder / name if name and name.isprintable() else None
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a checkpoint, or "" where nothing is known to be.
+    """The fault of a checkpoint, for a message after its name; "" if it has none.
 
-    Args:
-        path: of a file; one without a digest beside it is only looked at.
+    Without a digest beside it, the file is only read.
     """
     if not path.is_file():
         return "is missing"
     try:
-        stored = _stored(path)
-        if path.stat().st_size > MOST_BYTES:
-            return f"is larger than {MOST_BYTES >> 30} GiB"
-        if stored:
-            if file_digest(path) in stored:
-                return ""
-            return f"is damaged: its SHA-256 is not the one in {_beside(path).name}"
-        read_torch(path)
+        digests = _stored_digests(path)
+        if not digests:
+            read_torch(path)
+        elif _digest(path) not in digests:
+            return f"is damaged: its SHA-256 is not the one in {_digest_file(path).name}"
     except Exception as error:
-        kind = "" if isinstance(error, PlainPickleError) else f"{type(error).__name__} "
-        return f"cannot be read: {kind}{' '.join(str(error).split())[:100]}"
+        return f"cannot be read: {explain(error)}"
     return ""
 
 
 def read_seed(folder: Path) -> int | None:
-    """The seed of the run that a folder holds.
-
-    Args:
-        folder: with checkpoints or none.
-
-    Returns:
-        what its newest readable checkpoint says; None if there is none, or it does not say.
-    """
+    """The seed in the newest readable checkpoint of a folder; None if there is none."""
     for path in candidates(folder):
         with contextlib.suppress(Exception):
             seed = read_torch(path, mapped=True)["trainer"]["data"]["seed"]
@@ -197,47 +192,91 @@ def read_seed(folder: Path) -> int | None:
     return None
 
 
-def first_not_finite(tensors: Mapping[str, Any]) -> str:
-    """The name of the first tensor of floats with an infinity or a NaN in it; "" if none has."""
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            continue
-        # One pass; the sum of finite numbers may overflow, and then each is looked at.
-        if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
-            return name
-    return ""
+def to_disk(file: Any) -> None:
+    """Waits until the disk has what was written to an open file."""
+    file.flush()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):
+        # So that reading the file again reads the disk.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _beside(path: Path) -> Path:
+class _HashingWriter:
+    """A file for ``torch.save`` that computes the SHA-256 of what is written.
+
+    torch's C++ code crashes if ``write`` raises, so the first error is kept instead.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self._file.write(data)
+                self.hash.update(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Does nothing: ``to_disk`` flushes the file at its end."""
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Replaces a small file; at any moment it is the old one or the new one."""
+    part = path.with_name(path.name + _PART)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            to_disk(file)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Waits until the disk has the names in a folder."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _digest_file(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _stored(path: Path) -> list[str]:
-    return re.findall(r"^[0-9a-f]{64}\b", _text(_beside(path)), re.MULTILINE)
+def _stored_digests(path: Path) -> list[str]:
+    return re.findall(r"^[0-9a-f]{64}\b", _read_text(_digest_file(path)), re.MULTILINE)
 
 
-def _text(path: Path) -> str:
-    """What a small file says; "" where there is none, or a pipe, which would never end."""
+def _read_text(path: Path) -> str:
+    """The start of a small file; "" if it is missing or a pipe, which would block."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
-        return file.read(_MOST_TEXT).decode(errors="replace")
+        return file.read(_MAX_TEXT).decode(errors="replace")
 
 
-def _by_age(folder: Path) -> list[Path]:
+def _newest_first(folder: Path) -> list[Path]:
     """The .pth files, newest first."""
     ages = []
     for path in folder.glob("*.pth"):
         with contextlib.suppress(OSError):
             ages.append((path.stat().st_mtime_ns, path.name, path))
     return [path for _, _, path in sorted(ages, reverse=True)]
-
-
-def explained(path: Path, error: OSError) -> SaveError:
-    """What there is to say when a file of a run cannot be written."""
-    reason = error.strerror or str(error)
-    last = last_saved(path.parent)
-    intact = f"the last checkpoint, {last.name}, is intact; " if last and last.is_file() else ""
-    return SaveError(
-        f"cannot save '{path}': {reason}; {intact}free the space or mend the folder, then --resume"
-    )

@@ -17,13 +17,12 @@ from detectron2.utils import comm
 from mask_rcnn_plus.data import Batches
 from mask_rcnn_plus.data.build import build_test_batches, build_train_batches, build_train_mapper
 from mask_rcnn_plus.engine import freezing, saving
-from mask_rcnn_plus.engine.checkpoint import Checkpointer
+from mask_rcnn_plus.engine.checkpoint import Checkpointer, check_run_state
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.evaluating import for_evaluation
 from mask_rcnn_plus.engine.hooks import extended
 from mask_rcnn_plus.engine.optimizer import build_optimizer
-from mask_rcnn_plus.engine.run_state import check_run_state
 from mask_rcnn_plus.engine.steps import Steps, amp_dtype
 from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
 from mask_rcnn_plus.engine.testing import evaluate_all, inference_folder
@@ -106,7 +105,7 @@ class Trainer(DefaultTrainer):
             except OSError as error:  # by detectron2's writers of figures
                 if error.errno not in saving.NO_WRITING:
                     raise
-                raise saving.explained(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
+                raise saving.failure(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
         self._batches.report_bad()
         return results
 
@@ -162,7 +161,7 @@ class Trainer(DefaultTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        check_run_state(state_dict, optimizer=self.optimizer, asked=self.cfg.SOLVER.OPTIMIZER)
+        check_run_state(state_dict, optimizer=self.optimizer, name=self.cfg.SOLVER.OPTIMIZER)
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
             self._trainer.load_state_dict(state_dict["_trainer"])

@@ -9,9 +9,14 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from mask_rcnn_plus.config import load_config, parse_config
-from mask_rcnn_plus.engine.checkpoint import Checkpointer, local_weights
+from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import check_components
-from mask_rcnn_plus.engine.weights_file import read_beside_weights, read_weights_file
+from mask_rcnn_plus.engine.weights import (
+    local_weights,
+    read_class_names,
+    read_metadata,
+    read_weights_file,
+)
 from mask_rcnn_plus.errors import UserError
 
 
@@ -43,10 +48,10 @@ def read_config(
         local_weights(weights)
         cfg = load_config(config_file, here)
     else:
-        text = _beside(weights, trusted).get("config")
+        text = read_metadata(weights, trusted=trusted).get("config")
         if not isinstance(text, str) or not text:
             # Of what is no checkpoint, that is the thing to say.
-            read_weights_file(local_weights(weights), named=weights, trusted=trusted)
+            read_weights_file(local_weights(weights), name=weights, trusted=trusted)
             raise UserError(
                 f"weights '{weights}' carry no config, as those of train_net.py do: give the one "
                 "that they were trained with by --config-file"
@@ -75,8 +80,7 @@ def complete(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, list[str]
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
-    stored = _beside(weights, trusted).get("class_names")
-    names = [str(name) for name in stored] if isinstance(stored, list) else []
+    names = read_class_names(weights, trusted=trusted)
     cfg = cfg.clone()
     cfg.defrost()
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
@@ -123,14 +127,6 @@ def build_model(cfg: CfgNode, *, trusted: bool = False) -> torch.nn.Module:
     checkpointer.trusted = cfg.MODEL.WEIGHTS if trusted else ""
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return model.eval()
-
-
-def _beside(weights: str, trusted: bool) -> dict:
-    file = local_weights(weights)
-    # The zoo's hold arrays alone, all of which would be read.
-    if file.suffix == ".pkl":
-        return {}
-    return read_beside_weights(file, named=weights, trusted=trusted)
 
 
 def _registered_names(cfg: CfgNode, count: int) -> list[str]:

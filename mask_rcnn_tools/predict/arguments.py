@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_plus.engine.weights_file import TRUST_FLAG
+from mask_rcnn_plus.engine.weights import TRUST_FLAG
 from mask_rcnn_tools.arguments import Parser, positive
 from mask_rcnn_tools.predict.outputs import IMAGES, RESULTS, TABLE
 

@@ -1,4 +1,4 @@
-"""A run whose model is so small that saving it, again and again, takes no time."""
+"""A run whose model is so small that saving it many times is fast."""
 
 import copy
 import subprocess
@@ -21,7 +21,7 @@ SMALL["MODEL"]["RESNETS"] = {
 }
 SMALL["MODEL"]["ROI_HEADS"]["BATCH_SIZE_PER_IMAGE"] = 8
 SMALL["INPUT"]["MIN_SIZE_TRAIN"] = [32, 40]
-# Large enough a step that two runs which differ anywhere end far apart.
+# The step is so large that two runs which differ anywhere end far apart.
 SMALL["SOLVER"].update(BASE_LR=0.01, MAX_ITER=7, CHECKPOINT_PERIOD=2)
 SMALL["DATASETS"]["TEST"] = []
 SMALL["TEST"] = {"PREVIEW_IMAGES": 0}

@@ -1,12 +1,14 @@
-"""Runs the command on each file of a list, each in a fork of a process that has imported all.
+"""Runs the command on each case of a list, each in a fork of a process that has imported all.
 
 ``python hostile_runs.py CASES.json FORBIDDEN SECONDS``: CASES is a list of argument lists. Prints a
-json list of [exit code or -signal, what went to standard error]. A fork that opens a file below
-FORBIDDEN ends with 99, one that takes longer than SECONDS of the processor with -26 (SIGVTALRM).
+JSON list of [exit code or -signal, standard error]. A fork that opens a file below FORBIDDEN ends
+with 99, a fork that takes longer than SECONDS of processor time with -26 (SIGVTALRM). A fork can
+allocate 16 GiB.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -18,7 +20,7 @@ from mask_rcnn_plus.engine import main
 
 
 def run(argv: list[str], forbidden: str, seconds: int) -> tuple[int, str]:
-    """The exit code, negative for a signal, and standard error."""
+    """Returns the exit code, negative for a signal, and standard error."""
     with tempfile.TemporaryFile() as errors:
         child = os.fork()
         if child == 0:
@@ -30,7 +32,10 @@ def run(argv: list[str], forbidden: str, seconds: int) -> tuple[int, str]:
                     os._exit(99)
 
             sys.addaudithook(watch)
-            # Of the processor, since a busy machine's clock says nothing about the program.
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + (16 << 30)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            # Processor time, because the clock of a busy machine says nothing about the program.
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
             code = 1
             try:
@@ -46,5 +51,5 @@ def run(argv: list[str], forbidden: str, seconds: int) -> tuple[int, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     cases = json.loads(Path(sys.argv[1]).read_text())
-    # A traceback, which os._exit in the fork would lose, counts as the failure that it is.
+    # os._exit in a fork loses the traceback of an error, whose exit code is 1.
     print(json.dumps([run(case, sys.argv[2], int(sys.argv[3])) for case in cases]))

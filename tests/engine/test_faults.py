@@ -1,4 +1,4 @@
-"""What ends a run early ends it in one line, with what it has done saved."""
+"""A fault ends a run in one line, with the finished iterations saved."""
 
 import os
 import random
@@ -15,17 +15,18 @@ from detectron2.data import DatasetMapper
 
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main, saving
-from mask_rcnn_plus.engine.divergence import replay
+from mask_rcnn_plus.engine.divergence import STRUCTURES, replay
+from mask_rcnn_plus.engine.weights import non_finite, read_torch
 from tests.engine.test_resume import differing, each_step, load
 
-# SIGKILLs at random moments of a run; the figure of 50 is made by MRP_KILLS=50.
+# How many SIGKILLs, at random moments of a run; set MRP_KILLS=50 for a longer test.
 KILLS = int(os.environ.get("MRP_KILLS", "5"))
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on standard error."""
     lines = capsys.readouterr().err.strip().splitlines()
-    # torch's own, of a machine with a CUDA toolkit and no GPU.
+    # torch's own line on a machine with a CUDA toolkit but no GPU.
     lines = [line for line in lines if "No CUDA runtime" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: "), "\n".join(lines)
     return lines[0]
@@ -46,9 +47,9 @@ def test_a_run_killed_at_random_moments_loses_nothing(small_config: Path, tmp_pa
         if not name:
             name = f"cut{attempts}"
             attempts += 1
-        run = get_context("fork").Process(target=_run_alone, args=(command(name, "--resume"),))
+        run = get_context("fork").Process(target=_run_silently, args=(command(name, "--resume"),))
         run.start()
-        # Every run sleeps until it has begun, so that most moments are of its steps and saves.
+        # Wait for the run's first save, so that most kills hit its steps and saves.
         begun = time.monotonic()
         last = _last(tmp_path / name)
         while run.is_alive() and _last(tmp_path / name) == last and time.monotonic() < begun + 60:
@@ -70,7 +71,7 @@ def test_a_run_killed_at_random_moments_loses_nothing(small_config: Path, tmp_pa
     print(f"{kills} kills over {attempts} runs")
 
 
-def _run_alone(command: list[str]) -> None:
+def _run_silently(command: list[str]) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -78,7 +79,7 @@ def _run_alone(command: list[str]) -> None:
 
 
 def _last(folder: Path) -> int:
-    """How far a run has got, by its checkpoints."""
+    """The iteration of a run's newest periodic checkpoint; -1 for none."""
     numbers = [int(path.stem[6:]) for path in folder.glob("model_0*.pth")]
     return max(numbers, default=-1)
 
@@ -133,14 +134,14 @@ def test_a_corrupt_image_is_skipped_within_the_budget(
     config = ["--config-file", str(small_config)]
     with monkeypatch.context() as patch:
         each_step(patch, spoil)
-        # Two images are left; one and the same twice in a batch is too little for BatchNorm.
+        # Two images are left; a batch with the same image twice is too little for BatchNorm.
         keys = ["DATALOADER.MAX_BAD_SAMPLES", "2", "SOLVER.BASE_LR", "1e-6"]
         keys += ["MODEL.RESNETS.NORM", "FrozenBN"]
         assert main([*config, *keys]) == 0
     screen = capsys.readouterr().out
     assert "2 images were skipped" in screen
     for victim in victims:
-        # When it is met, and at the end.
+        # Once when the image is skipped, and once at the end.
         assert screen.count(f"image '{victim}' cannot be used") == 2
     data = load(tmp_path / "output" / "model_final.pth")["trainer"]["data"]
     assert set(data["bad"]) == {str(victim) for victim in victims}
@@ -159,10 +160,10 @@ def test_a_loader_that_fails_leaves_a_saved_run(
     counter = iter(range(1000))
 
     def failing(self: DatasetMapper, record: dict[str, Any]) -> Any:
-        # In the one worker; two images an iteration.
+        # In the only worker; two images per iteration.
         if next(counter) == 8:
             if fault == "dead":
-                while not begun.exists():  # so that there is something to save
+                while not begun.exists():  # until there is something to save
                     time.sleep(0.01)
                 os.kill(os.getpid(), signal.SIGKILL)
             elif fault == "hanging":
@@ -187,7 +188,7 @@ def test_a_loader_that_fails_leaves_a_saved_run(
         assert differing(*[tmp_path / n / "model_final.pth" for n in ("output", "whole")]) == []
 
 
-def test_a_divergence_is_explained_and_can_be_done_again(
+def test_a_divergence_is_explained_and_can_be_replayed(
     small_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -208,12 +209,12 @@ def test_a_divergence_is_explained_and_can_be_done_again(
     message = error_of(capsys)
     assert "diverged at iteration 4" in message and "mask_head.deconv.bias" in message
     assert "try SOLVER.BASE_LR 0.001" in message and "train_" in message
-    # Nothing that is not finite was saved.
+    # Only finite weights were saved.
     last = tmp_path / "output" / "last_checkpoint"
     assert last.read_text() == "model_0000003.pth"
-    assert saving.first_not_finite(load(last.with_name("model_0000003.pth"))["model"]) == ""
+    assert not list(non_finite(load(last.with_name("model_0000003.pth"))["model"]))
 
-    stored = load(tmp_path / "output" / "divergence.pt")  # tensors, numbers and text alone
+    stored = read_torch(tmp_path / "output" / "divergence.pt", also=STRUCTURES)
     assert stored["iteration"] == 4 and f"'{stored['batch'][0]['file_name']}'" in message
     cfg = load_config(tmp_path / "output" / "config.yaml")
     tensor, losses = replay(tmp_path / "output" / "divergence.pt", Trainer.build_model(cfg))
@@ -235,4 +236,4 @@ def test_a_learning_rate_that_is_too_large_is_not_saved(
     assert "first tensor that is not finite: " in message
     assert "try SOLVER.BASE_LR 1e+37" in message
     for path in (tmp_path / "output").glob("*.pth"):
-        assert saving.first_not_finite(load(path)["model"]) == ""
+        assert not list(non_finite(load(path)["model"]))

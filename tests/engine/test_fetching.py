@@ -1,4 +1,4 @@
-"""Weights behind a URL: fetched with a bar, or refused in one line."""
+"""Weights at a URL: downloaded with a progress bar, or refused in one line."""
 
 import http.server
 import threading
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mask_rcnn_plus import UserError
-from mask_rcnn_plus.engine.checkpoint import local_weights
+from mask_rcnn_plus.engine.weights import local_weights
 
 
 @pytest.fixture
 def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server on this machine, of a folder with large.pth."""
+    """A local server of a folder with large.pth."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     (tmp_path / "served").mkdir()
@@ -32,17 +32,17 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.shutdown()
 
 
-def test_a_file_comes_with_a_bar(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_download_shows_a_progress_bar(address: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert local_weights(f"{address}/large.pth").read_bytes() == b"0123456789" * 100_000
     assert "large.pth: " in capfd.readouterr().err
 
 
-def test_what_cannot_be_fetched_is_one_line(
+def test_a_failed_download_is_one_line(
     address: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(UserError, match=r"none\.pth' cannot be fetched: HTTP Error 404"):
+    with pytest.raises(UserError, match=r"cannot download .*none\.pth': HTTP Error 404"):
         local_weights(f"{address}/none.pth")
-    # The port that nobody serves.
-    with pytest.raises(UserError, match=r"cannot be fetched: \[Errno \d+\] Connection refused"):
+    # No server listens on this port.
+    with pytest.raises(UserError, match=r"cannot download .*: \[Errno \d+\] Connection refused"):
         local_weights("http://127.0.0.1:9/none.pth")
     assert capfd.readouterr().err == "" and not caplog.records

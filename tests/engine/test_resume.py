@@ -1,4 +1,4 @@
-"""A run that is interrupted and goes on ends as if nothing had happened."""
+"""A run that is interrupted and resumed ends exactly like an uninterrupted run."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def differing(first: Path, second: Path) -> list[str]:
-    """What of the weights and of the state of optimiser and schedule has other bits."""
+    """The names of weights and of optimizer, schedule and data state that differ in any bit."""
     one, other = load(first), load(second)
     names = [
         name for name in one["model"] if not torch.equal(one["model"][name], other["model"][name])
@@ -47,7 +47,7 @@ def differing(first: Path, second: Path) -> list[str]:
 
 
 def each_step(patch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
-    """Calls act(iteration) at the end of each step of the runs to come."""
+    """Calls act(iteration) at the end of each step of later runs."""
 
     class Act(HookBase):
         def after_step(self) -> None:
@@ -69,7 +69,7 @@ def crash_after(patch: pytest.MonkeyPatch, iteration: int) -> None:
     each_step(patch, act)
 
 
-# What changes the order of the images, the draws, or what is saved.
+# Settings that change the order of the images, the random numbers, or what is saved.
 VARIANTS = {
     "plain": [],
     "adamw, fused": [
@@ -88,7 +88,7 @@ VARIANTS = {
         *("INPUT.COLOR.SATURATION", "0.4", "INPUT.COLOR.LIGHTING", "20.0"),
         *("INPUT.BLUR.PROB", "0.5"),
     ],
-    # Scaled to the lengths of the others.
+    # Scaled to as many iterations as the others.
     "repeated and scaled": [
         *("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"),
         *("DATALOADER.REPEAT_THRESHOLD", "0.9"),
@@ -101,7 +101,7 @@ VARIANTS = {
         *("TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2"),
         *("TEST.EVAL_PERIOD", "3"),
     ],
-    # Each after 3 and 6 iterations, as the run is cut.
+    # Each after 3 and 6 iterations, where the run is interrupted.
     "averaged, frozen and watched": [
         *("SOLVER.EMA.ENABLED", "True", "MODEL.FREEZE", "['backbone.bottom_up.stem']"),
         *("DATASETS.TEST", "('shapes_val',)", "TEST.LOSS_PERIOD", "3", "TEST.LOSS_IMAGES", "2"),
@@ -114,7 +114,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
     def run(name: str, *arguments: str) -> int:
@@ -141,8 +141,8 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     assert differing(*final) == []
     if variant != "plain":
         return
-    # The figures as well, but for times, with no iteration twice.
-    figures = [
+    # So are the metrics, except for times, and no iteration comes twice.
+    metrics = [
         [
             {
                 key: value
@@ -153,15 +153,15 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
         ]
         for name in ("whole", "cut")
     ]
-    assert figures[0][-1] == figures[1][-1] and figures[0][-1]["iteration"] == 6
-    iterations = [line["iteration"] for line in figures[1]]
+    assert metrics[0][-1] == metrics[1][-1] and metrics[0][-1]["iteration"] == 6
+    iterations = [line["iteration"] for line in metrics[1]]
     assert iterations == sorted(set(iterations))
-    # And another seed, or none, gives another run; none gives one that can be repeated.
+    # Another seed gives another run.
     assert run("other", "SEED", "2") == 0
     assert differing(final[0], tmp_path / "other" / "model_final.pth")
 
 
-def test_a_drawn_seed_is_kept(
+def test_a_random_seed_is_kept(
     small_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -211,21 +211,21 @@ def test_a_signal_finishes_the_step_saves_and_exits(
     assert differing(*[tmp_path / name / "model_final.pth" for name in ("cut", "whole")]) == []
 
 
-def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+def test_a_signal_ends_an_evaluation_at_once(
     small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def evaluate(*args: object) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("the evaluation went on")
+        raise AssertionError("the evaluation continued")
 
     monkeypatch.setattr(Trainer, "test", evaluate)
-    # Once in the course of the run, where iteration 2 is not saved yet, and once at its end.
+    # Once during the run, where iteration 2 is not saved yet, and once at its end.
     for period, last in (("3", "model_0000002.pth"), ("0", "model_final.pth")):
         assert main(["--config-file", str(small_config), "TEST.EVAL_PERIOD", period]) == 143
         assert (tmp_path / "output" / "last_checkpoint").read_text() == last
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"
@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert f"Resuming from {output / 'model_0000003.pth'}, which has 4 iterations" in screen
     assert differing(whole, output / "model_final.pth") == []
 
-    # Killed after the last periodic checkpoint: resumed, it lacks only the final one.
+    # A run killed after its last periodic checkpoint lacks only the final one.
     for name in ("model_final.pth", "model_final.pth.sha256"):
         (output / name).unlink()
     (output / "last_checkpoint").write_text("model_0000005.pth")
@@ -253,19 +253,19 @@ def test_a_damaged_checkpoint_is_passed_over(
     for path in output.glob("*.pth"):
         path.write_bytes(path.read_bytes()[:-9])
     assert main([*command, "--resume"]) == 2
-    assert "no checkpoint in" in capsys.readouterr().err
+    assert "cannot load any checkpoint in" in capsys.readouterr().err
     weights = str(output / "model_final.pth")
     assert main([*command, "MODEL.WEIGHTS", weights]) == 2
     assert "its SHA-256 is not the one in model_final.pth.sha256" in capsys.readouterr().err
 
 
-def test_the_newest_and_the_best_checkpoints_stay(
+def test_the_newest_and_the_best_checkpoints_are_kept(
     small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A figure that depends on the weights alone, as an AP does, and is best at iteration 3.
+    # A metric that depends only on the weights, as AP does, and is best at iteration 3.
     def evaluate(cls: type, cfg: object, model: torch.nn.Module) -> dict[str, Any]:
         evaluations.append(1)
-        value = figures[len(evaluations) - 1]
+        value = metrics[len(evaluations) - 1]
         return {"segm": {"AP": value}}
 
     monkeypatch.setattr(Trainer, "test", classmethod(evaluate))
@@ -280,27 +280,27 @@ def test_the_newest_and_the_best_checkpoints_stay(
         return load(tmp_path / name / "model_best.pth")["iteration"]
 
     evaluations: list[int] = []
-    figures = [20.0, 30.0, 25.0, float("nan")]
+    metrics = [20.0, 30.0, 25.0, float("nan")]
     assert run("whole") == 0
     assert best("whole") == 3
     expected = {"model_0000005.pth", "model_best.pth", "model_final.pth"}
     assert {path.name for path in (tmp_path / "whole").glob("*.pth")} == expected
-    # The run dies after saving iteration 3 and before its evaluation; that is caught up on.
-    evaluations, figures = [], [20.0, 0.0]
+    # The run dies after saving iteration 3 and before evaluating it; the resumed run evaluates it.
+    evaluations, metrics = [], [20.0, 0.0]
     with monkeypatch.context() as patch:
         dying = classmethod(lambda cls, *args: evaluate(cls, *args) if not evaluations else 1 / 0)
         patch.setattr(Trainer, "test", dying)
         with pytest.raises(ZeroDivisionError):
             run("cut")
     assert best("cut") == 1
-    evaluations, figures = [], [30.0, 25.0, 10.0]
+    evaluations, metrics = [], [30.0, 25.0, 10.0]
     assert run("cut", "--resume") == 0
     assert best("cut") == 3
     final = [tmp_path / name / "model_best.pth" for name in ("whole", "cut")]
     assert differing(*final) == []
 
 
-def test_a_checkpoint_of_another_batch_size_goes_on_where_its_images_ended(
+def test_another_batch_size_continues_after_the_images_already_used(
     small_config: Path, tmp_path: Path
 ) -> None:
     command = ["--config-file", str(small_config)]

@@ -222,7 +222,7 @@ def classes_that_differ() -> object:
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        (None, [], "in.pth' are no file that exists"),
+        (None, [], "in.pth' do not exist"),
         (b"not a checkpoint", [], "in.pth' cannot be loaded: "),
         ([torch.zeros(1)], [], "are no state dict: save model.state_dict()"),
         ({"a": 1}, [], "are no state dict: save model.state_dict()"),
@@ -274,7 +274,7 @@ def test_coco_needs_cocos_classes() -> None:
         convert(state, coco=True)
 
 
-def test_what_is_written_has_its_digest_and_what_is_read_is_looked_through(
+def test_the_output_has_a_digest_and_the_input_runs_no_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "in.pth", tmp_path / "out.pth"
@@ -282,6 +282,6 @@ def test_what_is_written_has_its_digest_and_what_is_read_is_looked_through(
     assert main(["convert-torchvision", str(source), str(out)]) == 0
     assert saving.has_digest(out) and saving.damage(out) == ""
     capsys.readouterr()
-    source.write_bytes(b"\x80\x02})" + b"2\x86" * 60 + b"K\x01s.")
+    torch.save({"model": nn.Linear(1, 1)}, source)
     assert main(["convert-torchvision", str(source), str(out), "--overwrite"]) == 2
-    assert "key of the type tuple" in capsys.readouterr().err
+    assert "may run code" in capsys.readouterr().err

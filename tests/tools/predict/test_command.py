@@ -329,7 +329,7 @@ def test_wrong_arguments_are_one_line(
         (("--weights", weights, "*.gif"), "no image or video matches '*.gif'"),
         (("--weights", weights, "99"), "camera 99 cannot be opened"),
         (("--weights", "no.pth", "photos/y.jpg"), "weights 'no.pth' do not exist"),
-        (("--weights", "notes.txt", "photos/y.jpg"), "it is text, which begins with 'mine'"),
+        (("--weights", "notes.txt", "photos/y.jpg"), "text that begins with 'mine'"),
         (("photos/y.jpg",), "--weights"),
         ((*good, "--classes", "circl"), "no class 'circl'; did you mean 'circle'?"),
         ((*good, "--classes", " ,"), "--classes names no class"),

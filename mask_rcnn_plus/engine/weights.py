@@ -1,0 +1,349 @@
+"""Reads files of weights as data, since a stranger may have written them: no code in them runs."""
+
+import codecs
+import contextlib
+import logging
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import PathManager
+
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
+
+logger = logging.getLogger(__name__)
+
+TRUST_FLAG = "--trust-checkpoint"
+
+_NAMES_IN_MESSAGE = 6
+
+
+class BadFileError(Exception):
+    """A file does not hold what it should; the message says why."""
+
+
+class UnsafePickleError(BadFileError):
+    """A pickle names a class or function that weights do not need."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the file names '{name[:100]}', which may run code")
+
+
+def local_weights(weights: str) -> Path:
+    """The local file of some weights; a remote file is downloaded into iopath's cache.
+
+    Args:
+        weights: a file, a URL or a ``detectron2://`` name.
+
+    Raises:
+        UserError: the file does not exist or cannot be downloaded.
+    """
+    if "://" in weights:
+        return _download(weights)
+    file = Path(weights)
+    if file.is_dir():
+        raise UserError(f"weights '{weights}' are a folder: name a .pth or .pkl file")
+    if not file.is_file():
+        siblings = file.parent.iterdir() if file.parent.is_dir() else ()
+        checkpoints = [str(p) for p in siblings if p.suffix in (".pth", ".pkl")]
+        raise UserError(f"weights '{weights}' do not exist{did_you_mean(weights, checkpoints)}")
+    return file
+
+
+def read_weights_file(path: Path, *, name: str, trusted: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint of this project or detectron2, or weights of Caffe2, pycls or torchvision.
+
+    ``.pkl`` is the model zoo's format, a pickle of NumPy arrays. Any other file is read as a file
+    of ``torch.save``.
+
+    Args:
+        path: a local file.
+        name: what messages call the file.
+        trusted: read the file as a full pickle, which may run any code.
+
+    Returns:
+        "model", from names to finite tensors or arrays, and whatever else the file holds;
+        "matching_heuristics" and "__author__" as detectron2's checkpointer expects them.
+
+    Raises:
+        UserError: the file is damaged or not a checkpoint, names code, or holds weights that are
+            not finite.
+    """
+    try:
+        checkpoint = _in_detectron2s_format(path, _read(path, name, trusted))
+        state = checkpoint["model"]
+        _check_types(state)
+        broken = list(non_finite(state))
+    # A file of arbitrary bytes can fail in any way, and each means the same to the user.
+    except Exception as error:
+        raise cannot_load(name, error, path) from error
+    if broken:
+        rest = len(broken) - _NAMES_IN_MESSAGE
+        names = ", ".join(broken[:_NAMES_IN_MESSAGE]) + (f" and {rest} more" if rest > 0 else "")
+        raise UserError(
+            f"weights '{name}' have NaN or infinite values in {len(broken)} of {len(state)} "
+            f"tensors: {names}; use a checkpoint from before the loss became NaN"
+        )
+    return checkpoint
+
+
+def read_metadata(weights: str, *, trusted: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint for what it stores beside its weights, such as "config".
+
+    Args:
+        weights: as for :func:`local_weights`.
+        trusted: read the file as a full pickle, which may run any code.
+
+    Returns:
+        the whole checkpoint, whose tensors are read from the disk only when used; an empty dict for
+        a ``.pkl``, which has only weights.
+
+    Raises:
+        UserError: the file does not exist, is damaged or names code.
+    """
+    file = local_weights(weights)
+    if file.suffix == ".pkl":
+        return {}
+    try:
+        content = _read(file, weights, trusted, mapped=True)
+    except Exception as error:
+        raise cannot_load(weights, error, file) from error
+    return content if isinstance(content, dict) else {}
+
+
+def read_class_names(path: str, *, trusted: bool = False) -> list[str]:
+    """The class names stored with a checkpoint of this project, in the order of class ids.
+
+    Args:
+        path: a file, a URL or a ``detectron2://`` name.
+        trusted: read the file as a full pickle, which may run any code.
+
+    Returns:
+        the names; an empty list for other checkpoints (model zoo, ``.pkl``), which have none.
+
+    Raises:
+        UserError: the file does not exist, is damaged or names code.
+    """
+    names = read_metadata(path, trusted=trusted).get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return []
+    return list(names)
+
+
+def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -> Any:
+    """Reads a file of ``torch.save`` with ``weights_only=True``, tensors on the CPU.
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file until they are used.
+        also: further classes that the file may hold. Their attributes are restored without a call.
+
+    Raises:
+        UnsafePickleError: the file names another class or function.
+        Exception: of any kind, if the file is damaged.
+    """
+    allowed: list[Any] = [*((value, name) for name, value in _ALLOWED.items()), *also]
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about what torch then refuses
+        try:
+            # torch maps only zip archives, and not the files of torch before 1.6.
+            mapped = mapped and zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            if match := re.search(r"GLOBAL (\S+)", str(error)):
+                raise UnsafePickleError(match[1]) from error
+            raise
+
+
+def cannot_load(name: str, error: Exception, path: Path | None = None) -> UserError:
+    """The refusal of weights.
+
+    Args:
+        name: what the message calls them.
+        error: why they cannot be loaded.
+        path: the file, if the message may say what it is instead.
+    """
+    text = explain(error)
+    if isinstance(error, UnsafePickleError):
+        text += f"; if you trust the author of the file, add {TRUST_FLAG}"
+    elif path and not isinstance(error, BadFileError):
+        text = _kind_of_other_file(path) or text
+    return UserError(f"weights '{name}' cannot be loaded: {text}")
+
+
+def explain(error: Exception) -> str:
+    """Why a file cannot be read, on one line."""
+    # torch adds advice on how to switch its safety off.
+    text = reason(error, 1000).rpartition("WeightsUnpickler error: ")[2]
+    text = re.split(r"This file can still be|Re-running|In PyTorch 2\.6|Check the doc", text)[0]
+    kind = "" if isinstance(error, BadFileError) else f"{type(error).__name__}: "
+    return f"{kind}{text.strip()[:160]}"
+
+
+def non_finite(tensors: Mapping[str, Any]) -> Iterator[str]:
+    """The names of those tensors or arrays that hold a NaN or an infinity."""
+    for name, value in tensors.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        # The sum takes one pass. It may overflow, so that only then each value is checked.
+        if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+            yield name
+
+
+def _read(path: Path, name: str, trusted: bool, *, mapped: bool = False) -> Any:
+    zoo = path.suffix == ".pkl"
+    if trusted:
+        logger.warning(f"{TRUST_FLAG}: reading {name} as a full pickle, which may run any code")
+    elif not zoo:
+        return read_torch(path, mapped=mapped)
+    if not zoo:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    # NumPy arrays that Python 2 pickled need latin1.
+    unpickler = pickle.Unpickler if trusted else _ZooUnpickler
+    with path.open("rb") as file:
+        return unpickler(file, encoding="latin1").load()
+
+
+def _in_detectron2s_format(path: Path, content: Any) -> dict[str, Any]:
+    """Does what detectron2's checkpointer does with the formats that it knows."""
+    if not isinstance(content, dict):
+        raise BadFileError(f"expected a dict, got {type(content).__name__}")
+    if path.suffix == ".pyth":
+        if "model_state" not in content:
+            raise BadFileError("'model_state' is missing, which a .pyth file has")
+        return _to_match(content["model_state"], "pycls", unused="num_batches_tracked")
+    if path.suffix == ".pkl":
+        if "model" in content and "__author__" in content:
+            return content
+        # Caffe2's detection models have "blobs", its ImageNet models do not.
+        return _to_match(content.get("blobs", content), "Caffe2", unused="_momentum")
+    return content if "model" in content else {"model": content}
+
+
+def _to_match(state: Any, author: str, *, unused: str) -> dict[str, Any]:
+    """Weights with other names, which detectron2 matches with the model's."""
+    state = {key: value for key, value in state.items() if not str(key).endswith(unused)}
+    return {"model": state, "__author__": author, "matching_heuristics": True}
+
+
+def _check_types(state: Any) -> None:
+    if not isinstance(state, dict) or not state:
+        raise BadFileError("no tensors in the file")
+    for name, value in state.items():
+        if not isinstance(name, str) or not name.isprintable():
+            raise BadFileError(f"{name!a:.100} is not the name of a tensor")
+        if not isinstance(value, torch.Tensor | np.ndarray):
+            raise BadFileError(f"'{name}' is a {type(value).__name__}, not a tensor")
+
+
+def _kind_of_other_file(path: Path) -> str:
+    """What users take for a checkpoint: an empty file, or a web page about an error."""
+    with path.open("rb") as file:
+        head = file.read(200)
+    if not head:
+        return "the file is empty"
+    try:
+        # The last character may be cut.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return ""
+    if not all(letter.isprintable() or letter in "\r\n\t" for letter in text):
+        return ""
+    return f"the file is text that begins with '{' '.join(text.split())[:40]}'"
+
+
+class _DType:
+    """Replaces ``numpy.dtype``, which accepts a state with flags that break memory safety."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not isinstance(code, str) or np.dtype(code).kind not in "biuf":
+            raise BadFileError("only arrays of numbers are supported")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray):
+    """Replaces ``numpy.ndarray`` and its constructor; holds only numbers."""
+
+    def __new__(cls, *_: Any) -> "_Array":
+        return super().__new__(cls, 0)
+
+    def __setstate__(self, state: Any) -> None:
+        shape, dtype, fortran, data = state[-4:]
+        super().__setstate__((1, shape, dtype.dtype, fortran, data))
+
+
+def _scalar(dtype: _DType, data: Any) -> np.generic:
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, dtype.dtype)[0]
+
+
+def _from_buffer(data: Any, dtype: _DType, shape: Any, order: Any) -> np.ndarray:
+    array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+    return array.astype(dtype.dtype.newbyteorder("="))
+
+
+# What a file may name besides what torch itself allows, and what stands for it.
+_ALLOWED: dict[str, Any] = {
+    "numpy.dtype": _DType,
+    "numpy.ndarray": _Array,
+    "collections.OrderedDict": OrderedDict,
+    # How pickle protocols 0 to 2 write bytes.
+    "_codecs.encode": codecs.encode,
+    "builtins.bytes": bytes,
+    "__builtin__.bytes": bytes,
+}
+for _core in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
+    _ALLOWED[f"{_core}.multiarray._reconstruct"] = _Array
+    _ALLOWED[f"{_core}.multiarray.scalar"] = _scalar
+    _ALLOWED[f"{_core}.numeric._frombuffer"] = _from_buffer
+
+
+class _ZooUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (full := f"{module}.{name}") not in _ALLOWED:
+            raise UnsafePickleError(full)
+        return _ALLOWED[full]
+
+
+def _download(url: str) -> Path:
+    """Downloads with a progress bar on standard error, which appears with the first byte."""
+    log = logging.getLogger("iopath.common.download")  # repeats the error that it raises
+    disabled, log.disabled = log.disabled, True
+    try:
+        with contextlib.redirect_stderr(_StartedBars(sys.stderr)):  # type: ignore[type-var]
+            return Path(PathManager.get_local_path(url))
+    except Exception as error:
+        # Of urllib's errors, only an HTTP status says more than the error inside.
+        cause = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
+        raise UserError(f"cannot download the weights '{url}': {cause!s:.200}") from error
+    finally:
+        log.disabled = disabled
+
+
+class _StartedBars:
+    """A text file without the progress bars of downloads that have not received a byte yet."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._started = False
+
+    def write(self, text: str) -> int:
+        self._started = self._started or bool(text.strip() and "0.00B [" not in text)
+        return self._file.write(text) if self._started else len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
