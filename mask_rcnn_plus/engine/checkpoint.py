@@ -195,9 +195,7 @@ class Checkpointer(DetectionCheckpointer):
                 if keys:
                     names = "\n  ".join(keys)
                     # A run's log has all of them, the refusal the first.
-                    logger.info(
-                        f"{title} in {self._path}:\n  {names}", extra={"for_log_alone": True}
-                    )
+                    logger.info(f"{title} in {self._path}:\n  {names}", extra={"log_only": True})
             parts = [
                 f"{len(keys)} of {len(wanted)} parameters are {title}: {_some(keys)}"
                 for title, keys in (("missing", missing), ("of another shape", shapes))

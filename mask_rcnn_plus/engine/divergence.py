@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.utils.events import EventStorage
 
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.plain_batch import from_plain, to_plain
 from mask_rcnn_plus.engine.plain_pickle import PlainPickleError

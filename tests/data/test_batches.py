@@ -14,9 +14,8 @@ import torch
 
 from mask_rcnn_plus.data import NamingMapper
 from mask_rcnn_plus.data.batches import Batches, LoaderError
-from mask_rcnn_plus.data.draws import seed_all
-from mask_rcnn_plus.data.samples import Samples
-from mask_rcnn_plus.data.sampling import Lots, Order
+from mask_rcnn_plus.data.sampling import BatchIndices, SampleOrder, Samples
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.errors import UserError
 
 RECORDS = [{"file_name": f"{number}.png"} for number in range(9)]
@@ -30,9 +29,9 @@ def drawing(record: dict[str, Any]) -> tuple[str, float, float, float]:
 def batches(
     mapper: Callable[[dict[str, Any]], Any] = drawing, *, seed: int = 1, **options: Any
 ) -> Batches:
-    order = Order(len(RECORDS), seed=seed)
+    order = SampleOrder(len(RECORDS), seed=seed)
     samples = Samples(RECORDS, mapper, order, max_bad=options.get("max_bad", 0))
-    return Batches(samples, Lots(order, lot_size=2), **options)
+    return Batches(samples, BatchIndices(order, batch_size=2), **options)
 
 
 def take(source: Batches, count: int) -> list[Any]:
@@ -91,7 +90,7 @@ def test_a_mapper_that_wants_another_image_gets_one() -> None:
     choosy = lambda record: None if record["file_name"] < "6" else record["file_name"]  # noqa: E731
     names = [name for batch, *_ in take(batches(choosy), 9) for name in batch]
     assert set(names) == {"6.png", "7.png", "8.png"}
-    with pytest.raises(UserError, match="none of 100 images"):
+    with pytest.raises(UserError, match="100 images in a row"):
         take(batches(lambda record: None), 1)
 
 
@@ -101,7 +100,7 @@ def test_a_dead_worker_is_an_error_when_a_batch_is_wanted_and_not_before() -> No
             os.kill(os.getpid(), signal.SIGKILL)
         return record["file_name"]
 
-    doomed = RECORDS[[index for _, index in itertools.islice(Order(9, seed=1).walk(), 9)][6]][
+    doomed = RECORDS[[index for _, index in itertools.islice(SampleOrder(9, seed=1).walk(), 9)][6]][
         "file_name"
     ]
     source = iter(batches(deadly, num_workers=1))
@@ -119,7 +118,8 @@ def test_a_hanging_worker_is_named_with_its_images() -> None:
         return record["file_name"]
 
     first, second = (
-        RECORDS[index]["file_name"] for _, index in next(iter(Lots(Order(9, seed=1), lot_size=2)))
+        RECORDS[index]["file_name"]
+        for _, index in next(iter(BatchIndices(SampleOrder(9, seed=1), batch_size=2)))
     )
     with pytest.raises(LoaderError, match=rf"no batch for 1 seconds.*'{first}', '{second}'"):
         take(batches(slow, num_workers=1, timeout=1), 1)

@@ -44,7 +44,7 @@ def test_images_of_a_rare_class_come_as_often_as_its_factor(
     rare.DATALOADER.REPEAT_THRESHOLD = 0.4
     with caplog.at_level(logging.INFO, "mask_rcnn_plus"):
         batches = build_train_batches(rare, lambda record: record["file_name"], seed=0)
-    assert "An epoch has 11 images on average: 1 of 10 come more than once" in caplog.text
+    assert "An epoch has 11 images on average: 1 of 10 occur more than once" in caplog.text
     names = [name for (name,) in itertools.islice(batches, 110)]
     expected = {str(number): 20 if number == 9 else 10 for number in range(10)}
     assert Counter(names) == expected

@@ -8,7 +8,7 @@ from torch import nn
 
 from mask_rcnn_plus import UserError
 from mask_rcnn_plus.engine import main
-from mask_rcnn_plus.engine.freezing import freeze, hold
+from mask_rcnn_plus.engine.freezing import freeze, freeze_mode
 
 
 class Model(nn.Module):
@@ -41,7 +41,7 @@ def test_a_pattern_is_the_beginning_of_a_name(patterns: list[str], expected: set
 
 def test_frozen_statistics_and_dropout_stay_in_evaluation_mode() -> None:
     model = Model().train()
-    hold(model, ["stem"])
+    freeze_mode(model, ["stem"])
     assert not model.stem[1].training and not model.stem[2].training
     # Others, and what only decides between losses and predictions, train.
     assert model.stem_2.training and model.stem.training and model.training

@@ -9,20 +9,18 @@ from typing import Any
 import pytest
 import torch
 from detectron2.engine import DefaultTrainer
-from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
-from mask_rcnn_plus.engine.evaluating import Evaluation
-from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
+from mask_rcnn_plus.engine.metrics import EarlyStopping, Evaluation, Metric
 from mask_rcnn_plus.engine.option_checks import (
     check_classes_watched,
     check_figures,
     check_options,
     check_sampler,
 )
-from mask_rcnn_plus.engine.stops import Leave
+from mask_rcnn_plus.engine.stops import Interrupt
 from mask_rcnn_plus.engine.validation import ValidationLoss
 
 NAN = float("nan")
@@ -49,17 +47,17 @@ NAN = float("nan")
 def test_what_is_better(
     name: str, mode: str, value: float, than: float | None, delta: float, better: bool
 ) -> None:
-    assert Figure(name, mode).better(value, than, delta) == better
+    assert Metric(name, mode).better(value, than, delta) == better
 
 
 def test_patience_counts_looks_since_the_best() -> None:
-    stopping = EarlyStopping(Figure("segm/AP"), patience=2, min_delta=0.5)
+    stopping = EarlyStopping(Metric("segm/AP"), patience=2, min_delta=0.5)
     over = []
     for iteration, value in enumerate([10.0, 10.4, 11.0, 11.2, NAN]):
-        stopping.look(value, iteration)
-        over.append(bool(stopping.over()))
+        stopping.update(value, iteration)
+        over.append(bool(stopping.reason_to_end()))
     assert over == [False, False, False, False, True]
-    assert stopping.over() == (
+    assert stopping.reason_to_end() == (
         "segm/AP has not risen by more than 0.5 for 2 looks "
         "(the best, 11.0000, is of iteration 2; TEST.EARLY_STOPPING)"
     )
@@ -154,12 +152,12 @@ def test_losses_of_any_name_may_be_watched_and_all_processes_end_where_they_may_
 ) -> None:
     def check(name: str, sets: Sequence[str] = ("a", "b")) -> None:
         evaluation = Evaluation(
-            EvalHook(0, dict),
+            dict,
             period=0,
             validation=ValidationLoss({one: [] for one in sets}, dict),
-            watchers=[EarlyStopping(Figure(name), patience=1)],
+            watchers=[EarlyStopping(Metric(name), patience=1)],
             checkpointer=None,
-            stops=None,
+            signals=None,
         )
         steps = SimpleNamespace(loss_names=("iou", "loss_cls_stage0"))
         evaluation.trainer = SimpleNamespace(iter=3, start_iter=3, max_iter=9, _trainer=steps)
@@ -172,7 +170,7 @@ def test_losses_of_any_name_may_be_watched_and_all_processes_end_where_they_may_
         check("validation/b/a/iou")
     monkeypatch.setattr(comm, "get_rank", lambda: 1)
     check("validation/a/iou")
-    with pytest.raises(Leave) as left:
+    with pytest.raises(Interrupt) as left:
         check("validation/a/iu")
     assert left.value.code == 2
 
