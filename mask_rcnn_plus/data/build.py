@@ -147,7 +147,9 @@ def build_train_batches(
 
 def _build_order(cfg: CfgNode, records: Sequence[dict[str, Any]], seed: int) -> SampleOrder:
     loader = cfg.DATALOADER
-    logger.info(f"Order of the training images: {loader.SAMPLER_TRAIN}, seed {seed}")
+    logger.info(
+        f"{len(records)} training images in the order of {loader.SAMPLER_TRAIN}, seed {seed}"
+    )
     if loader.SAMPLER_TRAIN == "TrainingSampler":
         return SampleOrder(len(records), seed=seed)
     if loader.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":

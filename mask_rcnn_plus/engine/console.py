@@ -21,7 +21,7 @@ LOG_ONLY = {"log_only": True}
 """``extra`` of a log call whose record goes only to log.txt."""
 
 # The messages of detectron2 and fvcore that go to the screen, besides warnings and errors.
-_SHOWN = ("Starting training", "Overall training speed", "Total training time", "Loading from")
+_SHOWN = ("Starting training", "Overall training speed", "[Checkpointer] Loading from")
 
 
 def setup_console(output_dir: str, rank: int) -> None:

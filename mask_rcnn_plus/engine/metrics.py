@@ -78,10 +78,6 @@ class BestCheckpoint:
             file = self._save(iteration)
             logger.info(f"{file}: {self.metric.name} {value:.4f} is the best so far")
 
-    def reason_to_end(self) -> str:
-        """Why the run should end; "" to continue."""
-        return ""
-
 
 class EarlyStopping:
     """Ends a run when a metric has stopped improving.
@@ -258,9 +254,9 @@ class Evaluation(EvalHook):
 
     def _end_early(self, iteration: int) -> bool:
         """Ends the run after an iteration if a watcher wants it; every process must call it."""
-        reasons = [reason for watcher in self._watchers if (reason := watcher.reason_to_end())]
+        stopping = [watcher for watcher in self._watchers if isinstance(watcher, EarlyStopping)]
         # Only the main process has metrics.
-        reason = comm.all_gather(reasons[0] if reasons else "")[0]
+        reason = comm.all_gather(stopping[0].reason_to_end() if stopping else "")[0]
         if not reason:
             return False
         if iteration + 1 < self.trainer.max_iter:

@@ -71,14 +71,17 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     scale_schedule(cfg)
     prepare_datasets(cfg)
     if check_data is None and cfg.DATA_CHECK != "off":
-        logger.info(f"DATA_CHECK is '{cfg.DATA_CHECK}', but this program has no data check")
+        logger.info(
+            f"DATA_CHECK is '{cfg.DATA_CHECK}', but setup() got no data check: the data sets are "
+            "not checked before the run"
+        )
     names = check_datasets(cfg, args, check_data=check_data)
     if not args.eval_only:
         check_classes_watched(cfg, names)
         resolve_class_weights(cfg, names)
     cfg.freeze()
     default_setup(cfg, args)
-    logger.info(f"Details: {Path(cfg.OUTPUT_DIR) / 'log.txt'}")
+    logger.info(f"Full log: {Path(cfg.OUTPUT_DIR) / 'log.txt'}")
     _log_device(device, cfg.MODEL.DEVICE)
     _log_classes(names, cfg)
     return cfg

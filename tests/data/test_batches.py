@@ -1,4 +1,4 @@
-"""Batches of samples: the same ones whoever loads them, and words for what goes wrong."""
+"""Batches: the same ones for any number of workers, and the errors of loading."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ RECORDS = [{"file_name": f"{number}.png"} for number in range(9)]
 
 
 def drawing(record: dict[str, Any]) -> tuple[str, float, float, float]:
-    """A mapper that says what each generator drew."""
+    """A mapper that returns a draw of each generator."""
     return record["file_name"], random.random(), np.random.rand(), float(torch.rand(()))
 
 
@@ -35,7 +35,7 @@ def batches(
 
 
 def take(source: Batches, count: int) -> list[Any]:
-    """Each batch and what a step would draw after it."""
+    """Each batch, and what its step would draw."""
     return [
         (batch, random.random(), np.random.rand(), float(torch.rand(())))
         for batch in itertools.islice(source, count)
@@ -55,12 +55,12 @@ def test_all_draws_are_the_same_from_any_step_with_any_workers() -> None:
     assert take(batches(rank=1), 2)[0][1:] != whole[0][1:]
 
 
-def test_python_and_numpy_do_not_draw_alike() -> None:
+def test_python_and_numpy_draw_different_numbers() -> None:
     seed_all(0)
     assert random.random() != np.random.rand()
 
 
-def test_bad_images_are_skipped_within_the_budget_and_counted() -> None:
+def test_up_to_max_bad_unusable_images_are_skipped() -> None:
     def partly(record: dict[str, Any]) -> Any:
         if record["file_name"] in ("2.png", "7.png"):
             raise OSError("truncated")
@@ -70,12 +70,12 @@ def test_bad_images_are_skipped_within_the_budget_and_counted() -> None:
     whole = batches(mapper, max_bad=2)
     expected = take(whole, 12)
     assert set(whole.bad) == {"2.png", "7.png"} and "OSError: truncated" in whole.bad["2.png"]
-    # As if all were sound, but for the two.
-    sound = [sample for batch, *_ in take(batches(), 12) for sample in batch]
+    # The others are the same as if all images were usable.
+    usable = [sample for batch, *_ in take(batches(), 12) for sample in batch]
     kept = [sample for batch, *_ in expected for sample in batch]
-    assert len(kept) == len(sound)
-    for one, other in zip(sound, kept, strict=True):
-        assert (one == other) == (one[0] not in ("2.png", "7.png"))
+    assert len(kept) == len(usable)
+    for expected_sample, sample in zip(usable, kept, strict=True):
+        assert (sample == expected_sample) == (expected_sample[0] not in ("2.png", "7.png"))
     later = batches(mapper, max_bad=2, num_workers=2)
     later.start(step=4)
     assert take(later, 8) == expected[4:]
@@ -86,7 +86,7 @@ def test_bad_images_are_skipped_within_the_budget_and_counted() -> None:
         take(batches(mapper), 12)
 
 
-def test_a_mapper_that_wants_another_image_gets_one() -> None:
+def test_a_mapper_that_returns_none_gets_another_image() -> None:
     choosy = lambda record: None if record["file_name"] < "6" else record["file_name"]  # noqa: E731
     names = [name for batch, *_ in take(batches(choosy), 9) for name in batch]
     assert set(names) == {"6.png", "7.png", "8.png"}
@@ -94,7 +94,7 @@ def test_a_mapper_that_wants_another_image_gets_one() -> None:
         take(batches(lambda record: None), 1)
 
 
-def test_a_dead_worker_is_an_error_when_a_batch_is_wanted_and_not_before() -> None:
+def test_a_dead_worker_is_an_error_only_when_the_next_batch_is_fetched() -> None:
     def deadly(record: dict[str, Any]) -> str:
         if record["file_name"] == doomed:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -105,14 +105,14 @@ def test_a_dead_worker_is_an_error_when_a_batch_is_wanted_and_not_before() -> No
     ]
     source = iter(batches(deadly, num_workers=1))
     assert len(next(source)) == 2
-    # The worker dies while it works ahead; whatever this process does meanwhile goes on.
+    # The worker dies while it prefetches; this process can finish what it does meanwhile.
     for _ in range(300):
         time.sleep(0.01)
     with pytest.raises(LoaderError, match=rf"worker died.*'{doomed}'.*(signal|unexpectedly)"):
         list(itertools.islice(source, 9))
 
 
-def test_a_hanging_worker_is_named_with_its_images() -> None:
+def test_the_error_of_a_hanging_worker_names_its_images() -> None:
     def slow(record: dict[str, Any]) -> str:
         time.sleep(60)
         return record["file_name"]
