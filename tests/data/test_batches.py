@@ -55,6 +55,17 @@ def test_all_draws_are_the_same_from_any_step_with_any_workers() -> None:
     assert take(batches(rank=1), 2)[0][1:] != whole[0][1:]
 
 
+def test_a_fetched_batch_counts_only_when_its_step_begins() -> None:
+    source = batches()
+    first = source.fetch()
+    assert (source.images, source.current) == (0, [])
+    source.begin_step(first)
+    assert source.images == 2 and source.current is first
+    # The step's draws are those of a batch from the iterator.
+    step = (first, random.random(), np.random.rand(), float(torch.rand(())))
+    assert step == take(batches(), 1)[0]
+
+
 def test_python_and_numpy_draw_different_numbers() -> None:
     seed_all(0)
     assert random.random() != np.random.rand()

@@ -43,6 +43,19 @@ def test_the_log_has_more_than_the_screen(
     assert "3 classes (id name): 0 circle, 1 square, 2 triangle" in screen
 
 
+def test_a_run_without_a_data_check_says_so(
+    tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--config-file", str(tiny_config), "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
+    line = "DATA_CHECK is 'strict', but setup() got no data check"
+    assert main(command) == 0
+    assert line in capsys.readouterr().out
+    assert main([*command, "DATA_CHECK", "off"]) == 0
+    assert "DATA_CHECK" not in capsys.readouterr().out
+    assert main(command, check_data=check_data) == 0
+    assert line not in capsys.readouterr().out
+
+
 def test_the_picture_is_the_last_thing_printed(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
