@@ -21,6 +21,7 @@ from mask_rcnn_plus.engine.checks import DataCheck
 from mask_rcnn_plus.engine.console import LOG_ONLY
 from mask_rcnn_plus.engine.launch import launch
 from mask_rcnn_plus.engine.setup import setup
+from mask_rcnn_plus.engine.stops import Interrupt
 from mask_rcnn_plus.engine.trainer import Trainer
 from mask_rcnn_plus.engine.weights_file import TRUST_FLAG
 from mask_rcnn_plus.errors import UserError, reason
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
     except UserError as error:
         # Each process of torchrun gets here: one line per machine.
         return _report(error, show=os.environ.get("LOCAL_RANK", "0") == "0")
-    except SystemExit as end:
+    except Interrupt as end:
         return int(end.code or 0)
     except KeyboardInterrupt:
         print("\ninterrupted; --resume continues from the last checkpoint", file=sys.stderr)
@@ -88,18 +89,18 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
 
 
 def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> None:
-    """What each process does; ends in SystemExit on a UserError."""
+    """What each process of the run does; a UserError becomes one line and an Interrupt."""
     try:
         cfg = setup(args, check_data=check_data)
         run = _prepare_evaluation(cfg, args) if args.eval_only else _prepare_training(cfg, args)
     except UserError as error:
         # All processes raise it: one line per machine.
-        sys.exit(_report(error, show=comm.get_local_rank() == 0))
+        raise Interrupt(_report(error, show=comm.get_local_rank() == 0)) from error
     try:
         run()
     except UserError as error:
         # Only this process raises it, e.g. for one of its images.
-        sys.exit(_report(error))
+        raise Interrupt(_report(error)) from error
 
 
 def _prepare_training(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], None]:

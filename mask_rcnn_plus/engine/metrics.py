@@ -1,7 +1,7 @@
 """Metrics in the course of a run: when they are measured, what they decide, how a run keeps them.
 
-An evaluation gives metrics such as "segm/AP", and the validation losses are metrics too. Watchers
-look at one metric each: one keeps the best checkpoint, one ends the run early.
+An evaluation measures metrics such as "segm/AP"; the validation losses are metrics too. A watcher
+follows one metric: it keeps the best checkpoint, or ends the run early.
 """
 
 import json

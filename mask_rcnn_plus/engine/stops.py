@@ -16,7 +16,7 @@ DIVERGED = 3
 
 
 class Interrupt(SystemExit):
-    """Ends this process with an exit code, at a moment when its weights can be saved."""
+    """Ends this process with an exit code, at a moment when its state is consistent."""
 
 
 class StopSignals:
