@@ -14,7 +14,7 @@ from benchmarks.model_sides import Inputs, Side
 from benchmarks.model_training import time_mapping
 from mask_rcnn_plus.data import NamingMapper, PolygonMapper, require_dataset
 from mask_rcnn_plus.data.build import build_test_batches
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import build_coco_evaluator, run_inference
 

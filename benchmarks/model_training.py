@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks.memory import peak_memory
 from benchmarks.model_inference import medians
 from benchmarks.model_sides import Inputs, our_config
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.engine.optimizer import build_optimizer
 from mask_rcnn_plus.engine.steps import Steps
 from mask_rcnn_plus.evaluation.stages import StageTimer

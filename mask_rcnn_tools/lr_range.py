@@ -21,8 +21,8 @@ from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
-from mask_rcnn_plus.engine.class_weights import settle_class_weights
-from mask_rcnn_plus.engine.freezing import hold
+from mask_rcnn_plus.engine.derived import resolve_class_weights
+from mask_rcnn_plus.engine.freezing import freeze_mode
 from mask_rcnn_plus.engine.option_checks import check_options, check_sampler
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.engine.steps import Steps, amp_dtype
@@ -171,9 +171,8 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
         *(model, batches, optimizer),
         amp=amp_dtype(cfg),
         parts=cfg.SOLVER.ACCUMULATE_STEPS,
-        exact=cfg.SOLVER.ACCUMULATE_EXACT,
     )
-    hold(model, cfg.MODEL.FREEZE)
+    freeze_mode(model, cfg.MODEL.FREEZE)
     progress = tqdm(_rates(start, end, iterations), desc="Learning rates", total=iterations)
     with EventStorage() as storage, progress:
         for rate in progress:
@@ -250,7 +249,7 @@ def prepare(cfg: CfgNode) -> None:
     names = check_datasets(
         cfg, argparse.Namespace(eval_only=False, resume=False), check_data=check_data
     )
-    settle_class_weights(cfg, names)
+    resolve_class_weights(cfg, names)
     cfg.freeze()
 
 

@@ -1,4 +1,4 @@
-"""A data set and a model so small that a whole run takes seconds."""
+"""A data set and a model that are so small that a whole run takes seconds."""
 
 import logging
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.data import generate_shapes, register_folder_datasets
 from mask_rcnn_plus.engine import main
 
-# A whole R-CNN at a size where one iteration is dominated by Python, so that a test can train.
+# A complete Mask R-CNN, so small that a test can train it.
 TINY = {
     "VERSION": 2,
     "MODEL": {
@@ -72,21 +72,21 @@ TINY = {
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    # Maps this small gain nothing from threads, which on a busy machine wait for each other.
+    # Threads do not speed up maps this small; on a busy machine they wait for each other.
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The data check remembers nothing of the user's, nor tells the user's cache of the tests."""
+    """The data check uses a cache of its own instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASK_RCNN_PLUS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
 @pytest.fixture(autouse=True)
-def _no_handlers_left() -> Iterator[None]:
-    """Loggers forget a test's streams, which pytest closes behind it."""
+def _remove_handlers() -> Iterator[None]:
+    """Removes the handlers of a test, since pytest closes their streams."""
     yield
     for name in ("detectron2", "fvcore", "mask_rcnn_plus"):
         logging.getLogger(name).handlers.clear()
@@ -94,7 +94,7 @@ def _no_handlers_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set root with shapes_train and shapes_val: a few images of 64 x 64."""
+    """A data set root with shapes_train and shapes_val: a few images of 64 x 64 pixels."""
     root = tmp_path_factory.mktemp("datasets")
     generate_shapes(root, num_train=4, num_val=3, image_size=(64, 64), progress=False)
     return root
@@ -102,7 +102,7 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shapes(shapes_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same, registered as the data set root of the running test."""
+    """The same folder, as the data set root of the running test."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(shapes_root))
     register_folder_datasets()
     return shapes_root
@@ -110,7 +110,7 @@ def shapes(shapes_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, shapes: Path) -> Path:
-    """A config file of a tiny Mask R-CNN on the tiny shapes, writing below the test's folder."""
+    """A config file of a tiny Mask R-CNN on the tiny shapes, with output in the test's folder."""
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "OUTPUT_DIR": str(tmp_path / "output")}))
     return path

@@ -1,4 +1,4 @@
-"""Any config of this project at a size where one training step takes a fraction of a second."""
+"""Shrinks any config of this project, so that a training step takes a fraction of a second."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 
-SIDE = 64  # of the images, in pixels
+SIDE = 64  # width and height of the images, in pixels
 
 
 def shrink(cfg: CfgNode) -> CfgNode:
-    """The same architecture, in place, with fewer channels, proposals and classes.
+    """Reduces channels, proposals and classes of a config in place.
 
-    Kinds of layers, depths, strides, poolers and losses stay. 32 channels are the fewest that
-    detectron2's group norm takes, and its ResNet-18 and 34 take no fewer than 64.
+    Kinds of layers, depths, strides, poolers and losses stay. detectron2's group norm needs at
+    least 32 channels, its ResNet-18 and 34 at least 64.
     """
     model = cfg.MODEL
     model.DEVICE = "cpu"
@@ -41,7 +41,7 @@ def shrink(cfg: CfgNode) -> CfgNode:
 
 
 def calm(model: torch.nn.Module) -> torch.nn.Module:
-    """Scales down, in place, what a random ResNet with frozen norms would let grow without end."""
+    """Scales down frozen norms in place: a ResNet with random weights would explode otherwise."""
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d) and name.endswith(("conv2.norm", "conv3.norm")):
             module.weight.mul_(0.3)
@@ -49,7 +49,7 @@ def calm(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def batch(cfg: CfgNode) -> list[dict[str, Any]]:
-    """Two images, two objects in each, with all that the config trains on."""
+    """Two images with two objects each, with everything that the config trains on."""
     generator = torch.Generator().manual_seed(0)
     corners = [[4.0, 6.0, 40.0, 50.0], [20.0, 20.0, 60.0, 60.0]]
     inputs = []

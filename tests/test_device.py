@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError, get_cfg
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.device import extend_detectron2, make_current, resolve_device
 from mask_rcnn_plus.engine.checks import check_solver
 from tests.conftest import TINY

@@ -189,6 +189,8 @@ def _merged(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNod
     # detectron2 guesses (and warns) where a file does not say; all that this project reads is v2.
     if values.pop("VERSION", 2) != 2:
         raise UserError(f"{subject} is of VERSION 1: convert it to VERSION 2")
+    if isinstance(solver := values.get("SOLVER"), dict):  # saved by earlier versions
+        solver.pop("ACCUMULATE_EXACT", None)
     _check_keys((key for key, _ in _flatten(values)), known, subject)
     # merge_from_file would read the file again with yaml.unsafe_load as its way out.
     with _literals(subject):

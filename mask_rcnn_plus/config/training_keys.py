@@ -38,15 +38,10 @@ def add_training_keys(cfg: CfgNode) -> None:
     # scaled loss), or "bf16", which needs no scale and runs on CPUs as well.
     cfg.SOLVER.AMP.DTYPE = "fp16"
 
-    # A batch of SOLVER.IMS_PER_BATCH is computed in so many parts, one after the other, in the
-    # memory of one.
+    # Gradient accumulation: a batch of SOLVER.IMS_PER_BATCH is computed in this many parts, one
+    # after the other, in the memory of one part. As with several GPUs, each part draws its own
+    # anchors and RoIs, and its losses are means over these.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # The parts' gradients add up to that of the batch in one piece within rounding: the same draws,
-    # and losses that are means over the RoIs of all parts. It costs one more forward pass of
-    # backbone and RPN. False is what as many GPUs compute, where each part draws for itself and has
-    # means of its own; it is so as well where batch norm takes the statistics of one part, or parts
-    # are dropped at random (MODEL.TIMM.DROP_PATH_RATE).
-    cfg.SOLVER.ACCUMULATE_EXACT = True
 
     # The SOLVER.IMS_PER_BATCH for which BASE_LR and the lengths in iterations are meant. With
     # another one, the learning rate is multiplied by their ratio, and MAX_ITER, STEPS,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 
 Floats = npt.NDArray[np.float64]
 

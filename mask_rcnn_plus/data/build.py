@@ -1,4 +1,4 @@
-"""The batches that a config describes."""
+"""Builds the training and test batches of a config."""
 
 import logging
 from collections.abc import Callable, Collection, Sequence, Sized
@@ -21,8 +21,7 @@ from mask_rcnn_plus.data.augmentation import build_augmentations, moves_edges
 from mask_rcnn_plus.data.batches import Batches
 from mask_rcnn_plus.data.copy_paste import CopyPaste
 from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper
-from mask_rcnn_plus.data.samples import Samples
-from mask_rcnn_plus.data.sampling import Lots, Order
+from mask_rcnn_plus.data.sampling import BatchIndices, SampleOrder, Samples
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +30,8 @@ logger = logging.getLogger(__name__)
 def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
     """detectron2's loader of a test set.
 
-    Its mapper would ask the training sets, which an evaluation does not load, how keypoints swap in
-    a mirrored image; images are not mirrored here.
+    With keypoints, its mapper would look up in the training sets, which an evaluation does not
+    load, how keypoints swap in a mirrored image. Test images are not mirrored.
     """
     plain = cfg.clone()
     plain.defrost()
@@ -41,7 +40,7 @@ def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
 
 
 def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoader | None:
-    """A test loader without some images.
+    """A copy of a test loader without some of the images.
 
     Args:
         loader: from :func:`build_test_batches`.
@@ -49,7 +48,7 @@ def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoade
         done: the ids of the images to leave out.
 
     Returns:
-        a loader of the same process's share; None where it cannot be told which images that is.
+        a loader of the same process's share; None if the loader does not tell which images it has.
     """
     records: list[dict[str, Any]] = DatasetCatalog.get(name)
     data, batches = loader.dataset, loader.batch_sampler
@@ -67,10 +66,10 @@ def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoade
 
 
 def build_train_mapper(cfg: CfgNode) -> NamingMapper:
-    """detectron2's mapper with the augmentations of this project's keys.
+    """detectron2's mapper with this project's augmentations.
 
-    Copy-paste cuts masks into any shape, with holes too, which polygons cannot have: with it masks
-    are bitmaps, whatever INPUT.MASK_FORMAT says.
+    Copy-paste cuts masks into arbitrary shapes, with holes, which polygons cannot represent: with
+    it masks are bitmaps, whatever INPUT.MASK_FORMAT says.
     """
     mask_format = "bitmask" if cfg.INPUT.COPY_PASTE.PROB > 0 else cfg.INPUT.MASK_FORMAT
     mapper = DatasetMapper(
@@ -88,20 +87,20 @@ def build_train_mapper(cfg: CfgNode) -> NamingMapper:
 def build_train_batches(
     cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any], *, seed: int
 ) -> Batches:
-    """What detectron2's ``build_detection_train_loader`` gives, but able to begin anywhere.
+    """Replaces detectron2's ``build_detection_train_loader``; the batches can begin anywhere.
 
     Args:
-        cfg: its DATASETS, DATALOADER and SOLVER.IMS_PER_BATCH count as in detectron2, and its
+        cfg: its DATASETS, DATALOADER and SOLVER.IMS_PER_BATCH have detectron2's meaning; also reads
             INPUT.COPY_PASTE.
-        mapper: from a record to a sample.
-        seed: of the order of the images and of all draws; 0 or more, the same in all processes.
+        mapper: makes a sample from a record.
+        seed: determines the order of the images and all draws; 0 or more, the same in all
+            processes.
 
     Returns:
         the batches of this process.
 
     Raises:
-        UserError: DATALOADER.SAMPLER_TRAIN or a data set is of a kind that cannot be entered at any
-            position.
+        UserError: DATALOADER.SAMPLER_TRAIN or a data set cannot be resumed at a position.
     """
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
@@ -113,14 +112,14 @@ def build_train_batches(
     )
     if isinstance(records, IterableDataset):
         raise UserError(
-            f"data set {cfg.DATASETS.TRAIN} is a torch IterableDataset, in which a resumed run "
-            "could not find its place: register a list or a Dataset with a length"
+            f"data set {cfg.DATASETS.TRAIN} is a torch IterableDataset, which a resumed run cannot "
+            "continue: register a list, or a Dataset with a length"
         )
-    order = _order(cfg, records, seed)
+    order = _build_order(cfg, records, seed)
     loader = cfg.DATALOADER
-    lots = Lots(
+    indices = BatchIndices(
         order,
-        lot_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         portrait=_portrait(records) if loader.ASPECT_RATIO_GROUPING else None,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
@@ -129,15 +128,16 @@ def build_train_batches(
         records = DatasetFromList(records, copy=False)
     pasting = cfg.INPUT.COPY_PASTE
     copy_paste = CopyPaste(probability=pasting.PROB, max_objects=pasting.MAX_OBJECTS)
+    samples = Samples(
+        records,
+        mapper,
+        order,
+        max_bad=loader.MAX_BAD_SAMPLES,
+        copy_paste=copy_paste if pasting.PROB > 0 else None,
+    )
     return Batches(
-        Samples(
-            records,
-            mapper,
-            order,
-            max_bad=loader.MAX_BAD_SAMPLES,
-            copy_paste=copy_paste if pasting.PROB > 0 else None,
-        ),
-        lots,
+        samples,
+        indices,
         num_workers=loader.NUM_WORKERS,
         timeout=loader.TIMEOUT,
         max_bad=loader.MAX_BAD_SAMPLES,
@@ -145,25 +145,26 @@ def build_train_batches(
     )
 
 
-def _order(cfg: CfgNode, records: Sequence[dict[str, Any]], seed: int) -> Order:
+def _build_order(cfg: CfgNode, records: Sequence[dict[str, Any]], seed: int) -> SampleOrder:
     loader = cfg.DATALOADER
-    logger.info(f"Order of the training images: {loader.SAMPLER_TRAIN}, seed {seed}")
+    logger.info(
+        f"{len(records)} training images in the order of {loader.SAMPLER_TRAIN}, seed {seed}"
+    )
     if loader.SAMPLER_TRAIN == "TrainingSampler":
-        return Order(len(records), seed=seed)
+        return SampleOrder(len(records), seed=seed)
     if loader.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
-        return Order(len(records), seed=seed, subset_ratio=loader.RANDOM_SUBSET_RATIO)
+        return SampleOrder(len(records), seed=seed, subset_ratio=loader.RANDOM_SUBSET_RATIO)
     if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        # The main branch's choice between two formulas; 0.6 has the one of the default.
+        # detectron2's main branch has two formulas; 0.6 has only the default.
         options = {} if loader.get("REPEAT_SQRT", True) else {"sqrt": False}
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, loader.REPEAT_THRESHOLD, **options
         )
         _log_factors(factors.tolist(), loader.REPEAT_THRESHOLD)
-        return Order(len(records), seed=seed, repeat_factors=factors.tolist())
+        return SampleOrder(len(records), seed=seed, repeat_factors=factors.tolist())
     raise UserError(
-        f"DATALOADER.SAMPLER_TRAIN is '{loader.SAMPLER_TRAIN}', in whose order a resumed run could "
-        "not find its place: set TrainingSampler, RepeatFactorTrainingSampler or "
-        "RandomSubsetTrainingSampler"
+        f"DATALOADER.SAMPLER_TRAIN is '{loader.SAMPLER_TRAIN}', which a resumed run cannot "
+        "continue: set TrainingSampler, RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"
     )
 
 
@@ -171,26 +172,27 @@ def _log_factors(factors: list[float], threshold: float) -> None:
     if max(factors) == 1:
         logger.warning(
             f"RepeatFactorTrainingSampler repeats no image: DATALOADER.REPEAT_THRESHOLD is "
-            f"{threshold:g}, and no class is in a smaller share of the images; set a larger one"
+            f"{threshold:g}, and every class occurs in at least this share of the images; set a "
+            "larger one"
         )
         return
     repeated = sum(factor > 1 for factor in factors)
     logger.info(
-        f"An epoch has {sum(factors):.0f} images on average: {repeated} of {len(factors)} come "
+        f"An epoch has {sum(factors):.0f} images on average: {repeated} of {len(factors)} occur "
         f"more than once, at most {max(factors):.1f} times"
     )
 
 
 def _portrait(records: Sequence[dict[str, Any]]) -> np.ndarray | None:
-    """Which images are no wider than high; None if the records do not say."""
-    wide: list[bool] = []
+    """For each image, whether it is at least as high as wide; None if a record does not say."""
+    portrait: list[bool] = []
     for index in range(len(records)):
         width, height = (records[index].get(side) for side in ("width", "height"))
         if width is None or height is None:
             logger.warning(
-                "DATALOADER.ASPECT_RATIO_GROUPING has no effect: there are records without "
-                "'width' and 'height'"
+                "DATALOADER.ASPECT_RATIO_GROUPING has no effect: some records have no 'width' and "
+                "'height'"
             )
             return None
-        wide.append(width > height)
-    return ~np.array(wide, dtype=bool)
+        portrait.append(width <= height)
+    return np.array(portrait, dtype=bool)

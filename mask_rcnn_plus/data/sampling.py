@@ -1,28 +1,37 @@
-"""The endless order of training images, which can be entered at any position.
+"""Which training image comes when, and the sample that is made from it.
 
-detectron2's samplers begin at their beginning, and its grouping by shape remembers the images that
-it has seen. Here the image at a position, and the images of a batch, follow from the seed alone, so
-that a run that goes on takes the images that it would have taken.
+detectron2's samplers always begin at the first image, and its grouping by shape depends on the
+images seen so far. Here the seed alone determines the image at each position, the images of each
+batch, and all random draws of a sample. So a resumed run trains on the same samples as a run that
+was never interrupted.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
-from mask_rcnn_plus.data.draws import key
+from mask_rcnn_plus.data.copy_paste import CopyPaste
+from mask_rcnn_plus.data.seeding import seed_all, seed_for
+from mask_rcnn_plus.errors import UserError
+
+# A mapper may return None to get another image; this ends the search if it always does.
+_MAX_SUBSTITUTES = 100
 
 
-class Order:
-    """Epoch after epoch of shuffled images; position 0 is the first image of the first epoch.
+class SampleOrder:
+    """The endless order of the training images: one shuffled epoch after another.
+
+    Position 0 is the first image of the first epoch.
 
     Args:
         size: number of images.
         seed: 0 or more.
-        subset_ratio: the share of the images to draw from, in (0, 1]; which ones, the seed says.
-        repeat_factors: how often each image comes in an epoch, 1 or more; the fraction is the
-            chance of one time more (LVIS, arXiv:1908.03195, appendix B.2).
+        subset_ratio: share of the images to draw from, in (0, 1]; the seed chooses them.
+        repeat_factors: how often each image occurs in an epoch, 1 or more. The fraction is the
+            probability of one more time (LVIS, arXiv:1908.03195, appendix B.2).
     """
 
     def __init__(
@@ -35,89 +44,91 @@ class Order:
     ) -> None:
         self.seed = seed
         self._size = size
-        self._subset = max(1, int(size * subset_ratio))
+        self._subset_size = max(1, int(size * subset_ratio))
         self._factors = None if repeat_factors is None else np.asarray(repeat_factors, np.float64)
 
     def walk(self, position: int = 0) -> Iterator[tuple[int, int]]:
-        """Yields (position, index of the image) from a position on, without end."""
+        """Yields (position, index of the image), beginning at a position, without end."""
         images = self._images()
         epoch, offset = 0, position
         if self._factors is None:
             epoch, offset = divmod(position, len(images))
         else:
-            while offset >= (length := int(self._times(epoch).sum())):
+            while offset >= (length := int(self._counts(epoch, self._factors).sum())):
                 epoch, offset = epoch + 1, offset - length
         while True:
-            repeated = images if self._factors is None else np.repeat(images, self._times(epoch))
-            for index in self._random("epoch", epoch).permutation(repeated)[offset:].tolist():
+            epoch_images = images
+            if self._factors is not None:
+                epoch_images = np.repeat(images, self._counts(epoch, self._factors))
+            shuffled = self._generator("epoch", epoch).permutation(epoch_images)
+            for index in shuffled[offset:].tolist():
                 yield position, index
                 position += 1
             epoch, offset = epoch + 1, 0
 
     def substitute(self, position: int, attempt: int) -> int:
-        """The index of the image to take where the one at a position cannot be used.
+        """The index of an image that replaces the unusable one at a position.
 
         Args:
             position: as in ``walk``.
-            attempt: 1 for the first substitute, 2 for the substitute's substitute.
+            attempt: 1 for the first substitute, 2 for the substitute of the substitute.
         """
         return self.draw("substitute", position, attempt)
 
-    def draw(self, *words: int | str) -> int:
-        """The index of an image, each as likely as any other.
+    def draw(self, *purpose: int | str) -> int:
+        """The index of an image; all images are equally likely.
 
         Args:
-            words: what it is for; the same words draw the same image.
+            purpose: what it is drawn for; the same purpose draws the same image.
         """
         images = self._images()
-        return int(images[key(self.seed, *words) % len(images)])
+        return int(images[seed_for(self.seed, *purpose) % len(images)])
 
     def _images(self) -> np.ndarray:
-        if self._subset == self._size:
+        if self._subset_size == self._size:
             return np.arange(self._size)
-        return self._random("subset", 0).permutation(self._size)[: self._subset]
+        return self._generator("subset", 0).permutation(self._size)[: self._subset_size]
 
-    def _times(self, epoch: int) -> np.ndarray:
-        assert self._factors is not None
-        whole = np.floor(self._factors)
-        return (
-            whole + (self._random("times", epoch).rand(self._size) < self._factors - whole)
-        ).astype(np.int64)
+    def _counts(self, epoch: int, factors: np.ndarray) -> np.ndarray:
+        """How often each image occurs in an epoch."""
+        whole = np.floor(factors)
+        extra = self._generator("times", epoch).rand(self._size) < factors - whole
+        return (whole + extra).astype(np.int64)
 
-    def _random(self, purpose: str, number: int) -> np.random.RandomState:
-        # The old generator, whose draws NumPy has promised never to change.
-        bits = key(self.seed, purpose, number)
+    def _generator(self, purpose: str, number: int) -> np.random.RandomState:
+        # NumPy promises that the draws of this legacy generator never change.
+        bits = seed_for(self.seed, purpose, number)
         return np.random.RandomState(np.array([bits & 0xFFFFFFFF, bits >> 32], np.uint32))
 
 
-class Lots(Sampler[list[tuple[int, int]]]):
-    """What one process loads for each of its iterations: lists of (position, index).
+class BatchIndices(Sampler[list[tuple[int, int]]]):
+    """The batches of one process, each a list of (position, index of the image).
 
-    The lots of all processes are the same ones whatever their number: process r of n takes every
-    n-th from the r-th on.
+    All processes share one sequence of batches: process r of n gets every n-th of them, beginning
+    with batch r.
 
     Args:
-        order: of the images.
-        lot_size: images a lot.
-        portrait: for each image whether it is higher than wide, to keep a lot to one kind, as
-            DATALOADER.ASPECT_RATIO_GROUPING wants; None to take the images as they come.
-        rank: of this process.
+        order: the order of the images.
+        batch_size: images per batch of one process.
+        portrait: for each image whether it is at least as high as wide; a batch then has images
+            of one kind only (DATALOADER.ASPECT_RATIO_GROUPING). None for no grouping.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
     def __init__(
         self,
-        order: Order,
+        order: SampleOrder,
         *,
-        lot_size: int,
+        batch_size: int,
         portrait: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.order = order
         self.start = 0
-        """How many images all processes together have behind them."""
-        self.lot_size = lot_size
+        """How many images all processes together have already used."""
+        self.batch_size = batch_size
         self.world_size = world_size
         self._portrait = portrait
         self._rank = rank
@@ -129,19 +140,92 @@ class Lots(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         if self._portrait is None:
             walk = self.order.walk(self.start)
-            lots = iter(lambda: list(itertools.islice(walk, self.lot_size)), None)
+            batches = iter(lambda: list(itertools.islice(walk, self.batch_size)), None)
         else:
-            # A lot depends on all images before it: go through them again, loading none.
-            lots = itertools.islice(self._grouped(), self.start // self.lot_size, None)
-        return itertools.islice(lots, self._rank, None, self.world_size)
+            # A batch depends on all images before it: repeat their order, without loading them.
+            batches = itertools.islice(
+                self._grouped(self._portrait.tolist()), self.start // self.batch_size, None
+            )
+        return itertools.islice(batches, self._rank, None, self.world_size)
 
-    def _grouped(self) -> Iterator[list[tuple[int, int]]]:
-        assert self._portrait is not None
-        portrait = self._portrait.tolist()
+    def _grouped(self, portrait: list[bool]) -> Iterator[list[tuple[int, int]]]:
         waiting: dict[bool, list[tuple[int, int]]] = {False: [], True: []}
         for position, index in self.order.walk():
-            lot = waiting[portrait[index]]
-            lot.append((position, index))
-            if len(lot) == self.lot_size:
-                yield lot[:]
-                lot.clear()
+            batch = waiting[portrait[index]]
+            batch.append((position, index))
+            if len(batch) == self.batch_size:
+                yield batch[:]
+                batch.clear()
+
+
+class Samples(Dataset[tuple[Any, list[tuple[str, str]]]]):
+    """Maps (position, index) to a sample that depends only on these two and the seed.
+
+    Args:
+        records: detectron2's records of the images.
+        mapper: makes a sample from a record, or returns None to get another image. What it draws
+            from the global generators of Python, NumPy and torch is seeded.
+        order: has the seed and the substitutes.
+        max_bad: how many different images per sample the mapper may refuse with a UserError; each
+            is replaced by another one. 0 passes on the first error.
+        copy_paste: pastes objects of another image, drawn from all, into the sample.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], Any],
+        order: SampleOrder,
+        *,
+        max_bad: int = 0,
+        copy_paste: CopyPaste | None = None,
+    ) -> None:
+        self._records = records
+        self._mapper = mapper
+        self._order = order
+        self._max_bad = max_bad
+        self._copy_paste = copy_paste
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def name(self, index: int) -> str:
+        """The file name of an image."""
+        return str(self._records[index].get("file_name", f"number {index}"))
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, list[tuple[str, str]]]:
+        """The sample, and (file, reason) for each image that was refused and replaced.
+
+        Raises:
+            UserError: more images are refused than ``max_bad`` allows.
+        """
+        position, index = place
+        sample, refused = self._load("sample", position, index)
+        if self._copy_paste is None:
+            return sample, refused
+        seed = self._order.seed
+        seed_all(seed, "copy-paste", position)
+        if not self._copy_paste.wanted():
+            return sample, refused
+        index = self._order.draw("other", position)
+        other, also_refused = self._load("other", position, index)
+        seed_all(seed, "paste", position)
+        return self._copy_paste(sample, other), refused + also_refused
+
+    def _load(self, purpose: str, position: int, index: int) -> tuple[Any, list[tuple[str, str]]]:
+        """The sample of an image, or of its first usable substitute."""
+        refused: list[tuple[str, str]] = []
+        for attempt in range(_MAX_SUBSTITUTES):
+            if attempt:
+                index = self._order.substitute(position, attempt)
+            seed_all(self._order.seed, purpose, position, attempt)
+            try:
+                sample = self._mapper(self._records[index])
+            except UserError as error:
+                refused.append((self.name(index), str(error)))
+                if len({file for file, _ in refused}) > self._max_bad:
+                    raise
+                continue
+            if sample is not None:
+                return sample, refused
+        raise UserError(f"{_MAX_SUBSTITUTES} images in a row could not be used")

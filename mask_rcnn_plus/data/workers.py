@@ -1,4 +1,4 @@
-"""What loader processes do with signals, and when this one hears of their death."""
+"""Signals in and from the worker processes of a data loader."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -6,51 +6,54 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class _Deaths:
-    """torch's error about a dead worker, put off until somebody waits for a batch.
+class _WorkerDeaths:
+    """Delays torch's error about a dead worker until this process waits for a batch.
 
-    torch raises it from a signal handler wherever this process happens to be: halfway through an
-    optimiser's step, for instance, where no state is left that could be saved.
+    torch raises it from a signal handler, wherever this process happens to be: for instance in the
+    middle of an optimizer step, after which there is no consistent state to save.
     """
 
     def __init__(self) -> None:
-        self._raise: Callable[[int, Any], Any] | None = None
+        self._torch_handler: Callable[[int, Any], Any] | None = None
         self._waiting = False
-        self._noted = False
+        self._pending = False
 
-    def take_over(self) -> None:
-        """Takes the place of torch's handler; to be called when a loader has started workers."""
+    def install(self) -> None:
+        """Replaces torch's signal handler; call it when a loader has started its workers."""
         handler = signal.getsignal(signal.SIGCHLD)
         if callable(handler) and getattr(handler, "__module__", "").startswith("torch.utils.data"):
-            self._raise = handler
-            signal.signal(signal.SIGCHLD, self._note)
+            self._torch_handler = handler
+            signal.signal(signal.SIGCHLD, self._on_signal)
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Within, the death of a worker, also one from before, is a RuntimeError."""
+        """Inside, the death of a worker raises a RuntimeError, also if it died before."""
         self._waiting = True
         try:
-            if self._noted:
-                self._noted = False
-                if self._raise is not None:
-                    self._raise(signal.SIGCHLD, None)
+            if self._pending:
+                self._pending = False
+                self._raise(signal.SIGCHLD, None)
             yield
         finally:
             self._waiting = False
 
-    def _note(self, signum: int, frame: Any) -> None:
-        self._noted = True
-        if self._waiting and self._raise is not None:
+    def _on_signal(self, signum: int, frame: Any) -> None:
+        self._pending = True
+        if self._waiting:
             self._raise(signum, frame)
 
+    def _raise(self, signum: int, frame: Any) -> None:
+        if self._torch_handler is not None:
+            self._torch_handler(signum, frame)
 
-deaths = _Deaths()
+
+worker_deaths = _WorkerDeaths()
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Makes a worker outlive Ctrl-C, which a terminal sends to it as well as to the run.
+    """Makes a worker ignore Ctrl-C, which a terminal also sends to the workers of a run.
 
     Args:
-        worker: its number.
+        worker: the worker's number.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)

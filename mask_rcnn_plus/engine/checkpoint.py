@@ -197,7 +197,7 @@ class Checkpointer(DetectionCheckpointer):
                 if keys:
                     # The run's log lists all of them, the refusal only the first.
                     text = "\n  ".join([f"{title.capitalize()} in {self._path}:", *keys])
-                    logger.info(text, extra={"for_log_alone": True})
+                    logger.info(text, extra={"log_only": True})
             counts = "; ".join(
                 f"{len(keys)} of {len(wanted)} parameters are {title}: {_some(keys)}"
                 for title, keys in problems.items()

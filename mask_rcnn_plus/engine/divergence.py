@@ -10,7 +10,7 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.steps import AMP_DTYPES
 from mask_rcnn_plus.engine.stops import DIVERGED

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 
-# Of what a run keeps of the averages: model_ema_final.pth, and figures such as "ema/segm/AP".
+# In the names of files and metrics: model_ema_final.pth, "ema/segm/AP".
 NAME = "ema"
 
 
 class WeightAverage(HookBase):
-    """Averages the weights after each step: Polyak's averaging with exponential weights.
+    """Averages the weights after each step (Polyak averaging with exponential weights).
 
-    Floating-point buffers (statistics of batch norms) are averaged as well, others copied. The
-    averages lie in each checkpoint of the run, so that a resumed one goes on with their bits.
+    Floating-point buffers (statistics of batch norms) are averaged as well, others are copied. Each
+    checkpoint contains the averages, so that a resumed run continues with the same bits.
 
     Args:
-        decay: what the average keeps of itself after many steps, 0 to below 1.
-        warmup: after step t, counted from 1, it keeps no more than (1 + t) / (warmup + t): early
-            averages follow weights that still change fast. 1 is none.
-        checkpointer: what saves ``model_ema_final.pth``, in the main process alone.
+        decay: the share of itself that the average keeps per step, from 0 to below 1.
+        warmup: after step t, counted from 1, it keeps at most (1 + t) / (warmup + t): early
+            averages follow weights that still change fast. 1 for no warmup.
+        checkpointer: saves ``model_ema_final.pth``, in the main process only.
     """
 
     def __init__(self, *, decay: float, warmup: float, checkpointer: Checkpointer) -> None:
@@ -41,10 +41,11 @@ class WeightAverage(HookBase):
         self._steps, self._average = state["steps"], state["average"]
 
     def before_train(self) -> None:
-        now = _tensors(self.trainer.model)
-        stored = self._average if self._average.keys() == now.keys() else now
+        current = _tensors(self.trainer.model)
+        stored = self._average if self._average.keys() == current.keys() else current
         self._average = {
-            name: stored[name].detach().to(value.device, copy=True) for name, value in now.items()
+            name: stored[name].detach().to(value.device, copy=True)
+            for name, value in current.items()
         }
 
     @torch.no_grad()
@@ -62,14 +63,14 @@ class WeightAverage(HookBase):
             self.save("final", self.trainer.max_iter - 1)
 
     def save(self, name: str, iteration: int) -> str:
-        """Writes the averages as a checkpoint of weights alone.
+        """Saves the averages as weights, without the state of the run.
 
         Args:
-            name: of ``model_ema_NAME.pth``.
-            iteration: stored with it.
+            name: NAME in ``model_ema_NAME.pth``.
+            iteration: stored with the weights.
 
         Returns:
-            the file's name.
+            the name of the file.
         """
         file = f"model_{NAME}_{name}"
         self._checkpointer.save_weights(file, self._average, iteration=iteration)
@@ -77,7 +78,7 @@ class WeightAverage(HookBase):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model has the averages; afterwards its own weights, to the bit."""
+        """Inside, the model has the averaged weights; afterwards its own, bit for bit."""
         tensors = _tensors(self.trainer.model)
         own = {name: value.detach().clone() for name, value in tensors.items()}
         _copy(self._average, tensors)
@@ -88,7 +89,7 @@ class WeightAverage(HookBase):
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that a checkpoint has, by name, sharing their memory."""
+    """The parameters and saved buffers by name; they share memory with the model."""
     return getattr(model, "module", model).state_dict()
 
 

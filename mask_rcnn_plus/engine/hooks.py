@@ -1,4 +1,4 @@
-"""detectron2's training hooks, with this project's."""
+"""The hooks of a training run: detectron2's and this project's."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,69 +15,76 @@ from detectron2.utils.events import get_event_storage
 from mask_rcnn_plus.engine import ema
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import ProgressBar
-from mask_rcnn_plus.engine.evaluating import Evaluation
-from mask_rcnn_plus.engine.figures import Best, EarlyStopping, Figure
-from mask_rcnn_plus.engine.history import MetricsHistory
-from mask_rcnn_plus.engine.stops import Stops
+from mask_rcnn_plus.engine.metrics import (
+    BestCheckpoint,
+    EarlyStopping,
+    Evaluation,
+    Metric,
+    MetricsHistory,
+)
+from mask_rcnn_plus.engine.stops import StopSignals
 from mask_rcnn_plus.engine.validation import build_validation
 
 
-def extended(
-    hooks: Sequence[HookBase | None], cfg: CfgNode, *, checkpointer: Checkpointer, stops: Stops
+def extend_hooks(
+    hooks: Sequence[HookBase | None],
+    cfg: CfgNode,
+    *,
+    checkpointer: Checkpointer,
+    signals: StopSignals,
 ) -> list[HookBase | None]:
-    """The hooks of a run.
+    """Adds this project's hooks to those of detectron2's DefaultTrainer.
 
     Args:
-        hooks: those of detectron2's DefaultTrainer.
+        hooks: those of DefaultTrainer, in their order.
         cfg: the config.
         checkpointer: of the run.
-        stops: of the run.
+        signals: of the run.
     """
-    ours: list[HookBase | None] = [MetricsHistory(Path(cfg.OUTPUT_DIR) / "metrics.json")]
-    average, placed = None, False
+    extended: list[HookBase | None] = [MetricsHistory(Path(cfg.OUTPUT_DIR) / "metrics.json")]
+    average, average_placed = None, False
     if cfg.SOLVER.EMA.ENABLED:
         average = ema.WeightAverage(
             decay=cfg.SOLVER.EMA.DECAY, warmup=cfg.SOLVER.EMA.WARMUP, checkpointer=checkpointer
         )
     for hook in hooks:
-        # The average takes in the step before anything is saved; its place is the same in
-        # processes that save nothing.
-        if isinstance(hook, PeriodicCheckpointer | EvalHook) and not placed:
-            ours.append(average)
-            placed = True
+        # The average includes a step before it is saved. Processes that do not save have no
+        # PeriodicCheckpointer; the average comes at the same place there.
+        if isinstance(hook, PeriodicCheckpointer | EvalHook) and not average_placed:
+            extended.append(average)
+            average_placed = True
         if isinstance(hook, EvalHook):
-            hook._func = partial(_evaluate_all, hook._func, cfg, average)
             hook = Evaluation(
-                hook,
+                partial(_evaluate_all, hook._func, cfg, average),
                 period=cfg.TEST.EVAL_PERIOD,
                 validation=build_validation(cfg) if cfg.TEST.LOSS_PERIOD else None,
                 loss_period=cfg.TEST.LOSS_PERIOD,
-                watchers=_watchers(cfg, checkpointer, average),
+                watchers=_build_watchers(cfg, checkpointer, average),
                 checkpointer=checkpointer,
-                stops=stops,
+                signals=signals,
             )
         elif isinstance(hook, PreciseBN):
-            ours.append(CallbackHook(before_step=partial(_rewind, hook)))
-        ours.append(hook)
+            extended.append(CallbackHook(before_step=partial(_rewind, hook)))
+        extended.append(hook)
     if comm.is_main_process():
-        ours.insert(-1, ProgressBar())
-    return ours
+        extended.insert(-1, ProgressBar())
+    return extended
 
 
-def _watchers(
+def _build_watchers(
     cfg: CfgNode, checkpointer: Checkpointer, average: ema.WeightAverage | None
-) -> list[Best | EarlyStopping]:
-    watchers: list[Best | EarlyStopping] = []
+) -> list[BestCheckpoint | EarlyStopping]:
+    watchers: list[BestCheckpoint | EarlyStopping] = []
     test = cfg.TEST
     if test.BEST_METRIC:
-        # The weights to keep are those that the figure is of.
+        # A metric of the averaged weights keeps the averaged weights.
         averaged = average is not None and test.BEST_METRIC.startswith(f"{ema.NAME}/")
         save = partial(_save_best, checkpointer, average if averaged else None)
-        watchers.append(Best(Figure(test.BEST_METRIC, test.BEST_MODE), save))
+        watchers.append(BestCheckpoint(Metric(test.BEST_METRIC, test.BEST_MODE), save))
     if (stopping := test.EARLY_STOPPING).METRIC:
         watchers.append(
             EarlyStopping(
-                Figure(stopping.METRIC, stopping.MODE),
+                Metric(stopping.METRIC, stopping.MODE),
                 patience=stopping.PATIENCE,
                 min_delta=stopping.MIN_DELTA,
             )
@@ -97,33 +104,32 @@ def _save_best(
 def _evaluate_all(
     evaluate: Callable[[], dict[str, Any]], cfg: CfgNode, average: ema.WeightAverage | None
 ) -> dict[str, Any]:
-    """Evaluates the weights, and their averages where there are any; shows the pictures."""
+    """Evaluates the weights, and the averaged weights if there are any."""
     results = {**evaluate()}
     _show_pictures(cfg, "")
     if average is not None:
-        folder = cfg.clone()
-        folder.defrost()
-        folder.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / ema.NAME)
-        folder.freeze()
-        trainer = average.trainer
+        averaged_cfg = cfg.clone()
+        averaged_cfg.defrost()
+        averaged_cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / ema.NAME)
+        averaged_cfg.freeze()
         with average.applied():
-            results[ema.NAME] = trainer.test(folder, trainer.model)
-        _show_pictures(folder, f"{ema.NAME}/")
+            results[ema.NAME] = average.trainer.test(averaged_cfg, average.trainer.model)
+        _show_pictures(averaged_cfg, f"{ema.NAME}/")
     return results
 
 
 def _show_pictures(cfg: CfgNode, prefix: str) -> None:
-    """Hands the pictures that an evaluation has drawn to TensorBoard."""
+    """Sends the preview of an evaluation to TensorBoard."""
     if not (cfg.TEST.PREVIEW_TENSORBOARD and comm.is_main_process()):
         return
     for name in cfg.DATASETS.TEST:
         picture = cv2.imread(str(Path(cfg.OUTPUT_DIR) / f"preview_{name}.png"))
-        if picture is not None:  # it could not be drawn, which was said
+        if picture is not None:  # drawing failed, which the log says
             image = picture[:, :, ::-1].transpose(2, 0, 1).copy()
             get_event_storage().put_image(f"{prefix}preview/{name}", image)
 
 
 def _rewind(precise: PreciseBN, trainer: Any) -> None:
-    """Lets it see the same images each time, which it would see in a resumed run."""
+    """Makes it use the same images each time, so that a resumed run uses them too."""
     precise._data_loader.start(step=0)
     precise._data_iter = None

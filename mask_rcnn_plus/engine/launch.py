@@ -1,4 +1,4 @@
-"""One process, several GPUs, several machines, or whatever torchrun started."""
+"""Starts the processes of a run: one, several GPUs, several machines, or those of torchrun."""
 
 import argparse
 import os
@@ -16,18 +16,18 @@ from mask_rcnn_plus.errors import UserError
 def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace, device: str):
     """Runs ``main(args)`` in every process of the run.
 
-    Under torchrun the process group is made from its environment variables, on "gloo" for the CPU
-    and "nccl" for GPUs. Otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on
-    each of ``args.num_machines`` machines.
+    Under torchrun it joins the process group of torchrun's environment variables, with "gloo" on
+    the CPU and "nccl" on GPUs. Otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes
+    on each of ``args.num_machines`` machines.
 
     Args:
-        main: what each process runs.
+        main: the function to run in each process.
         args: from detectron2's argument parser.
         device: the resolved device, "cpu" or "cuda...".
 
     Raises:
-        UserError: more GPUs are asked for than there are, or several processes on the CPU without
-            torchrun.
+        UserError: this machine has fewer GPUs than requested, or several processes on the CPU are
+            requested without torchrun.
         SystemExit: a process ended with this exit code.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
@@ -35,15 +35,15 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
         try:
             main(args)
         except BaseException:
-            # NCCL's end waits for all processes, and others may be waiting for this one's
-            # gradients. torchrun ends them when this one has left.
+            # Destroying an NCCL group waits for all processes, and others may wait for the
+            # gradients of this one. torchrun ends them once this process has ended.
             if dist.get_backend() != "nccl":
                 dist.destroy_process_group()
             raise
         dist.destroy_process_group()
         return
     if args.num_gpus < 1 or args.num_machines < 1:
-        raise UserError("--num-gpus and --num-machines must be 1 or more (1 also without a GPU)")
+        raise UserError("--num-gpus and --num-machines must be 1 or more (1 on a CPU)")
     if args.num_gpus * args.num_machines > 1:
         _check_gpus(args, device)
     try:
@@ -56,7 +56,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
             args=(args,),
         )
     except torch.multiprocessing.ProcessExitedException as error:
-        # The process has said why; spawn's traceback would say only that it ended.
+        # The process has printed the error; spawn's traceback would not add anything.
         sys.exit(error.exit_code)
 
 
@@ -65,7 +65,7 @@ def _join_torchrun(device: str) -> None:
     if device.startswith("cuda"):
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"torchrun started {local_rank + 1} or more processes on this machine, which has "
+                f"torchrun started at least {local_rank + 1} processes on this machine, which has "
                 f"{torch.cuda.device_count()} GPUs: lower --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
@@ -74,7 +74,7 @@ def _join_torchrun(device: str) -> None:
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(local_size)
         return
-    # detectron2 0.6 makes this group inside its own launch only.
+    # detectron2 0.6 creates this group only in its own launch.
     for first in range(0, dist.get_world_size(), local_size):
         ranks = list(range(first, first + local_size))
         group = dist.new_group(ranks)
@@ -86,7 +86,7 @@ def _check_gpus(args: argparse.Namespace, device: str) -> None:
     if not device.startswith("cuda"):
         raise UserError(
             f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} needs GPUs, and the "
-            f"device is '{device}'; several CPU processes are started by "
+            f"device is '{device}': start several CPU processes with "
             "'torchrun --nproc-per-node N train_net.py ...'"
         )
     if args.num_gpus > torch.cuda.device_count():

@@ -1,4 +1,4 @@
-"""The optimiser that a config describes."""
+"""Builds the optimizer of a config."""
 
 import torch
 from detectron2.config import CfgNode
@@ -8,7 +8,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping.
 
-    With SOLVER.FUSED the update of all parameters is one kernel, which rounds a little otherwise.
+    With SOLVER.FUSED one kernel updates all parameters, with slightly different rounding.
     """
     solver = cfg.SOLVER
     groups = get_default_optimizer_params(
@@ -21,9 +21,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     )
     fused = True if solver.FUSED else None
     if solver.OPTIMIZER == "ADAMW":
-        kind = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return kind(groups, solver.BASE_LR, fused=fused)
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
+        return optimizer(groups, solver.BASE_LR, fused=fused)
+    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+    return optimizer(
         groups,
         solver.BASE_LR,
         momentum=solver.MOMENTUM,

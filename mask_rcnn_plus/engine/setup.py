@@ -1,4 +1,4 @@
-"""From the command line's arguments to a checked, frozen config and a prepared process."""
+"""Turns command-line arguments into a checked, frozen config, and prepares the process."""
 
 import argparse
 import logging
@@ -15,15 +15,14 @@ from mask_rcnn_plus.compat.origin import check_detectron2
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
 from mask_rcnn_plus.device import make_current, resolve_device
-from mask_rcnn_plus.engine.batch_size import scale_to_batch
 from mask_rcnn_plus.engine.checks import (
     DataCheck,
     check_components,
     check_datasets,
     check_solver,
 )
-from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.console import setup_console
+from mask_rcnn_plus.engine.derived import resolve_class_weights, scale_schedule
 from mask_rcnn_plus.engine.option_checks import (
     check_classes_watched,
     check_figures,
@@ -32,27 +31,27 @@ from mask_rcnn_plus.engine.option_checks import (
     check_sampler,
 )
 from mask_rcnn_plus.engine.saving import read_seed
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> CfgNode:
-    """Reads the config and checks all that can be checked before the first iteration.
+    """Reads the config and checks everything that can be checked before the first iteration.
 
-    Prepares the output folder, the loggers, the generated data set and the data set catalogue, and
-    puts the number of classes into the config where it says -1.
+    Prepares the output folder, the loggers, the generated data set and the data set catalog, and
+    sets the number of classes in the config if it is -1.
 
     Args:
         args: from detectron2's ``default_argument_parser``.
-        check_data: the data check that DATA_CHECK configures; None skips it.
+        check_data: the data check that DATA_CHECK configures; None for no check.
 
     Returns:
-        the frozen config; its MODEL.DEVICE may still say "auto", so that the config saved with the
-        run also serves a machine without a GPU.
+        the frozen config; its MODEL.DEVICE may still be "auto", so that the saved config also
+        works on a machine without a GPU.
 
     Raises:
-        UserError: something in what the user gave is wrong; see the message.
+        UserError: an argument, the config, a data set or a checkpoint is invalid.
     """
     cfg = load_config(args.config_file, args.opts)
     device = resolve_device(cfg.MODEL.DEVICE)
@@ -68,15 +67,21 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
     if comm.is_main_process():
         check_detectron2()
-    _settle_seed(cfg, args)
-    scale_to_batch(cfg)
+    _resolve_seed(cfg, args)
+    scale_schedule(cfg)
     prepare_datasets(cfg)
+    if check_data is None and cfg.DATA_CHECK != "off":
+        logger.info(
+            f"DATA_CHECK is '{cfg.DATA_CHECK}', but setup() got no data check: the data sets are "
+            "not checked before the run"
+        )
     names = check_datasets(cfg, args, check_data=check_data)
     if not args.eval_only:
         check_classes_watched(cfg, names)
-        settle_class_weights(cfg, names)
+        resolve_class_weights(cfg, names)
     cfg.freeze()
     default_setup(cfg, args)
+    logger.info(f"Full log: {Path(cfg.OUTPUT_DIR) / 'log.txt'}")
     _log_device(device, cfg.MODEL.DEVICE)
     _log_classes(names, cfg)
     return cfg
@@ -84,32 +89,32 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
 
 def _require_writable(output_dir: str) -> None:
     if not output_dir:
-        raise UserError("OUTPUT_DIR is empty: name a folder")
+        raise UserError("OUTPUT_DIR is empty: set it to a folder")
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
         raise UserError(
-            f"output folder '{output_dir}' is not writable ({error.strerror}): set OUTPUT_DIR"
+            f"output folder '{output_dir}' is not writable ({reason(error)}): set OUTPUT_DIR"
         ) from error
 
 
-def _settle_seed(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Puts a number into SEED where it is -1: that of the run to resume, or a drawn one."""
+def _resolve_seed(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Replaces SEED -1 by the seed of the run to resume, or by a random one."""
     if cfg.SEED >= 0:
         return
     stored = read_seed(Path(cfg.OUTPUT_DIR)) if args.resume and comm.is_main_process() else None
-    drawn = stored if stored is not None else secrets.randbelow(2**31)
-    cfg.SEED = comm.all_gather(drawn)[0]
-    origin = "that of the checkpoint" if stored is not None else "drawn"
-    logger.info(f"SEED -1: {cfg.SEED}, {origin}; SEED {cfg.SEED} gives the same run again")
+    seed = stored if stored is not None else secrets.randbelow(2**31)
+    cfg.SEED = comm.all_gather(seed)[0]
+    origin = "from the checkpoint" if stored is not None else "chosen at random"
+    logger.info(f"SEED -1: {cfg.SEED}, {origin}; SEED {cfg.SEED} repeats this run")
 
 
 def prepare_datasets(cfg: CfgNode) -> None:
-    """Draws the generated data set where the config asks for it; registers those by folder."""
+    """Generates the data set of DATASETS.SHAPES if enabled; registers data sets by folder."""
     shapes = cfg.DATASETS.SHAPES
-    # One process a machine draws; the others wait for its files.
+    # One process per machine draws; the others wait for its files.
     if shapes.ENABLED and comm.get_local_rank() == 0:
         generate_shapes(
             dataset_root(),
@@ -125,13 +130,15 @@ def prepare_datasets(cfg: CfgNode) -> None:
     register_folder_datasets()
 
 
-def _log_device(device: str, asked: str) -> None:
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
-    threads = f"{torch.get_num_threads()} threads" if device == "cpu" else name
+def _log_device(device: str, requested: str) -> None:
+    is_cuda = device.startswith("cuda")
+    hardware = (
+        torch.cuda.get_device_name(device) if is_cuda else f"{torch.get_num_threads()} threads"
+    )
     why = ""
-    if asked == "auto":
-        why = "; MODEL.DEVICE auto: " + ("CUDA found" if name else "no CUDA found")
-    logger.info(f"Device: {device} ({threads}{why})")
+    if requested == "auto":
+        why = "; MODEL.DEVICE auto: " + ("CUDA found" if is_cuda else "no CUDA found")
+    logger.info(f"Device: {device} ({hardware}{why})")
 
 
 def _log_classes(names: list[str], cfg: CfgNode) -> None:

@@ -1,4 +1,4 @@
-"""Ending a run between two steps: on a signal, or because one of its processes has to."""
+"""Ends a run between two steps: on a signal, or because one of its processes has to end."""
 
 import os
 import signal
@@ -11,80 +11,79 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-# The exit codes of a run beside 0 and UserError's; a signal's is 128 + its number: 130 and 143.
+# The exit code of a diverged run. That of a signal is 128 + its number: 130 or 143.
 DIVERGED = 3
 
 
-class Leave(SystemExit):
-    """Ends this process with an exit code when its weights are those of a whole step."""
+class Interrupt(SystemExit):
+    """Ends this process with an exit code, at a moment when its state is consistent."""
 
 
-class Stops:
-    """Notes SIGINT and SIGTERM, and lets all processes of a run stop at the same step.
+class StopSignals:
+    """Records SIGINT and SIGTERM, and lets all processes of a run stop at the same step.
 
-    The first signal asks for a stop, the second ends the process at once.
+    The first signal requests a stop, the second ends the process at once.
     """
 
     def __init__(self) -> None:
-        self.signal = 0
-        """The number of the signal that came, 0 as long as none did."""
+        self._signal = 0
         self._at_once = False
 
     @property
-    def code(self) -> int:
-        """The exit code that a signal asks for, 0 for none."""
-        return 128 + self.signal if self.signal else 0
+    def exit_code(self) -> int:
+        """The exit code that the received signal requests; 0 without a signal."""
+        return 128 + self._signal if self._signal else 0
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within, the signals are noted; afterwards they do what they did before."""
+    def recorded(self) -> Iterator[None]:
+        """Inside, signals are recorded; afterwards the previous handlers are back."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, self._note) for number in numbers]
+        handlers = [signal.signal(number, self._on_signal) for number in numbers]
         try:
             yield
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(numbers, handlers, strict=True):
                 signal.signal(number, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within, a signal leaves without waiting for the next step: between steps, that is.
+        """Inside, a signal raises Interrupt instead of waiting for the end of a step.
 
-        With several processes it waits after all, since the others would wait for this one.
+        With several processes it does wait, since the others would wait for this one.
         """
         if comm.get_world_size() > 1:
             yield
             return
         self._at_once = True
         try:
-            if self.code:
-                raise Leave(self.code)
+            if self.exit_code:
+                raise Interrupt(self.exit_code)
             yield
         finally:
             self._at_once = False
 
-    def agree(self, code: int) -> int:
-        """The largest exit code that any process has; every process must call it.
+    def agree(self, exit_code: int) -> int:
+        """The largest exit code of all processes; every process must call it.
 
         Args:
-            code: this process's own, 0 to go on.
+            exit_code: that of this process, 0 to continue.
         """
         if comm.get_world_size() == 1:
-            return code
-        largest = torch.tensor([code])
+            return exit_code
+        largest = torch.tensor([exit_code])
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=comm._get_global_gloo_group())
         return int(largest)
 
-    def _note(self, number: int, frame: Any) -> None:
-        if self.signal:
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signal:
             os._exit(128 + number)
-        self.signal = number
+        self._signal = number
         if comm.get_local_rank() == 0:
-            # print() might be what the signal interrupted.
+            # Not print(), since the signal may have interrupted one.
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: ending after this step; once more to end at once\n".encode())
+            os.write(2, f"\n{name}: stopping after this step; repeat it to stop now\n".encode())
         if self._at_once:
-            raise Leave(self.code)
+            raise Interrupt(self.exit_code)

@@ -1,5 +1,10 @@
-"""The evaluation of a run's test sets: figures, speed, and all that a report of them needs."""
+"""Evaluation on the test sets: metrics, speed, and everything that a report needs.
 
+An evaluation that was interrupted continues where it stopped, if nothing that its results depend on
+has changed since.
+"""
+
+import hashlib
 import json
 import logging
 import platform
@@ -13,71 +18,101 @@ from typing import Any
 import detectron2
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, print_csv_format
 from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from mask_rcnn_plus.data.build import leave_out
-from mask_rcnn_plus.engine.fingerprint import evaluation_fingerprint
+from mask_rcnn_plus.engine.console import LOG_ONLY
 from mask_rcnn_plus.evaluation import InferenceSpeed, Journal, run_inference
+from mask_rcnn_plus.optimization import OptimizedModel, optimize
 
 logger = logging.getLogger(__name__)
 
+_BLOCK = 1 << 20
+# Keys of TEST that do not change a model's results on an image.
+_NOT_IN_RESULTS = (
+    "BEST_METRIC",
+    "BOUNDARY_AP",
+    "EVAL_PERIOD",
+    "EXPECTED_RESULTS",
+    "PREVIEW_IMAGES",
+    "RESUME",
+)
+
+
+def evaluation_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model to evaluate: the given one, or an optimized copy if TEST.OPTIMIZE is enabled.
+
+    Args:
+        cfg: the config.
+        model: is not changed; may be wrapped for distributed training.
+
+    Raises:
+        UserError: the model's device does not support TEST.OPTIMIZE.DTYPE.
+    """
+    options = cfg.TEST.OPTIMIZE
+    if not options.ENABLED or isinstance(model, OptimizedModel):
+        return model
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return optimize(model, options.DTYPE, compile=options.COMPILE, cuda_graphs=options.CUDA_GRAPHS)
+
 
 def inference_folder(cfg: CfgNode, dataset_name: str) -> Path:
-    """Where the results on a test set lie."""
+    """The folder of the results on a test set."""
     return Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
 
 
 def evaluate_all(
     cfg: CfgNode,
-    model: torch.nn.Module,
+    model: nn.Module,
     evaluators: Sequence[DatasetEvaluator],
     build_loader: Callable[[CfgNode, str], DataLoader],
 ) -> dict[str, Any]:
-    """Evaluates on every data set of DATASETS.TEST and logs the figures and the speed.
+    """Evaluates on every data set of DATASETS.TEST and logs the metrics and the speed.
 
-    Into ``OUTPUT_DIR/inference/<data set>`` go metrics.json (the figures and the speed),
-    evaluation.json (what was evaluated, on what, by which versions) and what the evaluators write.
+    Writes into ``OUTPUT_DIR/inference/<data set>``: metrics.json (metrics and speed),
+    evaluation.json (the config, the data set and the versions), and the evaluators' files.
 
     Args:
         cfg: the config.
-        model: a model that holds the weights to evaluate.
-        evaluators: one for each data set.
-        build_loader: of the batches of a data set.
+        model: the model to evaluate.
+        evaluators: one per data set.
+        build_loader: builds the loader of a data set.
 
     Returns:
-        of the main process: task -> metric -> value for a single data set, else the same below
-        each data set's name. Of others: empty dicts.
+        in the main process: task -> metric -> value for a single data set, otherwise data set ->
+        task -> metric -> value. In other processes: empty dicts.
     """
     names = cfg.DATASETS.TEST
     results: OrderedDict[str, Any] = OrderedDict()
     for name, evaluator in zip(names, evaluators, strict=True):
-        folder = inference_folder(cfg, name)
-        loader = build_loader(cfg, name)
-        loader, journal = _go_on(cfg, model, name, loader, evaluator)
+        loader, journal = _resume(cfg, model, name, build_loader(cfg, name), evaluator)
         results[name], speed = run_inference(model, loader, evaluator, dataset_name=name)
         if comm.is_main_process():
-            logger.info(f"Evaluation results for {name} in csv format:")
+            logger.info(f"Evaluation results for {name} in csv format:", extra=LOG_ONLY)
             print_csv_format(results[name])
             logger.info(f"Speed on {name}:\n{speed.table()}")
-            _write(folder, cfg, name, results[name], speed)
+            _write(inference_folder(cfg, name), cfg, name, results[name], speed)
         if journal is not None:
             journal.remove()
     return results[names[0]] if len(names) == 1 else results
 
 
-def _go_on(
+def _resume(
     cfg: CfgNode,
-    model: torch.nn.Module,
+    model: nn.Module,
     name: str,
     loader: DataLoader,
     evaluator: DatasetEvaluator,
 ) -> tuple[DataLoader, Journal | None]:
-    """The loader of what is still to do, and the journal of what is done; None without one."""
+    """A loader of the remaining images, and the journal of the others; None without a journal."""
     parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-    # An evaluator that does not read the journal would judge a part of the images alone.
+    # An evaluator that does not read the journal would only see the remaining images.
     if not cfg.TEST.RESUME or not all(hasattr(part, "journal") for part in parts):
         return loader, None
     fingerprint = evaluation_fingerprint(cfg, model, name)
@@ -87,8 +122,8 @@ def _go_on(
         return loader, None
     if journal.done:
         logger.info(
-            f"Going on with the evaluation on {name} that was interrupted: "
-            f"{len(journal.done)} images are done (TEST.RESUME False starts anew)"
+            f"Continuing the interrupted evaluation on {name}: {len(journal.done)} images are done "
+            "(TEST.RESUME False starts again)"
         )
     for part in parts:
         part.journal = journal
@@ -99,15 +134,15 @@ def _write(
     folder: Path, cfg: CfgNode, name: str, results: dict[str, Any], speed: InferenceSpeed
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {**results, "speed": speed.to_dict()}
-    (folder / "metrics.json").write_text(json.dumps(figures, indent=1))
-    about = MetadataCatalog.get(name)
-    ids = about.get("thing_dataset_id_to_contiguous_id") or {}
-    facts = {
+    metrics = {**results, "speed": speed.to_dict()}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    meta = MetadataCatalog.get(name)
+    ids = meta.get("thing_dataset_id_to_contiguous_id") or {}
+    evaluation = {
         "data_set": name,
-        "json_file": _absolute(about.get("json_file")),
-        "image_root": _absolute(about.get("image_root")),
-        "class_names": list(about.get("thing_classes") or []),
+        "json_file": _absolute(meta.get("json_file")),
+        "image_root": _absolute(meta.get("image_root")),
+        "class_names": list(meta.get("thing_classes") or []),
         "category_ids": sorted(ids, key=ids.__getitem__),
         "weights": cfg.MODEL.WEIGHTS,
         "detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
@@ -116,7 +151,7 @@ def _write(
         "versions": _versions(),
         "config": cfg.dump(),
     }
-    (folder / "evaluation.json").write_text(json.dumps(facts, indent=1))
+    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
 
 
 def _absolute(path: str | None) -> str | None:
@@ -124,10 +159,69 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"Python": platform.python_version(), "detectron2": detectron2.__version__}
-    for package in ("mask-rcnn-plus", "torch", "torchvision", "numpy", "faster-coco-eval"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return {**found, "system": f"{platform.system()} {platform.machine()}"}
+    packages = ("mask-rcnn-plus", "torch", "torchvision", "numpy", "faster-coco-eval")
+    return {
+        "Python": platform.python_version(),
+        "detectron2": detectron2.__version__,
+        **{package: _version(package) or "not installed as a package" for package in packages},
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def evaluation_fingerprint(cfg: CfgNode, model: nn.Module, name: str) -> str:
+    """A SHA-256 of everything that a model's results on the images of a data set depend on.
+
+    These are the weights, the relevant parts of the config, the json file, the name, size and
+    modification time of each image file, and the versions of torch, detectron2 and this package.
+    Images are not read.
+
+    Args:
+        cfg: the config.
+        model: with the weights to evaluate.
+        name: a registered data set.
+    """
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        digest.update(json.dumps(value).encode())
+
+    for key, tensor in sorted(model.state_dict().items()):
+        add([key, str(tensor.dtype), list(tensor.shape)])
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    add(_relevant_settings(cfg))
+    json_file = MetadataCatalog.get(name).get("json_file")
+    if json_file and Path(json_file).is_file():
+        with Path(json_file).open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    for record in DatasetCatalog.get(name):
+        path = record.get("file_name")
+        add([record.get("image_id"), path, _file_stamp(path)])
+    packages = ("pb1-detectron2", "detectron2", "mask-rcnn-plus")
+    add([torch.__version__, *map(_version, packages)])
+    return digest.hexdigest()
+
+
+def _relevant_settings(cfg: CfgNode) -> list[str]:
+    """The parts of a config that determine what a model detects in an image."""
+    model, test = cfg.MODEL.clone(), cfg.TEST.clone()
+    for node, keys in ((model, ("WEIGHTS",)), (test, _NOT_IN_RESULTS)):
+        node.defrost()
+        for key in keys:
+            node.pop(key, None)
+    return [model.dump(), test.dump(), cfg.INPUT.dump(), cfg.DATASETS.dump()]
+
+
+def _file_stamp(path: str | None) -> list[int]:
+    try:
+        status = Path(path or "").stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]

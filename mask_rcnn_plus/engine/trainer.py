@@ -1,7 +1,8 @@
-"""detectron2's DefaultTrainer, with this project's evaluation, checkpoints and console."""
+"""detectron2's DefaultTrainer with this project's evaluation, checkpoints and console."""
 
 import logging
 import sys
+import time
 import warnings
 import weakref
 from pathlib import Path
@@ -20,12 +21,11 @@ from mask_rcnn_plus.engine import freezing, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer, check_run_state
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
-from mask_rcnn_plus.engine.evaluating import for_evaluation
-from mask_rcnn_plus.engine.hooks import extended
+from mask_rcnn_plus.engine.hooks import extend_hooks
 from mask_rcnn_plus.engine.optimizer import build_optimizer
 from mask_rcnn_plus.engine.steps import Steps, amp_dtype
-from mask_rcnn_plus.engine.stops import DIVERGED, Leave, Stops
-from mask_rcnn_plus.engine.testing import evaluate_all, inference_folder
+from mask_rcnn_plus.engine.stops import DIVERGED, Interrupt, StopSignals
+from mask_rcnn_plus.engine.testing import evaluate_all, evaluation_model, inference_folder
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import PreviewWriter, build_coco_evaluator
 
@@ -33,29 +33,29 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains, evaluates and saves by a config; a run that is interrupted can go on exactly.
+    """Trains, evaluates and saves by a config; an interrupted run can resume exactly.
 
     Args:
         cfg: a frozen config from :func:`mask_rcnn_plus.engine.setup`.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self._stops = Stops()
+        self._signals = StopSignals()
         with warnings.catch_warnings():
-            # detectron2 makes a scaler for CUDA first, whatever the device.
+            # detectron2 first creates a gradient scaler for CUDA, whatever the device.
             warnings.filterwarnings("ignore", message=".*GradScaler")
             super().__init__(cfg)
-        of = self._trainer
+        stock = self._trainer
         self._trainer = Steps(
-            *(of.model, of.data_loader, of.optimizer),
+            stock.model,
+            stock.data_loader,
+            stock.optimizer,
             amp=amp_dtype(cfg),
             parts=cfg.SOLVER.ACCUMULATE_STEPS,
-            exact=cfg.SOLVER.ACCUMULATE_EXACT,
         )
-        freezing.hold(self.model, cfg.MODEL.FREEZE)
-        # How many iterations the weights have behind them, and how many with all their hooks.
+        freezing.freeze_mode(self.model, cfg.MODEL.FREEZE)
+        # Number of iterations that the weights have, and of those whose hooks have all run.
         self._steps_done = self._whole_steps = 0
-        self._batches.gate = self._gate
 
     @property
     def _batches(self) -> Batches:
@@ -63,12 +63,12 @@ class Trainer(DefaultTrainer):
 
     @property
     def finished(self) -> bool:
-        """Whether the last iteration is done, with all that follows it."""
+        """Whether the last iteration and its hooks are done."""
         return self._whole_steps >= self.max_iter
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
-        # DefaultTrainer has just made a checkpointer, and the hooks are about to hold on to it.
+        # Replaces the checkpointer of DefaultTrainer before the hooks refer to it.
         self.checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
@@ -77,66 +77,91 @@ class Trainer(DefaultTrainer):
             keep=cfg.SOLVER.KEEP_CHECKPOINTS,
             trainer=weakref.proxy(self),
         )
-        return extended(
-            super().build_hooks(), cfg, checkpointer=self.checkpointer, stops=self._stops
+        return extend_hooks(
+            super().build_hooks(), cfg, checkpointer=self.checkpointer, signals=self._signals
         )
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Goes on from the newest sound checkpoint of the run, or loads MODEL.WEIGHTS."""
+        """Resumes from the newest sound checkpoint of the run, or loads MODEL.WEIGHTS."""
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if self.checkpointer.resumed:
             self.start_iter = self.iter + 1
 
     def train(self) -> Any:
-        """As detectron2's; when it has to end early, it saves what it has.
+        """Trains as detectron2's trainer; a run that ends early saves its last step.
 
         Raises:
-            UserError: the run cannot go on; its exit code says why.
-            Leave: a signal, or another process, ended it.
+            UserError: the run cannot continue; the exit code says why.
+            Interrupt: a signal or another process ended the run.
         """
         self._steps_done = self._whole_steps = self.start_iter
-        with self._stops.listening(), quiet_threads():
+        with self._signals.recorded(), quiet_threads():
             try:
-                self._save_final_if_due()
+                self._save_final_if_missing()
                 results = super().train()
-            except (Leave, UserError) as stop:
-                self._save_before(stop)
+            except (Interrupt, UserError) as end:
+                self._save_last_step(end)
                 raise
-            except OSError as error:  # by detectron2's writers of figures
+            except OSError as error:  # from detectron2's writers of metrics
                 if error.errno not in saving.NO_WRITING:
                     raise
                 raise saving.failure(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
         self._batches.report_bad()
         return results
 
-    def _save_final_if_due(self) -> None:
-        """Saves what a run did not live to save that was killed after its last periodic save."""
+    def _save_final_if_missing(self) -> None:
+        """Saves the final checkpoint of a run that was killed after its last periodic one."""
         last = Path(self.checkpointer.get_checkpoint_file()).name
         if self.checkpointer.resumed and self.finished and last != "model_final.pth":
             self.checkpointer.save("model_final", iteration=self._steps_done - 1)
 
     def before_step(self) -> None:
-        # A run that ends early lowers max_iter; detectron2's loop still counts to what it was.
+        # A run that ends early lowers max_iter, but the loop of detectron2 continues.
         if not self.finished:
             super().before_step()
 
     def run_step(self) -> None:
         if self.finished:
             return
+        start = time.perf_counter()
+        batch, problem = [], None
         try:
-            super().run_step()
+            batch = self._batches.fetch()
+        except UserError as error:
+            problem = error
+        data_time = time.perf_counter() - start
+        self._end_together(problem)
+        self._batches.begin_step(batch)
+        self._trainer.iter = self.iter
+        try:
+            self._trainer.train_on(batch, data_time)
         except FloatingPointError as error:
-            # The sum of all processes' losses, at the end of the step; else in the midst of one's.
+            # Either the sum of all processes' losses at the end of the step, or a value of this
+            # process in the middle of it.
             together = str(error).startswith("Loss became")
             raise self._diverged(str(error), together=together) from error
         self._steps_done = self.iter + 1
+
+    def _end_together(self, problem: UserError | None) -> None:
+        """Before each step, all processes compare exit codes: they all end, or none does.
+
+        Args:
+            problem: why this process cannot do the step; None if it can.
+        """
+        code = self._signals.agree(problem.exit_code if problem else self._signals.exit_code)
+        if code == DIVERGED:
+            comm.gather(self._last_step())
+        if problem:
+            raise problem
+        if code:
+            raise Interrupt(code)
 
     def after_step(self) -> None:
         if self.finished:
             return
         try:
             super().after_step()
-        except FloatingPointError as error:  # by the checkpointer
+        except FloatingPointError as error:  # from the checkpointer
             raise self._diverged(str(error), together=True) from error
         self._whole_steps = self._steps_done
 
@@ -147,15 +172,15 @@ class Trainer(DefaultTrainer):
         try:
             super().after_train()
         except OSError:
-            # Where nothing can be written, neither can the last figures; what ends the run counts.
-            if not isinstance(reason, UserError | Leave | OSError):
+            # On a full disk the last metrics cannot be written either; report the first error.
+            if not isinstance(reason, UserError | Interrupt | OSError):
                 raise
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        # detectron2 0.6 forgets the optimiser here, and with it the momentum.
+        # detectron2 0.6 leaves out the optimizer, and with it the momentum.
         state.setdefault("_trainer", self._trainer.state_dict())
-        # After a step that was not done, or after the last, detectron2's count is one too many.
+        # detectron2's number is one too many after an interrupted step, and after the last one.
         state["iteration"] = self._steps_done - 1
         state["data"] = self._batches.state_dict()
         return state
@@ -163,37 +188,32 @@ class Trainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         check_run_state(state_dict, optimizer=self.optimizer, name=self.cfg.SOLVER.OPTIMIZER)
         super().load_state_dict(state_dict)
-        if "_trainer" in state_dict:  # absent in a checkpoint of detectron2 0.6's own trainer
+        if "_trainer" in state_dict:  # missing in checkpoints of detectron2 0.6
             self._trainer.load_state_dict(state_dict["_trainer"])
-        # Absent in a checkpoint of detectron2's.
+        # Missing in checkpoints of detectron2.
         data = state_dict.get("data", {})
         seed = data.get("seed") if self.cfg.SEED < 0 else None
         self._batches.start(step=self.iter + 1, images=data.get("images"), seed=seed)
         self._batches.bad = dict(data.get("bad", {}))
         if data.get("seed", self._batches.seed) != self._batches.seed:
             logger.warning(
-                f"SEED is {self._batches.seed}, and the run began with {data['seed']}: it goes on "
-                "with other images and draws"
+                f"SEED is {self._batches.seed}, but the run began with {data['seed']}: the images "
+                "and random draws will differ"
             )
 
-    def _gate(self, fault: UserError | None) -> None:
-        """Between two steps: ends this process if it, or any other, has to."""
-        code = self._stops.agree(fault.exit_code if fault else self._stops.code)
-        if code == DIVERGED:
-            comm.gather(self._step())
-        if fault:
-            raise fault
-        if code:
-            raise Leave(code)
-
-    def _step(self) -> Step:
-        return Step(self._batches.latest, self._batches.step_words, amp_dtype(self.cfg))
+    def _last_step(self) -> Step:
+        return Step(self._batches.current, self._batches.step_seed, amp_dtype(self.cfg))
 
     def _diverged(self, what: str, *, together: bool) -> DivergedError:
-        """Finds out and says what is known, with the help of processes that are at the gate."""
-        steps = [self._step()]
+        """Describes a divergence.
+
+        Args:
+            what: the value that is not finite.
+            together: the other processes have finished the step, so that they can take part.
+        """
+        steps = [self._last_step()]
         if together and comm.get_world_size() > 1:
-            self._stops.agree(DIVERGED)
+            self._signals.agree(DIVERGED)
             steps = comm.gather(steps[0])
         return report(
             getattr(self.model, "module", self.model),
@@ -206,11 +226,11 @@ class Trainer(DefaultTrainer):
             path=Path(self.cfg.OUTPUT_DIR) / f"divergence{comm.get_rank() or ''}.pt",
         )
 
-    def _save_before(self, stop: Leave | UserError) -> None:
-        """Saves the last whole step, unless it is saved or what ends the run forbids it."""
-        if isinstance(stop, saving.SaveError) and comm.get_world_size() > 1:
-            self._stops.agree(stop.exit_code)
-        code = stop.code if isinstance(stop, Leave) else stop.exit_code
+    def _save_last_step(self, end: Interrupt | UserError) -> None:
+        """Saves the last finished step, unless it is saved already or must not be."""
+        if isinstance(end, saving.SaveError) and comm.get_world_size() > 1:
+            self._signals.agree(end.exit_code)
+        code = end.code if isinstance(end, Interrupt) else end.exit_code
         if code in (DIVERGED, saving.SaveError.exit_code) or not comm.is_main_process():
             return
         last = self._steps_done - 1
@@ -219,13 +239,13 @@ class Trainer(DefaultTrainer):
                 self.checkpointer.save(f"model_{last:07d}", iteration=last)
             except FloatingPointError as error:
                 raise self._diverged(str(error), together=False) from error
-        if isinstance(stop, Leave):
+        if isinstance(end, Interrupt):
             saved = Path(self.checkpointer.get_checkpoint_file()).name or "nothing saved yet"
             sys.stderr.write(f"stopped after {last + 1} iterations ({saved}); see --resume\n")
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
-        """detectron2's, without gradients for what MODEL.FREEZE names."""
+        """Builds detectron2's model, and freezes the parameters of MODEL.FREEZE."""
         model = super().build_model(cfg)
         freezing.freeze(model, cfg.MODEL.FREEZE)
         return model
@@ -236,7 +256,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Batches:
-        """The batches of the config, from its SEED."""
+        """Builds the training batches of the config, in the order of its SEED."""
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         return build_train_batches(cfg, build_train_mapper(cfg), seed=seed)
 
@@ -244,7 +264,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """The COCO evaluator, and what draws the preview where TEST.PREVIEW_IMAGES asks for one."""
+        """Builds the COCO evaluator, and the preview writer if TEST.PREVIEW_IMAGES is above 0."""
         evaluators: list[DatasetEvaluator] = [
             build_coco_evaluator(
                 dataset_name,
@@ -267,20 +287,20 @@ class Trainer(DefaultTrainer):
         model: torch.nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> dict[str, Any]:
-        """Evaluates on every data set of DATASETS.TEST and logs the figures and the speed.
+        """Evaluates on every data set of DATASETS.TEST and logs the metrics and the speed.
 
-        Both are also written into ``OUTPUT_DIR/inference/<data set>``; see ``testing.py``.
+        Also writes both into ``OUTPUT_DIR/inference/<data set>``; see ``testing.py``.
 
         Args:
             cfg: the config.
-            model: a model that holds the weights to evaluate; with TEST.OPTIMIZE a copy is.
-            evaluators: one for each data set; by default what ``build_evaluator`` gives.
+            model: the model to evaluate; with TEST.OPTIMIZE an optimized copy is evaluated.
+            evaluators: one per data set; by default those of ``build_evaluator``.
 
         Returns:
-            of the main process: task -> metric -> value for a single data set, else the same below
-            each data set's name. Of others: empty dicts.
+            in the main process: task -> metric -> value for a single data set, otherwise data set
+            -> task -> metric -> value. In other processes: empty dicts.
         """
-        model = for_evaluation(cfg, model)
+        model = evaluation_model(cfg, model)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         elif isinstance(evaluators, DatasetEvaluator):

@@ -1,4 +1,4 @@
-"""The training losses on images that are not trained on."""
+"""The training losses on images of the test sets."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +14,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from mask_rcnn_plus.data import NamingMapper, PolygonMapper
-from mask_rcnn_plus.data.draws import seed_all
-from mask_rcnn_plus.engine.freezing import draws_or_counts
+from mask_rcnn_plus.data.seeding import seed_all
+from mask_rcnn_plus.engine.freezing import stateful_modules
 from mask_rcnn_plus.engine.steps import AMP_DTYPES, amp_dtype
 
 NAME = "validation"
@@ -23,17 +23,17 @@ TOTAL = "total_loss"
 
 
 class ValidationLoss:
-    """Measures the losses of a model image by image, and leaves it as it was.
+    """Measures the losses of a model image by image, without changing the model.
 
-    The mean over images is that of batches of one image. Norms and dropout work as in evaluation.
-    What is drawn (the sample of anchors and RoIs) depends on the image's place alone, so that two
-    measurements differ by the weights alone, whatever the number of processes.
+    The result is the mean over images, each a batch of its own. Norms and dropout work as in
+    evaluation. The random sample of anchors and RoIs depends only on the image, so two measurements
+    differ only because of the weights, whatever the number of processes.
 
     Args:
         records: data set -> its images, in detectron2's format.
-        mapper: from a record to a sample with ``instances``.
-        images: how many of each data set, evenly spaced; 0 for all.
-        amp: in which mixed precision, of ``AMP_DTYPES``; "" for none.
+        mapper: makes a sample with ``instances`` from a record.
+        images: how many images per data set, evenly spaced; 0 for all.
+        amp: the mixed precision, a key of ``AMP_DTYPES``; "" for none.
     """
 
     def __init__(
@@ -53,29 +53,29 @@ class ValidationLoss:
         """The mean of each loss, and of their sum; every process must call it.
 
         Args:
-            model: one that gives a mapping of losses in training mode; it may be wrapped for
-                distributed training.
+            model: returns a mapping of losses in training mode; it may be wrapped for distributed
+                training.
 
         Returns:
-            as "validation/loss_cls", with several data sets "validation/NAME/loss_cls"; the same in
-            all processes.
+            such as "validation/loss_cls", or "validation/NAME/loss_cls" with several data sets; the
+            same in all processes.
 
         Raises:
             UserError: an image cannot be used.
         """
         model = getattr(model, "module", model)
-        figures = {}
+        metrics = {}
         with _measuring(model):
             for name, records in self._records.items():
                 means = self._means(model, name, records)
                 prefix = self._prefix(name)
-                figures.update({f"{prefix}{loss}": value for loss, value in means.items()})
-        return figures
+                metrics.update({f"{prefix}{loss}": value for loss, value in means.items()})
+        return metrics
 
-    def prefix_of(self, figure: str) -> str:
-        """What stands before the loss's name in a figure's, as "validation/"; "" if nothing."""
+    def prefix_of(self, metric: str) -> str:
+        """The part of a metric's name before the loss, such as "validation/"; "" if none."""
         prefixes = map(self._prefix, self._records)
-        return next((prefix for prefix in prefixes if figure.startswith(prefix)), "")
+        return next((prefix for prefix in prefixes if metric.startswith(prefix)), "")
 
     def _prefix(self, name: str) -> str:
         return f"{NAME}/" if len(self._records) == 1 else f"{NAME}/{name}/"
@@ -83,28 +83,29 @@ class ValidationLoss:
     def _means(
         self, model: nn.Module, name: str, records: Sequence[dict[str, Any]]
     ) -> dict[str, float]:
-        places = _spread(len(records), self._images)
+        indices = _evenly_spaced(len(records), self._images)
         device = next(model.parameters()).device.type
         dtype = AMP_DTYPES.get(self._amp)
         own: dict[int, dict[str, float]] = {}
-        for place in places[comm.get_rank() :: comm.get_world_size()]:
-            seed_all(NAME, name, place)
-            sample = self._mapper(records[place])
+        for index in indices[comm.get_rank() :: comm.get_world_size()]:
+            seed_all(NAME, name, index)
+            sample = self._mapper(records[index])
             with torch.autocast(device, dtype, enabled=dtype is not None):
                 losses = model([sample])
-            own[place] = {loss: float(value) for loss, value in losses.items()}
-        every = {place: losses for share in comm.all_gather(own) for place, losses in share.items()}
+            own[index] = {loss: float(value) for loss, value in losses.items()}
+        shares = comm.all_gather(own)
+        by_image = {index: losses for share in shares for index, losses in share.items()}
         sums: dict[str, float] = defaultdict(float)
-        # In the order of the images, so that the last bit does not depend on who measured which.
-        for place in sorted(every):
-            for loss, value in every[place].items():
+        # In the order of the images: rounding must not depend on which process measured what.
+        for index in sorted(by_image):
+            for loss, value in by_image[index].items():
                 sums[loss] += value
-            sums[TOTAL] += sum(every[place].values())
-        return {loss: value / len(every) for loss, value in sums.items()}
+            sums[TOTAL] += sum(by_image[index].values())
+        return {loss: value / len(by_image) for loss, value in sums.items()}
 
 
 def build_validation(cfg: CfgNode) -> ValidationLoss:
-    """What measures the losses on DATASETS.TEST as a config says."""
+    """Builds the measurement of the losses on DATASETS.TEST."""
     mapper: Callable[[dict[str, Any]], Any] = DatasetMapper(
         cfg, is_train=True, augmentations=build_augmentation(cfg, False), recompute_boxes=False
     )
@@ -113,9 +114,9 @@ def build_validation(cfg: CfgNode) -> ValidationLoss:
     files = cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else ()
     records = {
         name: get_detection_dataset_dicts(
-            name, filter_empty=False, proposal_files=[files[place]] if files else None
+            name, filter_empty=False, proposal_files=[files[index]] if files else None
         )
-        for place, name in enumerate(cfg.DATASETS.TEST)
+        for index, name in enumerate(cfg.DATASETS.TEST)
     }
     return ValidationLoss(
         records,
@@ -127,28 +128,28 @@ def build_validation(cfg: CfgNode) -> ValidationLoss:
 
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[None]:
-    """Training mode but for what draws or counts; afterwards each module is as it was."""
-    before = {module: _numbers(module) for module in model.modules()}
+    """Training mode, except for norms and dropout; afterwards each module is as before."""
+    before = {module: _number_attributes(module) for module in model.modules()}
     model.train()
-    for _, module in draws_or_counts(model):
+    for _, module in stateful_modules(model):
         module.eval()
     try:
-        # What the heads log belongs to no iteration.
+        # A storage of its own: what the heads log belongs to no iteration.
         with torch.no_grad(), EventStorage():
             yield
     finally:
         for module, numbers in before.items():
-            for name in _numbers(module).keys() - numbers.keys():
+            for name in _number_attributes(module).keys() - numbers.keys():
                 delattr(module, name)
             vars(module).update(numbers)
 
 
-def _numbers(module: nn.Module) -> dict[str, Any]:
-    """Its mode, and what it may count outside its buffers (RetinaNet's normalizer)."""
+def _number_attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's mode, and what it counts outside its buffers (RetinaNet's normalizer)."""
     return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float)}
 
 
-def _spread(total: int, count: int) -> list[int]:
-    """``count`` places evenly spaced over ``total``, the middles of equal parts; 0 is all."""
+def _evenly_spaced(total: int, count: int) -> list[int]:
+    """``count`` indices below ``total``, the middles of equal parts; all for 0."""
     count = min(count, total) or total
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]

@@ -15,7 +15,7 @@ from mask_rcnn_plus.data import build_train_mapper
 from mask_rcnn_plus.data.anchors import Anchors, best_ious, coverage, fit
 from mask_rcnn_plus.data.augmentation import build_augmentations
 from mask_rcnn_plus.data.box_sizes import SeenBoxes, seen_boxes
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 
 
 def record(boxes: list[list[float]], size: tuple[int, int] = (40, 60)) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mask_rcnn_plus.data.augmentation import (
     ScaleJitter,
     build_augmentations,
 )
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 
 HEIGHT, WIDTH = 40, 60
 

@@ -1,4 +1,4 @@
-"""The training batches that a config describes."""
+"""The training batches of a config."""
 
 import itertools
 import logging
@@ -14,7 +14,7 @@ from mask_rcnn_plus.data import build_train_batches
 
 @pytest.fixture
 def rare(root: Any) -> Any:
-    """A config over ten images: class 0 in each of them, class 1 in the last alone."""
+    """A config with ten images: class 0 in all of them, class 1 only in the last one."""
 
     def records() -> list[dict[str, Any]]:
         return [
@@ -37,26 +37,26 @@ def rare(root: Any) -> Any:
     return cfg
 
 
-def test_images_of_a_rare_class_come_as_often_as_its_factor(
+def test_images_of_a_rare_class_occur_as_often_as_its_factor(
     rare: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # In a tenth of the images: sqrt(0.4 / 0.1) is twice an epoch, of 11 images then.
+    # In a tenth of the images: sqrt(0.4 / 0.1) is twice per epoch of 11 images.
     rare.DATALOADER.REPEAT_THRESHOLD = 0.4
     with caplog.at_level(logging.INFO, "mask_rcnn_plus"):
         batches = build_train_batches(rare, lambda record: record["file_name"], seed=0)
-    assert "An epoch has 11 images on average: 1 of 10 come more than once" in caplog.text
+    assert "An epoch has 11 images on average: 1 of 10 occur more than once" in caplog.text
     names = [name for (name,) in itertools.islice(batches, 110)]
     expected = {str(number): 20 if number == 9 else 10 for number in range(10)}
     assert Counter(names) == expected
-    # From any step on the same.
+    # The same when it begins at a later step.
     later = build_train_batches(rare, lambda record: record["file_name"], seed=0)
     later.start(step=37)
     assert [name for (name,) in itertools.islice(later, 73)] == names[37:]
 
 
-def test_a_threshold_that_repeats_nothing_is_warned_of(
+def test_a_threshold_that_repeats_nothing_logs_a_warning(
     rare: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rare.DATALOADER.REPEAT_THRESHOLD = 0.1  # that of the rarer class
+    rare.DATALOADER.REPEAT_THRESHOLD = 0.1  # the share of the rarer class
     build_train_batches(rare, lambda record: record, seed=0)
     assert "repeats no image: DATALOADER.REPEAT_THRESHOLD is 0.1" in caplog.text

@@ -8,9 +8,8 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 
 from mask_rcnn_plus.data.copy_paste import CopyPaste, paste
-from mask_rcnn_plus.data.draws import seed_all
-from mask_rcnn_plus.data.samples import Samples
-from mask_rcnn_plus.data.sampling import Order
+from mask_rcnn_plus.data.sampling import SampleOrder, Samples
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.errors import UserError
 
 
@@ -157,7 +156,7 @@ def test_a_sample_depends_on_its_position_alone_and_half_get_objects() -> None:
         samples = Samples(
             records,
             mapper,
-            Order(8, seed=3),
+            SampleOrder(8, seed=3),
             copy_paste=CopyPaste(probability=probability, max_objects=2),
         )
         made, refused = samples[position, 1]
@@ -184,11 +183,11 @@ def test_an_image_that_cannot_be_pasted_from_is_named_and_replaced() -> None:
         return sample((6, 6), record["number"], [(0, 0, 2, 2)])
 
     pasting = CopyPaste(probability=1, max_objects=1)
-    samples = Samples(records, mapper, Order(3, seed=0), max_bad=1, copy_paste=pasting)
+    samples = Samples(records, mapper, SampleOrder(3, seed=0), max_bad=1, copy_paste=pasting)
     notes = [samples[position, 0][1] for position in range(30)]
     reason = ("2.png", "image '2.png' cannot be used")
     assert {note for found in notes for note in found} == {reason}
     assert any(not found for found in notes)
-    strict = Samples(records, mapper, Order(3, seed=0), copy_paste=pasting)
+    strict = Samples(records, mapper, SampleOrder(3, seed=0), copy_paste=pasting)
     with pytest.raises(UserError, match=r"2\.png"):
         [strict[position, 0] for position in range(30)]

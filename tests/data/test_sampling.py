@@ -1,4 +1,4 @@
-"""The order of the training images: one sequence, whoever asks and wherever they enter."""
+"""The order of the training images: the same from any position, in any number of processes."""
 
 import itertools
 from collections import Counter
@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mask_rcnn_plus.data.sampling import Lots, Order
+from mask_rcnn_plus.data.sampling import BatchIndices, SampleOrder
 
 
 def take(iterable, count: int) -> list:
@@ -14,14 +14,14 @@ def take(iterable, count: int) -> list:
 
 
 ORDERS = {
-    "plain": lambda seed: Order(7, seed=seed),
-    "subset": lambda seed: Order(10, seed=seed, subset_ratio=0.5),
-    "repeated": lambda seed: Order(5, seed=seed, repeat_factors=[1, 1.5, 2.25, 3, 1]),
+    "plain": lambda seed: SampleOrder(7, seed=seed),
+    "subset": lambda seed: SampleOrder(10, seed=seed, subset_ratio=0.5),
+    "repeated": lambda seed: SampleOrder(5, seed=seed, repeat_factors=[1, 1.5, 2.25, 3, 1]),
 }
 
 
 @pytest.mark.parametrize("kind", ORDERS)
-def test_the_order_can_be_entered_anywhere(kind: str) -> None:
+def test_the_order_can_begin_anywhere(kind: str) -> None:
     whole = take(ORDERS[kind](3).walk(), 60)
     assert [position for position, _ in whole] == list(range(60))
     for start in range(31):
@@ -30,14 +30,14 @@ def test_the_order_can_be_entered_anywhere(kind: str) -> None:
 
 
 def test_an_epoch_has_each_image_once_and_epochs_differ() -> None:
-    indices = [index for _, index in take(Order(50, seed=0).walk(), 150)]
+    indices = [index for _, index in take(SampleOrder(50, seed=0).walk(), 150)]
     epochs = [indices[at : at + 50] for at in (0, 50, 100)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(50))
 
 
-def test_a_subset_stays_the_same_and_its_substitutes_are_of_it() -> None:
-    order = Order(100, seed=1, subset_ratio=0.2)
+def test_a_subset_and_its_substitutes_stay_the_same() -> None:
+    order = SampleOrder(100, seed=1, subset_ratio=0.2)
     subset = {index for _, index in take(order.walk(), 20)}
     assert len(subset) == 20
     assert {index for _, index in take(order.walk(20), 200)} == subset
@@ -46,8 +46,8 @@ def test_a_subset_stays_the_same_and_its_substitutes_are_of_it() -> None:
 
 
 def test_repeat_factors_are_met_on_average() -> None:
-    order = Order(4, seed=0, repeat_factors=[1, 1.5, 2, 3.25])
-    # 7.75 images an epoch on average.
+    order = SampleOrder(4, seed=0, repeat_factors=[1, 1.5, 2, 3.25])
+    # 7.75 images per epoch on average.
     counts = Counter(index for _, index in take(order.walk(), 7750))
     for index, factor in enumerate([1, 1.5, 2, 3.25]):
         assert counts[index] == pytest.approx(1000 * factor, rel=0.05)
@@ -57,27 +57,31 @@ PORTRAIT = np.array([True, False, False, True, False, True, False])
 
 
 @pytest.mark.parametrize("portrait", [None, PORTRAIT])
-def test_processes_share_the_lots_of_one(portrait: np.ndarray | None) -> None:
-    def lots(rank: int, world_size: int, start: int = 0) -> list:
-        result = Lots(
-            Order(7, seed=5), lot_size=2, portrait=portrait, rank=rank, world_size=world_size
+def test_processes_share_the_batches_of_one_process(portrait: np.ndarray | None) -> None:
+    def batches(rank: int, world_size: int, start: int = 0) -> list:
+        result = BatchIndices(
+            SampleOrder(7, seed=5),
+            batch_size=2,
+            portrait=portrait,
+            rank=rank,
+            world_size=world_size,
         )
         result.start = start
         return take(result, 12)
 
-    alone = take(Lots(Order(7, seed=5), lot_size=2, portrait=portrait), 36)
+    alone = take(BatchIndices(SampleOrder(7, seed=5), batch_size=2, portrait=portrait), 36)
     for rank in range(3):
-        assert lots(rank, 3) == alone[rank::3]
-        # After 4 iterations of 3 processes and 2 images each.
-        assert lots(rank, 3, start=24)[:8] == alone[rank::3][4:]
+        assert batches(rank, 3) == alone[rank::3]
+        # After 4 iterations of 3 processes with 2 images each.
+        assert batches(rank, 3, start=24)[:8] == alone[rank::3][4:]
 
 
-def test_lots_are_of_one_shape_and_lose_no_image() -> None:
-    lots = take(Lots(Order(7, seed=5), lot_size=3, portrait=PORTRAIT), 70)
-    assert all(len({bool(PORTRAIT[index]) for _, index in lot}) == 1 for lot in lots)
-    assert {len({bool(PORTRAIT[i]) for _, i in lot}) for lot in lots} == {1}
-    positions = sorted(position for lot in lots for position, _ in lot)
-    # All but the at most 2 + 2 that wait for others of their shape.
+def test_batches_have_images_of_one_shape_and_lose_none() -> None:
+    batches = take(BatchIndices(SampleOrder(7, seed=5), batch_size=3, portrait=PORTRAIT), 70)
+    assert all(len({bool(PORTRAIT[index]) for _, index in batch}) == 1 for batch in batches)
+    assert {len({bool(PORTRAIT[i]) for _, i in batch}) for batch in batches} == {1}
+    positions = sorted(position for batch in batches for position, _ in batch)
+    # Except at most 2 + 2 images that wait for others of their shape.
     assert len(set(positions)) == 210 and positions[-1] <= 213
-    order = dict(take(Order(7, seed=5).walk(), 214))
-    assert all(order[position] == index for lot in lots for position, index in lot)
+    order = dict(take(SampleOrder(7, seed=5).walk(), 214))
+    assert all(order[position] == index for batch in batches for position, index in batch)

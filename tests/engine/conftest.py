@@ -1,4 +1,4 @@
-"""A run whose model is so small that saving it many times is fast."""
+"""A run with a model so small that saving it repeatedly takes almost no time."""
 
 import copy
 import subprocess
@@ -11,7 +11,7 @@ import yaml
 from tests.conftest import TINY
 
 SMALL = copy.deepcopy(TINY)
-# ResNet-18 cannot be narrowed; this has 0.4 million parameters.
+# ResNet-18 cannot be made narrower; this ResNet-50 has 0.4 million parameters.
 SMALL["MODEL"]["RESNETS"] = {
     **TINY["MODEL"]["RESNETS"],
     "DEPTH": 50,
@@ -21,7 +21,7 @@ SMALL["MODEL"]["RESNETS"] = {
 }
 SMALL["MODEL"]["ROI_HEADS"]["BATCH_SIZE_PER_IMAGE"] = 8
 SMALL["INPUT"]["MIN_SIZE_TRAIN"] = [32, 40]
-# The step is so large that two runs which differ anywhere end far apart.
+# A large learning rate, so that any difference between two runs grows.
 SMALL["SOLVER"].update(BASE_LR=0.01, MAX_ITER=7, CHECKPOINT_PERIOD=2)
 SMALL["DATASETS"]["TEST"] = []
 SMALL["TEST"] = {"PREVIEW_IMAGES": 0}
@@ -29,7 +29,7 @@ SMALL["TEST"] = {"PREVIEW_IMAGES": 0}
 
 @pytest.fixture
 def small_config(tmp_path: Path, shapes: Path) -> Path:
-    """A config file of 7 iterations that are saved every 2, with nothing to evaluate."""
+    """A config file with 7 iterations, a checkpoint every 2, and no evaluation."""
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "OUTPUT_DIR": str(tmp_path / "output")}))
     return path

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, plain lines elsewhere."""
+"""The screen: a progress bar on a terminal, plain lines in a pipe."""
 
 import re
 from pathlib import Path

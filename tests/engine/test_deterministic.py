@@ -1,4 +1,4 @@
-"""Training the fused heads in torch's deterministic mode: the same weights twice, bit for bit."""
+"""Training in torch's deterministic mode: two runs give the same weights, bit for bit."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.memory import linux_only, run_alone
 def train(config: Path, output: Path) -> dict[str, torch.Tensor]:
     arguments = ["OUTPUT_DIR", str(output), "TEST.PREVIEW_IMAGES", "0", "DATASETS.TEST", "()"]
     arguments += ["MODEL.ROI_HEADS.NAME", "FusedROIHeads", "SOLVER.MAX_ITER", "6"]
-    # Large enough a step that two runs which differ anywhere end far apart.
+    # A large learning rate, so that any difference between two runs grows.
     arguments += ["SOLVER.BASE_LR", "0.01"]
     assert main(["--config-file", str(config), *arguments]) == 0
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
@@ -56,12 +56,10 @@ sys.exit(code)
 
 
 @linux_only
-def test_training_does_not_take_more_memory_as_it_goes_on(
-    tiny_config: Path, tmp_path: Path
-) -> None:
+def test_training_does_not_use_more_and_more_memory(tiny_config: Path, tmp_path: Path) -> None:
     arguments = ["OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.TEST", "()"]
     arguments += ["MODEL.ROI_HEADS.NAME", "FusedROIHeads", "SOLVER.MAX_ITER", "25"]
     printed = run_alone(WATCHED, "--config-file", str(tiny_config), *arguments)
     first, later = map(float, printed.splitlines()[-1].split()[1:])
-    # Some noise; 20 graphs, or gradients, that were kept would be far more.
+    # Some noise; keeping 20 graphs or gradients would take far more.
     assert later < first + 20

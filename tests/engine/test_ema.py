@@ -1,4 +1,4 @@
-"""SOLVER.EMA: the averages, worked out by hand; evaluated and saved beside the weights."""
+"""SOLVER.EMA: averages computed by hand; they are evaluated and saved with the weights."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def follow(hook: WeightAverage, model: nn.Module, weights: list[float]) -> float
 @pytest.mark.parametrize(
     ("decay", "warmup", "expected"),
     [
-        # From 0, half each time: 0.5 * 4 = 2; 1 + 0.5 * 8 = 5.
+        # Beginning with 0, half each time: 0.5 * 4 = 2; 1 + 0.5 * 8 = 5.
         (0.5, 1.0, 5.0),
         # It keeps min(0.5, 2 / 8), then min(0.5, 3 / 9): 0.75 * 4 = 3; 1 + 2 / 3 * 8 = 6 1/3.
         (0.5, 7.0, 19 / 3),
@@ -48,7 +48,7 @@ def test_the_average_is_exponential_after_its_warmup(
     nn.init.zeros_(model.weight)
     hook = averaging(model, decay, warmup)
     assert follow(hook, model, [4.0, 8.0]) == pytest.approx(expected)
-    # Outside, the model has its own, to the bit.
+    # Outside, the model has its own weights, bit for bit.
     assert float(model.weight.detach()[0]) == 8.0
 
 
@@ -64,7 +64,7 @@ def test_statistics_are_averaged_and_counts_copied() -> None:
     assert float(model.running_mean) == 4.0
 
 
-def test_it_goes_on_from_its_state() -> None:
+def test_it_continues_from_its_state() -> None:
     model = nn.BatchNorm1d(1)
     whole = averaging(model, 0.9, 10.0)
     expected = follow(whole, model, [3.0, 5.0, 2.0])
@@ -95,7 +95,7 @@ def test_a_run_evaluates_and_saves_both(
     for name, value in averaged["model"].items():
         assert torch.equal(value, stored["average"][name])
     assert not torch.equal(
-        *(one["model"]["backbone.bottom_up.stem.conv1.weight"] for one in (raw, averaged))
+        *(file["model"]["backbone.bottom_up.stem.conv1.weight"] for file in (raw, averaged))
     )
     last = json.loads((output / "metrics.json").read_text().splitlines()[-1])
     assert {"bbox/AP", "segm/AP", "ema/bbox/AP", "ema/segm/AP"} <= last.keys()
@@ -105,14 +105,14 @@ def test_a_run_evaluates_and_saves_both(
     for tag, folder in (("preview/shapes_val", output), ("ema/preview/shapes_val", output / "ema")):
         assert np.array_equal(shown[tag], cv2.imread(str(folder / "preview_shapes_val.png")))
 
-    # Each file gives the predictions of its evaluation in the run.
-    predictions = [found(output), found(output / "ema")]
+    # Evaluating each file gives the predictions of its evaluation in the run.
+    predictions = [detections(output), detections(output / "ema")]
     assert predictions[0] and predictions[0] != predictions[1]
     for name, expected in zip(("model_final", "model_ema_final"), predictions, strict=True):
         again = ["--eval-only", *command, "MODEL.WEIGHTS", str(output / f"{name}.pth")]
         assert main([*again, "OUTPUT_DIR", str(tmp_path / name)]) == 0
-        assert found(tmp_path / name) == expected
-    # Averaged weights are nothing to go on from.
+        assert detections(tmp_path / name) == expected
+    # A run cannot resume from averaged weights.
     for path in output.glob("model_[0f]*.pth"):
         path.unlink()
     assert "model_ema" not in "".join(p.name for p in candidates(output))
@@ -122,7 +122,7 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
-def found(output: Path) -> Any:
+def detections(output: Path) -> Any:
     path = output / "inference" / "shapes_val" / "coco_instances_results.json"
     return json.loads(path.read_text())
 

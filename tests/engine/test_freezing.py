@@ -1,4 +1,4 @@
-"""MODEL.FREEZE: what does not change in training, and what is refused."""
+"""MODEL.FREEZE: frozen weights and statistics do not change; invalid patterns are refused."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from mask_rcnn_plus import UserError
 from mask_rcnn_plus.engine import main
-from mask_rcnn_plus.engine.freezing import freeze, hold
+from mask_rcnn_plus.engine.freezing import freeze, freeze_mode
 
 
 class Model(nn.Module):
@@ -21,7 +21,7 @@ class Model(nn.Module):
 
 
 def frozen(model: nn.Module) -> set[str]:
-    return {name for name, one in model.named_parameters() if not one.requires_grad}
+    return {name for name, p in model.named_parameters() if not p.requires_grad}
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def frozen(model: nn.Module) -> set[str]:
         (["*bias"], {"stem.0.bias", "stem.1.bias", "stem_2.bias", "res2.bias", "res3.bias"}),
     ],
 )
-def test_a_pattern_is_the_beginning_of_a_name(patterns: list[str], expected: set[str]) -> None:
+def test_a_pattern_matches_modules_and_parameters(patterns: list[str], expected: set[str]) -> None:
     model = Model()
     freeze(model, patterns)
     assert frozen(model) == expected
@@ -41,36 +41,36 @@ def test_a_pattern_is_the_beginning_of_a_name(patterns: list[str], expected: set
 
 def test_frozen_statistics_and_dropout_stay_in_evaluation_mode() -> None:
     model = Model().train()
-    hold(model, ["stem"])
+    freeze_mode(model, ["stem"])
     assert not model.stem[1].training and not model.stem[2].training
-    # Others, and what only decides between losses and predictions, train.
+    # Other norms train, and so do modules whose mode only selects losses or predictions.
     assert model.stem_2.training and model.stem.training and model.training
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"),
+    ("pattern", "expected"),
     [
-        ("stm", "which no parameter's name begins with; did you mean 'stem'"),
-        ("tail", "begins with; they begin with stem, stem_2, res2, res3"),
+        ("stm", "'stm' matches no module or parameter; did you mean 'stem'"),
+        ("tail", "matches no module or parameter; modules: stem, stem_2, res2, res3"),
         ("res2.weigth", "did you mean 'res2.weight'"),
-        ("res[", "which no parameter's name begins with"),
+        ("res[", "'res[' matches no module or parameter"),
         ("*", "leaves nothing to train"),
     ],
 )
-def test_what_cannot_be_frozen_is_refused(pattern: str, words: str) -> None:
+def test_invalid_patterns_are_refused(pattern: str, expected: str) -> None:
     with pytest.raises(UserError) as error:
         freeze(Model(), [pattern])
-    assert words in str(error.value)
+    assert expected in str(error.value)
 
 
-def test_no_pattern_takes_long() -> None:
+def test_no_pattern_runs_long() -> None:
     with pytest.raises(UserError):
         freeze(Model(), ["*a" * 5000 + "!"])
     with pytest.raises(UserError):
         freeze(Model(), ["(a+)+$", "(.+)+!"])
 
 
-def test_frozen_stages_keep_weights_and_statistics_and_others_do_not(
+def test_frozen_stages_keep_weights_and_statistics_and_others_change(
     small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     frozen = ["backbone.bottom_up.stem", "backbone.bottom_up.res[23]", "proposal_generator"]
@@ -78,8 +78,8 @@ def test_frozen_stages_keep_weights_and_statistics_and_others_do_not(
     command += ["SOLVER.BASE_LR", "0.001"]
     assert main([*command, "MODEL.FREEZE", str(frozen)]) == 0
     # A convolution of 3 x 4 x 7 x 7, a scale and a shift.
-    said = "MODEL.FREEZE 'backbone.bottom_up.stem': 3 tensors, 596 numbers"
-    assert said in capsys.readouterr().out
+    line = "MODEL.FREEZE 'backbone.bottom_up.stem': 3 tensors, 596 parameters"
+    assert line in capsys.readouterr().out
     early, late = (
         torch.load(tmp_path / "output" / f"{name}.pth", weights_only=True)["model"]
         for name in ("model_0000001", "model_final")
@@ -90,7 +90,7 @@ def test_frozen_stages_keep_weights_and_statistics_and_others_do_not(
     assert any(name.endswith("running_mean") for name in expected)
     assert same == expected
 
-    # The optimiser's state is of other parameters then: a resumed run keeps what is frozen.
+    # The optimizer's state covers other parameters then: a resumed run must freeze the same.
     again = ["--resume", *command, "SOLVER.MAX_ITER", "5", "MODEL.FREEZE", str(frozen[:1])]
     assert main(again) == 2
     assert "trained with other parameters frozen" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Two CPU processes under torchrun do what one process does."""
+"""Two CPU processes under torchrun give the results of one process."""
 
 import argparse
 import importlib
@@ -20,9 +20,9 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 
-# With the same picture in every place of the batch, no augmentation, normalisation that does not
-# look at the batch, and every candidate sampled, the gradient of two processes with one image each
-# is that of one process with two.
+# With the same picture everywhere in the batch, no augmentation, normalization that is independent
+# of the batch, and every candidate sampled, two processes with one image each have the gradient of
+# one process with two images.
 SAME_GRADIENT = {
     **TINY,
     "INPUT": {**TINY["INPUT"], "RANDOM_FLIP": "none"},
@@ -77,7 +77,7 @@ def test_two_processes_train_and_evaluate_like_one(
     for name, value in weights[one].items():
         torch.testing.assert_close(weights[two][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
-    # Each process evaluated its share of the images; together that is one process's evaluation.
+    # Each process evaluated its share of the images; together they equal one process.
     arguments = ["--eval-only", "MODEL.WEIGHTS", str(two / "model_final.pth")]
     assert main(["--config-file", str(config), *arguments, "OUTPUT_DIR", str(again)]) == 0
     results = {
@@ -93,13 +93,13 @@ def test_two_processes_train_and_evaluate_like_one(
 
 
 def read_detections(run: Path) -> np.ndarray:
-    """Image id, category, score and box of every detection, in an order that all runs share."""
+    """Image id, category, score and box of every detection, sorted."""
     detections = json.loads((run / "inference/shapes_val/coco_instances_results.json").read_text())
     rows = [[d["image_id"], d["category_id"], d["score"], *d["bbox"]] for d in detections]
     return np.array(sorted(rows))
 
 
-def test_each_process_reports_its_own_images_and_one_a_machine_the_rest(
+def test_each_process_reports_its_own_images_and_one_per_machine_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module("mask_rcnn_plus.engine.main")
@@ -115,12 +115,15 @@ def test_each_process_reports_its_own_images_and_one_a_machine_the_rest(
         def train(self) -> None:
             raise UserError("image 7 is broken")
 
-    def refuse(args: object) -> None:
+    def refuse(args: object, check_data: object) -> None:
         raise UserError("no such data set")
 
     arguments = argparse.Namespace(eval_only=False, resume=False, trust_checkpoint=False)
     monkeypatch.setattr(module, "Trainer", Trainer)
-    for setup, printed in ((lambda args: None, "error: image 7 is broken\n"), (refuse, "")):
+    for setup, printed in (
+        (lambda args, check_data: None, "error: image 7 is broken\n"),
+        (refuse, ""),
+    ):
         monkeypatch.setattr(module, "setup", setup)
         with pytest.raises(SystemExit) as end:
             module._run(arguments)
@@ -128,25 +131,25 @@ def test_each_process_reports_its_own_images_and_one_a_machine_the_rest(
         assert capsys.readouterr().err == printed
 
 
-@pytest.mark.parametrize(("backend", "ended"), [("nccl", 0), ("gloo", 1)])
-def test_a_process_that_fails_alone_does_not_wait_for_others_of_nccl(
-    backend: str, ended: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("backend", "count"), [("nccl", 0), ("gloo", 1)])
+def test_a_process_that_fails_does_not_wait_for_the_others_with_nccl(
+    backend: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Its end is a matter of all processes, and they may be waiting for a gradient of this one.
-    launching = importlib.import_module("mask_rcnn_plus.engine.launch")
-    ends: list[int] = []
+    # Destroying the group waits for all processes, and they may wait for gradients of this one.
+    launch = importlib.import_module("mask_rcnn_plus.engine.launch")
+    destroyed: list[int] = []
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(launching, "_join_torchrun", lambda device: None)
-    monkeypatch.setattr(launching.dist, "get_backend", lambda: backend)
-    monkeypatch.setattr(launching.dist, "destroy_process_group", lambda: ends.append(1))
-    none = argparse.Namespace()
+    monkeypatch.setattr(launch, "_join_torchrun", lambda device: None)
+    monkeypatch.setattr(launch.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(launch.dist, "destroy_process_group", lambda: destroyed.append(1))
+    arguments = argparse.Namespace()
 
     def fails(args: argparse.Namespace) -> None:
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        launching.launch(fails, none, "cuda")
-    assert len(ends) == ended
-    launching.launch(lambda args: None, none, "cuda")
-    assert len(ends) == ended + 1
+        launch.launch(fails, arguments, "cuda")
+    assert len(destroyed) == count
+    launch.launch(lambda args: None, arguments, "cuda")
+    assert len(destroyed) == count + 1

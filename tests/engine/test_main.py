@@ -1,4 +1,4 @@
-"""train_net.py as a user runs it: train, resume, evaluate, and every refusal."""
+"""train_net.py as a user runs it: training, resuming, evaluating, and every error."""
 
 import json
 import os
@@ -14,10 +14,11 @@ import torch
 
 from mask_rcnn_plus import load_config
 from mask_rcnn_plus.engine import Trainer, main
+from mask_rcnn_tools.check.before_run import check_data
 
 
 def run(config: Path, *arguments: str) -> int:
-    return main(["--config-file", str(config), *arguments])
+    return main(["--config-file", str(config), *arguments], check_data=check_data)
 
 
 def test_training_leaves_what_users_of_detectron2_expect(trained: Path) -> None:
@@ -29,16 +30,30 @@ def test_training_leaves_what_users_of_detectron2_expect(trained: Path) -> None:
     assert any("segm/AP" in line for line in lines)
 
 
-def test_the_log_has_in_full_what_the_screen_only_names(
+def test_the_log_has_more_than_the_screen(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_config, "TEST.PREVIEW_IMAGES", "0") == 0
     screen = capsys.readouterr().out
     log = (tmp_path / "output" / "log.txt").read_text()
-    assert "Running with full config: see log.txt" in screen
+    assert f"Full log: {tmp_path}/output/log.txt" in screen
+    assert "Running with full config" in log and "Running with full config" not in screen
     assert "POST_NMS_TOPK_TEST" in log and "POST_NMS_TOPK_TEST" not in screen
     assert "Device: cpu" in screen
     assert "3 classes (id name): 0 circle, 1 square, 2 triangle" in screen
+
+
+def test_a_run_without_a_data_check_says_so(
+    tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--config-file", str(tiny_config), "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()"]
+    line = "DATA_CHECK is 'strict', but setup() got no data check"
+    assert main(command) == 0
+    assert line in capsys.readouterr().out
+    assert main([*command, "DATA_CHECK", "off"]) == 0
+    assert "DATA_CHECK" not in capsys.readouterr().out
+    assert main(command, check_data=check_data) == 0
+    assert line not in capsys.readouterr().out
 
 
 def test_the_picture_is_the_last_thing_printed(
@@ -57,12 +72,12 @@ def test_the_checkpoint_carries_class_names_and_config(trained: Path) -> None:
     assert "NUM_CLASSES: 3" in checkpoint["config"]
 
 
-def test_evaluation_of_the_checkpoint_gives_the_figures_of_the_training(
+def test_evaluating_the_checkpoint_gives_the_metrics_of_the_training(
     trained: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = str(trained / "model_final.pth")
     arguments = ("--eval-only", "MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(tmp_path))
-    # The saved config needs nothing of the original: base files, -1 classes.
+    # The saved config does not need the original's base files, nor the data for -1 classes.
     assert run(trained / "config.yaml", *arguments) == 0
     screen = capsys.readouterr().out
     for word in ("images/s", "inference", "post-processing", "evaluation", "memory"):
@@ -84,7 +99,7 @@ def test_resume_continues_where_the_run_ended(
     assert "Starting training from iteration 2" in screen
     resumed = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert resumed["iteration"] == 2
-    # Stock detectron2 0.6 loses both under today's torch.
+    # With current torch versions, stock detectron2 0.6 loses both.
     assert resumed["trainer"]["hooks"]["LRScheduler"]["last_epoch"] == 3
 
 
@@ -101,7 +116,7 @@ def test_resume_restores_the_momentum(trained: Path, tiny_config: Path, tmp_path
     assert max(state["momentum_buffer"].abs().max() for state in momenta.values()) > 0
 
 
-def test_resume_with_another_optimiser_is_refused(
+def test_resume_with_another_optimizer_is_refused(
     trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "output")
@@ -111,7 +126,7 @@ def test_resume_with_another_optimiser_is_refused(
     assert "SOLVER.OPTIMIZER is 'ADAMW'" in message
 
 
-def test_settings_that_do_not_go_together_are_explained(
+def test_incompatible_settings_end_in_one_line(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refusal(capsys, tiny_config, "MODEL.RESNETS.DEPTH", "19")
@@ -119,7 +134,7 @@ def test_settings_that_do_not_go_together_are_explained(
     assert "Traceback" in (tmp_path / "output" / "log.txt").read_text()
 
 
-def test_resume_without_a_checkpoint_says_so(
+def test_resume_without_a_checkpoint_starts_a_run(
     tiny_config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_config, "--resume", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()") == 0
@@ -127,8 +142,8 @@ def test_resume_without_a_checkpoint_says_so(
 
 
 def refusal(capsys: pytest.CaptureFixture[str], config: Path | str, *arguments: str) -> str:
-    """The one line on standard error with which a run ends in exit code 2."""
-    assert main(["--config-file", str(config), *arguments]) == 2
+    """The one line on standard error of a run that ends with exit code 2."""
+    assert main(["--config-file", str(config), *arguments], check_data=check_data) == 2
     captured = capsys.readouterr()
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), captured.err
@@ -164,7 +179,7 @@ def test_config_mistakes_are_refused(
         ("SOLVER.AMP.DTYPE", "fp8", "it must be fp16 or bf16"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(
+def test_invalid_settings_are_refused(
     tiny_config: Path, capsys: pytest.CaptureFixture[str], key: str, value: str, expected: str
 ) -> None:
     message = refusal(capsys, tiny_config, key, value)
@@ -221,7 +236,7 @@ def test_a_missing_image_is_refused(
 def edited(
     shapes_root: Path, root: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[dict], None]
 ) -> None:
-    """A copy of the shapes, its training json edited, as the data set root."""
+    """Makes a copy of the shapes with an edited training json the data set root."""
     shutil.copytree(shapes_root / "shapes", root / "shapes")
     path = root / "shapes" / "train.json"
     coco = json.loads(path.read_text())
@@ -239,7 +254,7 @@ def edited(
         ({"size": [64, 64], "counts": "~~"}, "no run lengths"),
     ],
 )
-def test_masks_that_cannot_be_trained_on_are_refused(
+def test_invalid_masks_are_refused(
     tiny_config: Path,
     shapes_root: Path,
     tmp_path: Path,
@@ -255,13 +270,13 @@ def test_masks_that_cannot_be_trained_on_are_refused(
     assert expected in refusal(capsys, tiny_config)
 
 
-def test_an_evaluation_asks_no_training_set_for_keypoints(tiny_config: Path) -> None:
-    # In a process of its own an evaluation loads its test sets alone.
+def test_an_evaluation_needs_no_training_set_for_keypoints(tiny_config: Path) -> None:
+    # An evaluation in its own process loads only its test sets.
     cfg = load_config(tiny_config, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('absent',)"])
     assert len(Trainer.build_test_loader(cfg, "shapes_val")) > 0
 
 
-def test_keypoints_that_are_not_there_are_refused(
+def test_missing_keypoints_are_refused(
     tiny_config: Path,
     shapes_root: Path,
     tmp_path: Path,
@@ -299,7 +314,7 @@ def test_a_class_count_that_contradicts_the_data_is_refused(
     assert "80" in message and "3 classes (circle, square, triangle)" in message
 
 
-def test_weights_that_do_not_serve_are_refused(
+def test_unusable_weights_are_refused(
     trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "random" in refusal(capsys, tiny_config, "--eval-only")
@@ -389,7 +404,7 @@ def test_a_config_that_runs_code_is_refused(
     assert not witness.exists()
 
 
-def test_interrupt_is_no_traceback(
+def test_an_interrupt_prints_no_traceback(
     tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*args: object) -> None:
@@ -420,7 +435,7 @@ def test_an_evaluation_resumes_from_a_sound_checkpoint_of_its_folder(
     assert run(tiny_config, *command) == 2
 
 
-def test_names_out_of_files_are_no_commands_to_the_terminal(
+def test_names_in_files_cannot_control_the_terminal(
     trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stored = torch.load(trained / "model_final.pth", weights_only=True)

@@ -177,7 +177,7 @@ def test_a_random_seed_is_kept(
             run("cut", "SEED", "-1")
     assert run("cut", "--resume", "SEED", "-1") == 0
     seed = load(tmp_path / "cut" / "model_final.pth")["trainer"]["data"]["seed"]
-    assert f"SEED -1: {seed}, that of the checkpoint" in capsys.readouterr().out
+    assert f"SEED -1: {seed}, from the checkpoint" in capsys.readouterr().out
     assert f"SEED: {seed}" in (tmp_path / "cut" / "config.yaml").read_text()
     assert run("whole", "SEED", str(seed)) == 0
     assert differing(*[tmp_path / name / "model_final.pth" for name in ("cut", "whole")]) == []

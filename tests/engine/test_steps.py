@@ -1,4 +1,4 @@
-"""A training step in mixed precision, and a batch in parts."""
+"""A training step: mixed precision, gradient accumulation, optimizers."""
 
 from copy import deepcopy
 from typing import Any
@@ -53,26 +53,26 @@ def weights(model: nn.Module) -> list[float]:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()
 
 
-def test_a_plain_step_has_the_bits_of_detectron2s() -> None:
-    theirs, their_figures = run(SimpleTrainer)
-    ours, figures = run(Steps)
+def test_a_plain_step_equals_detectron2s_bit_for_bit() -> None:
+    theirs, their_metrics = run(SimpleTrainer)
+    ours, our_metrics = run(Steps)
     assert weights(ours) == weights(theirs)
-    for figures_of in (figures, their_figures):
-        del figures_of["data_time"]
-    assert figures == their_figures
+    for metrics in (our_metrics, their_metrics):
+        del metrics["data_time"]
+    assert our_metrics == their_metrics
 
 
 @pytest.mark.parametrize("parts", [2, 3, 6])
-def test_parts_are_the_step_of_the_whole_batch(parts: int) -> None:
-    whole, whole_figures = run(Steps)
-    cut, figures = run(Steps, parts=parts)
+def test_without_random_draws_parts_equal_the_whole_batch(parts: int) -> None:
+    whole, whole_metrics = run(Steps)
+    cut, metrics = run(Steps, parts=parts)
     assert cut.sizes == [6 // parts] * parts * 3
     assert weights(cut) == pytest.approx(weights(whole), rel=1e-5)
-    assert figures["total_loss"] == pytest.approx(whole_figures["total_loss"], rel=1e-5)
-    assert figures["square"] == pytest.approx(whole_figures["square"], rel=1e-5)
+    assert metrics["total_loss"] == pytest.approx(whole_metrics["total_loss"], rel=1e-5)
+    assert metrics["square"] == pytest.approx(whole_metrics["square"], rel=1e-5)
 
 
-def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
+def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32() -> None:
     exact, _ = run(Steps)
     model, _ = run(Steps, amp="bf16")
     assert model.dtypes == {torch.bfloat16}
@@ -82,20 +82,20 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
-@pytest.mark.parametrize(("before", "now"), [(None, True), (True, None)])
-def test_a_run_goes_on_with_another_kernel_under_a_scaler(
-    kind: type[torch.optim.Optimizer], before: bool | None, now: bool | None
+@pytest.mark.parametrize(("before", "after"), [(None, True), (True, None)])
+def test_a_run_resumes_with_another_kernel_and_a_gradient_scaler(
+    kind: type[torch.optim.Optimizer], before: bool | None, after: bool | None
 ) -> None:
     def trainer(fused: bool | None) -> Steps:
         torch.manual_seed(0)
         model = Line()
         optimizer = kind(model.parameters(), lr=0.01, fused=fused)
         steps = Steps(model, [samples(6)] * 4, optimizer, amp="fp16")
-        # The usual first scale is too large for this model, whose first steps would be left out.
+        # The usual initial scale is too large for this model: its first steps would be skipped.
         steps.grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         return steps
 
-    first, second, whole = trainer(before), trainer(now), trainer(before)
+    first, second, whole = trainer(before), trainer(after), trainer(before)
     with EventStorage():
         first.run_step()
         second.model.load_state_dict(first.model.state_dict())
@@ -104,12 +104,12 @@ def test_a_run_goes_on_with_another_kernel_under_a_scaler(
         second.run_step()
         for _ in range(2):
             whole.run_step()
-    assert second.optimizer.param_groups[0]["fused"] is now
+    assert second.optimizer.param_groups[0]["fused"] is after
     assert weights(second.model) == pytest.approx(weights(whole.model), rel=1e-4)
     assert weights(first.model) != pytest.approx(weights(whole.model), rel=1e-4)
 
 
-def test_a_whole_model_trains_in_bf16_our_operators_included() -> None:
+def test_a_whole_model_with_our_operators_trains_in_bf16() -> None:
     losses = []
     for amp in ("", "bf16"):
         model = build("fpn", ours=True)
@@ -131,7 +131,7 @@ def test_a_whole_model_trains_in_bf16_our_operators_included() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_sgd_is_detectron2s(fused: bool) -> None:
+def test_sgd_equals_detectron2s(fused: bool) -> None:
     cfg = config("fpn")
     cfg.defrost()
     cfg.SOLVER.BIAS_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_BIAS = 2.0, 0.5

@@ -1,4 +1,4 @@
-"""Several processes stop at the same step, save it once, and go on exactly."""
+"""Several processes stop at the same step, save it once, and resume exactly."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.engine.test_resume import differing, load
 
 ROOT = Path(__file__).parents[2]
 
-# All runs in one pair of processes, since starting these is what takes time.
+# All runs share one pair of processes, since starting processes takes most of the time.
 RUNS = """
 import os, shutil, signal, sys
 import mask_rcnn_plus
@@ -57,12 +57,12 @@ def on_rank_1(at, do):
     return doing
 
 def poison(trainer):
-    # Of this process alone, which only its own losses can show.
+    # Only in this process, so that only its own losses can show it.
     with torch.no_grad():
         trainer.model.module.roi_heads.mask_head.deconv.bias.fill_(torch.inf)
 
 def lose_images(trainer):
-    # Of this process: no image can be read any more.
+    # From now on, this process cannot read any image.
     DatasetMapper.__call__ = lambda self, record: 1 / 0
 
 run("whole")

@@ -1,4 +1,4 @@
-"""An evaluation that was killed goes on by image; what an evaluation leaves for a report."""
+"""Evaluations: what they write, how a killed one continues, and TEST.OPTIMIZE."""
 
 import csv
 import json
@@ -14,10 +14,13 @@ import pytest
 import torch
 from detectron2.modeling import GeneralizedRCNN
 
-from mask_rcnn_plus.engine import main
+from mask_rcnn_plus import UserError, load_config
+from mask_rcnn_plus.engine import Trainer, main
+from mask_rcnn_plus.engine.testing import evaluation_model
 from mask_rcnn_plus.evaluation import Journal
+from mask_rcnn_plus.optimization import OptimizedRCNN
 
-# Weights of two iterations find little that passes the usual threshold.
+# After two iterations few detections pass the usual threshold.
 KEYS = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "TEST.PREVIEW_IMAGES", "3"]
 
 
@@ -27,7 +30,7 @@ def command(run: Path, weights: Path, output: Path, *more: str) -> list[str]:
 
 
 def die_after(images: int) -> None:
-    """Has this process killed in the midst of writing its next image."""
+    """Kills this process in the middle of writing its next image."""
     add, count = Journal.add, 0
 
     def add_or_die(self: Journal, entry: Any) -> None:
@@ -42,7 +45,7 @@ def die_after(images: int) -> None:
 
 
 def killed_after(images: int, arguments: list[str]) -> None:
-    """Runs the command in a process that is killed in the midst of writing its next image."""
+    """Runs the command in a process that is killed in the middle of writing its next image."""
 
     def run() -> None:
         die_after(images)
@@ -56,11 +59,11 @@ def killed_after(images: int, arguments: list[str]) -> None:
 
 
 def in_two_processes(arguments: list[str], *, dies: bool = False) -> list[int | None]:
-    """Runs the command in two processes, as torchrun would; their exit codes.
+    """Runs the command in two processes, as torchrun does; returns their exit codes.
 
     Args:
         arguments: of the command.
-        dies: whether the first process is killed in its second image.
+        dies: whether the first process is killed at its second image.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,7 +88,7 @@ def in_two_processes(arguments: list[str], *, dies: bool = False) -> list[int | 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The ids of the images that a model has been run on."""
+    """Collects the ids of the images that a model runs on."""
     images: list[int] = []
     inference = GeneralizedRCNN.inference
 
@@ -94,20 +97,20 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return inference(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(GeneralizedRCNN, "inference", counted)
-    # Otherwise the model would be seen to be another than detectron2's, and called whole.
+    # Otherwise the patched model would not count as detectron2's, and be called as a whole.
     monkeypatch.setattr("mask_rcnn_plus.evaluation.inference.can_split", lambda model: True)
     return images
 
 
 def files(output: Path) -> dict[str, bytes]:
-    """What two evaluations of the same must have alike."""
+    """The files that two evaluations of the same weights must share."""
     folder = output / "inference" / "shapes_val"
     names = [folder / "coco_instances_results.json", folder / "summary.csv"]
     return {path.name: path.read_bytes() for path in [*names, *output.glob("preview_*.png")]}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_killed_evaluation_goes_on_by_image(
+def test_a_killed_evaluation_continues_at_its_image(
     trained: Path, shapes: Path, tmp_path: Path, seen: list[int]
 ) -> None:
     weights = trained / "model_final.pth"
@@ -122,19 +125,19 @@ def test_a_killed_evaluation_goes_on_by_image(
     assert main(command(trained, weights, cut)) == 0
     assert seen == every[2:]
     assert files(cut) == files(tmp_path / "whole")
-    figures = [
+    metrics = [
         json.loads((run / "inference/shapes_val/metrics.json").read_text())
         for run in (cut, tmp_path / "whole")
     ]
-    assert len(files(cut)) == 3 and str(figures[0]["segm"]) == str(figures[1]["segm"])
+    assert len(files(cut)) == 3 and str(metrics[0]["segm"]) == str(metrics[1]["segm"])
     assert not (cut / "inference/shapes_val/journal").exists()
-    # It has ended: the same command is an evaluation of its own.
+    # It is complete: the same command starts another evaluation.
     assert main(command(trained, weights, cut)) == 0
     assert seen == every[2:] + every
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_two_processes_that_were_killed_end_with_the_files_of_one(
+def test_two_killed_processes_end_with_the_files_of_one(
     trained: Path, shapes: Path, tmp_path: Path
 ) -> None:
     weights = trained / "model_final.pth"
@@ -142,27 +145,27 @@ def test_two_processes_that_were_killed_end_with_the_files_of_one(
     assert in_two_processes(command(trained, weights, tmp_path / "two")) == [0, 0]
     cut = tmp_path / "cut"
     first, second = in_two_processes(command(trained, weights, cut), dies=True)
-    assert first == -signal.SIGKILL and second != 0  # which waited for the first
+    assert first == -signal.SIGKILL and second != 0  # it waited for the first
     left = cut / "inference/shapes_val/journal"
     assert sorted(path.name for path in left.iterdir()) == ["process0.jsonl", "process1.jsonl"]
     assert in_two_processes(command(trained, weights, cut)) == [0, 0]
     assert "2 images are done" in (cut / "log.txt").read_text()
     expected = files(tmp_path / "one")
     assert len(expected) == 3
-    figures = []
+    all_metrics = []
     for run in ("one", "two", "cut"):
         assert files(tmp_path / run) == expected
         folder = tmp_path / run / "inference/shapes_val"
         metrics = json.loads((folder / "metrics.json").read_text())
         assert metrics.pop("speed")["processes"] == (1 if run == "one" else 2)
-        figures.append(str(metrics))
+        all_metrics.append(str(metrics))
         assert not (folder / "journal").exists()
-    assert figures == figures[:1] * 3
+    assert all_metrics == all_metrics[:1] * 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("changed", ["weights", "settings", "image", "json", "nothing", "off"])
-def test_results_of_another_evaluation_are_never_taken(
+def test_results_of_another_evaluation_are_never_reused(
     changed: str, trained: Path, shapes: Path, tmp_path: Path, seen: list[int]
 ) -> None:
     weights, more = trained / "model_final.pth", []
@@ -191,12 +194,12 @@ def test_results_of_another_evaluation_are_never_taken(
     assert len(seen) == (2 if changed == "nothing" else 3)
 
 
-def test_an_evaluation_leaves_what_a_report_needs(trained: Path, shapes: Path) -> None:
+def test_an_evaluation_writes_what_a_report_needs(trained: Path, shapes: Path) -> None:
     folder = trained / "inference" / "shapes_val"
-    facts = json.loads((folder / "evaluation.json").read_text())
-    assert Path(facts["json_file"]).is_file() and Path(facts["image_root"]).is_dir()
-    assert facts["class_names"] == ["circle", "square", "triangle"]
-    assert facts["category_ids"] == [1, 2, 3] and "MAX_ITER: 2" in facts["config"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert Path(evaluation["json_file"]).is_file() and Path(evaluation["image_root"]).is_dir()
+    assert evaluation["class_names"] == ["circle", "square", "triangle"]
+    assert evaluation["category_ids"] == [1, 2, 3] and "MAX_ITER: 2" in evaluation["config"]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert set(metrics) == {"bbox", "segm", "boundary", "speed"}
     with (folder / "summary.csv").open(newline="") as file:
@@ -207,3 +210,57 @@ def test_an_evaluation_leaves_what_a_report_needs(trained: Path, shapes: Path) -
         for name in ("all", "circle", "square", "triangle")
     ]
     assert float(rows[0]["AP"]) == metrics["bbox"]["AP"]
+
+
+ENABLED = ["TEST.OPTIMIZE.ENABLED", "True"]
+
+
+def test_an_optimized_copy_has_the_current_weights(
+    tiny_config: Path,
+) -> None:
+    classes = ["MODEL.ROI_HEADS.NUM_CLASSES", "3"]
+    cfg = load_config(tiny_config, classes)
+    model = Trainer.build_model(cfg)
+    assert evaluation_model(cfg, model) is model
+
+    cfg = load_config(tiny_config, [*classes, *ENABLED, "TEST.OPTIMIZE.DTYPE", "bf16"])
+    fast = evaluation_model(cfg, model)
+    assert isinstance(fast, OptimizedRCNN) and fast.optimization_report.dtype == "bf16"
+    assert evaluation_model(cfg, fast) is fast
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias.fill_(7.0)
+    assert fast.roi_heads.box_predictor.cls_score.bias.max() < 1
+    later = evaluation_model(cfg, model)
+    assert later.roi_heads.box_predictor.cls_score.bias.eq(7).all()
+
+    cfg = load_config(tiny_config, [*classes, *ENABLED, "TEST.OPTIMIZE.DTYPE", "fp16"])
+    with pytest.raises(UserError, match="take 'bf16'"):
+        evaluation_model(cfg, model)
+
+
+def test_a_run_evaluates_the_copy_and_continues_training(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--config-file", str(tiny_config)]
+    keys = ["TEST.EVAL_PERIOD", "1", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    assert main([*run, *keys, *ENABLED]) == 0
+    assert capsys.readouterr().out.count("The model is optimised for fp32 on cpu") == 2
+    output = tmp_path / "output"
+    trained = json.loads((output / "inference/shapes_val/metrics.json").read_text())
+    weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "b")]
+    assert main([*run, "--eval-only", *keys, *weights]) == 0
+    plain = json.loads((tmp_path / "b/inference/shapes_val/metrics.json").read_text())
+    for task in ("bbox", "segm"):
+        assert trained[task] == pytest.approx(plain[task], abs=0.1, nan_ok=True)
+
+
+@pytest.mark.parametrize("mode", [["--eval-only", "MODEL.WEIGHTS", "never_read.pth"], []])
+def test_fp16_on_a_cpu_is_refused_before_anything_is_read(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
+) -> None:
+    fp16 = ["TEST.OPTIMIZE.DTYPE", "fp16", "MODEL.DEVICE", "cpu"]
+    folder = ["OUTPUT_DIR", str(tmp_path / "never_made")]
+    assert main(["--config-file", str(tiny_config), *mode, *ENABLED, *fp16, *folder]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: TEST.OPTIMIZE.DTYPE is 'fp16'")
+    assert err.count("\n") == 1 and not (tmp_path / "never_made").exists()

@@ -1,4 +1,4 @@
-"""What the trainer builds from a config."""
+"""The trainer builds the optimizer of its config."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mask_rcnn_plus import load_config
 from mask_rcnn_plus.engine import Trainer
 
 
-def test_the_config_chooses_the_optimiser(tiny_config: Path) -> None:
+def test_the_config_chooses_the_optimizer(tiny_config: Path) -> None:
     keys = ["MODEL.ROI_HEADS.NUM_CLASSES", "3", "SOLVER.WEIGHT_DECAY_NORM", "0.0"]
     cfg = load_config(tiny_config, keys)
     model = Trainer.build_model(cfg)

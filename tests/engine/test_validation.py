@@ -1,4 +1,4 @@
-"""TEST.LOSS_PERIOD: what the losses are the mean of, and that nothing notices the measurement."""
+"""TEST.LOSS_PERIOD: means of the validation losses, and a measurement without side effects."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from mask_rcnn_plus.engine.validation import ValidationLoss
 
 
 class Model(nn.Module):
-    """Its losses are the image's number, a draw, and what its norm makes of 2."""
+    """Its losses: the image's number, a random number, and the norm of 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,24 +36,24 @@ class Model(nn.Module):
         }
 
 
-def test_it_is_the_mean_over_images_and_leaves_the_model_as_it_was() -> None:
+def test_it_is_the_mean_over_images_and_does_not_change_the_model() -> None:
     model = Model()
-    # In training mode a norm of one value would refuse it; (2 - 1) / sqrt(4) is 0.5.
+    # In training mode batch norm refuses a single value; (2 - 1) / sqrt(4) is 0.5.
     model.norm.running_mean.fill_(1.0)
     model.norm.running_var.fill_(4.0)
     before = copy.deepcopy(model.state_dict())
-    validation = ValidationLoss({"one": [1, 2, 6]}, lambda record: record)
-    figures = validation.measure(model)
-    assert figures["validation/loss_number"] == 3.0
-    assert figures["validation/loss_norm"] == 0.5
-    parts = [figures[f"validation/loss_{name}"] for name in ("number", "draw", "norm")]
-    assert figures["validation/total_loss"] == pytest.approx(sum(parts))
+    validation = ValidationLoss({"val": [1, 2, 6]}, lambda record: record)
+    metrics = validation.measure(model)
+    assert metrics["validation/loss_number"] == 3.0
+    assert metrics["validation/loss_norm"] == 0.5
+    parts = [metrics[f"validation/loss_{name}"] for name in ("number", "draw", "norm")]
+    assert metrics["validation/total_loss"] == pytest.approx(sum(parts))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert (model.normalizer, hasattr(model, "seen")) == (100.0, False)
     assert model.training and model.norm.training and not model.frozen.training
-    # Again, and with other draws before it, the same.
+    # The same again, also after other random draws.
     torch.rand(5)
-    assert validation.measure(model) == figures
+    assert validation.measure(model) == metrics
 
 
 def test_it_measures_in_the_precision_of_the_training() -> None:
@@ -66,16 +66,16 @@ def test_it_measures_in_the_precision_of_the_training() -> None:
             return {"loss_bits": torch.tensor(torch.finfo(self.layer(torch.ones(1, 1)).dtype).bits)}
 
     for amp, bits in (("", 32), ("bf16", 16)):
-        figures = ValidationLoss({"one": [1]}, lambda record: record, amp=amp).measure(Precise())
-        assert figures["validation/loss_bits"] == bits
+        metrics = ValidationLoss({"val": [1]}, lambda record: record, amp=amp).measure(Precise())
+        assert metrics["validation/loss_bits"] == bits
 
 
-def test_a_part_of_the_images_is_spread_over_all() -> None:
+def test_a_part_of_the_images_is_evenly_spaced() -> None:
     records = {"a": list(range(10)), "b": [7]}
-    figures = ValidationLoss(records, lambda record: record, images=2).measure(Model())
-    # The middles of 0 to 4 and of 5 to 9; all of what has fewer.
-    assert figures["validation/a/loss_number"] == (2 + 7) / 2
-    assert figures["validation/b/loss_number"] == 7
+    metrics = ValidationLoss(records, lambda record: record, images=2).measure(Model())
+    # The middles of 0 to 4 and of 5 to 9; all images of a smaller data set.
+    assert metrics["validation/a/loss_number"] == (2 + 7) / 2
+    assert metrics["validation/b/loss_number"] == 7
 
 
 def test_training_has_the_same_bits_with_and_without(small_config: Path, tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_training_has_the_same_bits_with_and_without(small_config: Path, tmp_pat
         measured = {
             line["iteration"]: line for line in lines if f"validation/{data}/total_loss" in line
         }
-        # Writers write the latest value every 20 iterations and at the end, where they number the
-        # last as the iteration that is not done.
+        # Writers write the latest value every 20 iterations and at the end, there with the number
+        # of the next iteration.
         assert list(measured) == [3, 5]
         for line in measured.values():
             parts = sum(line[f"validation/{data}/{name}"] for name in names)

@@ -1,4 +1,4 @@
-"""Best checkpoints and early stopping: when a figure counts as better, and what then happens."""
+"""Best checkpoints and early stopping: when a metric is better, and what happens then."""
 
 import re
 from collections.abc import Sequence
@@ -8,21 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.engine import DefaultTrainer
-from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import Trainer, main
-from mask_rcnn_plus.engine.evaluating import Evaluation
-from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
+from mask_rcnn_plus.engine.metrics import EarlyStopping, Evaluation, Metric
 from mask_rcnn_plus.engine.option_checks import (
     check_classes_watched,
     check_figures,
     check_options,
     check_sampler,
 )
-from mask_rcnn_plus.engine.stops import Leave
+from mask_rcnn_plus.engine.steps import Steps
+from mask_rcnn_plus.engine.stops import Interrupt
 from mask_rcnn_plus.engine.validation import ValidationLoss
 
 NAN = float("nan")
@@ -38,41 +36,41 @@ NAN = float("nan")
         ("validation/total_loss", "auto", 1.0, 2.0, 0.0, True),
         ("validation/total_loss", "auto", 2.0, 1.0, 0.0, False),
         ("validation/total_loss", "max", 2.0, 1.0, 0.0, True),
-        ("loss_set/segm/AP", "auto", 2.0, 1.0, 0.0, True),  # a data set's name says nothing
-        ("segm/AP-glossy", "auto", 2.0, 1.0, 0.0, True),  # nor does a class's
+        ("loss_set/segm/AP", "auto", 2.0, 1.0, 0.0, True),  # the name of a data set does not count
+        ("segm/AP-glossy", "auto", 2.0, 1.0, 0.0, True),  # nor does that of a class
         ("segm/AP", "min", 1.0, 2.0, 0.0, True),
         ("segm/AP", "auto", NAN, None, 0.0, False),
         ("segm/AP", "auto", NAN, 1.0, 0.0, False),
         ("segm/AP", "auto", 0.0, None, 9.0, True),
     ],
 )
-def test_what_is_better(
+def test_which_value_is_better(
     name: str, mode: str, value: float, than: float | None, delta: float, better: bool
 ) -> None:
-    assert Figure(name, mode).better(value, than, delta) == better
+    assert Metric(name, mode).better(value, than, delta) == better
 
 
-def test_patience_counts_looks_since_the_best() -> None:
-    stopping = EarlyStopping(Figure("segm/AP"), patience=2, min_delta=0.5)
+def test_patience_counts_evaluations_since_the_best() -> None:
+    stopping = EarlyStopping(Metric("segm/AP"), patience=2, min_delta=0.5)
     over = []
     for iteration, value in enumerate([10.0, 10.4, 11.0, 11.2, NAN]):
-        stopping.look(value, iteration)
-        over.append(bool(stopping.over()))
+        stopping.update(value, iteration)
+        over.append(bool(stopping.reason_to_end()))
     assert over == [False, False, False, False, True]
-    assert stopping.over() == (
-        "segm/AP has not risen by more than 0.5 for 2 looks "
-        "(the best, 11.0000, is of iteration 2; TEST.EARLY_STOPPING)"
+    assert stopping.reason_to_end() == (
+        "segm/AP has not risen by more than 0.5 for 2 evaluations "
+        "(best: 11.0000 at iteration 2; TEST.EARLY_STOPPING)"
     )
 
 
-def test_a_run_ends_early_whole_and_for_good(
+def test_a_run_ends_early_with_a_final_checkpoint_and_stays_ended(
     small_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Of the weights of iteration 0, 1, ...: the best is that of 1.
-    figures = [20.0, 30.0, 25.0, 29.0, 31.0, 0.0, 0.0]
+    # After iteration 0, 1, ...: the best is that of iteration 1.
+    values = [20.0, 30.0, 25.0, 29.0, 31.0, 0.0, 0.0]
     done: list[int] = []
 
     class Killed(Exception):
@@ -82,17 +80,17 @@ def test_a_run_ends_early_whole_and_for_good(
         if len(done) == dies_at:
             raise Killed
         done.append(1)
-        return {"segm": {"AP": figures[len(done) - 1]}}
+        return {"segm": {"AP": values[len(done) - 1]}}
 
     monkeypatch.setattr(Trainer, "test", classmethod(evaluate))
     steps: list[int] = []
-    step = DefaultTrainer.run_step
+    train_on = Steps.train_on
 
-    def count(trainer: DefaultTrainer) -> None:
-        steps.append(trainer.iter)
-        step(trainer)
+    def count(self: Steps, batch: list[Any], data_time: float) -> None:
+        steps.append(self.iter)
+        train_on(self, batch, data_time)
 
-    monkeypatch.setattr(DefaultTrainer, "run_step", count)
+    monkeypatch.setattr(Steps, "train_on", count)
     keys = ["TEST.EVAL_PERIOD", "1", "TEST.EARLY_STOPPING.METRIC", "segm/AP"]
     keys += ["SOLVER.CHECKPOINT_PERIOD", "1", "SOLVER.EMA.ENABLED", "False"]
     keys += ["DATASETS.TEST", "('shapes_val',)"]
@@ -108,19 +106,19 @@ def test_a_run_ends_early_whole_and_for_good(
     dies_at = -1
     assert run("whole", 2) == 0
     assert steps == [0, 1, 2, 3]
-    assert len(done) == 4  # the last evaluation is that of the final weights
+    assert len(done) == 4  # the last evaluation is of the final weights
     assert final("whole")["iteration"] == final("whole")["trainer"]["iteration"] == 3
     assert (tmp_path / "whole" / "last_checkpoint").read_text() == "model_final.pth"
-    said = "The run ends after 4 iterations: segm/AP has not risen for 2 looks (the best, 30.0000"
-    assert said in capsys.readouterr().out
-    # Resumed, it is over; with more patience it is not.
+    line = "The run ends after 4 iterations: segm/AP has not risen for 2 evaluations (best: 30.0000"
+    assert line in capsys.readouterr().out
+    # A resumed run has ended already; with more patience it continues.
     assert run("whole", 2, "--resume") == 0
     assert final("whole")["iteration"] == 3
     done[4:] = []
     assert run("whole", 3, "--resume") == 0
     assert final("whole")["iteration"] == 6
 
-    # Killed after saving iteration 3 and before its evaluation, it ends as it would have.
+    # Killed between saving iteration 3 and its evaluation, it still ends after iteration 3.
     done, dies_at = [], 3
     with pytest.raises(Killed):
         run("cut", 2)
@@ -131,35 +129,35 @@ def test_a_run_ends_early_whole_and_for_good(
 
 
 @pytest.mark.parametrize(
-    ("loss", "words"),
+    ("loss", "expected"),
     [
         ("loss_class", "did you mean 'loss_cls'?"),
-        ("x", "there is loss_box_reg, loss_cls"),
-        ("shapes_val/total_loss", "did you mean 'total_loss'?"),  # there is one test set alone
+        ("x", "its losses: loss_box_reg, loss_cls"),
+        ("shapes_val/total_loss", "did you mean 'total_loss'?"),  # there is only one test set
     ],
 )
-def test_a_loss_that_the_model_has_not_is_refused_at_the_first_step(
-    small_config: Path, capsys: pytest.CaptureFixture[str], loss: str, words: str
+def test_a_missing_loss_is_refused_at_the_first_step(
+    small_config: Path, capsys: pytest.CaptureFixture[str], loss: str, expected: str
 ) -> None:
     keys = ["TEST.LOSS_PERIOD", "2", "TEST.LOSS_IMAGES", "1", "DATASETS.TEST", "('shapes_val',)"]
     keys += ["TEST.BEST_METRIC", f"validation/{loss}"]
     assert main(["--config-file", str(small_config), *keys]) == 2
     error = capsys.readouterr().err
     assert f"error: TEST.BEST_METRIC is 'validation/{loss}', and the model has no loss" in error
-    assert words in error
+    assert expected in error
 
 
-def test_losses_of_any_name_may_be_watched_and_all_processes_end_where_they_may_not(
+def test_any_existing_loss_can_be_watched_and_all_processes_end_for_a_missing_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def check(name: str, sets: Sequence[str] = ("a", "b")) -> None:
         evaluation = Evaluation(
-            EvalHook(0, dict),
+            dict,
             period=0,
-            validation=ValidationLoss({one: [] for one in sets}, dict),
-            watchers=[EarlyStopping(Figure(name), patience=1)],
+            validation=ValidationLoss({name: [] for name in sets}, dict),
+            watchers=[EarlyStopping(Metric(name), patience=1)],
             checkpointer=None,
-            stops=None,
+            signals=None,
         )
         steps = SimpleNamespace(loss_names=("iou", "loss_cls_stage0"))
         evaluation.trainer = SimpleNamespace(iter=3, start_iter=3, max_iter=9, _trainer=steps)
@@ -172,13 +170,13 @@ def test_losses_of_any_name_may_be_watched_and_all_processes_end_where_they_may_
         check("validation/b/a/iou")
     monkeypatch.setattr(comm, "get_rank", lambda: 1)
     check("validation/a/iou")
-    with pytest.raises(Leave) as left:
+    with pytest.raises(Interrupt) as left:
         check("validation/a/iu")
     assert left.value.code == 2
 
 
 @pytest.mark.parametrize(
-    ("keys", "words"),
+    ("keys", "expected"),
     [
         (["TEST.EARLY_STOPPING.METRIC", "segm/AP"], "TEST.EVAL_PERIOD 0 evaluates at the end"),
         (["TEST.EARLY_STOPPING.METRIC", "validation/total_loss"], "TEST.LOSS_PERIOD 0 measures"),
@@ -189,15 +187,15 @@ def test_losses_of_any_name_may_be_watched_and_all_processes_end_where_they_may_
         (["MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", "[1, 2, 3]"], "does not know: set Fused"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(
-    small_config: Path, keys: list[str], words: str
+def test_settings_without_an_effect_are_refused(
+    small_config: Path, keys: list[str], expected: str
 ) -> None:
     with pytest.raises(UserError) as error:
         check_options(load_config(small_config, keys))
-    assert words in str(error.value)
+    assert expected in str(error.value)
 
 
-def test_a_sampler_that_could_repeat_no_image_is_refused(
+def test_a_sampler_that_cannot_repeat_images_is_refused(
     small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampler = ["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"]
@@ -209,7 +207,7 @@ def test_a_sampler_that_could_repeat_no_image_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "sets", "words"),
+    ("name", "sets", "expected"),
     [
         ("segm/APP", "('a',)", "did you mean 'segm/AP"),
         ("ema/bbox/ap", "('a',)", "which is no figure"),
@@ -220,10 +218,10 @@ def test_a_sampler_that_could_repeat_no_image_is_refused(
     ],
 )
 @pytest.mark.parametrize("key", ["TEST.BEST_METRIC", "TEST.EARLY_STOPPING.METRIC"])
-def test_a_figure_that_no_evaluation_has_is_refused_before_the_run(
-    small_config: Path, key: str, name: str, sets: str, words: str
+def test_an_unknown_metric_is_refused_before_the_run(
+    small_config: Path, key: str, name: str, sets: str, expected: str
 ) -> None:
-    with pytest.raises(UserError, match=re.escape(words)) as refused:
+    with pytest.raises(UserError, match=re.escape(expected)) as refused:
         check_figures(load_config(small_config, [key, name, "DATASETS.TEST", sets]))
     assert key in str(refused.value) and f"'{name}'" in str(refused.value)
 
@@ -237,9 +235,7 @@ def test_a_figure_that_no_evaluation_has_is_refused_before_the_run(
         ("bbox/AP", "DATASETS.TEST"),
     ],
 )
-def test_a_figure_that_is_switched_off_is_refused(
-    small_config: Path, name: str, setting: str
-) -> None:
+def test_a_disabled_metric_is_refused(small_config: Path, name: str, setting: str) -> None:
     off = "()" if setting == "DATASETS.TEST" else "False"
     keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a',)", "MODEL.MASK_ON", "True"]
     cfg = load_config(small_config, [*keys, setting, off])
@@ -247,7 +243,7 @@ def test_a_figure_that_is_switched_off_is_refused(
         check_figures(cfg)
 
 
-def test_the_ap_of_a_class_that_there_is_not_is_refused(small_config: Path) -> None:
+def test_the_ap_of_an_unknown_class_is_refused(small_config: Path) -> None:
     def check(name: str) -> None:
         keys = ["TEST.EARLY_STOPPING.METRIC", name]
         check_classes_watched(load_config(small_config, keys), ["cell", "a/AP-b"])
@@ -261,6 +257,6 @@ def test_the_ap_of_a_class_that_there_is_not_is_refused(small_config: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["ema/a/segm/AP-a/b", "b/bbox/APs", "a/mine/F1"])
-def test_figures_that_an_evaluation_may_have_are_taken(small_config: Path, name: str) -> None:
+def test_possible_metrics_are_accepted(small_config: Path, name: str) -> None:
     keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a','b')"]
     check_figures(load_config(small_config, keys))

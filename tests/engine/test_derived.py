@@ -1,11 +1,13 @@
-"""SOLVER.REFERENCE_IMS_PER_BATCH: the schedule of another batch size."""
+"""Settings that follow from others: a schedule from the batch size, class weights from data."""
 
 import logging
+from collections.abc import Iterator
 
 import pytest
+from detectron2.data import DatasetCatalog
 
 from mask_rcnn_plus import UserError, get_cfg
-from mask_rcnn_plus.engine.batch_size import scale_to_batch
+from mask_rcnn_plus.engine.derived import resolve_class_weights, scale_schedule
 
 
 def test_rate_and_lengths_follow_the_batch(caplog: pytest.LogCaptureFixture) -> None:
@@ -16,7 +18,7 @@ def test_rate_and_lengths_follow_the_batch(caplog: pytest.LogCaptureFixture) -> 
     cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD = 1000, 5000
     cfg.TEST.EVAL_PERIOD, cfg.TEST.LOSS_PERIOD = 0, 100
     with caplog.at_level(logging.INFO):
-        scale_to_batch(cfg)
+        scale_schedule(cfg)
     assert cfg.SOLVER.BASE_LR == 0.005
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (360000, (240000, 320000))
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD) == (4000, 20000)
@@ -25,7 +27,7 @@ def test_rate_and_lengths_follow_the_batch(caplog: pytest.LogCaptureFixture) -> 
     assert "0.25 times the reference 16" in caplog.text
     # The config that is saved is not scaled once more.
     saved = cfg.clone()
-    scale_to_batch(cfg)
+    scale_schedule(cfg)
     assert cfg == saved
 
 
@@ -34,7 +36,7 @@ def test_off_and_at_the_reference_it_changes_nothing() -> None:
         cfg = get_cfg()
         cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH = reference, 16
         before = cfg.clone()
-        scale_to_batch(cfg)
+        scale_schedule(cfg)
         assert cfg == before
 
 
@@ -42,7 +44,7 @@ def test_two_references_are_refused() -> None:
     cfg = get_cfg()
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE = 8, 2
     with pytest.raises(UserError, match="both scale the learning rate"):
-        scale_to_batch(cfg)
+        scale_schedule(cfg)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,8 @@ def test_steps_that_a_larger_batch_brings_together_are_refused(
     cfg = get_cfg()
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH = 1, batch
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = length, steps
-    with pytest.raises(UserError, match="which do not rise from 1 on") as error:
-        scale_to_batch(cfg)
+    with pytest.raises(UserError, match="which do not increase from 1 on") as error:
+        scale_schedule(cfg)
     assert "\n" not in str(error.value) and f"MAX_ITER {length} and STEPS {steps}" in str(
         error.value
     )
@@ -77,5 +79,43 @@ def test_steps_that_stay_apart_are_taken_and_those_beyond_the_end_are_not_missed
     cfg = get_cfg()
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH = 1, 20
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 100, steps
-    scale_to_batch(cfg)
+    scale_schedule(cfg)
     assert cfg.SOLVER.MAX_ITER == 5 and scaled == cfg.SOLVER.STEPS
+
+
+NAMES = ["cat", "dog", "eel"]
+
+
+@pytest.fixture
+def counted() -> Iterator[str]:
+    """6 cats, 3 dogs, 1 eel, and a crowd of eels."""
+    objects = [{"category_id": index} for index in [0] * 6 + [1] * 3 + [2]]
+    records = [{"annotations": [*objects, {"category_id": 2, "iscrowd": 1}]}, {}]
+    DatasetCatalog.register("counted_train", lambda: records)
+    yield "counted_train"
+    DatasetCatalog.remove("counted_train")
+
+
+def test_inverse_frequency(counted: str) -> None:
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (counted,)
+    resolve_class_weights(cfg, NAMES)
+    head = cfg.MODEL.ROI_BOX_HEAD
+    assert head.CLASS_WEIGHTS == []
+    head.CLASS_WEIGHTING = "inverse_frequency"
+    resolve_class_weights(cfg, NAMES)
+    # 10 / (3 * n).
+    assert pytest.approx([10 / 18, 10 / 9, 10 / 3], rel=1e-3) == head.CLASS_WEIGHTS
+    # The config that is saved has the numbers, and is not counted again.
+    assert head.CLASS_WEIGHTING == "none"
+    head.CLASS_WEIGHTING = "inverse_frequency"
+    with pytest.raises(UserError, match="CLASS_WEIGHTS is set"):
+        resolve_class_weights(cfg, NAMES)
+
+
+def test_a_class_without_objects_is_refused(counted: str) -> None:
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN = (counted,)
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING = "inverse_frequency"
+    with pytest.raises(UserError, match="class 'fox' has no object"):
+        resolve_class_weights(cfg, [*NAMES, "fox"])
