@@ -16,9 +16,9 @@ from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError, get_cfg
 from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config.values import check_solver
 from mask_rcnn_plus.data.draws import seed_all
 from mask_rcnn_plus.device import extend_detectron2, make_current, resolve_device
-from mask_rcnn_plus.engine.checks import check_solver
 from tests.conftest import TINY
 from tests.modeling import models
 from tests.shrink import batch

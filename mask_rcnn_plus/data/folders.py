@@ -1,7 +1,9 @@
 """Data sets by folder: what lies at $DETECTRON2_DATASETS/NAME/SPLIT.json is NAME_SPLIT."""
 
+import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,28 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
         folder.publish()
         found.append(name)
     return sorted(found)
+
+
+def extend_catalogs() -> None:
+    """Makes detectron2's catalogs register data sets by folder when asked for an unknown name.
+
+    So ``DatasetCatalog.get("balloons_train")`` works after ``import mask_rcnn_plus``, and the
+    import itself reads no folder. The catalogs have no hook for that, hence the replaced methods.
+    A second call changes nothing.
+    """
+    for catalog in (type(DatasetCatalog), type(MetadataCatalog)):
+        if not hasattr(catalog.get, "__wrapped__"):
+            catalog.get = _registering(catalog.get)
+
+
+def _registering(get: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    @functools.wraps(get)
+    def get_or_register(self: Any, name: str) -> Any:
+        if name not in self and name not in DatasetCatalog:
+            register_folder_datasets()
+        return get(self, name)
+
+    return get_or_register
 
 
 def use_json(name: str, json_file: Path) -> None:

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from mask_rcnn_plus.config import load_config, parse_config
+from mask_rcnn_plus.config.values import check_components
 from mask_rcnn_plus.engine.checkpoint import Checkpointer, local_weights
-from mask_rcnn_plus.engine.checks import check_components
 from mask_rcnn_plus.engine.weights_file import read_beside_weights, read_weights_file
 from mask_rcnn_plus.errors import UserError
 

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg as detectron2_config
 
 from mask_rcnn_plus import UserError, get_cfg, load_config
+from mask_rcnn_plus.config import values
 from mask_rcnn_plus.config.values import RULES, check_values
+from mask_rcnn_plus.engine import ema, validation
+from mask_rcnn_plus.evaluation import coco_tasks
 from tests.test_configs import leaves
 
 
@@ -25,6 +29,20 @@ def test_rules_are_of_keys_that_exist() -> None:
     # The two are keys of detectron2's main branch.
     absent = RULES.keys() - dict(leaves(get_cfg())).keys()
     assert absent <= {"DATALOADER.RANDOM_SUBSET_RATIO", "SOLVER.BASE_LR_END"}
+
+
+def test_every_number_and_choice_of_this_project_has_a_rule() -> None:
+    ours = dict(leaves(get_cfg()))
+    for key in dict(leaves(detectron2_config())):
+        ours.pop(key)
+    free = {"DATA_CHECK", "MODEL.TIMM.NAME"}  # checked where they are used
+    unruled = {key for key, value in ours.items() if type(value) is not bool} - RULES.keys()
+    assert unruled == free
+
+
+def test_metrics_have_the_names_that_the_engine_gives_them() -> None:
+    names = (values._AVERAGED, values._VALIDATION, values._TASKS.keys())
+    assert names == (ema.NAME, validation.NAME, coco_tasks.TASKS.keys())
 
 
 def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:

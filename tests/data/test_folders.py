@@ -1,6 +1,8 @@
 """Data sets by folder: what is found, and when it is read again."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from detectron2.data.detection_utils import (
 from mask_rcnn_plus.data import (
     class_names,
     dataset_root,
+    folders,
     register_folder_datasets,
     require_dataset,
 )
@@ -275,3 +278,57 @@ def test_real_data_sets_load() -> None:
     assert class_names("fruits_nuts_train") == ["date", "fig", "hazelnut"]
     assert len(require_dataset("nuclei_train", training=True)) == 96
     assert len(require_dataset("nuclei_val_rle")) == 32
+
+
+def test_the_import_reads_no_folder_and_the_catalogs_find_data_sets_when_asked(
+    root: Path, write: Fixture
+) -> None:
+    for split in ("train", "val"):
+        write(root, split=split)
+    script = f"""
+import sys
+
+root, reads = {str(root)!r}, []
+
+def note(event, args):
+    if args and isinstance(args[0], str) and args[0].startswith(root):
+        reads.append((event, args[0]))
+
+sys.addaudithook(note)
+import mask_rcnn_plus
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+
+assert not reads, reads
+assert len(DatasetCatalog.get("pets_train")) == 2
+assert reads
+assert MetadataCatalog.get("pets_val").evaluator_type == "coco"
+assert MetadataCatalog.get("coco_2017_val").evaluator_type == "coco"
+assert MetadataCatalog.get("anything").as_dict() == {{"name": "anything"}}
+try:
+    DatasetCatalog.get("pets_test")
+except KeyError as error:
+    assert "pets_test" in str(error) and "pets_val" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_metadata_is_there_before_the_data_set_is_loaded(root: Path, write: Fixture) -> None:
+    json_file = write(root)
+    assert MetadataCatalog.get("pets_train").json_file == str(json_file)
+    assert DatasetCatalog.get("pets_train")
+
+
+def test_a_name_that_the_user_registers_first_is_the_users(root: Path, write: Fixture) -> None:
+    write(root)
+    DatasetCatalog.register("pets_train", lambda: [{"file_name": "mine"}])
+    assert DatasetCatalog.get("pets_train") == [{"file_name": "mine"}]
+    assert MetadataCatalog.get("pets_train").get("json_file") is None
+
+
+def test_catalogs_are_extended_once() -> None:
+    before = type(DatasetCatalog).get, type(MetadataCatalog).get
+    folders.extend_catalogs()
+    assert (type(DatasetCatalog).get, type(MetadataCatalog).get) == before

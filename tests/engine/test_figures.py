@@ -13,15 +13,15 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 
 from mask_rcnn_plus import UserError, load_config
-from mask_rcnn_plus.engine import Trainer, main
-from mask_rcnn_plus.engine.evaluating import Evaluation
-from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
-from mask_rcnn_plus.engine.option_checks import (
-    check_classes_watched,
-    check_figures,
+from mask_rcnn_plus.config.values import (
+    check_class_metrics,
+    check_metrics,
     check_options,
     check_sampler,
 )
+from mask_rcnn_plus.engine import Trainer, main
+from mask_rcnn_plus.engine.evaluating import Evaluation
+from mask_rcnn_plus.engine.figures import EarlyStopping, Figure
 from mask_rcnn_plus.engine.stops import Leave
 from mask_rcnn_plus.engine.validation import ValidationLoss
 
@@ -212,7 +212,7 @@ def test_a_sampler_that_could_repeat_no_image_is_refused(
     ("name", "sets", "words"),
     [
         ("segm/APP", "('a',)", "did you mean 'segm/AP"),
-        ("ema/bbox/ap", "('a',)", "which is no figure"),
+        ("ema/bbox/ap", "('a',)", "which is not a metric"),
         ("AP", "('a',)", "like segm/AP"),
         ("segm/AP", "('a','b')", "as 'a/segm/AP'"),
         ("ema/segm/AP", "('a','b')", "as 'ema/a/segm/AP'"),
@@ -224,7 +224,7 @@ def test_a_figure_that_no_evaluation_has_is_refused_before_the_run(
     small_config: Path, key: str, name: str, sets: str, words: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(words)) as refused:
-        check_figures(load_config(small_config, [key, name, "DATASETS.TEST", sets]))
+        check_metrics(load_config(small_config, [key, name, "DATASETS.TEST", sets]))
     assert key in str(refused.value) and f"'{name}'" in str(refused.value)
 
 
@@ -244,23 +244,23 @@ def test_a_figure_that_is_switched_off_is_refused(
     keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a',)", "MODEL.MASK_ON", "True"]
     cfg = load_config(small_config, [*keys, setting, off])
     with pytest.raises(UserError, match=f"^TEST.BEST_METRIC is '{name}', and {setting} is "):
-        check_figures(cfg)
+        check_metrics(cfg)
 
 
 def test_the_ap_of_a_class_that_there_is_not_is_refused(small_config: Path) -> None:
     def check(name: str) -> None:
         keys = ["TEST.EARLY_STOPPING.METRIC", name]
-        check_classes_watched(load_config(small_config, keys), ["cell", "a/AP-b"])
+        check_class_metrics(load_config(small_config, keys), ["cell", "a/AP-b"])
 
     for right in ("segm/AP-cell", "ema/val/bbox/AP-a/AP-b", "segm/AP", "mine/AP-x"):
         check(right)
     with pytest.raises(UserError, match="no class is called 'cel'; did you mean 'cell'"):
         check("ema/segm/AP-cel")
-    with pytest.raises(UserError, match="no class is called ''; there is cell, a/AP-b"):
+    with pytest.raises(UserError, match="no class is called ''; the classes are cell, a/AP-b"):
         check("segm/AP-")
 
 
 @pytest.mark.parametrize("name", ["ema/a/segm/AP-a/b", "b/bbox/APs", "a/mine/F1"])
 def test_figures_that_an_evaluation_may_have_are_taken(small_config: Path, name: str) -> None:
     keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a','b')"]
-    check_figures(load_config(small_config, keys))
+    check_metrics(load_config(small_config, keys))
