@@ -12,9 +12,15 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 from mask_rcnn_plus.config import get_cfg
 from mask_rcnn_plus.data import build_train_mapper
-from mask_rcnn_plus.data.anchors import Anchors, best_ious, coverage, fit
+from mask_rcnn_plus.data.anchors import (
+    Anchors,
+    SeenBoxes,
+    best_ious,
+    coverage,
+    fit,
+    seen_boxes,
+)
 from mask_rcnn_plus.data.augmentation import build_augmentations
-from mask_rcnn_plus.data.box_sizes import SeenBoxes, seen_boxes
 from mask_rcnn_plus.data.draws import seed_all
 
 

@@ -83,10 +83,10 @@ def at(path: str, value: Any) -> Callable[[Any], Any]:
 
 
 BAD_JSON: list[tuple[Any, str]] = [
-    ("", "is no json"),
-    ('{"images": [', "is no json"),
-    ("[" * 100_000, "is no json"),
-    ("\x00\x01", "is no json"),
+    ("", "is not valid json"),
+    ('{"images": [', "is not valid json"),
+    ("[" * 100_000, "is not valid json"),
+    ("\x00\x01", "is not valid json"),
     ([], "holds a list"),
     ("null", "holds a NoneType"),
     ({"a.png": {"regions": []}}, "no list 'images'"),
@@ -102,23 +102,23 @@ BAD_JSON: list[tuple[Any, str]] = [
     (at("images.0", 3), "images[0] is a int"),
     (at("annotations.1", None), "annotations[1] is a NoneType"),
     *(
-        (at(f"images.1.{f}", ...), f"images[1] has no '{f}'")
+        (at(f"images.1.{f}", ...), f"images[1] lacks '{f}'")
         for f in ("id", "file_name", "height", "width")
     ),
     *(
-        (at(f"annotations.0.{f}", ...), f"annotations[0] has no '{f}'")
+        (at(f"annotations.0.{f}", ...), f"annotations[0] lacks '{f}'")
         for f in ("id", "image_id", "category_id", "bbox")
     ),
-    (at("categories.0.name", ...), "categories[0] has no 'name'"),
+    (at("categories.0.name", ...), "categories[0] lacks 'name'"),
     (at("annotations.1.image_id", 77), "annotations[1] (id 2) has the image_id 77"),
     (at("annotations.1.image_id", "5"), "image_id '5'"),
     (at("annotations.1.image_id", [5]), "image_id [5]"),
     (at("annotations.1.category_id", 1), "category_id 1, which is not in 'categories'"),
-    (at("annotations.1.id", 1), "annotations[1] has the id 1 of an earlier entry"),
-    (at("images.1.id", 5), "images[1] has the id 5 of an earlier entry"),
-    (at("categories.1.id", 7), "categories[1] has the id 7 of an earlier entry"),
+    (at("annotations.1.id", 1), "annotations[1] repeats the id 1 of an earlier entry"),
+    (at("images.1.id", 5), "images[1] repeats the id 5 of an earlier entry"),
+    (at("categories.1.id", 7), "categories[1] repeats the id 7 of an earlier entry"),
     (at("images.0.id", {}), "images[0] has the id {}"),
-    (at("images.0.id", "five"), "partly numbers, partly text"),
+    (at("images.0.id", "five"), "partly numbers and partly strings"),
     (at("images.0.file_name", 12), "file_name 12"),
     (at("images.0.height", "40"), "height '40'"),
     (at("images.0.width", 0), "width 0"),
@@ -130,9 +130,9 @@ BAD_JSON: list[tuple[Any, str]] = [
     # What detectron2 finds while converting.
     (at("annotations.0.ignore", 1), "ignore"),
     (at("annotations.0.segmentation", {"size": [4, 4]}), "RLE of the size [4, 4]"),
-    (at("annotations.0.segmentation", [3, 4]), "has the polygon 3, which is no list of numbers"),
+    (at("annotations.0.segmentation", [3, 4]), "has the polygon 3, which is not a list of numbers"),
     (at("annotations.0.segmentation", [["a"] * 6]), "has the polygon ['a', "),
-    (at("annotations.0.segmentation", [["nan"] * 6]), "which is no list of numbers"),
+    (at("annotations.0.segmentation", [["nan"] * 6]), "which is not a list of numbers"),
     (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "not finite"),
     (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, 10**400]]), "not finite"),
     (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, -1e9]]), "the coordinate -1e+09"),
@@ -218,7 +218,7 @@ def test_a_file_name_with_a_folder_too_many(
     json_file = write(root)
     json_file.write_text(json.dumps(at("images.1.file_name", "images/a.png")(pets())))
     message = message_of(lambda: require_dataset("pets_train"))
-    assert f"but 'a.png' lies in '{root / 'pets' / 'images'}'" in message
+    assert f"but 'a.png' is in '{root / 'pets' / 'images'}'" in message
 
 
 def test_images_may_lie_in_subfolders_or_anywhere(
@@ -301,6 +301,6 @@ def test_a_data_set_of_the_users_own_that_fails(root: Path, message_of: Fixture)
     DatasetCatalog.register("none", lambda: None)
     assert "could not be loaded" in message_of(lambda: require_dataset("none"))
     DatasetCatalog.register("words", lambda: ["a", "b"])
-    assert "holds a str" in message_of(lambda: require_dataset("words"))
+    assert "contains a str" in message_of(lambda: require_dataset("words"))
     DatasetCatalog.register("empty", list)
     assert "has no images" in message_of(lambda: require_dataset("empty"))

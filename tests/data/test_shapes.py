@@ -310,9 +310,9 @@ def test_the_bar_shows_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.Mo
         ({"frequencies": (1, 1, 0)}, "above 0 for each of circle, square, triangle"),
         ({"frequencies": (1, 1, "x")}, "frequencies are"),
         ({"frequencies": 1}, "frequencies are 1"),
-        ({"name": "../up"}, "'../up' is no folder name"),
-        ({"name": ""}, "'' is no folder name"),
-        ({"name": ".hidden"}, "'.hidden' is no folder name"),
+        ({"name": "../up"}, "name is '../up'"),
+        ({"name": ""}, "name is ''"),
+        ({"name": ".hidden"}, "name is '.hidden'"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:

@@ -182,7 +182,7 @@ def test_data_set_mistakes_are_refused(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{", "no json"),
+        ("{", "not valid json"),
         ('{"hello": 1}', "COCO"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "no images"),
     ],
@@ -236,7 +236,7 @@ def edited(
         (None, "mask-missing"),
         ({"size": [64, 63], "counts": [4032]}, "RLE of the size [64, 63]"),
         ({"size": [64, 64], "counts": [10, 5]}, "RLE of 15 pixels"),
-        ({"size": [64, 64], "counts": "~~"}, "no run lengths"),
+        ({"size": [64, 64], "counts": "~~"}, "not run lengths"),
     ],
 )
 def test_masks_that_cannot_be_trained_on_are_refused(
