@@ -172,7 +172,7 @@ def test_the_users_own_coco_json_gets_the_same_lines(
 ) -> None:
     json_file = write(root, at("images.0.height", ...)(pets()))
     register_coco_instances("mine", {}, str(json_file), str(root / "pets" / "images"))
-    assert "images[0] has no 'height'" in message_of(lambda: require_dataset("mine"))
+    assert "images[0] lacks 'height'" in message_of(lambda: require_dataset("mine"))
 
 
 def test_a_json_that_cannot_be_read(
