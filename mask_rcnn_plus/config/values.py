@@ -437,7 +437,7 @@ def check_metrics(cfg: CfgNode) -> None:
             if own is None:
                 prefix = name.removesuffix(metric)
                 raise UserError(
-                    f"{key} is '{name}', and there are {len(sets)} test sets: name one, as in "
+                    f"{key} is '{name}', and there are {len(sets)} test sets: name one, such as "
                     f"'{prefix}{sets[0]}/{metric}'"
                 )
             metric = metric.removeprefix(f"{own}/")

@@ -1,4 +1,4 @@
-"""How a config is read."""
+"""Reading a config: defaults, file, command line."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def test_every_config_of_the_project_reads(path: Path) -> None:
     load_config(path)
 
 
-def test_every_training_option_has_its_line_with_what_it_costs() -> None:
+def test_docs_describe_every_training_option_and_its_cost() -> None:
     rows = [
         line.split(" | ")
         for line in (ROOT / "docs" / "training.md").read_text().splitlines()
