@@ -233,13 +233,13 @@ def test_channels_last_has_the_same_results_and_reaches_the_pooler(keys: dict[st
             maps = model.eval().backbone(model.preprocess_image(inputs).tensor)
         results.append((losses, maps))
     assert len(seen) == 8  # four levels, two heads
-    assert all(_is_channels_last(one) for one in seen)
+    assert all(_is_channels_last(m) for m in seen)
 
     (losses, maps), (losses_last, maps_last) = results
     for name, loss in losses.items():
         torch.testing.assert_close(losses_last[name], loss, rtol=1e-5, atol=1e-5)
-    for name, one in maps.items():
-        assert (maps_last[name] - one).abs().max() <= 1e-5 * one.abs().max(), name
+    for name, level in maps.items():
+        assert (maps_last[name] - level).abs().max() <= 1e-5 * level.abs().max(), name
     gradient, gradient_last = (
         model.backbone.fpn_output2.weight.grad for model in (contiguous, last)
     )
@@ -257,7 +257,7 @@ def test_channels_last_works_with_other_architectures(architecture: str) -> None
     first.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     with torch.no_grad():
         model(batch(cfg))
-    assert [_is_channels_last(one) for one in seen] == [True]
+    assert [_is_channels_last(m) for m in seen] == [True]
 
 
 def test_channels_last_without_a_backbone_is_refused() -> None:

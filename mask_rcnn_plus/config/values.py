@@ -457,7 +457,7 @@ def check_metrics(cfg: CfgNode) -> None:
 
 
 def check_class_metrics(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Refuses the AP of a class that is not among the names; none are known if there are none."""
+    """Refuses the AP of a class that is not among the names. Without names, all are accepted."""
     for key, name in _named_metrics(cfg):
         task, separator, class_name = name.partition("/AP-")
         known = not names or class_name in names

@@ -64,10 +64,10 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 def outline_fault(content: Any) -> str:
     """Describes why a json's content is not COCO at all; "" if its outline is right."""
     if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__}, not an object"
+        return f"it contains a {type(content).__name__}, not an object"
     for section in _FIELDS:
         if not isinstance(content.get(section), list):
-            return f"it has no list '{section}'"
+            return f"the list '{section}' is missing"
     return "" if content["categories"] else "its list 'categories' is empty"
 
 

@@ -184,7 +184,7 @@ def _is_current(target: Path, info: dict[str, Any]) -> bool:
         if not foreign:
             complete = len(images - {".DS_Store"}) == info["num_train"] + info["num_val"]
             return complete and infos == [info] * len(_SPLITS)
-    cause = f"it holds '{min(foreign)}'" if foreign else "its json files are not the generator's"
+    cause = f"it contains '{min(foreign)}'" if foreign else "its json files are not the generator's"
     raise UserError(f"{refusal}: {cause}; {advice}")
 
 

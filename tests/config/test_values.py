@@ -62,7 +62,7 @@ def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "expected"),
     [
         ("SOLVER.IMS_PER_BATCH", "-2", "1 or more"),
         ("SOLVER.BASE_LR", "0.0", "above 0"),
@@ -134,12 +134,12 @@ def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_range(
-    config: Path, key: str, value: str, words: str
+    config: Path, key: str, value: str, expected: str
 ) -> None:
     with pytest.raises(UserError) as refusal:
         load_config(config, [key, value])
     message = str(refusal.value)
-    assert message.startswith(f"{key} is ") and words in message and "\n" not in message
+    assert message.startswith(f"{key} is ") and expected in message and "\n" not in message
 
 
 def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_contradictory_keys_are_refused(config: Path) -> None:
-    for words, *opts in (
+    for expected, *opts in (
         ("False where", "INPUT.CROP.ENABLED", "True", "INPUT.JITTER.ENABLED", "True"),
         ("0 where INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
         (
@@ -164,5 +164,5 @@ def test_contradictory_keys_are_refused(config: Path) -> None:
             *("MODEL.META_ARCHITECTURE", "PanopticFPN"),
         ),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=expected):
             load_config(config, opts)

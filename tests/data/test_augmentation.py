@@ -60,7 +60,7 @@ def record(tmp_path: Path) -> dict[str, Any]:
 
 def test_without_keys_the_augmentations_are_detectron2s() -> None:
     cfg = config()
-    assert [type(one) for one in build_augmentations(cfg)] == [T.ResizeShortestEdge, T.RandomFlip]
+    assert [type(a) for a in build_augmentations(cfg)] == [T.ResizeShortestEdge, T.RandomFlip]
     cfg.INPUT.CROP.ENABLED = True
     assert type(build_augmentations(cfg)[0]) is T.RandomCrop
 
@@ -263,7 +263,7 @@ def test_blur_spreads_a_point_and_keeps_the_masks(channels: int) -> None:
 
 def test_padding_comes_after_the_colours() -> None:
     cfg = config(INPUT__JITTER__ENABLED=True, INPUT__COLOR__BRIGHTNESS=0.9)
-    kinds = [type(one) for one in build_augmentations(cfg)]
+    kinds = [type(a) for a in build_augmentations(cfg)]
     assert kinds == [ScaleJitter, T.RandomFlip, InRGB, PadTo]
 
 

@@ -87,15 +87,15 @@ BAD_JSON: list[tuple[Any, str]] = [
     ('{"images": [', "is not valid json"),
     ("[" * 100_000, "is not valid json"),
     ("\x00\x01", "is not valid json"),
-    ([], "holds a list"),
-    ("null", "holds a NoneType"),
-    ({"a.png": {"regions": []}}, "no list 'images'"),
+    ([], "contains a list"),
+    ("null", "contains a NoneType"),
+    ({"a.png": {"regions": []}}, "'images' is missing"),
     *(
-        (at(section, ...), f"no list '{section}'")
+        (at(section, ...), f"'{section}' is missing")
         for section in ("images", "annotations", "categories")
     ),
     *(
-        (at(section, {}), f"no list '{section}'")
+        (at(section, {}), f"'{section}' is missing")
         for section in ("images", "annotations", "categories")
     ),
     (at("categories", []), "'categories' is empty"),

@@ -137,7 +137,7 @@ def test_other_arguments_replace_the_files(tmp_path: Path, change: dict[str, Any
 def test_frequencies_make_a_class_rare(tmp_path: Path) -> None:
     generate_shapes(tmp_path, **{**TINY, "num_train": 100}, frequencies=(2, 6, 0.4))
     annotations = json.loads((tmp_path / "shapes" / "train.json").read_text())["annotations"]
-    counts = [sum(one["category_id"] == kind for one in annotations) for kind in (1, 2, 3)]
+    counts = [sum(a["category_id"] == kind for a in annotations) for kind in (1, 2, 3)]
     expected = [share * len(annotations) for share in (2 / 8.4, 6 / 8.4, 0.4 / 8.4)]
     # Within four standard deviations of independent draws.
     for count, mean in zip(counts, expected, strict=True):
@@ -183,7 +183,7 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
         ("train.json", '{"info":{"generator":"x"},"images":[]}', "not the generator's"),
         ("train.json", '{"info":3}', "not the generator's"),
         ("train.json", "\udcff\udcfe", "not the generator's"),
-        ("holiday.jpg", "", "it holds 'holiday.jpg'"),
+        ("holiday.jpg", "", "it contains 'holiday.jpg'"),
         ("images/train_000000.png", "", "not the generator's"),
     ],
 )
@@ -206,7 +206,7 @@ def test_files_added_by_the_user_are_not_deleted(tmp_path: Path, added: str) -> 
     (tmp_path / "shapes" / added).write_text("{}")
     before = digest(tmp_path)
     message = message_of(lambda: generate_shapes(tmp_path, **TINY, seed=1))
-    assert f"it holds '{Path(added).name}'" in message
+    assert f"it contains '{Path(added).name}'" in message
     assert digest(tmp_path) == before
 
 
