@@ -252,53 +252,34 @@ def _is_finite(value: Any) -> bool:
 
 
 def _check_combinations(values: Mapping[str, Any]) -> None:
-    channels = len(values["MODEL.PIXEL_MEAN"])
-    relative = values["INPUT.CROP.TYPE"].startswith("relative")
-    jitter, crop = values["INPUT.JITTER.ENABLED"], values["INPUT.CROP.ENABLED"]
-    in_color = values["INPUT.FORMAT"] in ("RGB", "BGR")
-    panoptic = values["MODEL.META_ARCHITECTURE"] in ("PanopticFPN", "SemanticSegmentor")
-    pasting = values["INPUT.COPY_PASTE.PROB"] > 0
-    # Key, whether its value is wrong, what it must be.
-    rules = [
-        (
-            "MODEL.PIXEL_STD",
-            len(values["MODEL.PIXEL_STD"]) != channels,
-            f"as long as MODEL.PIXEL_MEAN, which has {channels} values",
-        ),
-        (
-            "INPUT.CROP.SIZE",
-            relative and max(values["INPUT.CROP.SIZE"]) > 1,
-            "at most 1 where INPUT.CROP.TYPE is relative",
-        ),
-        # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
-        ("INPUT.CROP.ENABLED", jitter and crop, "False where INPUT.JITTER.ENABLED is True"),
-        (
-            "INPUT.COPY_PASTE.PROB",
-            pasting and not values["MODEL.MASK_ON"],
-            "0 unless MODEL.MASK_ON is True",
-        ),
-        (
-            "INPUT.COPY_PASTE.PROB",
-            pasting and values["MODEL.LOAD_PROPOSALS"],
-            "0 unless MODEL.LOAD_PROPOSALS is False",
-        ),
-        ("INPUT.COPY_PASTE.PROB", pasting and panoptic, "0 with semantic segmentation"),
-    ]
+    def require(key: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise _invalid(key, values[key], expected)
+
+    same = len(values["MODEL.PIXEL_STD"]) == len(values["MODEL.PIXEL_MEAN"])
+    require("MODEL.PIXEL_STD", same, "as long as MODEL.PIXEL_MEAN")
     for part in ("RPN", "ROI_HEADS"):
         thresholds, labels = f"MODEL.{part}.IOU_THRESHOLDS", f"MODEL.{part}.IOU_LABELS"
         count = len(values[thresholds]) + 1
         expected = f"a list of {count}, one more than {thresholds} has"
-        rules.append((labels, len(values[labels]) != count, expected))
+        require(labels, len(values[labels]) == count, expected)
+    fits = max(values["INPUT.CROP.SIZE"]) <= 1 or values["INPUT.CROP.TYPE"].startswith("absolute")
+    require("INPUT.CROP.SIZE", fits, "at most 1 where INPUT.CROP.TYPE is relative")
+    # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
+    both = values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]
+    require("INPUT.CROP.ENABLED", not both, "False where INPUT.JITTER.ENABLED is True")
     for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
-        low, high = values[key]
-        rules.append((key, low > high, "the least value, then the largest"))
-    for color in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
-        key = f"INPUT.COLOR.{color}"
-        expected = "0 where INPUT.FORMAT is neither RGB nor BGR"
-        rules.append((key, values[key] > 0 and not in_color, expected))
-    for key, wrong, expected in rules:
-        if wrong:
-            raise _invalid(key, values[key], expected)
+        require(key, values[key][0] <= values[key][1], "the least value, then the largest")
+    for key in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
+        key = f"INPUT.COLOR.{key}"
+        valid = values[key] == 0 or values["INPUT.FORMAT"] in ("RGB", "BGR")
+        require(key, valid, "0 where INPUT.FORMAT is neither RGB nor BGR")
+    if values["INPUT.COPY_PASTE.PROB"] > 0:
+        key, semantic = "INPUT.COPY_PASTE.PROB", ("PanopticFPN", "SemanticSegmentor")
+        require(key, values["MODEL.MASK_ON"], "0 unless MODEL.MASK_ON is True")
+        require(key, not values["MODEL.LOAD_PROPOSALS"], "0 unless MODEL.LOAD_PROPOSALS is False")
+        instances = values["MODEL.META_ARCHITECTURE"] not in semantic
+        require(key, instances, "0 with semantic segmentation")
 
 
 def _invalid(key: str, value: Any, expected: str) -> UserError:
