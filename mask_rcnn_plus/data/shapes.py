@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plus.data.drawing import KEYPOINTS, SHAPE_KINDS, Drawn, draw_image
 from mask_rcnn_plus.data.outlines import mask_to_polygons
-from mask_rcnn_plus.errors import UserError, did_you_mean, reason
+from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,24 @@ def generate_shapes(
         UserError: an argument is invalid, the folder cannot be written, or a folder of that name
             contains other files.
     """
-    _check_arguments(name, num_train, num_val, image_size, mask_format, seed)
     shares = _shares(frequencies)
+    sides = image_size if isinstance(image_size, Sequence) else ()
+    for argument, value, valid, expected in (
+        ("name", name, re.fullmatch(r"[A-Za-z0-9][\w.-]*", name), "letters, digits, _ and -"),
+        ("num_train", num_train, _is_integer(num_train, 1), "an integer from 1 up"),
+        ("num_val", num_val, _is_integer(num_val, 1), "an integer from 1 up"),
+        (
+            "image_size",
+            image_size,
+            len(sides) == 2 and all(_is_integer(side, _MIN_SIDE) for side in sides),
+            f"(height, width), each an integer from {_MIN_SIDE} up",
+        ),
+        ("mask_format", mask_format, mask_format in _MASK_FORMATS, "'polygon' or 'rle'"),
+        ("seed", seed, _is_integer(seed, 0), "an integer from 0 up"),
+        ("frequencies", frequencies, shares, f"a number above 0 for each of {SHAPE_KINDS}"),
+    ):
+        if not valid:
+            raise UserError(f"generate_shapes: {argument} is {value!r}, expected {expected}")
     target = Path(root, name).resolve()
     counts = {"train": num_train, "val": num_val}
     info = {
@@ -117,50 +133,21 @@ def generate_shapes(
     return [f"{name}_{split}" for split in _SPLITS]
 
 
-def _check_arguments(
-    name: str,
-    num_train: int,
-    num_val: int,
-    image_size: tuple[int, int],
-    mask_format: str,
-    seed: int,
-) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"shapes: name is {name!r}: use letters, digits, _ and -")
-    for what, count in (("num_train", num_train), ("num_val", num_val)):
-        if not _is_whole(count) or count < 1:
-            raise UserError(f"shapes: {what} is {count!r}: give an integer from 1 up")
-    sides = list(image_size) if isinstance(image_size, Sequence) else []
-    if len(sides) != 2 or not all(_is_whole(side) and side >= _MIN_SIDE for side in sides):
-        raise UserError(
-            f"shapes: image_size is {image_size!r}: give (height, width) in pixels, each an "
-            f"integer from {_MIN_SIDE} up"
-        )
-    if mask_format not in _MASK_FORMATS:
-        hint = did_you_mean(str(mask_format), _MASK_FORMATS) or ": give 'polygon' or 'rle'"
-        raise UserError(f"shapes: unknown mask_format {mask_format!r}{hint}")
-    if not _is_whole(seed) or seed < 0:
-        raise UserError(f"shapes: seed is {seed!r}: give an integer from 0 up")
-
-
 def _shares(frequencies: Sequence[float]) -> list[float]:
-    """The frequencies, scaled to a sum of 1."""
+    """The frequencies, scaled to a sum of 1; empty if they are invalid."""
     try:
         given = [float(value) for value in frequencies]
     except (TypeError, ValueError):
-        given = []
+        return []
     if len(given) != len(SHAPE_KINDS) or not all(0 < value < math.inf for value in given):
-        raise UserError(
-            f"shapes: frequencies are {frequencies!r}: give a number above 0 for each of "
-            f"{', '.join(SHAPE_KINDS)}"
-        )
+        return []
     if len(set(given)) == 1:
         return [1.0] * len(given)  # the sum of thirds would round
     return [value / sum(given) for value in given]
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_current(target: Path, info: dict[str, Any]) -> bool:
