@@ -22,8 +22,9 @@ from benchmarks.ablation_runs import (
 )
 from benchmarks.ablation_table import markdown, to_csv
 from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config.values import check_components, check_solver
 from mask_rcnn_plus.device import resolve_device
-from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
+from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser, positive, prepare_output, run_command

@@ -12,9 +12,9 @@ from benchmarks.model_case import settle
 from benchmarks.model_data import inference_images, training_batches
 from benchmarks.model_sides import Inputs, Side, build_sides, stock_config
 from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config.values import check_components
 from mask_rcnn_plus.data import class_names
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
-from mask_rcnn_plus.engine.checks import check_components
 from mask_rcnn_plus.engine.weights import local_weights
 from mask_rcnn_plus.errors import UserError
 

@@ -1,4 +1,4 @@
-"""MODEL.DEVICE and MODEL.CHANNELS_LAST: what detectron2's functions must understand of them."""
+"""MODEL.DEVICE "auto" and MODEL.CHANNELS_LAST, also in detectron2's own functions."""
 
 import functools
 import sys
@@ -11,17 +11,17 @@ from mask_rcnn_plus.errors import UserError
 
 
 def resolve_device(name: str, option: str = "MODEL.DEVICE") -> str:
-    """The device that a value of MODEL.DEVICE stands for.
+    """The device that a value of MODEL.DEVICE means.
 
     Args:
-        name: "auto", or what ``torch.device`` takes, as "cpu", "cuda", "cuda:1".
-        option: what messages call it.
+        name: "auto", or a name that ``torch.device`` accepts, such as "cpu", "cuda" or "cuda:1".
+        option: the name of the option in messages.
 
     Returns:
-        for "auto", "cuda" where torch sees a GPU and else "cpu"; otherwise the name itself.
+        for "auto", "cuda" if torch sees a GPU, else "cpu"; otherwise the name itself.
 
     Raises:
-        UserError: the name is no device, or a CUDA device that this machine lacks.
+        UserError: the name is not a device, or a CUDA device that this machine does not have.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,30 +29,30 @@ def resolve_device(name: str, option: str = "MODEL.DEVICE") -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(
-            f"{option} is '{name}', no device torch knows; set {option} auto, cpu or cuda"
+            f"{option} is '{name}', which torch does not know; set {option} auto, cpu or cuda"
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            has = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
+            devices = f"{count} CUDA device{'s' * (count != 1)}" if count else "no CUDA device"
             raise UserError(
-                f"{option} is '{name}', but torch sees {has} here; set {option} auto or cpu"
+                f"{option} is '{name}', but torch sees {devices} here; set {option} auto or cpu"
             )
     return name
 
 
 def make_current(device: str) -> None:
-    """Makes a GPU that is named by its number the current one.
+    """Makes a GPU with a number the current one.
 
-    That is the one that much of torch and detectron2 takes for the model's: to wait for, to tell
-    the memory of, to launch on.
+    Much of torch and detectron2 assumes that the current GPU is the model's, when it synchronises,
+    measures memory or launches kernels.
 
     Args:
-        device: from :func:`resolve_device`; of others than "cuda:1" and the like nothing is done.
+        device: from :func:`resolve_device`. Only names such as "cuda:1" have an effect.
     """
-    named = torch.device(device)
-    if named.type == "cuda" and named.index is not None:
-        torch.cuda.set_device(named)
+    gpu = torch.device(device)
+    if gpu.type == "cuda" and gpu.index is not None:
+        torch.cuda.set_device(gpu)
 
 
 def _with_device(cfg: CfgNode) -> CfgNode:
@@ -68,16 +68,16 @@ def _with_device(cfg: CfgNode) -> CfgNode:
 
 
 def use_channels_last(model: torch.nn.Module) -> None:
-    """Converts a detectron2 model, in place, to run in channels_last (NHWC) memory.
+    """Converts a detectron2 model, in place, to channels_last (NHWC) memory.
 
-    What enters the backbone is converted; convolutions, norms, resizing and pooling keep the layout
-    of what they get, so the heads get it too.
+    The input of the backbone is converted. Convolutions, norms, resizing and pooling keep the
+    layout of their inputs, so the heads receive it too.
 
     Args:
-        model: of any architecture with a ``backbone`` that takes the batch of images.
+        model: any architecture with a ``backbone`` that accepts the batch of images.
 
     Raises:
-        UserError: there is no backbone.
+        UserError: the model has no backbone.
     """
     if not isinstance(getattr(model, "backbone", None), torch.nn.Module):
         raise UserError(
@@ -90,7 +90,7 @@ def use_channels_last(model: torch.nn.Module) -> None:
     model.backbone.register_forward_pre_hook(_to_channels_last)
     for head in model.modules():
         if isinstance(head, BaseKeypointRCNNHead):
-            # Its loss views each heatmap as a row, which it is in the usual layout alone.
+            # Its loss views each heatmap as a row, which only works in the contiguous layout.
             list(head.modules())[-1].register_forward_hook(_to_contiguous)
 
 
@@ -106,11 +106,13 @@ def _to_contiguous(layer: torch.nn.Module, inputs: Any, maps: torch.Tensor) -> t
 
 @functools.cache
 def extend_detectron2() -> None:
-    """Lets detectron2 take a config that says MODEL.DEVICE "auto" or MODEL.CHANNELS_LAST.
+    """Makes detectron2 accept a config with MODEL.DEVICE "auto" or MODEL.CHANNELS_LAST.
 
-    ``build_model`` and ``DefaultPredictor`` get a copy of the config that names the device; the
-    caller's, which may be frozen, stays as it is. They also refuse an absent GPU as
-    ``resolve_device`` does. A second call changes nothing.
+    Every config of this project has both keys, and detectron2 has no hook between the config and
+    ``model.to(device)``, so this replaces ``build_model`` and ``DefaultPredictor.__init__``. They
+    receive a copy of the config with the device's name; the caller's config, which may be frozen,
+    does not change. A config without these keys works as before, except that a missing GPU is
+    reported as in ``resolve_device``. A second call changes nothing.
     """
     from detectron2.engine import DefaultPredictor
     from detectron2.modeling import build_model
@@ -118,21 +120,21 @@ def extend_detectron2() -> None:
     @functools.wraps(build_model)
     def build_model_extended(cfg: CfgNode) -> torch.nn.Module:
         model = build_model(_with_device(cfg))
-        # A config made without this project's keys has none.
+        # A config of detectron2 does not have this key.
         if cfg.MODEL.get("CHANNELS_LAST", False):
             use_channels_last(model)
         return model
 
-    # Each module that imported the function by name holds its own reference to it.
+    # Each module that imported the function by name has its own reference to it.
     for name, module in list(sys.modules.items()):
         if name.startswith("detectron2.") and vars(module).get("build_model") is build_model:
             module.build_model = build_model_extended
 
-    # In main the predictor reads MODEL.DEVICE once more, from its own copy of the config.
+    # detectron2's main branch also reads MODEL.DEVICE in the predictor.
     init = DefaultPredictor.__init__
 
     @functools.wraps(init)
-    def init_anywhere(self: DefaultPredictor, cfg: CfgNode) -> None:
+    def init_extended(self: DefaultPredictor, cfg: CfgNode) -> None:
         init(self, _with_device(cfg))
 
-    DefaultPredictor.__init__ = init_anywhere
+    DefaultPredictor.__init__ = init_extended

@@ -1,19 +1,19 @@
-"""The exception that means "the user can mend this", and suggestions for its messages."""
+"""The exception for errors that the user can fix, and helpers for its messages."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a path, a key, a value, a data set, a checkpoint.
+    """A mistake in the user's input: a path, a key, a value, a data set, a checkpoint.
 
-    The commands print its message as one line on standard error and exit with ``exit_code``, which
-    subclasses for what befalls a run (no space, divergence) set. The message names the thing, the
-    value and what to do.
+    The commands print the message as one line on standard error and exit with ``exit_code``.
+    Subclasses for events in a run (no space, divergence) set another code. The message names the
+    thing, the value and what to do.
 
     Args:
-        message: the line. Where a loader's worker process raised it, PyTorch raises it again with
-            the worker's traceback around it, which is taken off.
+        message: one line. If a loader worker raised the error, PyTorch raises it again with the
+            worker's traceback in the message, which is removed here.
     """
 
     exit_code = 2
@@ -24,7 +24,7 @@ class UserError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        """The message on one line, with nothing in it that a terminal would obey."""
+        """The message on one line, without control characters, which a terminal would obey."""
         text = " ".join(super().__str__().splitlines())
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -37,7 +37,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         choices: the names that exist.
 
     Returns:
-        ``"; did you mean 'balloon_train'?"`` where one of the choices is close, else "".
+        ``"; did you mean 'balloon_train'?"`` if one of the choices is close, else "".
     """
     matches = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""
@@ -51,8 +51,8 @@ def reason(error: BaseException, limit: int = 200) -> str:
         limit: the most characters.
 
     Returns:
-        of an OSError the system's words ("No space left on device"); of others their message, or
-        the name of their type if they have none.
+        the system's message for an OSError ("No space left on device"); otherwise the error's own
+        message, or the name of its type if the message is empty.
     """
     text = (isinstance(error, OSError) and error.strerror) or str(error)
     return " ".join(text.split())[:limit] or type(error).__name__

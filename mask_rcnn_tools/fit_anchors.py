@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import require_dataset
-from mask_rcnn_plus.data.anchors import Anchors, coverage, fit
+from mask_rcnn_plus.data.anchors import Anchors, SeenBoxes, coverage, fit, seen_boxes
 from mask_rcnn_plus.data.augmentation import build_augmentations
-from mask_rcnn_plus.data.box_sizes import SeenBoxes, seen_boxes
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser, require_new

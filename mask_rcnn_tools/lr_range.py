@@ -17,13 +17,18 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config.values import (
+    check_components,
+    check_options,
+    check_sampler,
+    check_solver,
+)
 from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
-from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
+from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.derived import resolve_class_weights
 from mask_rcnn_plus.engine.freezing import freeze_mode
-from mask_rcnn_plus.engine.option_checks import check_options, check_sampler
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.engine.steps import Steps, amp_dtype
 from mask_rcnn_plus.errors import UserError

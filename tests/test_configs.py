@@ -1,4 +1,4 @@
-"""Every YAML in configs/: what it builds trains and predicts, and it says no more than it must."""
+"""Every YAML in configs/ trains and predicts, and repeats nothing of its base."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ every_config = pytest.mark.parametrize(
 
 
 def own_text(path: Path) -> dict[str, Any]:
-    """What stands in the file itself."""
+    """The keys in the file itself."""
     return yaml.safe_load(path.read_text())
 
 
@@ -70,7 +70,7 @@ def test_it_trains_and_predicts(path: Path) -> None:
     [path for path in sorted(CONFIGS.rglob("*.yaml")) if "_BASE_" in own_text(path)],
     ids=lambda path: str(path.relative_to(CONFIGS)),
 )
-def test_it_says_only_what_its_base_does_not(path: Path) -> None:
+def test_it_repeats_nothing_of_its_base(path: Path) -> None:
     own = own_text(path)
     before = dict(leaves(load_config(path.parent / own.pop("_BASE_"))))
     after = dict(leaves(load_config(path)))
@@ -78,7 +78,7 @@ def test_it_says_only_what_its_base_does_not(path: Path) -> None:
 
 
 @every_config
-def test_its_bases_are_two_at_most(path: Path) -> None:
+def test_it_has_at_most_two_bases(path: Path) -> None:
     for _ in range(3):
         base = own_text(path).get("_BASE_")
         if base is None:
@@ -90,7 +90,7 @@ def test_its_bases_are_two_at_most(path: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((CONFIGS / "coco").glob("*_rcnn_*.yaml")), ids=lambda path: path.stem
 )
-def test_a_model_zoo_name_says_what_is_trained(path: Path) -> None:
+def test_a_config_with_a_model_zoo_name_has_the_zoos_settings(path: Path) -> None:
     """The schedules, ImageNet weights and sizes that the model zoo publishes for these names."""
     cfg = load_config(path)
     name = path.stem
@@ -126,11 +126,11 @@ def test_a_model_zoo_name_says_what_is_trained(path: Path) -> None:
     assert cfg.MODEL.ROI_HEADS.NAME.startswith("Fused")
 
 
-# The rows of the paper's tables (arXiv:1703.06870), counted there.
+# The number of rows in each of the paper's tables (arXiv:1703.06870).
 ROWS = {"2a": 5, "2b": 3, "2c": 5, "2d": 2, "2e": 3, "3": 2, "5": 4, "6": 2}
 
 
-def test_every_row_of_the_papers_tables_has_its_file() -> None:
+def test_every_row_of_the_papers_tables_has_a_file() -> None:
     text = (CONFIGS / "README.md").read_text()
     rows = re.findall(r"^\| (\w+) \|.*?\| \[?`?paper/(\w+\.yaml)", text, re.MULTILINE)
     files = {table: [name for t, name in rows if t == table] for table in ROWS}
@@ -141,7 +141,7 @@ def test_every_row_of_the_papers_tables_has_its_file() -> None:
 @pytest.mark.parametrize(
     "path", sorted((CONFIGS / "paper").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_a_papers_row_is_trained_as_the_paper_says(path: Path) -> None:
+def test_a_row_of_the_paper_is_trained_as_in_the_paper(path: Path) -> None:
     """Section 3.1, and section 5 for the keypoints' tables."""
     cfg = load_config(path)
     people = path.stem[0] in "56"
@@ -157,7 +157,7 @@ def test_a_papers_row_is_trained_as_the_paper_says(path: Path) -> None:
         800,
     )
     assert (1 if people else 80) == cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    # Five scales and three ratios, over the levels of a pyramid or on one map.
+    # Five scales and three ratios, on the levels of a pyramid or on one map.
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     assert sorted(size for level in anchors.SIZES for size in level) == [32, 64, 128, 256, 512]
     assert anchors.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]

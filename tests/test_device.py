@@ -1,5 +1,4 @@
-"""MODEL.DEVICE: auto, absent GPUs, and detectron2's functions under a config that says auto;
-MODEL.CHANNELS_LAST."""
+"""MODEL.DEVICE (auto, missing GPUs, detectron2's own functions) and MODEL.CHANNELS_LAST."""
 
 import copy
 import importlib
@@ -16,9 +15,9 @@ from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError, get_cfg
 from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config.values import check_solver
 from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.device import extend_detectron2, make_current, resolve_device
-from mask_rcnn_plus.engine.checks import check_solver
 from tests.conftest import TINY
 from tests.modeling import models
 from tests.shrink import batch
@@ -30,7 +29,7 @@ def _gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda"), (2, "cuda")])
-def test_auto_takes_the_gpu_where_there_is_one(monkeypatch, gpus: int, device: str) -> None:
+def test_auto_is_the_gpu_if_there_is_one(monkeypatch, gpus: int, device: str) -> None:
     _gpus(monkeypatch, gpus)
     assert resolve_device("auto") == device
 
@@ -38,7 +37,7 @@ def test_auto_takes_the_gpu_where_there_is_one(monkeypatch, gpus: int, device: s
 @pytest.mark.parametrize(
     ("gpus", "name"), [(0, "cpu"), (1, "cuda"), (1, "cuda:0"), (2, "cuda:1"), (0, "meta")]
 )
-def test_a_present_device_is_kept(monkeypatch, gpus: int, name: str) -> None:
+def test_an_existing_device_is_kept(monkeypatch, gpus: int, name: str) -> None:
     _gpus(monkeypatch, gpus)
     assert resolve_device(name) == name
 
@@ -51,7 +50,7 @@ def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch) -> None:
     assert made == [torch.device("cuda:1")]
 
 
-def test_runs_and_tools_that_train_make_theirs_the_current_one(
+def test_runs_and_tools_that_train_make_their_gpu_the_current_one(
     monkeypatch, tiny_config: Path
 ) -> None:
     class Made(Exception): ...
@@ -74,7 +73,7 @@ def test_runs_and_tools_that_train_make_theirs_the_current_one(
             begin()
 
 
-def test_one_gpu_is_not_for_several_processes(monkeypatch) -> None:
+def test_several_processes_cannot_share_one_gpu(monkeypatch) -> None:
     cfg = get_cfg()
     check_solver(cfg, "cuda:0")
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
@@ -83,7 +82,7 @@ def test_one_gpu_is_not_for_several_processes(monkeypatch) -> None:
         check_solver(cfg, "cuda:0")
 
 
-def test_every_gpu_draws_by_the_seed_whichever_is_current(monkeypatch) -> None:
+def test_all_gpus_are_seeded_whichever_is_current(monkeypatch) -> None:
     seeds: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     seed_all(1, "step", 3)
@@ -106,7 +105,9 @@ def test_every_gpu_draws_by_the_seed_whichever_is_current(monkeypatch) -> None:
         (1, "cuda:x", "'cuda:x'"),
     ],
 )
-def test_an_absent_device_is_one_clear_line(monkeypatch, gpus: int, name: str, says: str) -> None:
+def test_a_missing_device_is_reported_in_one_line(
+    monkeypatch, gpus: int, name: str, says: str
+) -> None:
     _gpus(monkeypatch, gpus)
     with pytest.raises(UserError) as error:
         resolve_device(name)
@@ -144,7 +145,9 @@ def test_the_default_is_auto() -> None:
 
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("build", [build_model, modeling.build_model, engine.defaults.build_model])
-def test_build_model_takes_auto_and_leaves_the_config(monkeypatch, build, frozen: bool) -> None:
+def test_build_model_accepts_auto_and_does_not_change_the_config(
+    monkeypatch, build, frozen: bool
+) -> None:
     _gpus(monkeypatch, 0)
     cfg = _cfg("auto", frozen)
     model = build(cfg)
@@ -155,7 +158,7 @@ def test_build_model_takes_auto_and_leaves_the_config(monkeypatch, build, frozen
     assert cfg.is_frozen() == frozen
 
 
-def test_a_named_device_reaches_the_model_in_the_callers_own_config() -> None:
+def test_with_a_device_name_the_model_gets_the_callers_own_config() -> None:
     cfg = _cfg("meta", frozen=True)
     model = modeling.build_model(cfg)
     assert model.weight.device.type == "meta"
@@ -163,7 +166,7 @@ def test_a_named_device_reaches_the_model_in_the_callers_own_config() -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_predictor_takes_auto(monkeypatch, frozen: bool) -> None:
+def test_the_predictor_accepts_auto(monkeypatch, frozen: bool) -> None:
     _gpus(monkeypatch, 0)
     cfg = _cfg("auto", frozen)
     predictor = engine.DefaultPredictor(cfg)
@@ -172,13 +175,13 @@ def test_predictor_takes_auto(monkeypatch, frozen: bool) -> None:
     assert cfg.MODEL.DEVICE == "auto"
 
 
-def test_an_absent_gpu_is_refused_by_build_model_too(monkeypatch) -> None:
+def test_build_model_reports_a_missing_gpu(monkeypatch) -> None:
     _gpus(monkeypatch, 0)
     with pytest.raises(UserError, match="torch sees no CUDA device"):
         modeling.build_model(_cfg("cuda", frozen=True))
 
 
-def test_allowing_twice_wraps_once() -> None:
+def test_detectron2_is_extended_once() -> None:
     before = modeling.build_model, engine.DefaultPredictor.__init__
     extend_detectron2()
     assert (modeling.build_model, engine.DefaultPredictor.__init__) == before
@@ -207,7 +210,7 @@ def _is_channels_last(maps: torch.Tensor) -> bool:
     ],
     ids=["BN", "GN", "timm"],
 )
-def test_channels_last_computes_the_same_and_reaches_the_pooler(keys: dict[str, object]) -> None:
+def test_channels_last_has_the_same_results_and_reaches_the_pooler(keys: dict[str, object]) -> None:
     if "BACKBONE__NAME" in keys:
         pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -230,13 +233,13 @@ def test_channels_last_computes_the_same_and_reaches_the_pooler(keys: dict[str, 
             maps = model.eval().backbone(model.preprocess_image(inputs).tensor)
         results.append((losses, maps))
     assert len(seen) == 8  # four levels, two heads
-    assert all(_is_channels_last(one) for one in seen)
+    assert all(_is_channels_last(m) for m in seen)
 
     (losses, maps), (losses_last, maps_last) = results
     for name, loss in losses.items():
         torch.testing.assert_close(losses_last[name], loss, rtol=1e-5, atol=1e-5)
-    for name, one in maps.items():
-        assert (maps_last[name] - one).abs().max() <= 1e-5 * one.abs().max(), name
+    for name, level in maps.items():
+        assert (maps_last[name] - level).abs().max() <= 1e-5 * level.abs().max(), name
     gradient, gradient_last = (
         model.backbone.fpn_output2.weight.grad for model in (contiguous, last)
     )
@@ -244,7 +247,7 @@ def test_channels_last_computes_the_same_and_reaches_the_pooler(keys: dict[str, 
 
 
 @pytest.mark.parametrize("architecture", ["ProposalNetwork", "RetinaNet"])
-def test_channels_last_serves_other_architectures(architecture: str) -> None:
+def test_channels_last_works_with_other_architectures(architecture: str) -> None:
     cfg = _tiny(CHANNELS_LAST=True, META_ARCHITECTURE=architecture)
     cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5"]
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[16]] if architecture == "RetinaNet" else [[8]]
@@ -254,7 +257,7 @@ def test_channels_last_serves_other_architectures(architecture: str) -> None:
     first.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     with torch.no_grad():
         model(batch(cfg))
-    assert [_is_channels_last(one) for one in seen] == [True]
+    assert [_is_channels_last(m) for m in seen] == [True]
 
 
 def test_channels_last_without_a_backbone_is_refused() -> None:

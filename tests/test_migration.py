@@ -1,4 +1,4 @@
-"""docs/migration.md: its keys exist and have the defaults that it states."""
+"""docs/migration.md: its keys exist and have the stated defaults."""
 
 import ast
 import re
@@ -58,7 +58,7 @@ def test_every_key_of_the_page_exists() -> None:
         _value(cfg, key)
 
 
-def test_what_is_said_of_r_50_fpn() -> None:
+def test_the_values_of_r_50_fpn_are_as_stated() -> None:
     cfg = mask_rcnn_plus.load_config(ROOT / "configs/coco/mask_rcnn_R_50_FPN_1x.yaml")
     for key, value in re.findall(
         r"`([A-Z_.]+)` \| `[^`]*`(?: \(C4\))?; R-50-FPN: `?([\d.]+)\b", PAGE

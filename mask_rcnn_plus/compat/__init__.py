@@ -5,7 +5,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "detectron2":
         raise
-    # Not a dependency: whoever installs this chooses which of its two distributions to take.
+    # detectron2 is not a dependency: users choose one of its two distributions.
     raise ModuleNotFoundError(
         "detectron2 is not installed; mask_rcnn_plus is a plugin for it, and the README's section "
         "Compatibility says how to install both",

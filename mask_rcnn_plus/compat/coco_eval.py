@@ -1,10 +1,10 @@
-"""Stands in for detectron2's ``evaluation/fast_eval_api.py``: COCO evaluation in C++.
+"""Replaces detectron2's ``evaluation/fast_eval_api.py``: COCO evaluation in C++.
 
 faster-coco-eval 1.8.0 was measured against pycocotools 2.0.11 over 150 random data sets (box, mask
 and keypoints; crowds, ignored and empty objects, tied scores, up to 160 detections an image, images
 and categories without objects, subsets of images, other ``maxDets``, one ground truth evaluated
 several times): recall and score arrays are identical, the precision array and every statistic agree
-to 2.2e-16. tests/compat/test_coco_eval.py repeats a part.
+to 2.2e-16. tests/compat/test_coco_eval.py repeats a part of this comparison.
 """
 
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
@@ -13,11 +13,11 @@ from pycocotools.cocoeval import COCOeval
 
 
 class CppCOCOeval(COCOeval_faster):
-    """faster-coco-eval over pycocotools' COCO objects, set up and printing as pycocotools does."""
+    """faster-coco-eval for pycocotools' COCO objects, with pycocotools' parameters and output."""
 
     def __init__(self, cocoGt: COCO, cocoDt: COCO, iouType: str = "segm") -> None:
-        # Given the objects, the base class reads attributes that only its own COCO class has, and
-        # drops the categories without keypoints, which detectron2's table of classes then misses.
+        # With these objects, the base class would read attributes that only its own COCO class has,
+        # and drop categories without keypoints, which detectron2's table of classes needs.
         super().__init__(None, None, iouType, print_function=print)
         self.cocoGt, self.cocoDt = cocoGt, cocoDt
         self.params.imgIds = sorted(cocoGt.getImgIds())
@@ -29,15 +29,15 @@ def COCOeval_opt(cocoGt: COCO, cocoDt: COCO, iouType: str = "segm") -> CppCOCOev
 
     Args:
         cocoGt: the ground truth.
-        cocoDt: the detections, made by ``cocoGt.loadRes``.
+        cocoDt: the detections, from ``cocoGt.loadRes``.
         iouType: "bbox", "segm" or "keypoints".
 
     Returns:
-        the C++ evaluator, or pycocotools' where the C++ one would fail (ids that are no natural
-        numbers) or take a missing area for 0, which pycocotools refuses.
+        the C++ evaluator, or pycocotools' if the C++ one would fail (ids that are not natural
+        numbers) or treat a missing area as 0, which pycocotools refuses.
     """
     ids = [*cocoGt.getImgIds(), *cocoGt.getCatIds()]
-    # The C++ side keeps an id as a double, which holds every integer up to 2 ** 53.
+    # The C++ code stores an id as a double, which holds every integer up to 2 ** 53.
     natural = all(isinstance(i, int) and 0 <= i <= 2**53 for i in ids)
     measured = all("area" in annotation for annotation in cocoGt.anns.values())
     return (CppCOCOeval if natural and measured else COCOeval)(cocoGt, cocoDt, iouType)

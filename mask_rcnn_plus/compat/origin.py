@@ -1,4 +1,4 @@
-"""Which detectron2 is installed: upstream's v0.6, a source install, or another by its name."""
+"""Which detectron2 is installed: upstream's v0.6, a source install, or a redistribution."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Of the lines "<sha256 of the file>  <path>" of every *.py in detectron2/ but not its projects/,
-# sorted by path: upstream's tag v0.6.
+# The SHA-256 of upstream's tag v0.6: of the lines "<sha256 of the file>  <path>" of every *.py in
+# detectron2/ except its projects/, sorted by path.
 UPSTREAM_0_6 = "7d212cd90e780b29c77f7cbe6fb0cd1fda3bbf859d54ad86c214182e612aa0da"
-# Those lines, to name what differs.
+# These lines, to name the files that differ.
 _TABLE = Path(__file__).with_name("detectron2_0_6.sha256")
 _NAMES_IN_MESSAGE = 10
 
@@ -25,11 +25,11 @@ class Origin:
     """Where the installed detectron2 comes from.
 
     Attributes:
-        kind: "upstream 0.6" (the same files, whoever packed them), "source" (a checkout, or
-            installed from one) or "redistribution" (of a package registry).
-        distribution: name and version of what was installed; "" for a bare source tree.
-        differing: the files that differ from upstream's v0.6, are missing or are more, sorted; none
-            where the version is another than 0.6.
+        kind: "upstream 0.6" (the same files, from any package), "source" (a checkout, or installed
+            from one) or "redistribution" (from a package registry).
+        distribution: name and version of the installed distribution; "" for a bare source tree.
+        differing: the files that differ from upstream's v0.6, are missing or are additional,
+            sorted; empty for another version than 0.6.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Origin:
 
 @lru_cache(maxsize=1)
 def detectron2_origin() -> Origin:
-    """Looks at the installed detectron2's files, 140 of them and 1 MB."""
+    """The origin of the installed detectron2. Reads its 140 files (1 MB)."""
     spec = find_spec("detectron2")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("detectron2 is not installed", name="detectron2")
@@ -47,10 +47,10 @@ def detectron2_origin() -> Origin:
 
 
 def origin_of(package: Path) -> Origin:
-    """The same for the folder of a package ``detectron2``.
+    """The origin of a package ``detectron2``.
 
     Args:
-        package: the folder that has ``__init__.py``.
+        package: the folder that contains ``__init__.py``.
     """
     distribution = _distribution(package)
     name = f"{distribution.metadata['Name']} {distribution.version}" if distribution else ""
@@ -68,7 +68,7 @@ def origin_of(package: Path) -> Origin:
 
 
 def check_detectron2() -> Origin:
-    """Warns of a redistribution of detectron2 0.6 whose files are not upstream's."""
+    """Warns if a redistribution of detectron2 0.6 differs from upstream's files."""
     origin = detectron2_origin()
     if origin.kind == "redistribution" and origin.differing:
         rest = len(origin.differing) - _NAMES_IN_MESSAGE
@@ -95,8 +95,8 @@ def _listing(package: Path) -> str:
 
 
 def _distribution(package: Path) -> metadata.Distribution | None:
-    """What the package was installed with, by whatever name."""
-    # By the folder's name: to open the metadata of everything installed takes longer than the rest.
+    """The distribution that the package was installed from, whatever its name."""
+    # By the folder's name, because opening the metadata of all distributions takes long.
     for folder in sorted(package.parent.glob("*.dist-info")):
         if re.fullmatch(r"(.*[-_.])?detectron2-[^-]+\.dist-info", folder.name, re.IGNORECASE):
             return metadata.Distribution.at(folder)

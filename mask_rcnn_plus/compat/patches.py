@@ -1,9 +1,9 @@
 """detectron2 0.6 on today's torch, NumPy, Pillow, setuptools and Python, without compiling it.
 
-``apply()`` mends what is broken in the installed detectron2 and leaves the rest alone. Upstream's
-main branch calls itself 0.6 too, so no patch trusts the version: each looks for its defect first.
-Patches change names inside detectron2's own modules; torch, NumPy and Pillow stay as they were.
-Files and lines in the docstrings are those of detectron2's tag v0.6.
+``apply()`` repairs what is broken in the installed detectron2 and leaves the rest alone. Upstream's
+main branch also has the version 0.6, so no patch trusts the version: each looks for its defect
+first. Patches change names inside detectron2's own modules; torch, NumPy and Pillow do not change.
+Files and lines in the docstrings refer to detectron2's tag v0.6.
 """
 
 import functools
@@ -24,12 +24,13 @@ from mask_rcnn_plus.compat.tools import Stub, View, has_extension, lent_module, 
 
 
 def apply() -> list[str]:
-    """Mends the installed detectron2; a second call changes nothing.
+    """Repairs the installed detectron2. A second call changes nothing.
 
-    Imports the engine, hence modeling, data and evaluation: 0.1 s beyond ``detectron2.modeling``.
+    Imports the engine, hence modeling, data and evaluation: 0.1 s more than
+    ``detectron2.modeling``.
 
     Returns:
-        the names of the patches in force, which are those of functions in ``PATCHES``.
+        the names of the active patches, which are functions in ``PATCHES``.
     """
     return list(_apply_once())
 
@@ -42,9 +43,9 @@ def _apply_once() -> tuple[str, ...]:
 def layers_without_extension() -> bool:
     """layers/deform_conv.py:11, roi_align_rotated.py:8, rotated_boxes.py:4 import ``_C`` unguarded.
 
-    Symptom: ImportError from all of detectron2's layers where ``_C`` is not compiled, although
-    Mask R-CNN calls none of its operators. Cure: a stand-in for the time of that import; a lasting
-    one would make utils/collect_env.py:118 and evaluation/fast_eval_api.py:61 believe in it.
+    Symptom: ImportError from all of detectron2's layers if ``_C`` is not compiled, although Mask
+    R-CNN calls none of its operators. Fix: a stub during that import. A permanent one would mislead
+    utils/collect_env.py:118 and evaluation/fast_eval_api.py:61.
     """
     unguarded = re.search(r"^from detectron2 import _C", source("layers/deform_conv.py"), re.M)
     if not unguarded or has_extension():
@@ -57,8 +58,8 @@ def layers_without_extension() -> bool:
 def extent_transform_default() -> bool:
     """data/transforms/transform.py:46 has the default ``Image.LINEAR``, which Pillow 10 removed.
 
-    Symptom: AttributeError from any import of ``detectron2.data``. Cure: Pillow has the name, of
-    old that of BILINEAR, while the default is evaluated.
+    Symptom: AttributeError from any import of ``detectron2.data``. Fix: Pillow has the name, once
+    an alias of BILINEAR, while the default is evaluated.
     """
     from PIL import Image
 
@@ -73,11 +74,11 @@ def extent_transform_default() -> bool:
 
 
 def removed_numpy_names() -> bool:
-    """data/build.py:171,175 say ``np.int``; structures/masks.py:33,36,344 say ``np.bool``.
+    """data/build.py:171,175 use ``np.int``; structures/masks.py:33,36,344 use ``np.bool``.
 
     Symptom: AttributeError when the training loader counts its instances; with NumPy 1.24 to 1.26,
-    which have no ``np.bool``, from polygon masks too. Cure: those modules see a NumPy in which the
-    names are Python's types, as they were.
+    which lack ``np.bool``, also from polygon masks. Fix: those modules see a NumPy in which these
+    names are Python's types, as in the past.
     """
     needed = False
     for module, name, kind in (("data.build", "int", int), ("structures.masks", "bool", bool)):
@@ -98,8 +99,8 @@ class _SetSampler(random.Random):
 def retry_after_skipped_image() -> bool:
     """data/common.py:98 samples from a set, which Python 3.11 refuses.
 
-    Symptom: TypeError in the loader where a mapper returns None to skip an image. Cure: that module
-    sees a ``random.Random`` which sorts a set and samples from the list.
+    Symptom: TypeError in the loader when a mapper returns None to skip an image. Fix: that module
+    sees a ``random.Random`` that sorts a set and samples from the list.
     """
     common = load("data.common")
     try:
@@ -111,10 +112,10 @@ def retry_after_skipped_image() -> bool:
 
 
 def writable_masks() -> bool:
-    """data/detection_utils.py:433 hands torch the read-only arrays that Pillow gives.
+    """data/detection_utils.py:433 passes Pillow's read-only arrays to torch.
 
-    Symptom: a UserWarning of undefined behaviour on the first bitmask that was resized but not
-    flipped. Cure: that module's ``np.ascontiguousarray`` copies what is not writable.
+    Symptom: a UserWarning about undefined behaviour at the first bitmask that was resized but not
+    flipped. Fix: that module's ``np.ascontiguousarray`` copies read-only arrays.
     """
     if "torch.from_numpy(np.ascontiguousarray(x))" not in source("data/detection_utils.py"):
         return False
@@ -127,11 +128,11 @@ def writable_masks() -> bool:
 
 
 def meshgrid_indexing() -> bool:
-    """modeling/anchor_generator.py:48 leaves out ``indexing``, whose default torch will change.
+    """modeling/anchor_generator.py:48 omits ``indexing``, whose default torch will change.
 
-    Symptom: a UserWarning at the first step; under the other default, transposed anchors. Cure:
-    that module sees a ``torch.meshgrid`` that asks for "ij". It is a typed function of two tensors
-    because TorchScript, which compiles the generator, knows no ``functools.partial``.
+    Symptom: a UserWarning at the first step; with the other default, transposed anchors. Fix: that
+    module sees a ``torch.meshgrid`` that uses "ij". It is a typed function of two tensors because
+    TorchScript, which compiles the generator, does not support ``functools.partial``.
     """
     if "torch.meshgrid(shifts_y, shifts_x)" not in source("modeling/anchor_generator.py"):
         return False
@@ -146,8 +147,8 @@ def meshgrid_indexing() -> bool:
 def fast_coco_evaluator() -> bool:
     """evaluation/coco_evaluation.py:22 imports fast_eval_api.py, which needs the compiled ``_C``.
 
-    Symptom: v0.6 cannot import ``detectron2.evaluation``; main can, and evaluates with pycocotools,
-    several times slower. Cure: our module of the same one name takes that module's place.
+    Symptom: v0.6 cannot import ``detectron2.evaluation``; main can, but evaluates with pycocotools,
+    several times slower. Fix: our ``compat.coco_eval`` replaces that module.
     """
     name = "detectron2.evaluation.fast_eval_api"
     if has_extension() or name in sys.modules or "detectron2.evaluation" in sys.modules:
@@ -161,8 +162,8 @@ def fast_coco_evaluator() -> bool:
 def masks_to_arrays() -> bool:
     """evaluation/coco_evaluation.py:406 copies a tensor with ``np.array``.
 
-    Symptom: NumPy 2 warns at every mask that it will refuse, because the tensor's ``__array__``
-    takes no ``copy``. Cure: that module's ``np.array`` starts from the tensor's own array.
+    Symptom: NumPy 2 warns at every mask, because the tensor's ``__array__`` does not accept
+    ``copy``. Fix: that module's ``np.array`` starts from the tensor's own array.
     """
     takes_copy = "copy" in inspect.signature(torch.Tensor.__array__).parameters
     if takes_copy or "np.array(mask[" not in source("evaluation/coco_evaluation.py"):
@@ -177,11 +178,11 @@ def masks_to_arrays() -> bool:
 
 
 def stock_scheduler_state() -> bool:
-    """engine/hooks.py:365,370 ask for ``_LRScheduler``, which torch's schedulers no longer extend.
+    """engine/hooks.py:365,370 test for ``_LRScheduler``, which torch's schedulers no longer extend.
 
-    Symptom: none to see; since torch 2.0 the state of a stock scheduler is neither saved nor
-    restored, and a resumed run decays at other iterations. Cure: that module sees, under the old
-    name, the base class of all schedulers.
+    Symptom: silent. Since torch 2.0 the state of a stock scheduler is neither saved nor restored,
+    and a resumed run decays at other iterations. Fix: that module sees the base class of all
+    schedulers under the old name.
     """
     hooks = load("engine.hooks")
     base = torch.optim.lr_scheduler.LRScheduler
@@ -210,10 +211,10 @@ def _edit_distributed_arguments(edit: Callable[[torch.nn.Module, dict[str, Any]]
 
 
 def distributed_on_cpu() -> bool:
-    """engine/defaults.py:72 names a GPU for every model that it wraps, in main too.
+    """engine/defaults.py:72 sets a GPU for every model that it wraps, also in main.
 
-    Symptom: ValueError from DistributedDataParallel for a model on the CPU, that is from every run
-    of several gloo processes. Cure: no device is named for such a model.
+    Symptom: ValueError from DistributedDataParallel for a model on the CPU, hence in every run with
+    several gloo processes. Fix: no device is set for such a model.
     """
     if 'kwargs["device_ids"] = [comm.get_local_rank()]' not in source("engine/defaults.py"):
         return False
@@ -229,8 +230,8 @@ def distributed_on_cpu() -> bool:
 def distributed_buffers() -> bool:
     """engine/defaults.py:380 passes ``broadcast_buffers``, which torch 2.14 deprecates.
 
-    Symptom: a FutureWarning from each process. Cure: the argument's new name. It leaves buffers
-    alone between steps too, and copies them once at the start, as torch did when v0.6 was written.
+    Symptom: a FutureWarning from each process. Fix: the argument's new name. It also leaves buffers
+    alone between steps and copies them once at the start, as torch did when v0.6 was written.
     """
     arguments = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
     old_name = "broadcast_buffers=False" in source("engine/defaults.py")
@@ -249,7 +250,7 @@ def mixed_precision_names() -> bool:
     """engine/train_loop.py:377,388 import from ``torch.cuda.amp``, which torch deprecates.
 
     Symptom: a FutureWarning from SOLVER.AMP at each step. The names are imported inside methods,
-    out of a view's reach, so this silences that warning in that module alone.
+    which a view cannot change, so this silences that warning in that module only.
     """
     old_names = "from torch.cuda.amp import" in source("engine/train_loop.py")
     if old_names:
@@ -261,8 +262,8 @@ def mixed_precision_names() -> bool:
 def model_zoo_without_pkg_resources() -> bool:
     """model_zoo/model_zoo.py:4 imports ``pkg_resources``, which setuptools 82 removed.
 
-    Symptom: ModuleNotFoundError from ``detectron2.model_zoo``, where COCO weights are looked up.
-    Cure: during that import there is a ``pkg_resources`` with the one function that it calls.
+    Symptom: ModuleNotFoundError from ``detectron2.model_zoo``, which looks up COCO weights. Fix:
+    during that import there is a ``pkg_resources`` with the one function that it calls.
     """
     name = "pkg_resources"
     there = name in sys.modules or importlib.util.find_spec(name)
@@ -279,7 +280,7 @@ def model_zoo_without_pkg_resources() -> bool:
     return True
 
 
-# Each returns whether it was needed; in the order of the imports that they make possible.
+# Each returns whether it was needed. They are in the order of the imports that they make possible.
 PATCHES = (
     layers_without_extension,
     extent_transform_default,

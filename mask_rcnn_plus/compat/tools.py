@@ -1,4 +1,4 @@
-"""What the patches in patches.py are made of: probes, and changes that stay local or end."""
+"""Tools of the patches: probes, and changes that are local or temporary."""
 
 import functools
 import importlib
@@ -14,10 +14,10 @@ import detectron2
 
 
 def source(path: str) -> str:
-    """The text of one of detectron2's files; empty where there is no such file.
+    """The text of one of detectron2's files; empty if it does not exist.
 
     Args:
-        path: relative to the detectron2 package, as ``"engine/hooks.py"``.
+        path: relative to the detectron2 package, such as ``"engine/hooks.py"``.
     """
     file = Path(detectron2.__file__).parent / path
     return file.read_text(encoding="utf-8") if file.is_file() else ""
@@ -25,7 +25,7 @@ def source(path: str) -> str:
 
 @functools.cache
 def has_extension() -> bool:
-    """Whether detectron2's compiled operators load; those built for another torch do not."""
+    """Whether detectron2's compiled operators load. Those built for another torch do not."""
     try:
         importlib.import_module("detectron2._C")
     except ImportError:
@@ -36,11 +36,11 @@ def has_extension() -> bool:
 def load(name: str) -> ModuleType:
     """Imports one of detectron2's modules, quietly.
 
-    fvcore/nn/focal_loss.py:52,97 and modeling/box_regression.py:20,119 script functions on import:
-    FutureWarnings on every user's screen that name neither package, before anything has run.
+    fvcore/nn/focal_loss.py:52,97 and modeling/box_regression.py:20,119 script functions on import.
+    Every user would see FutureWarnings that name neither package, before anything has run.
 
     Args:
-        name: the module's name within detectron2, as ``"engine.hooks"``.
+        name: the module's name within detectron2, such as ``"engine.hooks"``.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.script", FutureWarning)
@@ -48,7 +48,7 @@ def load(name: str) -> ModuleType:
 
 
 class View(ModuleType):
-    """A module with some names replaced, for one importing module to hold in its place."""
+    """A module with some names replaced, for use in one importing module."""
 
     def __init__(self, original: ModuleType, **replaced: Any) -> None:
         super().__init__(original.__name__, original.__doc__)
@@ -59,7 +59,7 @@ class View(ModuleType):
 
 
 class Stub(ModuleType):
-    """Stands in for a missing module; what it is not given raises on use, naming the module."""
+    """Replaces a missing module. Using a name that it lacks raises an AttributeError."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{self.__name__}.{name} is needed, but {self.__name__} is missing")
@@ -67,7 +67,7 @@ class Stub(ModuleType):
 
 @contextmanager
 def lent_module(module: ModuleType) -> Iterator[None]:
-    """Makes a missing module importable, under its name, for as long as the block runs."""
+    """Makes a missing module importable, under its name, while the block runs."""
     sys.modules[module.__name__] = module
     try:
         yield

@@ -1,68 +1,69 @@
-"""Every config key that this project adds, each with what it does; how a config is read.
-
-The keys of the augmentations are in ``config_augmentation.py``.
-"""
-
-import re
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+"""Every config key that this project adds, with its default and its meaning."""
 
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
-from mask_rcnn_plus.config.augmentation_keys import add_augmentation_keys
-from mask_rcnn_plus.config.reading import read_config_file, read_config_text
-from mask_rcnn_plus.config.training_keys import add_training_keys
-from mask_rcnn_plus.config.values import check_values
-from mask_rcnn_plus.errors import UserError, did_you_mean
+
+def get_cfg() -> CfgNode:
+    """Returns detectron2's default config plus this project's keys, unfrozen."""
+    cfg = get_detectron2_cfg()
+    add_mask_rcnn_plus_config(cfg)
+    return cfg
 
 
 def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     """Adds this project's keys, with their defaults, to a detectron2 config in place.
 
     Args:
-        cfg: a config made by ``detectron2.config.get_cfg()``.
+        cfg: from ``detectron2.config.get_cfg()``.
     """
-    # "auto" takes the GPU when there is one, else the CPU; else whatever torch.device takes
-    # ("cuda:1", "cpu").
+    _add_model_keys(cfg)
+    _add_data_keys(cfg)
+    _add_augmentation_keys(cfg)
+    _add_training_keys(cfg)
+    _add_test_keys(cfg)
+
+
+def _add_model_keys(cfg: CfgNode) -> None:
+    # "auto" is the GPU if there is one, else the CPU. Otherwise anything that torch.device accepts,
+    # such as "cuda:1" or "cpu".
     cfg.MODEL.DEVICE = "auto"
 
-    # Weights, images and feature maps lie in memory pixel by pixel (NHWC), as GPUs with tensor
-    # cores like them; the results are the same.
+    # Keep weights, images and feature maps in channels_last (NHWC) memory, which suits GPUs with
+    # tensor cores. The results are the same.
     cfg.MODEL.CHANNELS_LAST = False
 
-    # The model of MODEL.BACKBONE.NAME "build_timm_fpn_backbone" (with MODEL.FPN, its top block a
-    # max pooling) or "build_timm_backbone" (without). MODEL.BACKBONE.FREEZE_AT counts stages as
-    # for a ResNet: 0 trains all, 1 freezes the stem, 2 res2 as well. INPUT.FORMAT "RGB" and
-    # MODEL.PIXEL_MEAN and PIXEL_STD have to be those of the pretrained weights.
+    # The model behind MODEL.BACKBONE.NAME "build_timm_fpn_backbone" (with MODEL.FPN and max pooling
+    # on top) or "build_timm_backbone" (without). MODEL.BACKBONE.FREEZE_AT counts stages as for a
+    # ResNet: 0 trains all, 1 freezes the stem, 2 also res2. INPUT.FORMAT "RGB", MODEL.PIXEL_MEAN
+    # and MODEL.PIXEL_STD must be those of the pretrained weights.
     cfg.MODEL.TIMM = CfgNode()
-    # A name of timm.list_models(), or with the tag of its weights one of timm.list_pretrained().
+    # A name from timm.list_models(), or from timm.list_pretrained() with the tag of its weights.
     cfg.MODEL.TIMM.NAME = "convnext_tiny"
-    # Start from timm's ImageNet weights, fetched once and cached; MODEL.WEIGHTS goes before them.
+    # Start from timm's ImageNet weights, downloaded once. MODEL.WEIGHTS takes precedence.
     cfg.MODEL.TIMM.PRETRAINED = False
     # Maps are named by stride: res2 4, res3 8, res4 16, res5 32.
     cfg.MODEL.TIMM.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Probability, in training, of dropping the last block; earlier ones linearly less.
+    # The probability, in training, of dropping the last block; it falls linearly towards the first.
     cfg.MODEL.TIMM.DROP_PATH_RATE = 0.0
-    # Batch norms keep their statistics, scale and shift: with small batches.
+    # Batch norms keep their statistics, scale and shift. Useful with small batches.
     cfg.MODEL.TIMM.FREEZE_BATCH_NORM = False
 
-    # MODEL.ROI_HEADS.NUM_CLASSES stays detectron2's key; train_net.py reads -1 in it as "as many
-    # as the training set has".
+    # MODEL.ROI_HEADS.NUM_CLASSES is detectron2's key; train_net.py reads -1 as "as many as the
+    # training set has".
 
-    # MLPMaskHead (Mask R-CNN, table 2e): NUM_FC layers of FC_DIM, then one to a mask of
-    # OUTPUT_RESOLUTION x OUTPUT_RESOLUTION a class. The paper's two have NUM_FC 2 and 3.
+    # MLPMaskHead (Mask R-CNN, table 2e): NUM_FC layers of FC_DIM, then one layer that predicts a
+    # mask of OUTPUT_RESOLUTION x OUTPUT_RESOLUTION per class. The paper has NUM_FC 2 and 3.
     cfg.MODEL.ROI_MASK_HEAD.MLP = CfgNode()
     cfg.MODEL.ROI_MASK_HEAD.MLP.NUM_FC = 2
     cfg.MODEL.ROI_MASK_HEAD.MLP.FC_DIM = 1024
     cfg.MODEL.ROI_MASK_HEAD.MLP.OUTPUT_RESOLUTION = 28
 
-    # The generated data set of circles, squares and triangles (data/shapes.py), so that a first
-    # run needs no download: NAME_train and NAME_val, written below $DETECTRON2_DATASETS on first
-    # use when ENABLED.
+
+def _add_data_keys(cfg: CfgNode) -> None:
+    # The generated data set of circles, squares and triangles (data/shapes.py), so that a first run
+    # needs no download. ENABLED writes NAME_train and NAME_val below $DETECTRON2_DATASETS at first
+    # use.
     cfg.DATASETS.SHAPES = CfgNode()
     cfg.DATASETS.SHAPES.ENABLED = False
     cfg.DATASETS.SHAPES.NAME = "shapes"
@@ -70,186 +71,192 @@ def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     cfg.DATASETS.SHAPES.NUM_VAL = 100
     # (height, width) of every image, in pixels.
     cfg.DATASETS.SHAPES.IMAGE_SIZE = (192, 192)
-    # How the masks are written: "polygon" or "rle".
+    # How masks are stored: "polygon" or "rle".
     cfg.DATASETS.SHAPES.MASK_FORMAT = "polygon"
-    # How often a circle, a square and a triangle is drawn beside the others, for data with a rare
-    # class: (1.0, 1.0, 0.1).
+    # Relative frequencies of circles, squares and triangles. (1.0, 1.0, 0.1) makes a rare class.
     cfg.DATASETS.SHAPES.FREQUENCIES = (1.0, 1.0, 1.0)
-    # The same seed gives the same bytes.
+    # The same seed gives the same files, byte for byte.
     cfg.DATASETS.SHAPES.SEED = 0
 
-    # INPUT: how training images are augmented.
-    add_augmentation_keys(cfg)
-
-    # SOLVER and parts of MODEL and TEST: losses, optimiser, averages, checkpoints, early stopping.
-    add_training_keys(cfg)
-
-    # What is done about errors in data sets in COCO format before training and evaluation: "strict"
-    # refuses, "repair" drops or mends what is wrong and trains and evaluates on the rest, "off"
-    # looks for nothing but what would end the process. `mask-rcnn-plus check-data NAME` shows all.
+    # What to do about problems in COCO data sets before training and evaluation. "strict" refuses
+    # them; "repair" removes or repairs what is wrong and uses the rest; "off" looks only for what
+    # would crash the process. `mask-rcnn-plus check-data NAME` lists all problems.
     cfg.DATA_CHECK = "strict"
 
-    # Seconds that a loader's worker may take for a batch before the run ends, saved, and names it;
-    # 0 waits for ever. With DATALOADER.NUM_WORKERS 0 nothing is watched.
+    # Seconds that a loader worker may need for a batch. After that the run saves a checkpoint, ends
+    # and names the batch. 0 waits for ever. DATALOADER.NUM_WORKERS 0 has no limit.
     cfg.DATALOADER.TIMEOUT = 600
 
-    # How many different images each process may skip because they are missing or cannot be read.
-    # Each is named, and replaced by another that depends on SEED and its place alone. 0 ends the
+    # How many different images each process may skip because they are missing or unreadable. Each
+    # one is named and replaced by another, which depends only on SEED and its position. 0 ends the
     # run at the first.
     cfg.DATALOADER.MAX_BAD_SAMPLES = 0
 
     # DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows images of rare classes more often:
-    # those of a class that is in a share f of the images sqrt(REPEAT_THRESHOLD / f) times, if that
-    # is more than 1. Both keys are detectron2's, whose REPEAT_THRESHOLD 0 repeats none: set it.
+    # sqrt(REPEAT_THRESHOLD / f) times for a class in a share f of the images, if that exceeds 1.
+    # Both keys are detectron2's; its default REPEAT_THRESHOLD 0 repeats nothing, so set it.
 
-    # The share of the images that DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler takes;
-    # detectron2 0.6 reads this key without having it.
+    # The share of the images that DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler uses.
+    # detectron2 0.6 reads this key but does not define it.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
-    # SEED stays detectron2's key, and the order of the images and every random draw follow from
-    # it: the same seed gives the same weights. Where it is -1 (the default), train_net.py draws
-    # one, and a resumed run takes that of its checkpoint.
+    # SEED is detectron2's key. It determines the order of the images and every random draw: the
+    # same seed gives the same weights. With -1 (the default) train_net.py draws a seed; a resumed
+    # run takes the seed of its checkpoint.
 
-    # Boundary AP (Cheng et al. 2021, a band of 2 % of the diagonal) beside mask AP, as
-    # "boundary/AP": masks that are right but for their outline count for less. It makes the scoring
-    # of masks slower (README, "Evaluate"); AP of boxes and masks stays.
+
+def _add_augmentation_keys(cfg: CfgNode) -> None:
+    # By default nothing below changes an image. Every draw depends only on SEED and the image's
+    # position in the order of the images. ``mask-rcnn-plus show-data`` draws the results.
+
+    # Large-scale jitter, in place of MIN_SIZE_TRAIN, MAX_SIZE_TRAIN and INPUT.CROP: resizes by a
+    # factor drawn uniformly from SCALE, crops a random window of SIZE from a larger image, and pads
+    # a smaller one with grey on the right and below.
+    cfg.INPUT.JITTER = CfgNode()
+    cfg.INPUT.JITTER.ENABLED = False
+    # At factor 1 the image just fits into SIZE.
+    cfg.INPUT.JITTER.SCALE = (0.1, 2.0)
+    # (height, width) of every training image, in pixels.
+    cfg.INPUT.JITTER.SIZE = (1024, 1024)
+
+    # Random colours: each factor is drawn uniformly from 1 - x to 1 + x. 0 changes nothing.
+    cfg.INPUT.COLOR = CfgNode()
+    cfg.INPUT.COLOR.BRIGHTNESS = 0.0
+    cfg.INPUT.COLOR.CONTRAST = 0.0
+    cfg.INPUT.COLOR.SATURATION = 0.0
+    # AlexNet's shift along the principal colours of ImageNet: the standard deviation, in grey
+    # levels. 25.5 corresponds to 0.1 for images from 0 to 1.
+    cfg.INPUT.COLOR.LIGHTING = 0.0
+
+    # Gaussian blur with this probability; sigma in pixels is drawn uniformly from SIGMA.
+    cfg.INPUT.BLUR = CfgNode()
+    cfg.INPUT.BLUR.PROB = 0.0
+    cfg.INPUT.BLUR.SIGMA = (0.1, 2.0)
+
+    # Copy-paste: with this probability, objects of a second, also augmented, training image are
+    # pasted onto an image. Masks below lose what is covered. All masks become bitmaps, whatever
+    # INPUT.MASK_FORMAT is.
+    cfg.INPUT.COPY_PASTE = CfgNode()
+    cfg.INPUT.COPY_PASTE.PROB = 0.0
+    # The number of pasted objects is drawn uniformly from 1 to this or to all, if there are fewer.
+    cfg.INPUT.COPY_PASTE.MAX_OBJECTS = 20
+
+
+def _add_training_keys(cfg: CfgNode) -> None:
+    # Each default below does what detectron2 does.
+
+    # What is not trained: names of modules or parameters, each from the start of the full name to a
+    # dot or its end, with shell wildcards, such as ["backbone.bottom_up.stem",
+    # "proposal_generator"] or ["backbone.bottom_up.res[2-4]"]. Frozen batch norms keep their
+    # statistics, and frozen dropout drops nothing. The run logs what it froze.
+    cfg.MODEL.FREEZE = []
+
+    # The classification loss of this project's ROI heads (C4 and Cascade included):
+    # "cross_entropy", or "focal" (arXiv:1708.02002 over the softmax, without alpha), which weights
+    # a RoI by (1 - p) ** FOCAL_GAMMA, where p is the probability of the right class.
+    cfg.MODEL.ROI_BOX_HEAD.LOSS_CLS = "cross_entropy"
+    cfg.MODEL.ROI_BOX_HEAD.FOCAL_GAMMA = 2.0
+    # A factor per class, in the order of class ids, for the classification loss of its RoIs. One
+    # more number is the background's factor (else 1). At least two must be above 0. [] means 1 for
+    # all.
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
+    # "inverse_frequency" makes train_net.py set CLASS_WEIGHTS to N / (K * n): n of the N objects in
+    # DATASETS.TRAIN belong to the class, and there are K classes. The run's saved config has the
+    # numbers.
+    cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING = "none"
+
+    # "SGD" is detectron2's (with SOLVER.MOMENTUM and NESTEROV). "ADAMW" needs far fewer iterations
+    # from random weights; use a BASE_LR of about 0.001 and a WEIGHT_DECAY of about 0.05.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # Update all weights in one kernel, which rounds slightly differently from detectron2's loop.
+    cfg.SOLVER.FUSED = False
+
+    # The type that SOLVER.AMP.ENABLED computes in: "fp16" as in detectron2 (CUDA only, with a
+    # scaled loss), or "bf16", which needs no scaling and also runs on CPUs.
+    cfg.SOLVER.AMP.DTYPE = "fp16"
+
+    # Gradient accumulation: a batch of SOLVER.IMS_PER_BATCH is computed in this many parts, one
+    # after the other, in the memory of one part. As with several GPUs, each part samples its own
+    # anchors and RoIs, and its losses are means over these.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+
+    # The SOLVER.IMS_PER_BATCH that BASE_LR and the numbers of iterations are meant for. With
+    # another batch size the learning rate is multiplied by their ratio, and MAX_ITER, STEPS,
+    # WARMUP_ITERS, CHECKPOINT_PERIOD, TEST.EVAL_PERIOD and TEST.LOSS_PERIOD are divided by it
+    # (arXiv:1706.02677); the run logs the result. 0 scales nothing. (detectron2's
+    # REFERENCE_WORLD_SIZE is different: it makes the batch grow with the number of processes.)
+    cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
+
+    # An exponential moving average of the weights and batch norm statistics. Each evaluation covers
+    # both sets of weights (metrics "segm/AP" and "ema/segm/AP", files below OUTPUT_DIR/ema). The
+    # run also writes model_ema_final.pth.
+    cfg.SOLVER.EMA = CfgNode()
+    cfg.SOLVER.EMA.ENABLED = False
+    # At step t, counted from 1, the average keeps the share min(DECAY, (1 + t) / (WARMUP + t)).
+    # With WARMUP 1 that is DECAY from the first step.
+    cfg.SOLVER.EMA.DECAY = 0.999
+    cfg.SOLVER.EMA.WARMUP = 10.0
+
+    # How many of the newest periodic checkpoints (every SOLVER.CHECKPOINT_PERIOD iterations) to
+    # keep, besides model_final.pth and model_best.pth. 0 keeps all.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 0
+
+
+def _add_test_keys(cfg: CfgNode) -> None:
+    # The metric that selects OUTPUT_DIR/model_best.pth, such as "segm/AP"; with several test sets
+    # "NAME/segm/AP"; "validation/total_loss" (needs TEST.LOSS_PERIOD); "ema/segm/AP" (needs
+    # SOLVER.EMA), which saves the averaged weights as model_ema_best.pth. Compared every
+    # TEST.EVAL_PERIOD iterations (a loss: LOSS_PERIOD) and at the end. "" saves none.
+    cfg.TEST.BEST_METRIC = ""
+    # "max": larger is better; "min": smaller is better; "auto": "min" if the name contains "loss".
+    cfg.TEST.BEST_MODE = "auto"
+
+    # Every this many iterations, and at the end, compute the training losses on the test sets, one
+    # image at a time at test size, unaugmented: "validation/loss_mask", ...,
+    # "validation/total_loss" (with several test sets "validation/NAME/..."). Norms and dropout work
+    # as in evaluation, and the sampled RoIs depend only on the image. Training is not affected.
+    # 0 turns it off. (detectron2 writes the latest value of each metric every 20 iterations.)
+    cfg.TEST.LOSS_PERIOD = 0
+    # The number of images per test set, evenly spaced. 0 uses all.
+    cfg.TEST.LOSS_IMAGES = 0
+
+    # End the run, with a final checkpoint and evaluation, when METRIC (named as in BEST_METRIC; ""
+    # turns it off) has not improved by more than MIN_DELTA in PATIENCE comparisons in a row, one
+    # every TEST.EVAL_PERIOD iterations (a validation loss: LOSS_PERIOD). MODE as BEST_MODE.
+    cfg.TEST.EARLY_STOPPING = CfgNode()
+    cfg.TEST.EARLY_STOPPING.METRIC = ""
+    cfg.TEST.EARLY_STOPPING.MODE = "auto"
+    cfg.TEST.EARLY_STOPPING.PATIENCE = 5
+    cfg.TEST.EARLY_STOPPING.MIN_DELTA = 0.0
+
+    # Also compute boundary AP (Cheng et al. 2021, with a band of 2 % of the diagonal), as
+    # "boundary/AP". It counts masks with a wrong outline for less. Scoring masks takes longer
+    # (README, "Evaluate"); box and mask AP are unchanged.
     cfg.TEST.BOUNDARY_AP = True
 
-    # Each image's result goes to OUTPUT_DIR/inference/<data set>/journal as soon as there is one;
-    # an evaluation that was killed goes on from there if weights, settings and json are the same by
-    # SHA-256, and image files by size and time. It ends with the same figures. False keeps none.
+    # Write each image's result to OUTPUT_DIR/inference/<data set>/journal at once. A killed
+    # evaluation continues from there if weights, settings and json have the same SHA-256 and the
+    # image files the same size and time. The final metrics are the same. False writes no journal.
     cfg.TEST.RESUME = True
 
-    # How many images of each test set are drawn, prediction beside ground truth, into
+    # How many images of each test set to draw, prediction beside ground truth, in
     # OUTPUT_DIR/preview_<data set>.png after its evaluation. 0 draws none.
     cfg.TEST.PREVIEW_IMAGES = 6
-    # Whether TensorBoard shows those pictures too, one each evaluation. (Losses and figures it has
-    # anyway; detectron2's VIS_PERIOD adds training images with their proposals.)
+    # Also show these pictures in TensorBoard, one per evaluation. (Losses and metrics are there in
+    # any case; detectron2's VIS_PERIOD adds training images with their proposals.)
     cfg.TEST.PREVIEW_TENSORBOARD = False
 
-    # Evaluate a copy of the model that is made for inference alone (mask_rcnn_plus.optimize): the
-    # same detections in half the time. Evaluations in the course of training make one each, of
-    # the weights as they are then, which takes the memory of the weights once more.
+    # Evaluate a copy of the model that is optimised for inference (mask_rcnn_plus.optimize): the
+    # same detections in half the time. Each evaluation during training makes one of the current
+    # weights, which takes the memory of the weights once more.
     cfg.TEST.OPTIMIZE = CfgNode()
     cfg.TEST.OPTIMIZE.ENABLED = False
-    # Of weights and maps: "fp32", "bf16" (on CPUs that have instructions for it, and GPUs) or
-    # "fp16" (GPUs alone).
+    # The type of weights and maps: "fp32", "bf16" (GPUs, and CPUs with instructions for it) or
+    # "fp16" (GPUs only).
     cfg.TEST.OPTIMIZE.DTYPE = "fp32"
-    # torch.compile the backbone and the RPN's head; the first images take minutes, and on CPUs it
-    # has not paid.
+    # torch.compile the backbone and the RPN head. The first images take minutes; on CPUs it has not
+    # paid off.
     cfg.TEST.OPTIMIZE.COMPILE = False
-    # On a GPU, replay the backbone as a CUDA graph for sizes of images that repeat.
+    # On a GPU, replay the backbone as a CUDA graph for image sizes that repeat.
     cfg.TEST.OPTIMIZE.CUDA_GRAPHS = False
-
-
-def get_cfg() -> CfgNode:
-    """detectron2's default config plus this project's keys.
-
-    Returns:
-        a new, unfrozen config, ready for ``merge_from_file``.
-    """
-    cfg = get_detectron2_cfg()
-    add_mask_rcnn_plus_config(cfg)
-    return cfg
-
-
-def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
-    """Reads a YAML config over the defaults, then ``KEY VALUE`` pairs over it.
-
-    Only plain YAML is read, and nothing outside the config root: see ``config_file.py``.
-
-    Args:
-        config_file: path of a YAML file; its ``_BASE_`` is followed.
-        opts: keys and values in turn, e.g. ``["SOLVER.BASE_LR", "0.01"]``.
-
-    Returns:
-        a new, unfrozen config.
-
-    Raises:
-        UserError: the file (or its ``_BASE_``) is missing, is no YAML or no mapping; a key does not
-            exist, or its value has another type than the default or is out of range.
-    """
-    return _merged(read_config_file(str(config_file)), f"config file '{config_file}'", opts)
-
-
-def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
-    """:func:`load_config` of a YAML config that is no file, such as a checkpoint carries.
-
-    Args:
-        text: the YAML, without ``_BASE_``.
-        subject: how messages name it.
-        opts: as load_config's.
-    """
-    return _merged(read_config_text(text, subject), subject, opts)
-
-
-def _merged(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNode:
-    cfg = get_cfg()
-    known = dict(_flatten(cfg))
-    # detectron2 guesses (and warns) where a file does not say; all that this project reads is v2.
-    if values.pop("VERSION", 2) != 2:
-        raise UserError(f"{subject} is of VERSION 1: convert it to VERSION 2")
-    if isinstance(solver := values.get("SOLVER"), dict):  # saved by earlier versions
-        solver.pop("ACCUMULATE_EXACT", None)
-    _check_keys((key for key, _ in _flatten(values)), known, subject)
-    # merge_from_file would read the file again with yaml.unsafe_load as its way out.
-    with _literals(subject):
-        cfg.merge_from_other_cfg(CfgNode(values))
-    _merge_opts(cfg, list(opts), known)
-    check_values(dict(_flatten(cfg)), known)
-    return cfg
-
-
-def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None:
-    for position, item in enumerate(opts):
-        if position % 2 == 0 and item.startswith("-"):
-            raise UserError(f"'{item}' stands after a config override: put options before them")
-    _check_keys(opts[0::2], known, "the command line")
-    if len(opts) % 2:
-        raise UserError(f"config key '{opts[-1]}' on the command line has no value")
-    for key, value in zip(opts[0::2], opts[1::2], strict=True):
-        hint = ""
-        if isinstance(known[key], tuple | list) and not value.startswith(("(", "[")):
-            hint = f"; it is a list: write \"('{value}',)\""
-        with _literals(f"{key} {value}", hint):
-            cfg.merge_from_list([key, value])
-
-
-@contextmanager
-def _literals(subject: str, hint: str = "") -> Iterator[None]:
-    """Around yacs, which reads each string as a Python literal, compares its type and may refuse.
-
-    Deep literals run into Python's own limits, and backslashes into warnings on standard error.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except (RecursionError, MemoryError) as error:
-        raise UserError(f"{subject}: a value is nested too deeply to be read") from error
-    except (ValueError, AssertionError, TypeError, AttributeError, KeyError, SyntaxError) as error:
-        raise UserError(f"{subject}: {_first_line(error)}{hint}") from error
-
-
-def _check_keys(keys: Iterable[str], known: Mapping[str, Any], where: str) -> None:
-    groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, 1 + key.count("."))}
-    for key in keys:
-        if key in known:
-            continue
-        if key in groups:
-            raise UserError(f"'{key}' in {where} is a group of keys, not a key with a value")
-        raise UserError(f"{where} has the unknown key '{key}'{did_you_mean(key, known)}")
-
-
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error.args[0] if error.args else error).strip()
-    # yacs prints types as "<class 'int'>"; a user reads "int".
-    return re.sub(r"<class '([\w.]+)'>", r"\1", text.splitlines()[0] if text else repr(error))

@@ -1,273 +1,140 @@
-"""A YAML config and its ``_BASE_`` chain, read as if a stranger had written them.
-
-Nothing but mappings, lists, strings, numbers, booleans and null comes out, nothing outside the
-config root is opened, and whatever the file holds, reading ends soon and in a value or a UserError.
-"""
+"""Reads a YAML config, its ``_BASE_`` files and ``KEY VALUE`` overrides over the defaults."""
 
 import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from detectron2.config import CfgNode
 
-from mask_rcnn_plus.errors import UserError, did_you_mean
-
-# A full dump of all keys has 10 kB, 600 nodes and 5 levels; a model zoo's chain has 3 files.
-_MOST_BYTES = 2**20  # of all files of a chain together
-_MOST_FILES = 32
-_MOST_NODES = 5_000  # of one file, aliases counted each time that they occur
-_MOST_LEVELS = 20
-_MOST_CHAIN = 8
-_MOST_CHARACTERS = 4096  # of one scalar
+from mask_rcnn_plus.config.keys import get_cfg
+from mask_rcnn_plus.config.values import check_values
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
 _BASE = "_BASE_"
-_CORE = "tag:yaml.org,2002:"
-_TAGS = {_CORE + name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
+# Of a config that a checkpoint carries. A dump of all keys has 10 kB and 600 values.
+_MAX_CHARACTERS = 2**20
+_MAX_VALUES = 100_000
 
 
-def read_config_file(config_file: str) -> dict[str, Any]:
-    """The keys and values of a YAML config, those of its ``_BASE_`` beneath its own.
+def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Reads a YAML config over the defaults, then ``KEY VALUE`` pairs over it.
 
-    The config root is the nearest folder named ``configs`` above the file, else the file's own
-    folder; a ``_BASE_`` (a path, or a list of paths, from the file that names it) lies inside it,
-    symbolic links followed.
+    The file is read as plain YAML, which runs no code.
 
     Args:
-        config_file: path of a ``.yaml`` or ``.yml`` file.
+        config_file: path of a YAML file. Its ``_BASE_``, a path or a list of paths relative to the
+            file, is read first.
+        opts: keys and values in turn, e.g. ``["SOLVER.BASE_LR", "0.01"]``.
 
     Returns:
-        nested dicts, without ``_BASE_``.
+        a new, unfrozen config.
 
     Raises:
-        UserError: there is no such file, it or a base is no plain YAML of keys and values or larger
-            than any config, a key occurs twice, or a base is missing, outside the config root, or
-            leads back to itself.
+        UserError: the file or a base is missing, is not plain YAML or leads back to itself; a key
+            is unknown or occurs twice; a value has the wrong type or is out of range.
     """
-    if not config_file:
-        raise UserError("no config file: give one with --config-file configs/quickstart.yaml")
-    path = Path(config_file)
     subject = f"config file '{config_file}'"
-    try:
-        if path.is_dir():
-            raise UserError(f"{subject} is a folder: name a .yaml file in it")
-        _require_yaml(path, subject)
-        if not path.is_file():
-            siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise UserError(f"{subject} does not exist{did_you_mean(config_file, siblings)}")
-        path = path.resolve(strict=True)
-    except (OSError, ValueError, RuntimeError) as error:  # NUL, too long, links in a circle
-        raise UserError(f"{subject} cannot be opened: {error}") from error
-    return _Chain(subject, _root(path)).read(path, ())
+    if not str(config_file):
+        raise UserError("no config file: give one with --config-file configs/quickstart.yaml")
+    return _merged(_read_file(Path(config_file), subject), subject, opts)
 
 
-def _root(path: Path) -> Path:
-    return next((folder for folder in path.parents if folder.name == "configs"), path.parent)
+def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Reads a YAML config that is not a file, such as the one in a checkpoint.
 
-
-def read_config_text(text: str, subject: str) -> dict[str, Any]:
-    """The keys and values of a YAML config that is no file, and has no ``_BASE_``.
+    The text may come from a stranger: it runs no code, reads no file and cannot grow in memory.
 
     Args:
-        text: such as a checkpoint carries.
-        subject: how messages name it.
+        text: the YAML, without ``_BASE_``.
+        subject: the name of the config in messages.
+        opts: as in :func:`load_config`.
 
     Raises:
-        UserError: as :func:`read_config_file`, or it has a ``_BASE_``.
+        UserError: as :func:`load_config`, or the text has a ``_BASE_`` or is too large.
     """
-    if len(text) > _MOST_BYTES:
-        raise UserError(f"{subject} is larger than any config: at most {_MOST_BYTES} characters")
+    if len(text) > _MAX_CHARACTERS:
+        raise UserError(f"{subject}: {len(text)} characters, expected at most {_MAX_CHARACTERS}")
     values = _parse(text, subject)
     if _BASE in values:
-        raise UserError(f"{subject} has a _BASE_, which only a file may have")
-    return values
+        raise UserError(f"{subject}: {_BASE} is only supported in files")
+    with _one_line(subject):
+        if _count(values, {}) > _MAX_VALUES:
+            raise UserError(f"{subject}: more than {_MAX_VALUES} values, with aliases expanded")
+    return _merged(values, subject, opts)
 
 
-def _require_yaml(path: Path, subject: str) -> None:
-    if path.suffix == ".py":
-        raise UserError(f"{subject}: Lazy (Python) configs are not loaded: write it as YAML")
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{subject} has to end in .yaml or .yml")
+def _count(value: Any, counts: dict[int, int]) -> int:
+    """The number of values, where an alias counts as often as it occurs."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counts:
+        items = value.values() if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(_count(item, counts) for item in items)
+    return counts[id(value)]
 
 
-class _Chain:
-    """One config file with all its bases.
-
-    Args:
-        subject: how messages name the file that the user gave.
-        root: the resolved folder that bases have to lie in.
-    """
-
-    def __init__(self, subject: str, root: Path) -> None:
-        self._subject = subject
-        self._root = root
-        self._files = 0
-        self._bytes = 0
-
-    def read(self, path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-        """A file over its bases; ``above`` are the resolved files that led to it."""
-        subject = f"{self._subject}: its _BASE_ {str(path)!r}" if above else self._subject
-        if len(above) > _MOST_CHAIN:
-            raise UserError(f"{subject} is number {len(above)} in a row; at most {_MOST_CHAIN} are")
-        values = _parse(self._text(path, subject), subject)
-        bases = values.pop(_BASE, [])
-        merged: dict[str, Any] = {}
-        for base in bases if isinstance(bases, list) else [bases]:
-            resolved = self._resolve(base, path)
-            if resolved == path or resolved in above:
-                raise UserError(f"{self._subject}: its _BASE_ {_short(base)} leads back to itself")
-            _merge(self.read(resolved, (*above, path)), merged, subject)
-        _merge(values, merged, subject)
-        return merged
-
-    def _text(self, path: Path, subject: str) -> str:
-        self._files += 1
-        try:
-            with path.open("rb") as file:
-                content = file.read(_MOST_BYTES + 1)
-        except OSError as error:
-            raise UserError(f"{subject} cannot be read: {error.strerror}") from error
-        self._bytes += len(content)
-        if self._bytes > _MOST_BYTES or self._files > _MOST_FILES:
-            raise UserError(
-                f"{self._subject} is larger than any config: it and its bases may have "
-                f"{_MOST_BYTES // 2**20} MiB in {_MOST_FILES} files"
-            )
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{subject} is no plain YAML: it is not UTF-8: {error}") from error
-
-    def _resolve(self, base: Any, path: Path) -> Path:
-        """The file that a ``_BASE_`` of ``path`` names, if it may be read."""
+def _read_file(path: Path, subject: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file over those of its bases; ``above`` are the files that led to it."""
+    text = _read_text(path, subject)
+    values = _parse(text, subject)
+    bases = values.pop(_BASE, [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or not base:
-            raise UserError(f"{self._subject}: a _BASE_ has to be a path")
-        subject = f"{self._subject}: its _BASE_ {_short(base)}"
-        if "://" in base:
-            raise UserError(f"{subject} is no file: copy it into '{self._root}', and name it there")
-        try:
-            resolved = (path.parent / Path(base).expanduser()).resolve()
-            if not resolved.is_relative_to(self._root):
-                raise UserError(
-                    f"{subject} leads out of the config root '{self._root}' (the nearest folder "
-                    "named 'configs' above the config file, else its own folder)"
-                )
-            _require_yaml(resolved, subject)
-            exists = resolved.is_file()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{subject} cannot be opened: {error}") from error
-        if not exists:
-            raise UserError(f"{subject} does not exist")
-        return resolved
+            raise UserError(f"{subject}: {_BASE} must be a path or a list of paths, got {base!r}")
+        base_path = path.parent / Path(base).expanduser()
+        base_subject = f"{subject}: its {_BASE} {base!r}"
+        if base_path.resolve() in (path.resolve(), *above):
+            raise UserError(f"{base_subject} leads back to itself")
+        _merge(_read_file(base_path, base_subject, (*above, path.resolve())), merged, subject)
+    _merge(values, merged, subject)
+    return merged
 
 
-def _parse(text: str, subject: str) -> dict[str, Any]:
+def _read_text(path: Path, subject: str) -> str:
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        values = None if node is None else _Values(loader).build(node, 0)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())[:300]
-        # It quotes the file, whose characters may be anything to a terminal.
-        shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
-        raise UserError(f"{subject} is no plain YAML: {shown}") from error
-    except _NotPlainError as error:
-        raise UserError(f"{subject} is no plain YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{subject} is not a mapping of keys to values")
-    return values
-
-
-class _NotPlainError(Exception):
-    """What a config has no use for, as "line N ..."."""
-
-    def __init__(self, mark: yaml.Mark, what: str) -> None:
-        super().__init__(f"line {mark.line + 1} {what}")
+        if path.suffix == ".py":
+            raise UserError(f"{subject}: Lazy (Python) configs are not loaded: write it as YAML")
+        if path.is_dir():
+            raise UserError(f"{subject} is a folder: name a .yaml file in it")
+        if not path.is_file():
+            siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+            raise UserError(f"{subject} does not exist{did_you_mean(str(path), siblings)}")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL or a loop of links in the path
+        raise UserError(f"{subject} cannot be opened: {reason(error)}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's loader, which gives up while it reads and not after it has read everything."""
+    """PyYAML's safe loader, but it refuses a key that occurs twice and reads a date as a string."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._nodes = 0
-        self._level = 0
-
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
-        self._nodes += 1
-        self._level += 1
-        _require_small(self.peek_event().start_mark, self._nodes, self._level)
-        node = super().compose_node(parent, index)
-        self._level -= 1
-        return node
-
-
-def _require_small(mark: yaml.Mark, nodes: int, level: int) -> None:
-    if level > _MOST_LEVELS:
-        raise _NotPlainError(mark, f"is nested deeper than {_MOST_LEVELS} levels")
-    if nodes > _MOST_NODES:
-        raise _NotPlainError(mark, f"is beyond {_MOST_NODES} values (aliases counted in full)")
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: list[Any] = []
+        for key, _ in node.value:
+            problem = ""
+            if key.value in keys:
+                problem = f"the key {key.value!r} occurs a second time"
+            elif "." in key.value:
+                problem = f"the key {key.value!r} contains a dot: write groups in groups"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            keys.append(key.value)
+        return super().construct_mapping(node, deep)
 
 
-class _Values:
-    """Turns nodes into values. An alias is a node met again, so a few may stand for very many."""
-
-    def __init__(self, loader: _Loader) -> None:
-        self._loader = loader
-        self._nodes = 0
-
-    def build(self, node: yaml.Node, level: int) -> Any:
-        self._nodes += 1
-        _require_small(node.start_mark, self._nodes, level)
-        if isinstance(node, yaml.ScalarNode):
-            return self._scalar(node)
-        if node.tag not in _TAGS:
-            raise _NotPlainError(node.start_mark, f"has the tag {_short(node.tag)}")
-        if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, level + 1) for item in node.value]
-        values: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key = self._key(key_node)
-            if key in values:
-                raise _NotPlainError(key_node.start_mark, f"has the key '{key}' a second time")
-            values[key] = self.build(value_node, level + 1)
-        return values
-
-    def _key(self, node: yaml.Node) -> str:
-        key = self._scalar(node) if isinstance(node, yaml.ScalarNode) else None
-        if not isinstance(key, str):
-            raise _NotPlainError(node.start_mark, "has a key that is no string")
-        if "." in key:
-            raise _NotPlainError(
-                node.start_mark, f"has the key {_short(key)}: write groups in groups, without dots"
-            )
-        if not re.fullmatch(r"[\w-]{1,100}", key):
-            raise _NotPlainError(node.start_mark, f"has {_short(key)}, which is no key")
-        return key
-
-    def _scalar(self, node: yaml.ScalarNode) -> Any:
-        if len(node.value) > _MOST_CHARACTERS:
-            raise _NotPlainError(
-                node.start_mark, f"has a value of more than {_MOST_CHARACTERS} characters"
-            )
-        # A date is a folder's name here, and "=" is itself.
-        if node.tag in (_CORE + "timestamp", _CORE + "value"):
-            return node.value
-        if node.tag == _CORE + "merge":
-            raise _NotPlainError(node.start_mark, "has '<<', which is not read")
-        if node.tag not in _TAGS:
-            raise _NotPlainError(node.start_mark, f"has the tag {_short(node.tag)}")
-        try:
-            return self._loader.construct_object(node)
-        except (ValueError, LookupError, OverflowError, yaml.YAMLError) as error:
-            kind = node.tag.removeprefix(_CORE)
-            raise _NotPlainError(
-                node.start_mark, f"has {_short(node.value)}, which is no {kind}"
-            ) from error
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
 
 
-def _short(text: str) -> str:
-    """What a stranger wrote, quoted, without line ends or control characters, and not endless."""
-    return repr(text) if len(text) <= 120 else repr(text[:120]) + "..."
+def _parse(text: str, subject: str) -> dict[str, Any]:
+    with _one_line(f"{subject} is not plain YAML"):
+        values = yaml.load(text, _Loader)
+    if not isinstance(values, dict):
+        raise UserError(f"{subject} is not a mapping of keys to values")
+    return values
 
 
 def _merge(above: dict[str, Any], below: dict[str, Any], subject: str) -> None:
@@ -275,7 +142,82 @@ def _merge(above: dict[str, Any], below: dict[str, Any], subject: str) -> None:
     for key, value in above.items():
         if isinstance(value, dict) and key in below:
             if not isinstance(below[key], dict):
-                raise UserError(f"{subject} has '{key}' as a group of keys, its _BASE_ as a value")
+                raise UserError(f"{subject}: '{key}' is a group of keys here, a value in {_BASE}")
             _merge(value, below[key], subject)
         else:
             below[key] = value
+
+
+def _merged(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNode:
+    cfg = get_cfg()
+    known = dict(_flatten(cfg))
+    # detectron2 guesses the version (and warns) if the file does not have it. All of ours are 2.
+    if values.pop("VERSION", 2) != 2:
+        raise UserError(f"{subject} is of VERSION 1: convert it to VERSION 2")
+    if isinstance(solver := values.get("SOLVER"), dict):
+        solver.pop("ACCUMULATE_EXACT", None)  # in configs that an earlier version saved
+    with _one_line(subject):
+        _check_keys((key for key, _ in _flatten(values)), known, subject)
+        # Not merge_from_file, which may read the file again with yaml.unsafe_load.
+        cfg.merge_from_other_cfg(CfgNode(values))
+    _merge_opts(cfg, list(opts), known)
+    with _one_line(subject):
+        check_values(dict(_flatten(cfg)), known)
+    return cfg
+
+
+def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None:
+    for item in opts[0::2]:
+        if item.startswith("-"):
+            raise UserError(f"'{item}' follows a config override: put options before overrides")
+    _check_keys(opts[0::2], known, "the command line")
+    if len(opts) % 2:
+        raise UserError(f"config key '{opts[-1]}' on the command line has no value")
+    for key, value in zip(opts[0::2], opts[1::2], strict=True):
+        hint = ""
+        if isinstance(known[key], tuple | list) and not value.startswith(("(", "[")):
+            hint = f"; it is a list: write \"('{value}',)\""
+        with _one_line(f"{key} {value}", hint):
+            cfg.merge_from_list([key, value])
+
+
+@contextmanager
+def _one_line(subject: str, hint: str = "") -> Iterator[None]:
+    """Turns what PyYAML and yacs raise into one line.
+
+    yacs reads each string as a Python literal. Literals may be too deep for Python, and backslashes
+    cause warnings on standard error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (RecursionError, MemoryError) as error:
+        raise UserError(f"{subject}: a value is nested too deeply") from error
+    except (
+        *(yaml.YAMLError, ValueError, AssertionError, TypeError, AttributeError),
+        *(LookupError, OverflowError, SyntaxError),
+    ) as error:
+        text = reason(error, 300)
+        if isinstance(error, LookupError) and error.args:
+            text = str(error.args[0])  # str() of a KeyError adds quotation marks
+        # yacs prints types as "<class 'int'>".
+        text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
+        raise UserError(f"{subject}: {text}{hint}") from error
+
+
+def _check_keys(keys: Iterable[str], known: Mapping[str, Any], where: str) -> None:
+    groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, 1 + key.count("."))}
+    for key in keys:
+        if key in groups:
+            raise UserError(f"'{key}' in {where} is a group of keys, not a key with a value")
+        if key not in known:
+            raise UserError(f"{where} has the unknown key '{key}'{did_you_mean(key, known)}")
+
+
+def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,300 +1,455 @@
-"""Which values each config key takes, so that a wrong one is refused and not trained with."""
+"""Whether a config is sound: values, combinations of keys, names of components and metrics.
+
+Every key of this project has its rule here. detectron2's keys have one only where a wrong value
+would otherwise fail late, or silently train something else. All checks raise a UserError.
+"""
 
 import math
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from mask_rcnn_plus.config.rules import (
-    MOST,
-    MOST_CHANNELS,
-    MOST_LAYERS,
-    MOST_SIDE,
-    Rule,
-    either,
-    integer,
-    list_of,
-    number,
-    one_of,
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
 )
-from mask_rcnn_plus.errors import UserError
+from detectron2.utils import comm
 
-_COUNT = integer(1)
-_COUNT_OR_ZERO = integer(0)
-_CHANNELS = integer(1, MOST_CHANNELS)
-_LAYERS = integer(0, MOST_LAYERS)
-_POSITIVE = number(0, above=True)
-_NOT_NEGATIVE = number(0)
-_FRACTION = number(0, 1)
-_PART = number(0, 1, above=True)
+from mask_rcnn_plus.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be: a phrase after "it must be", and the test."""
+
+    expected: str
+    allows: Callable[[Any], bool]
+
+
+_MAX_INTEGER = 2**31 - 1
+_MAX_SIDE = 2**15 - 1  # OpenCV's limit for an image
+_MAX_CHANNELS = 2**16  # far more than real models have, far less than what exhausts memory
+
+
+def _integer(least: int, most: int = _MAX_INTEGER) -> Rule:
+    expected = f"{least} or more" if most == _MAX_INTEGER else f"an integer of {least} to {most}"
+    return Rule(expected, lambda value: type(value) is int and least <= value <= most)
+
+
+def _number(least: float, most: float = math.inf, *, above: bool = False) -> Rule:
+    """Finite, from ``least`` (with ``above``: greater than it) to ``most``."""
+    if most == math.inf:
+        expected = f"above {least:g}" if above else f"{least:g} or more"
+    else:
+        expected = f"above {least:g} and at most {most:g}" if above else f"{least:g} to {most:g}"
+
+    def allows(value: Any) -> bool:
+        if type(value) not in (int, float) or not math.isfinite(value):
+            return False
+        return (value > least if above else value >= least) and value <= most
+
+    return Rule(expected, allows)
+
+
+def _one_of(*choices: Any) -> Rule:
+    """One of these values, of the same type."""
+    first, last = ", ".join(map(str, choices[:-1])), str(choices[-1])
+    expected = f"{first} or {last}" if first else last
+    return Rule(expected, lambda value: any(type(value) is type(c) and value == c for c in choices))
+
+
+def _either(first: Rule, second: Rule) -> Rule:
+    expected = f"{first.expected}, or {second.expected}"
+    return Rule(expected, lambda value: first.allows(value) or second.allows(value))
+
+
+def _list_of(
+    item: Rule, *, least: int = 1, lengths: Sequence[int] = (), rising: bool = False
+) -> Rule:
+    """A list or tuple of items, with one of the lengths or at least ``least`` items."""
+    count = " or ".join(str(length) for length in lengths) if lengths else f"{least} or more"
+    order = ", each above the one before" if rising else ""
+
+    def allows(value: Any) -> bool:
+        return (
+            isinstance(value, list | tuple)
+            and (len(value) in lengths if lengths else len(value) >= least)
+            and all(item.allows(v) for v in value)
+            and (not rising or all(a < b for a, b in pairwise(value)))
+        )
+
+    return Rule(f"a list of {count} values, each {item.expected}{order}", allows)
+
+
+_COUNT = _integer(1)
+_COUNT_OR_ZERO = _integer(0)
+_POSITIVE = _number(0, above=True)
+_NOT_NEGATIVE = _number(0)
+_FRACTION = _number(0, 1)
+_SHARE = _number(0, 1, above=True)
 _BELOW_ONE = Rule("0 or more and below 1", lambda v: _FRACTION.allows(v) and v < 1)
-# Smaller ones, or their gradients, may be 0 in float32.
+_CHANNELS = _integer(1, _MAX_CHANNELS)
+_RESOLUTION = _integer(1, 1024)
+_NAMES = _list_of(Rule("a name", lambda v: isinstance(v, str) and v != ""), least=0)
+_ANCHORS = _list_of(_either(_POSITIVE, _list_of(_POSITIVE)))
+_BOX_LOSS = _one_of("smooth_l1", "giou", "diou", "ciou")
+_IOUS = _list_of(_FRACTION, rising=True)
+_IOU_LABELS = _list_of(_one_of(-1, 0, 1))
+_METRIC = Rule('the name of a metric, such as "segm/AP", or ""', lambda v: isinstance(v, str))
+_MODE = _one_of("auto", "max", "min")
+# Smaller weights, or their gradients, may be 0 in float32.
 _WEIGHT = Rule(
-    "0, or 1e-06 to 1e+06", lambda v: number(1e-6, 1e6).allows(v) or number(0, 0).allows(v)
+    "0, or 1e-06 to 1e+06", lambda v: _number(0, 0).allows(v) or _number(1e-6, 1e6).allows(v)
 )
-_CLASSES = either(one_of(-1), integer(1, MOST_CHANNELS))
-_NAMES = list_of(Rule("a name", lambda value: isinstance(value, str) and value != ""), least=0)
-_NESTED_POSITIVE = list_of(either(_POSITIVE, list_of(_POSITIVE)))
-_BOX_WEIGHTS = list_of(_POSITIVE, lengths=(4, 5))
-_BOX_LOSS = one_of("smooth_l1", "giou", "diou", "ciou")
-_RESOLUTION = integer(1, 1024)
-_IOUS = list_of(_FRACTION, rising=True)
-_LABELS = list_of(one_of(-1, 0, 1))
-_MASKS_OF = integer(1, 2**20)
-_MODE = one_of("auto", "max", "min")
-_FIGURE = Rule('a figure\'s name, as "segm/AP", or ""', lambda value: isinstance(value, str))
 
 RULES = {
-    "SEED": integer(-MOST),
-    "VIS_PERIOD": _COUNT_OR_ZERO,
-    "DATALOADER.NUM_WORKERS": integer(0, 512),
+    "SEED": _integer(-_MAX_INTEGER),
+    "DATALOADER.NUM_WORKERS": _integer(0, 512),
     "DATALOADER.REPEAT_THRESHOLD": _FRACTION,
     "DATALOADER.TIMEOUT": _NOT_NEGATIVE,
     "DATALOADER.MAX_BAD_SAMPLES": _COUNT_OR_ZERO,
-    "DATALOADER.RANDOM_SUBSET_RATIO": _PART,
+    "DATALOADER.RANDOM_SUBSET_RATIO": _SHARE,
     "DATASETS.TRAIN": _NAMES,
     "DATASETS.TEST": _NAMES,
-    "DATASETS.PROPOSAL_FILES_TRAIN": _NAMES,
-    "DATASETS.PROPOSAL_FILES_TEST": _NAMES,
-    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": _COUNT,
-    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": _COUNT,
     "DATASETS.SHAPES.NAME": Rule(
         "a folder's name of letters, digits, _ and -",
-        lambda value: bool(re.fullmatch(r"[\w-]{1,100}", value or "")),
+        lambda v: bool(re.fullmatch(r"[\w-]{1,100}", v or "")),
     ),
-    "DATASETS.SHAPES.NUM_TRAIN": integer(1, 10**6),
-    "DATASETS.SHAPES.NUM_VAL": integer(1, 10**6),
-    "DATASETS.SHAPES.IMAGE_SIZE": list_of(integer(1, MOST_SIDE), lengths=(2,)),
-    "DATASETS.SHAPES.MASK_FORMAT": one_of("polygon", "rle"),
-    "DATASETS.SHAPES.FREQUENCIES": list_of(number(0, 1e6, above=True), lengths=(3,)),
+    "DATASETS.SHAPES.NUM_TRAIN": _integer(1, 10**6),
+    "DATASETS.SHAPES.NUM_VAL": _integer(1, 10**6),
+    "DATASETS.SHAPES.IMAGE_SIZE": _list_of(_integer(1, _MAX_SIDE), lengths=(2,)),
+    "DATASETS.SHAPES.MASK_FORMAT": _one_of("polygon", "rle"),
+    "DATASETS.SHAPES.FREQUENCIES": _list_of(_number(0, 1e6, above=True), lengths=(3,)),
     "DATASETS.SHAPES.SEED": _COUNT_OR_ZERO,
     # 0 keeps the image's own size.
-    "INPUT.MIN_SIZE_TRAIN": list_of(integer(0, MOST_SIDE)),
-    "INPUT.MIN_SIZE_TEST": integer(0, MOST_SIDE),
-    "INPUT.MIN_SIZE_TRAIN_SAMPLING": one_of("choice", "range"),
+    "INPUT.MIN_SIZE_TRAIN": _list_of(_integer(0, _MAX_SIDE)),
+    "INPUT.MIN_SIZE_TEST": _integer(0, _MAX_SIDE),
     "INPUT.MAX_SIZE_TRAIN": _COUNT,
     "INPUT.MAX_SIZE_TEST": _COUNT,
-    "INPUT.RANDOM_FLIP": one_of("horizontal", "vertical", "none"),
-    "INPUT.CROP.TYPE": one_of("relative_range", "relative", "absolute", "absolute_range"),
-    "INPUT.CROP.SIZE": list_of(_POSITIVE, lengths=(2,)),
-    "INPUT.MASK_FORMAT": one_of("polygon", "bitmask"),
-    # Smaller ones leave no object, larger ones show none whole.
-    "INPUT.JITTER.SCALE": list_of(number(0.01, 100), lengths=(2,)),
-    "INPUT.JITTER.SIZE": list_of(integer(8, 8192), lengths=(2,)),
+    "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
+    "INPUT.CROP.SIZE": _list_of(_POSITIVE, lengths=(2,)),
+    "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
+    # A smaller scale leaves no objects, a larger one shows none whole.
+    "INPUT.JITTER.SCALE": _list_of(_number(0.01, 100), lengths=(2,)),
+    "INPUT.JITTER.SIZE": _list_of(_integer(8, 8192), lengths=(2,)),
     "INPUT.COLOR.BRIGHTNESS": _FRACTION,
     "INPUT.COLOR.CONTRAST": _FRACTION,
     "INPUT.COLOR.SATURATION": _FRACTION,
-    "INPUT.COLOR.LIGHTING": number(0, 255),
+    "INPUT.COLOR.LIGHTING": _number(0, 255),
     "INPUT.BLUR.PROB": _FRACTION,
-    "INPUT.BLUR.SIGMA": list_of(number(0, 100, above=True), lengths=(2,)),
+    "INPUT.BLUR.SIGMA": _list_of(_number(0, 100, above=True), lengths=(2,)),
     "INPUT.COPY_PASTE.PROB": _FRACTION,
     "INPUT.COPY_PASTE.MAX_OBJECTS": _COUNT,
-    "MODEL.PIXEL_MEAN": list_of(number(-1e6, 1e6)),
-    "MODEL.PIXEL_STD": list_of(_POSITIVE),
-    "MODEL.BACKBONE.FREEZE_AT": integer(-1, MOST_LAYERS),
+    "MODEL.PIXEL_MEAN": _list_of(_number(-1e6, 1e6)),
+    "MODEL.PIXEL_STD": _list_of(_POSITIVE),
     "MODEL.FREEZE": _NAMES,
     "MODEL.TIMM.DROP_PATH_RATE": _BELOW_ONE,
     "MODEL.TIMM.OUT_FEATURES": _NAMES,
-    "MODEL.FPN.IN_FEATURES": _NAMES,
-    "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
-    "MODEL.FPN.FUSE_TYPE": one_of("sum", "avg"),
-    "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": _NOT_NEGATIVE,
-    "MODEL.ANCHOR_GENERATOR.SIZES": _NESTED_POSITIVE,
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _NESTED_POSITIVE,
-    "MODEL.ANCHOR_GENERATOR.OFFSET": _BELOW_ONE,
-    "MODEL.RPN.IN_FEATURES": _NAMES,
-    "MODEL.RPN.BOUNDARY_THRESH": integer(-1),
+    "MODEL.ANCHOR_GENERATOR.SIZES": _ANCHORS,
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _ANCHORS,
     "MODEL.RPN.IOU_THRESHOLDS": _IOUS,
-    "MODEL.RPN.IOU_LABELS": _LABELS,
+    "MODEL.RPN.IOU_LABELS": _IOU_LABELS,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _COUNT,
-    "MODEL.RPN.POSITIVE_FRACTION": _PART,
+    "MODEL.RPN.POSITIVE_FRACTION": _SHARE,
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
-    "MODEL.RPN.BBOX_REG_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.RPN.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
-    "MODEL.RPN.SMOOTH_L1_BETA": _NOT_NEGATIVE,
-    "MODEL.RPN.LOSS_WEIGHT": _NOT_NEGATIVE,
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": _COUNT,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": _COUNT,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": _COUNT,
     "MODEL.RPN.POST_NMS_TOPK_TEST": _COUNT,
     "MODEL.RPN.NMS_THRESH": _FRACTION,
-    "MODEL.RPN.CONV_DIMS": list_of(either(one_of(-1), _CHANNELS)),
-    # -1 is as many as the training set has.
-    "MODEL.ROI_HEADS.NUM_CLASSES": _CLASSES,
-    "MODEL.ROI_HEADS.IN_FEATURES": _NAMES,
+    # -1 means as many as the training set has.
+    "MODEL.ROI_HEADS.NUM_CLASSES": _either(_one_of(-1), _CHANNELS),
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": _IOUS,
-    "MODEL.ROI_HEADS.IOU_LABELS": _LABELS,
+    "MODEL.ROI_HEADS.IOU_LABELS": _IOU_LABELS,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _COUNT,
-    "MODEL.ROI_HEADS.POSITIVE_FRACTION": _PART,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION": _SHARE,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
-    "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA": _NOT_NEGATIVE,
-    "MODEL.ROI_BOX_HEAD.NUM_FC": _LAYERS,
     "MODEL.ROI_BOX_HEAD.FC_DIM": _CHANNELS,
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": _LAYERS,
-    "MODEL.ROI_BOX_HEAD.CONV_DIM": _CHANNELS,
-    "MODEL.ROI_BOX_HEAD.LOSS_CLS": one_of("cross_entropy", "focal"),
-    # The paper tries up to 5; from about 10 on, nothing but what is wholly wrong counts.
-    "MODEL.ROI_BOX_HEAD.FOCAL_GAMMA": number(0, 10),
-    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS": list_of(_WEIGHT, least=0),
-    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING": one_of("none", "inverse_frequency"),
-    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": list_of(_BOX_WEIGHTS),
-    "MODEL.ROI_BOX_CASCADE_HEAD.IOUS": list_of(_FRACTION),
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": _LAYERS,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": _CHANNELS,
-    "MODEL.ROI_MASK_HEAD.MLP.NUM_FC": _LAYERS,
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": _RESOLUTION,
+    "MODEL.ROI_BOX_HEAD.LOSS_CLS": _one_of("cross_entropy", "focal"),
+    # The paper goes up to 5. From about 10, only completely wrong predictions count.
+    "MODEL.ROI_BOX_HEAD.FOCAL_GAMMA": _number(0, 10),
+    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS": _list_of(_WEIGHT, least=0),
+    "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING": _one_of("none", "inverse_frequency"),
+    "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": _RESOLUTION,
+    "MODEL.ROI_MASK_HEAD.MLP.NUM_FC": _integer(0, 100),
     "MODEL.ROI_MASK_HEAD.MLP.FC_DIM": _CHANNELS,
     "MODEL.ROI_MASK_HEAD.MLP.OUTPUT_RESOLUTION": _RESOLUTION,
-    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS": list_of(_CHANNELS),
-    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": integer(1, MOST_CHANNELS),
-    "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE": _COUNT_OR_ZERO,
-    "MODEL.ROI_KEYPOINT_HEAD.LOSS_WEIGHT": _NOT_NEGATIVE,
-    **{
-        f"MODEL.{head}.{key}": rule
-        for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD")
-        for key, rule in (
-            ("POOLER_RESOLUTION", _RESOLUTION),
-            ("POOLER_SAMPLING_RATIO", integer(0, 1024)),
-        )
-    },
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": integer(1, MOST_CHANNELS),
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": _CHANNELS,
-    "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.PANOPTIC_FPN.INSTANCE_LOSS_WEIGHT": _NOT_NEGATIVE,
-    "MODEL.RETINANET.NUM_CLASSES": integer(1, MOST_CHANNELS),
-    "MODEL.RETINANET.NUM_CONVS": _LAYERS,
-    "MODEL.RETINANET.IOU_THRESHOLDS": _IOUS,
-    "MODEL.RETINANET.IOU_LABELS": _LABELS,
-    "MODEL.RETINANET.SCORE_THRESH_TEST": _FRACTION,
-    "MODEL.RETINANET.NMS_THRESH_TEST": _FRACTION,
-    "MODEL.RETINANET.TOPK_CANDIDATES_TEST": _COUNT,
-    "MODEL.RETINANET.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
-    "MODEL.RESNETS.OUT_FEATURES": _NAMES,
-    "MODEL.RESNETS.NUM_GROUPS": _CHANNELS,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": _CHANNELS,
-    "MODEL.RESNETS.RES5_DILATION": one_of(1, 2),
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": _CHANNELS,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": _CHANNELS,
-    "MODEL.RESNETS.DEFORM_NUM_GROUPS": _CHANNELS,
-    "SOLVER.OPTIMIZER": one_of("SGD", "ADAMW"),
-    "SOLVER.AMP.DTYPE": one_of("fp16", "bf16"),
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": _RESOLUTION,
+    "SOLVER.OPTIMIZER": _one_of("SGD", "ADAMW"),
+    "SOLVER.AMP.DTYPE": _one_of("fp16", "bf16"),
     "SOLVER.ACCUMULATE_STEPS": _COUNT,
     "SOLVER.MAX_ITER": _COUNT,
     "SOLVER.BASE_LR": _POSITIVE,
-    "SOLVER.BASE_LR_END": _NOT_NEGATIVE,
     "SOLVER.MOMENTUM": _BELOW_ONE,
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY_NORM": _NOT_NEGATIVE,
-    "SOLVER.WEIGHT_DECAY_BIAS": either(one_of(None), _NOT_NEGATIVE),
-    "SOLVER.GAMMA": _PART,
-    "SOLVER.STEPS": list_of(_COUNT, least=0, rising=True),
+    "SOLVER.WEIGHT_DECAY_BIAS": _either(_one_of(None), _NOT_NEGATIVE),
+    "SOLVER.GAMMA": _SHARE,
+    "SOLVER.STEPS": _list_of(_COUNT, least=0, rising=True),
     "SOLVER.WARMUP_FACTOR": _FRACTION,
     "SOLVER.WARMUP_ITERS": _COUNT_OR_ZERO,
-    "SOLVER.WARMUP_METHOD": one_of("linear", "constant"),
+    "SOLVER.WARMUP_METHOD": _one_of("linear", "constant"),
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.KEEP_CHECKPOINTS": _COUNT_OR_ZERO,
     "SOLVER.IMS_PER_BATCH": _COUNT,
     "SOLVER.REFERENCE_WORLD_SIZE": _COUNT_OR_ZERO,
     "SOLVER.REFERENCE_IMS_PER_BATCH": _COUNT_OR_ZERO,
     "SOLVER.EMA.DECAY": _BELOW_ONE,
-    "SOLVER.EMA.WARMUP": number(1, 1e9),
-    "SOLVER.BIAS_LR_FACTOR": _NOT_NEGATIVE,
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm"),
+    "SOLVER.EMA.WARMUP": _number(1, 1e9),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
-    # The one key whose infinity means something: the largest gradient.
-    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": either(_POSITIVE, one_of(math.inf)),
+    # Infinity has a meaning here: the largest gradient.
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _either(_POSITIVE, _one_of(math.inf)),
     "TEST.EVAL_PERIOD": _COUNT_OR_ZERO,
-    "TEST.DETECTIONS_PER_IMAGE": _MASKS_OF,
-    "TEST.BEST_METRIC": _FIGURE,
+    "TEST.DETECTIONS_PER_IMAGE": _integer(1, 2**20),
+    "TEST.BEST_METRIC": _METRIC,
     "TEST.BEST_MODE": _MODE,
     "TEST.LOSS_PERIOD": _COUNT_OR_ZERO,
     "TEST.LOSS_IMAGES": _COUNT_OR_ZERO,
-    "TEST.EARLY_STOPPING.METRIC": _FIGURE,
+    "TEST.EARLY_STOPPING.METRIC": _METRIC,
     "TEST.EARLY_STOPPING.MODE": _MODE,
     "TEST.EARLY_STOPPING.PATIENCE": _COUNT,
     "TEST.EARLY_STOPPING.MIN_DELTA": _NOT_NEGATIVE,
-    "TEST.PREVIEW_IMAGES": integer(0, 10**4),
-    "TEST.OPTIMIZE.DTYPE": one_of("fp32", "bf16", "fp16"),
-    "TEST.KEYPOINT_OKS_SIGMAS": list_of(_POSITIVE, least=0),
-    "TEST.AUG.MIN_SIZES": list_of(integer(1, MOST_SIDE)),
-    "TEST.AUG.MAX_SIZE": _COUNT,
-    "TEST.PRECISE_BN.NUM_ITER": _COUNT,
+    "TEST.PREVIEW_IMAGES": _integer(0, 10**4),
+    "TEST.OPTIMIZE.DTYPE": _one_of("fp32", "bf16", "fp16"),
 }
 
 
 def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Compares every value of a config with what its key takes.
+    """Compares every value of a config with its key's rule, and keys with each other.
 
     Args:
-        values: from a key with its dots ("SOLVER.BASE_LR") to its value.
-        defaults: the same, as detectron2 and this project set them.
-
-    Raises:
-        UserError: a value is out of range, NaN, infinite or null, or two keys contradict.
+        values: from a full key ("SOLVER.BASE_LR") to its value.
+        defaults: the same, with the defaults of detectron2 and this project.
     """
     for key, value in values.items():
-        rule = RULES.get(key)
-        if rule is None:
-            _check_unlisted(key, value, defaults)
-        elif not rule.allows(value):
-            _refuse(key, value, rule.words)
-    _check_together(values)
+        if key in RULES:
+            if not RULES[key].allows(value):
+                raise _invalid(key, value, RULES[key].expected)
+        elif value is None and defaults.get(key) is not None:
+            raise _invalid(key, value, f"a value like {defaults[key]!r}")
+        elif not _is_finite(value):
+            raise _invalid(key, value, "finite")
+    _check_combinations(values)
 
 
-def _check_unlisted(key: str, value: Any, defaults: Mapping[str, Any]) -> None:
-    if value is None and defaults.get(key) is not None:
-        _refuse(key, value, f"a value like {defaults[key]!r}")
-    if not _finite(value):
-        _refuse(key, value, "finite")
-
-
-def _finite(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     if isinstance(value, list | tuple):
-        return all(_finite(one) for one in value)
+        return all(_is_finite(item) for item in value)
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _check_together(values: Mapping[str, Any]) -> None:
-    for key, other in (
-        ("MODEL.PIXEL_STD", "MODEL.PIXEL_MEAN"),
-        ("MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS", "MODEL.ROI_BOX_CASCADE_HEAD.IOUS"),
-    ):
-        if len(values[key]) != len(values[other]):
-            _refuse(key, values[key], f"as long as {other}, which has {len(values[other])} values")
-    for part in ("RPN", "ROI_HEADS", "RETINANET"):
+def _check_combinations(values: Mapping[str, Any]) -> None:
+    def require(key: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise _invalid(key, values[key], expected)
+
+    same = len(values["MODEL.PIXEL_STD"]) == len(values["MODEL.PIXEL_MEAN"])
+    require("MODEL.PIXEL_STD", same, "as long as MODEL.PIXEL_MEAN")
+    for part in ("RPN", "ROI_HEADS"):
         thresholds, labels = f"MODEL.{part}.IOU_THRESHOLDS", f"MODEL.{part}.IOU_LABELS"
-        wanted = len(values[thresholds]) + 1
-        if len(values[labels]) != wanted:
-            _refuse(labels, values[labels], f"a list of {wanted}, one more than {thresholds} has")
-    sizes = values["INPUT.MIN_SIZE_TRAIN"]
-    if values["INPUT.MIN_SIZE_TRAIN_SAMPLING"] == "range" and len(sizes) != 2:
-        _refuse("INPUT.MIN_SIZE_TRAIN", sizes, "two sizes where its SAMPLING is 'range'")
-    crop = values["INPUT.CROP.SIZE"]
-    if values["INPUT.CROP.TYPE"].startswith("relative") and max(crop) > 1:
-        _refuse("INPUT.CROP.SIZE", crop, "at most 1 where INPUT.CROP.TYPE is relative")
-    # Padding after a crop would bring back the boxes and keypoints that the crop has cut off.
-    if values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]:
-        _refuse("INPUT.CROP.ENABLED", True, "False where INPUT.JITTER.ENABLED is True")
+        count = len(values[thresholds]) + 1
+        expected = f"a list of {count}, one more than {thresholds} has"
+        require(labels, len(values[labels]) == count, expected)
+    fits = max(values["INPUT.CROP.SIZE"]) <= 1 or values["INPUT.CROP.TYPE"].startswith("absolute")
+    require("INPUT.CROP.SIZE", fits, "at most 1 where INPUT.CROP.TYPE is relative")
+    # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
+    both = values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]
+    require("INPUT.CROP.ENABLED", not both, "False where INPUT.JITTER.ENABLED is True")
     for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
-        if values[key][0] > values[key][1]:
-            _refuse(key, values[key], "the least value, then the largest")
-    for color in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
-        key, fits = f"INPUT.COLOR.{color}", ("RGB", "BGR")
-        if values[key] > 0 and values["INPUT.FORMAT"] not in fits:
-            _refuse(key, values[key], "0 where INPUT.FORMAT is neither RGB nor BGR")
-    pasting = values["INPUT.COPY_PASTE.PROB"]
-    if pasting > 0:
-        for key, wanted in (("MODEL.MASK_ON", True), ("MODEL.LOAD_PROPOSALS", False)):
-            if values[key] != wanted:
-                _refuse("INPUT.COPY_PASTE.PROB", pasting, f"0 unless {key} is {wanted}")
-        if values["MODEL.META_ARCHITECTURE"] in ("PanopticFPN", "SemanticSegmentor"):
-            _refuse("INPUT.COPY_PASTE.PROB", pasting, "0 with semantic segmentation")
+        require(key, values[key][0] <= values[key][1], "the least value, then the largest")
+    for key in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
+        key = f"INPUT.COLOR.{key}"
+        valid = values[key] == 0 or values["INPUT.FORMAT"] in ("RGB", "BGR")
+        require(key, valid, "0 where INPUT.FORMAT is neither RGB nor BGR")
+    if values["INPUT.COPY_PASTE.PROB"] > 0:
+        key, semantic = "INPUT.COPY_PASTE.PROB", ("PanopticFPN", "SemanticSegmentor")
+        require(key, values["MODEL.MASK_ON"], "0 unless MODEL.MASK_ON is True")
+        require(key, not values["MODEL.LOAD_PROPOSALS"], "0 unless MODEL.LOAD_PROPOSALS is False")
+        instances = values["MODEL.META_ARCHITECTURE"] not in semantic
+        require(key, instances, "0 with semantic segmentation")
 
 
-def _refuse(key: str, value: Any, words: str) -> None:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:80] + "..."
-    raise UserError(f"{key} is {shown}: it must be {words}")
+def _invalid(key: str, value: Any, expected: str) -> UserError:
+    return UserError(f"{key} is {reprlib.repr(value)}: it must be {expected}")
+
+
+def check_components(cfg: CfgNode) -> None:
+    """Refuses names of components that are not registered."""
+    model = cfg.MODEL
+    components = {
+        "META_ARCHITECTURE": (model.META_ARCHITECTURE, META_ARCH_REGISTRY),
+        "BACKBONE.NAME": (model.BACKBONE.NAME, BACKBONE_REGISTRY),
+        "PROPOSAL_GENERATOR.NAME": (model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATOR_REGISTRY),
+        "ANCHOR_GENERATOR.NAME": (model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
+        "ROI_HEADS.NAME": (model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
+        "ROI_BOX_HEAD.NAME": (model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY),
+    }
+    if model.MASK_ON:
+        components["ROI_MASK_HEAD.NAME"] = (model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY)
+    if model.KEYPOINT_ON:
+        name = model.ROI_KEYPOINT_HEAD.NAME
+        components["ROI_KEYPOINT_HEAD.NAME"] = (name, ROI_KEYPOINT_HEAD_REGISTRY)
+    for key, (name, registry) in components.items():
+        # detectron2 does not look up an empty name of a head, or PrecomputedProposals.
+        if name and name != "PrecomputedProposals" and name not in registry:
+            known = [known for known, _ in registry]
+            hint = did_you_mean(name, known) or f"; registered: {', '.join(known)}"
+            raise UserError(f"MODEL.{key} is '{name}', which is not registered{hint}")
+
+
+def check_solver(cfg: CfgNode, device: str) -> None:
+    """Compares the solver's settings with the device and the number of processes."""
+    solver = cfg.SOLVER
+    if solver.AMP.ENABLED and solver.AMP.DTYPE == "fp16" and not device.startswith("cuda"):
+        raise UserError(
+            f"SOLVER.AMP.ENABLED with SOLVER.AMP.DTYPE fp16 needs a GPU, and the device is "
+            f"'{device}': set SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False"
+        )
+    processes = comm.get_world_size()
+    if processes > 1 and device.startswith("cuda:"):
+        raise UserError(
+            f"MODEL.DEVICE is '{device}', and each of {processes} processes needs a GPU of its "
+            "own: set MODEL.DEVICE cuda"
+        )
+    share, rest = divmod(solver.IMS_PER_BATCH, processes)
+    if rest:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot "
+            f"share: set a multiple of {processes}"
+        )
+    if share % solver.ACCUMULATE_STEPS:
+        raise UserError(
+            f"SOLVER.ACCUMULATE_STEPS is {solver.ACCUMULATE_STEPS}, and a process's share of a "
+            f"batch has {share} images: set a divisor of that"
+        )
+
+
+def check_optimize(cfg: CfgNode, device: str) -> None:
+    """Refuses a TEST.OPTIMIZE.DTYPE that does not suit the device."""
+    optimize = cfg.TEST.OPTIMIZE
+    if optimize.ENABLED and optimize.DTYPE == "fp16" and device == "cpu":
+        raise UserError(
+            "TEST.OPTIMIZE.DTYPE is 'fp16', which CPUs compute slower than fp32: set bf16 or fp32"
+        )
+
+
+# Prefixes of metrics: of the averaged weights, and of the losses on the test sets.
+_AVERAGED, _VALIDATION = "ema", "validation"
+# Each task of an evaluation, with the switches that it needs.
+_TASKS: dict[str, tuple[str, ...]] = {
+    "bbox": (),
+    "segm": ("MODEL.MASK_ON",),
+    "boundary": ("MODEL.MASK_ON", "TEST.BOUNDARY_AP"),
+    "keypoints": ("MODEL.KEYPOINT_ON",),
+}
+# The metrics of each task, besides AP-<class>.
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def check_options(cfg: CfgNode) -> None:
+    """Refuses options that have no effect without others, or with these ROI heads."""
+    test = cfg.TEST
+    if test.LOSS_PERIOD and not cfg.DATASETS.TEST:
+        raise UserError(
+            f"TEST.LOSS_PERIOD is {test.LOSS_PERIOD}, and DATASETS.TEST is empty: name a data set"
+        )
+    for key, name in _named_metrics(cfg):
+        if name.startswith(f"{_VALIDATION}/"):
+            if not test.LOSS_PERIOD:
+                raise UserError(
+                    f"{key} is '{name}', and TEST.LOSS_PERIOD 0 measures no losses: set it to a "
+                    "number of iterations"
+                )
+        elif key == "TEST.EARLY_STOPPING.METRIC" and not test.EVAL_PERIOD:
+            raise UserError(
+                f"{key} is '{name}', and TEST.EVAL_PERIOD 0 evaluates at the end only: set it to a "
+                "number of iterations"
+            )
+        if name.startswith(f"{_AVERAGED}/") and not cfg.SOLVER.EMA.ENABLED:
+            raise UserError(f"{key} is '{name}': set SOLVER.EMA.ENABLED True")
+    head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.NAME
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and heads.startswith("Fused"):
+        return
+    for key, value, default in (
+        ("LOSS_CLS", head.LOSS_CLS, "cross_entropy"),
+        ("CLASS_WEIGHTS", list(head.CLASS_WEIGHTS), []),
+        ("CLASS_WEIGHTING", head.CLASS_WEIGHTING, "none"),
+    ):
+        if value != default:
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.{key} is {value}, which MODEL.ROI_HEADS.NAME '{heads}' does "
+                "not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
+            )
+
+
+def check_sampler(cfg: CfgNode) -> None:
+    """Refuses a RepeatFactorTrainingSampler that would repeat no image."""
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and not loader.REPEAT_THRESHOLD:
+        raise UserError(
+            "DATALOADER.SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', and REPEAT_THRESHOLD 0 "
+            "repeats no image: set the share of the images below which a class counts as rare, "
+            "such as 0.001 for LVIS"
+        )
+
+
+def check_metrics(cfg: CfgNode) -> None:
+    """Refuses names of metrics that no evaluation of the run can produce."""
+    sets = cfg.DATASETS.TEST
+    for key, name in _named_metrics(cfg):
+        if not sets:
+            raise UserError(f"{key} is '{name}', and DATASETS.TEST is empty: name a data set")
+        metric = name.removeprefix(f"{_AVERAGED}/").removeprefix(f"{_VALIDATION}/")
+        if len(sets) > 1:
+            own = next((set_name for set_name in sets if metric.startswith(f"{set_name}/")), None)
+            if own is None:
+                prefix = name.removesuffix(metric)
+                raise UserError(
+                    f"{key} is '{name}', and there are {len(sets)} test sets: name one, such as "
+                    f"'{prefix}{sets[0]}/{metric}'"
+                )
+            metric = metric.removeprefix(f"{own}/")
+        if name.startswith(f"{_VALIDATION}/"):
+            continue
+        task, slash, kind = metric.partition("/")
+        # The user's own evaluators may have other tasks.
+        if not slash or (task in _TASKS and kind not in _METRICS and not kind.startswith("AP-")):
+            known = [f"{task}/{kind}" for task in _TASKS for kind in _METRICS]
+            hint = did_you_mean(metric, known) or "; a metric has a name like segm/AP"
+            raise UserError(f"{key} is '{name}', which is not a metric of an evaluation{hint}")
+        if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+            for switch in _TASKS.get(task, ()):
+                group, option = switch.split(".")
+                if not cfg[group][option]:
+                    raise UserError(f"{key} is '{name}', and {switch} is False: set it to True")
+
+
+def check_class_metrics(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Refuses the AP of a class that is not among the names. Without names, all are accepted."""
+    for key, name in _named_metrics(cfg):
+        task, separator, class_name = name.partition("/AP-")
+        known = not names or class_name in names
+        if separator and task.rsplit("/", 1)[-1] in _TASKS and not known:
+            hint = did_you_mean(class_name, names) or f"; the classes are {', '.join(names)}"
+            raise UserError(f"{key} is '{name}', and no class is called '{class_name}'{hint}")
+
+
+def _named_metrics(cfg: CfgNode) -> list[tuple[str, str]]:
+    metrics = [
+        ("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC),
+        ("TEST.EARLY_STOPPING.METRIC", cfg.TEST.EARLY_STOPPING.METRIC),
+    ]
+    return [(key, name) for key, name in metrics if name]

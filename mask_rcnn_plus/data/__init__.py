@@ -13,13 +13,14 @@ from mask_rcnn_plus.data.loading import (
     require_dataset,
     require_registered,
 )
-from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper
+from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper, SafeDatasetMapper
 from mask_rcnn_plus.data.shapes import generate_shapes
 
 __all__ = [
     "Batches",
     "NamingMapper",
     "PolygonMapper",
+    "SafeDatasetMapper",
     "build_test_batches",
     "build_train_batches",
     "build_train_mapper",

@@ -1,29 +1,121 @@
-"""How well anchors cover boxes, and anchors that cover them better."""
+"""The boxes of a data set as a model sees them, and how well anchors cover them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
 
-from mask_rcnn_plus.data.box_sizes import SeenBoxes
+from mask_rcnn_plus.data.seeding import seed_all
 
 Floats = npt.NDArray[np.float64]
 
 # Factors by which the search changes one size or ratio, coarse to fine.
-_STEPS = (1.3, 1.1, 1.03)
-_MOST_ROUNDS = 12
+_FACTORS = (1.3, 1.1, 1.03)
+_MAX_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class SeenBoxes:
+    """Boxes after augmentation.
+
+    Attributes:
+        boxes: (N, 4): x0, y0, x1, y1 in pixels of the augmented image, inside it and not empty.
+        sizes: (N, 2): height and width of that image.
+    """
+
+    boxes: Floats
+    sizes: Floats
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def some(self, most: int, *, seed: int) -> "SeenBoxes":
+        """A random choice of at most this many, determined by the seed."""
+        if len(self) <= most:
+            return self
+        seed_all(seed, "boxes")
+        chosen = np.random.permutation(len(self))[:most]
+        return SeenBoxes(self.boxes[chosen], self.sizes[chosen])
+
+
+def seen_boxes(
+    records: Iterable[dict[str, Any]],
+    augmentations: Sequence[T.Augmentation],
+    *,
+    seed: int,
+    draws: int = 1,
+) -> SeenBoxes:
+    """The boxes of all objects except crowds after augmentation. No image is read.
+
+    Boxes are cut where a crop cuts them. The remaining mask may have a smaller box, which is not
+    known here.
+
+    Args:
+        records: in detectron2's format, with "height" and "width".
+        augmentations: those that move boxes must depend only on the image's size.
+        seed: determines the draws.
+        draws: how often each image is augmented.
+    """
+    boxes: list[Floats] = [np.zeros((0, 4))]
+    sizes: list[Floats] = [np.zeros((0, 2))]
+    for number, record in enumerate(records):
+        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        if not objects:
+            continue
+        corners = np.array(
+            [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects],
+            np.float64,
+        )
+        for draw in range(draws):
+            seed_all(seed, "boxes", number, draw)
+            size = (record["height"], record["width"])
+            augmented, size = _augment(corners, size, augmentations)
+            boxes.append(augmented)
+            sizes.append(np.tile(np.array(size, np.float64), (len(augmented), 1)))
+    return SeenBoxes(np.concatenate(boxes), np.concatenate(sizes))
+
+
+def _augment(
+    boxes: Floats, size: tuple[int, int], augmentations: Sequence[T.Augmentation]
+) -> tuple[Floats, tuple[int, int]]:
+    for augmentation in augmentations:
+        # An image of this size that takes no memory.
+        image = np.broadcast_to(np.zeros(1, np.uint8), (*size, 3))
+        transform = augmentation.get_transform(image)
+        boxes = transform.apply_box(boxes)
+        height, width = size = _size_after(transform, size)
+        boxes = np.clip(boxes, 0, [width, height, width, height])
+    return boxes[(boxes[:, 2:] - boxes[:, :2] > 1e-5).all(1)], size
+
+
+def _size_after(transform: T.Transform, size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if isinstance(transform, T.TransformList):
+        for part in transform.transforms:
+            size = _size_after(part, size)
+        return size
+    if isinstance(transform, T.ResizeTransform):
+        return transform.new_h, transform.new_w
+    if isinstance(transform, T.CropTransform):
+        return min(transform.h, height - transform.y0), min(transform.w, width - transform.x0)
+    if isinstance(transform, T.PadTransform):
+        return height + transform.y0 + transform.y1, width + transform.x0 + transform.x1
+    return size
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """The anchors of feature maps, as detectron2's DefaultAnchorGenerator makes them.
+    """The anchors that detectron2's DefaultAnchorGenerator makes for some feature maps.
 
     Attributes:
         sizes: for each map the square roots of the areas, in pixels of the image.
         ratios: for each map the ratios of height to width.
         strides: pixels of the image from one cell of each map to the next.
-        offset: of the centres from the cells' upper left corners, in strides.
+        offset: of the centres from the upper left corners of the cells, in strides.
     """
 
     sizes: tuple[tuple[float, ...], ...]
@@ -32,7 +124,7 @@ class Anchors:
     offset: float = 0.0
 
     def rounded(self) -> "Anchors":
-        """The same with figures that are easy to write, which cover as well."""
+        """The same with short numbers, which cover as well."""
         sizes = tuple(
             tuple(float(round(size)) if size >= 20 else round(size, 1) for size in level)
             for level in self.sizes
@@ -46,9 +138,9 @@ class Coverage:
     """How well anchors cover boxes.
 
     Attributes:
-        recall_50, recall_70: the share of boxes that some anchor overlaps with an IoU of at least
-            0.5 and 0.7; from 0.7 on the RPN calls an anchor positive for its IoU alone.
-        mean: of the boxes' best IoU, which is the recall averaged over all thresholds.
+        recall_50, recall_70: the share of boxes that have an IoU of at least 0.5 and 0.7 with some
+            anchor. From 0.7 the RPN calls an anchor positive for its IoU alone.
+        mean: the mean of the boxes' best IoU, which is the recall averaged over all thresholds.
     """
 
     recall_50: float
@@ -61,7 +153,7 @@ def coverage(seen: SeenBoxes, anchors: Anchors) -> Coverage:
 
     Args:
         seen: at least one box.
-        anchors: of the maps.
+        anchors: of all maps.
     """
     ious = best_ious(seen, anchors)
     return Coverage(float((ious >= 0.5).mean()), float((ious >= 0.7).mean()), float(ious.mean()))
@@ -74,7 +166,7 @@ def best_ious(seen: SeenBoxes, anchors: Anchors) -> Floats:
     best = np.zeros(len(seen))
     levels = zip(anchors.sizes, anchors.ratios, anchors.strides, strict=True)
     for sizes, ratios, stride in levels:
-        # Of anchors of one shape, that of the nearest cell overlaps most.
+        # Among anchors of one shape, the one at the nearest cell has the largest IoU.
         last = np.ceil(seen.sizes[:, ::-1] / stride) - 1
         cells = np.clip(np.rint(centres / stride - anchors.offset), 0, last)
         middle = (cells + anchors.offset) * stride
@@ -89,20 +181,20 @@ def best_ious(seen: SeenBoxes, anchors: Anchors) -> Floats:
 
 
 def fit(seen: SeenBoxes, start: Anchors, *, tick: Callable[[], object] = lambda: None) -> Anchors:
-    """Anchors with a larger sum of the two recalls and the mean, and neither recall worse for it.
+    """Searches anchors with a larger sum of both recalls and the mean, and no lower recall.
 
-    From quantiles of the boxes' sizes and ratios and from the start, sizes and ratios are changed
-    one after the other as long as that helps, and the better end is taken. All maps get the same
-    ratios, and no map sizes below those of the map before, as the ROI heads share out boxes. There
-    are as many anchors as at the start, on the same maps.
+    The search starts from quantiles of the boxes' sizes and ratios, and from ``start``. It changes
+    one size or ratio after the other while that helps, and returns the better result. All maps get
+    the same ratios, and no map has smaller sizes than the map before, since the ROI heads assign
+    boxes to maps by size. The number of anchors and the maps stay.
 
     Args:
         seen: at least one box.
-        start: its maps have as many sizes and as many ratios each.
+        start: has the same number of sizes and ratios on each map.
         tick: called after each trial.
 
     Returns:
-        the anchors, rounded; the start itself where nothing better was found.
+        the anchors, rounded; ``start`` itself if nothing is better.
     """
     before = coverage(seen, start)
 
@@ -116,22 +208,22 @@ def fit(seen: SeenBoxes, start: Anchors, *, tick: Callable[[], object] = lambda:
     levels, count = len(start.sizes), len(start.sizes[0])
     sizes = _quantiles(np.sqrt(sides.prod(1)), levels * count).reshape(levels, count)
     ratios = _quantiles(sides[:, 1] / sides[:, 0], len(start.ratios[0]))
-    ends = [
-        _climb(_anchors(start, begin, shape), score).rounded()
-        for begin, shape in ((sizes, ratios), (np.array(start.sizes), np.array(start.ratios[0])))
+    results = [
+        _climb(_with_values(start, *values), score).rounded()
+        for values in ((sizes, ratios), (np.array(start.sizes), np.array(start.ratios[0])))
     ]
-    return max((start, *ends), key=score)
+    return max((start, *results), key=score)
 
 
 def _quantiles(values: Floats, count: int) -> Floats:
-    """The middles of as many equal parts."""
+    """The middles of ``count`` equal parts."""
     return np.quantile(values, (np.arange(count) + 0.5) / count)
 
 
-def _anchors(like: Anchors, sizes: Floats, ratios: Floats) -> Anchors:
+def _with_values(anchors: Anchors, sizes: Floats, ratios: Floats) -> Anchors:
     rising = np.sort(sizes, axis=None).reshape(sizes.shape)
     return replace(
-        like,
+        anchors,
         sizes=tuple(tuple(row.tolist()) for row in rising),
         ratios=(tuple(sorted(ratios.tolist())),) * len(sizes),
     )
@@ -140,19 +232,19 @@ def _anchors(like: Anchors, sizes: Floats, ratios: Floats) -> Anchors:
 def _climb(anchors: Anchors, score: Callable[[Anchors], float]) -> Anchors:
     sizes, ratios = np.array(anchors.sizes), np.array(anchors.ratios[0])
     best = score(anchors)
-    for step in _STEPS:
-        for _ in range(_MOST_ROUNDS):
+    for step in _FACTORS:
+        for _ in range(_MAX_ROUNDS):
             before = best
             for values in (sizes, ratios):
                 for place in np.ndindex(values.shape):
                     for factor in (step, 1 / step):
                         old = float(values[place])
                         values[place] = old * factor
-                        now = score(_anchors(anchors, sizes, ratios))
+                        now = score(_with_values(anchors, sizes, ratios))
                         if now > best:
                             best = now
                         else:
                             values[place] = old
             if best == before:
                 break
-    return _anchors(anchors, sizes, ratios)
+    return _with_values(anchors, sizes, ratios)

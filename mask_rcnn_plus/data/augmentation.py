@@ -1,4 +1,4 @@
-"""What happens to a training image on its way to the model: detectron2's transforms, and others."""
+"""The augmentations of training images: detectron2's transforms, and a few more."""
 
 from typing import Any
 
@@ -8,37 +8,36 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
-_GREY = 128.0  # what is beyond the image, near the mean of photographs
+_GREY = 128.0  # for padding; near the mean of photographs
 
 
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The augmentations of training images, in their order.
 
-    Without INPUT.JITTER, COLOR and BLUR they are detectron2's own. Colours change after all that
-    makes images smaller, and padding comes last, so that it is the same in every image.
+    Without INPUT.JITTER, COLOR and BLUR they are detectron2's own. Colours change after the image
+    has become smaller. Padding comes last, so that it always has the same colour.
 
     Args:
-        cfg: its INPUT counts.
+        cfg: its INPUT is read.
     """
-    given = cfg.INPUT
-    own = detection_utils.build_augmentation(cfg, is_train=True)
-    if given.CROP.ENABLED:
-        own.insert(0, T.RandomCrop(given.CROP.TYPE, given.CROP.SIZE))
-    if not given.JITTER.ENABLED:
-        return [*own, *_colours(cfg)]
-    height, width = given.JITTER.SIZE
-    low, high = given.JITTER.SCALE
+    augmentations = detection_utils.build_augmentation(cfg, is_train=True)
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    if not cfg.INPUT.JITTER.ENABLED:
+        return [*augmentations, *_colors(cfg)]
+    height, width = cfg.INPUT.JITTER.SIZE
+    low, high = cfg.INPUT.JITTER.SCALE
     jitter = ScaleJitter(scale=(low, high), size=(height, width))
-    own = [jitter if isinstance(one, T.ResizeShortestEdge) else one for one in own]
-    return [*own, *_colours(cfg), PadTo(size=(height, width))]
+    augmentations = [jitter if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
+    return [*augmentations, *_colors(cfg), PadTo(size=(height, width))]
 
 
 def moves_edges(cfg: CfgNode) -> bool:
-    """Whether objects may lose parts, so that their boxes have to be drawn anew around the rest."""
+    """Whether objects may lose parts, so that their boxes must be recomputed from the rest."""
     return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.JITTER.ENABLED)
 
 
-def _colours(cfg: CfgNode) -> list[T.Augmentation]:
+def _colors(cfg: CfgNode) -> list[T.Augmentation]:
     color, blur = cfg.INPUT.COLOR, cfg.INPUT.BLUR
     result: list[T.Augmentation] = []
     for kind, amount in (
@@ -51,22 +50,21 @@ def _colours(cfg: CfgNode) -> list[T.Augmentation]:
     if color.LIGHTING > 0:
         result.append(T.RandomLighting(color.LIGHTING))
     if cfg.INPUT.FORMAT == "BGR":
-        result = [InRGB(one) for one in result]
+        result = [InRGB(augmentation) for augmentation in result]
     if blur.PROB > 0:
         result.append(T.RandomApply(RandomBlur(sigma=tuple(blur.SIGMA)), blur.PROB))
     return result
 
 
 class ScaleJitter(T.Augmentation):
-    """Resizes by a random factor and takes a random window (Ghiasi et al., arXiv:2012.07177).
+    """Resizes by a random factor and crops a random window (Ghiasi et al., arXiv:2012.07177).
 
-    detectron2's ResizeScale and FixedSizeCrop do so too, but end with an error where a long image
-    shrinks to no rows, and draw one number for both directions, which shows the model no window off
-    the diagonal.
+    detectron2's ResizeScale and FixedSizeCrop do this too, but they fail if a long image shrinks to
+    zero rows, and they draw one number for both directions, so all windows lie on the diagonal.
 
     Args:
-        scale: least and largest factor; with 1 the image just fits into the window.
-        size: (height, width) of the window in pixels; an image may end up smaller.
+        scale: smallest and largest factor. At factor 1 the image just fits into the window.
+        size: (height, width) of the window in pixels. The result may be smaller.
     """
 
     def __init__(self, *, scale: tuple[float, float], size: tuple[int, int]) -> None:
@@ -75,11 +73,7 @@ class ScaleJitter(T.Augmentation):
         self.size = size
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The resize and the crop.
-
-        Args:
-            image: (H, W, ...).
-        """
+        """Returns a resize and a crop for an image (H, W, ...)."""
         old = np.array(image.shape[:2])
         factor = np.random.uniform(*self.scale) * (np.array(self.size) / old).min()
         new = np.maximum(1, np.rint(old * factor)).astype(int)
@@ -96,7 +90,7 @@ class ScaleJitter(T.Augmentation):
 
 
 class PadTo(T.Augmentation):
-    """Pads the right and the lower side of an image that is smaller than a size, with grey.
+    """Pads an image that is smaller than a size with grey, on the right and below.
 
     Args:
         size: (height, width) in pixels.
@@ -107,11 +101,7 @@ class PadTo(T.Augmentation):
         self.size = size
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The padding; masks get zeros.
-
-        Args:
-            image: (H, W, ...).
-        """
+        """Returns the padding of an image (H, W, ...); masks are padded with zeros."""
         height, width = image.shape[:2]
         below, right = max(0, self.size[0] - height), max(0, self.size[1] - width)
         if not below and not right:
@@ -120,7 +110,7 @@ class PadTo(T.Augmentation):
 
 
 class InRGB(T.Augmentation):
-    """A colour change of detectron2, which takes RGB for granted, for images in BGR.
+    """Applies a colour augmentation of detectron2, which expects RGB, to images in BGR.
 
     Args:
         change: its transform is a BlendTransform.
@@ -131,11 +121,7 @@ class InRGB(T.Augmentation):
         self.change = change
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The same change of the colours.
-
-        Args:
-            image: (H, W, 3), BGR.
-        """
+        """Returns the same colour change for an image (H, W, 3) in BGR."""
         blend = self.change.get_transform(image[..., ::-1])
         source = np.asarray(blend.src_image)
         if source.ndim and source.shape[-1] == 3:
@@ -147,7 +133,7 @@ class RandomBlur(T.Augmentation):
     """Blurs an image.
 
     Args:
-        sigma: least and largest standard deviation of the Gaussian, in pixels.
+        sigma: smallest and largest standard deviation of the Gaussian, in pixels.
     """
 
     def __init__(self, *, sigma: tuple[float, float]) -> None:
@@ -155,19 +141,15 @@ class RandomBlur(T.Augmentation):
         self.sigma = sigma
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """The blur.
-
-        Args:
-            image: not looked at.
-        """
+        """Returns a blur of a random strength."""
         return BlurTransform(np.random.uniform(*self.sigma))
 
 
 class BlurTransform(T.Transform):
-    """A Gaussian blur of the pixels; masks and coordinates stay.
+    """A Gaussian blur of the pixels. Masks and coordinates do not change.
 
     Args:
-        sigma: in pixels.
+        sigma: standard deviation in pixels.
     """
 
     def __init__(self, sigma: float) -> None:
@@ -175,19 +157,19 @@ class BlurTransform(T.Transform):
         self.sigma = sigma
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """The image, (H, W) or (H, W, C), uint8 or float, blurred."""
+        """Returns an image (H, W) or (H, W, C), uint8 or float, blurred."""
         source: Any = np.ascontiguousarray(img)
-        # OpenCV drops the last axis of an image of one channel.
+        # OpenCV drops the last axis of an image with one channel.
         return cv2.GaussianBlur(source, (0, 0), self.sigma).reshape(img.shape)
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """The masks as they are."""
+        """Returns the masks unchanged."""
         return segmentation
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """The coordinates as they are."""
+        """Returns the coordinates unchanged."""
         return coords
 
     def inverse(self) -> T.Transform:
-        """What was blurred stays so, as with detectron2's colour changes."""
+        """Does nothing, as for detectron2's colour changes: a blur cannot be undone."""
         return T.NoOpTransform()

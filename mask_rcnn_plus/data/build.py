@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
-    DatasetMapper,
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
@@ -20,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from mask_rcnn_plus.data.augmentation import build_augmentations, moves_edges
 from mask_rcnn_plus.data.batches import Batches
 from mask_rcnn_plus.data.copy_paste import CopyPaste
-from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper
+from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper, SafeDatasetMapper
 from mask_rcnn_plus.data.sampling import BatchIndices, SampleOrder, Samples
 from mask_rcnn_plus.errors import UserError
 
@@ -36,7 +35,7 @@ def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.KEYPOINT_ON = False
-    return build_detection_test_loader(plain, name)
+    return build_detection_test_loader(plain, name, mapper=SafeDatasetMapper(plain, is_train=False))
 
 
 def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoader | None:
@@ -72,7 +71,7 @@ def build_train_mapper(cfg: CfgNode) -> NamingMapper:
     it masks are bitmaps, whatever INPUT.MASK_FORMAT says.
     """
     mask_format = "bitmask" if cfg.INPUT.COPY_PASTE.PROB > 0 else cfg.INPUT.MASK_FORMAT
-    mapper = DatasetMapper(
+    mapper: Callable[[dict[str, Any]], Any] = SafeDatasetMapper(
         cfg,
         is_train=True,
         augmentations=build_augmentations(cfg),

@@ -1,4 +1,4 @@
-"""Reads a COCO json and says in one line why it is none; the keypoint metadata it determines."""
+"""Reads a COCO json, or explains in one line what is wrong with it; keypoint metadata."""
 
 import colorsys
 import json
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data.mask_rules import max_pixels, segmentation_fault
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
-_show = reprlib.repr  # a value of unknown length, shortened
+_show = reprlib.repr  # shortens values of unknown length
 
-# What each entry of the json's three lists must have for detectron2 and the evaluator.
+# The fields that detectron2 and the evaluator need in each entry of the json's three lists.
 _FIELDS = {
     "images": ("id", "file_name", "height", "width"),
     "categories": ("id", "name"),
@@ -28,9 +28,9 @@ _FIELDS = {
 def read_coco_json(path: Path) -> dict[str, Any]:
     """Reads a json and checks that it has COCO's structure.
 
-    The structure is what loading relies on: the lists, their entries' fields and types, unique
-    ids, ids that refer to an entry, and masks that pycocotools can take without harm. Whatever else
-    can be wrong is the data check's (``mask_rcnn_tools.check``).
+    Loading relies on this structure: the lists, the fields and types of their entries, unique ids,
+    ids that refer to an entry, and masks that are safe for pycocotools. The data check
+    (``mask_rcnn_tools.check``) looks for all other problems.
 
     Args:
         path: the json file.
@@ -39,8 +39,8 @@ def read_coco_json(path: Path) -> dict[str, Any]:
         the json's content.
 
     Raises:
-        UserError: the file is missing, cannot be read, is no json, or is not COCO; the message
-            names the first entry at fault by its list, index and id.
+        UserError: the file is missing, unreadable, not json or not COCO. The message names the
+            first bad entry by its list, index and id.
     """
     content = parse(path)
     if fault := outline_fault(content):
@@ -62,24 +62,25 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def outline_fault(content: Any) -> str:
-    """Why a json's content is no COCO at all, or ""."""
+    """Describes why a json's content is not COCO at all; "" if its outline is right."""
     if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__}, not an object"
+        return f"it contains a {type(content).__name__}, not an object"
     for section in _FIELDS:
         if not isinstance(content.get(section), list):
-            return f"it has no list '{section}'"
+            return f"the list '{section}' is missing"
     return "" if content["categories"] else "its list 'categories' is empty"
 
 
-# The jsons that the data check has found in order, with their categories: none is read again just
-# to be refused.
-_vetted: dict[tuple[Path, int, int], list[dict[str, Any]]] = {}
-# Those of which that is known of the masks alone.
-_harmless: set[tuple[Path, int, int]] = set()
+Stamp = tuple[Path, int, int]
+
+# The categories of jsons that the data check has found sound. They are not checked again.
+_vetted: dict[Stamp, list[dict[str, Any]]] = {}
+# Jsons whose masks are known to be safe.
+_harmless: set[Stamp] = set()
 
 
-def file_stamp(path: Path) -> tuple[Path, int, int] | None:
-    """Changes when the file does; None if there is none."""
+def file_stamp(path: Path) -> Stamp | None:
+    """A value that changes when the file does; None if the file is missing."""
     try:
         status = path.stat()
     except OSError:
@@ -87,18 +88,18 @@ def file_stamp(path: Path) -> tuple[Path, int, int] | None:
     return path, status.st_mtime_ns, status.st_size
 
 
-def mark_vetted(stamp: tuple[Path, int, int], categories: list[dict[str, Any]]) -> None:
-    """Notes that ``read_coco_json`` would find nothing wrong with a json.
+def mark_vetted(stamp: Stamp, categories: list[dict[str, Any]]) -> None:
+    """Remembers that ``read_coco_json`` would accept a json.
 
     Args:
         stamp: the json's ``file_stamp`` from before it was read.
-        categories: its list of that name.
+        categories: the json's list "categories".
     """
     _vetted[stamp] = categories
 
 
 def read_categories(path: Path) -> list[dict[str, Any]]:
-    """A json's categories, after all that ``read_coco_json`` checks; it is not read if vetted."""
+    """A json's categories. ``read_coco_json`` checks the json, unless it is known to be sound."""
     stamp = file_stamp(path)
     if stamp is not None and stamp in _vetted:
         return _vetted[stamp]
@@ -106,13 +107,13 @@ def read_categories(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_harmful_masks(path: Path) -> None:
-    """Refuses a json with a mask that pycocotools must not see; the rest is left to others.
+    """Refuses a json with a mask that is unsafe for pycocotools. Nothing else is checked.
 
     Args:
-        path: of a data set that another package loads, which has no rules of ours to follow.
+        path: the json of a data set that another package loads.
 
     Raises:
-        UserError: there is such a mask, or the file is no json.
+        UserError: a mask is unsafe, or the file is not json.
     """
     stamp = file_stamp(path)
     if stamp is None or stamp in _vetted or stamp in _harmless:
@@ -120,19 +121,16 @@ def refuse_harmful_masks(path: Path) -> None:
     content = parse(path)
     if outline_fault(content):
         return
-    sizes: dict[int | str, list[Any]] = {
+    sizes = {
         image["id"]: [image.get("height"), image.get("width")]
         for image in content["images"]
         if isinstance(image, dict) and _is_id(image.get("id"))
     }
     for index, annotation in enumerate(content["annotations"]):
-        if not isinstance(annotation, dict) or not _is_id(annotation.get("image_id")):
+        image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not _is_id(image_id) or image_id not in sizes:
             continue
-        if annotation["image_id"] in sizes and (
-            fault := segmentation_fault(
-                annotation.get("segmentation"), sizes[annotation["image_id"]]
-            )
-        ):
+        if fault := segmentation_fault(annotation.get("segmentation"), sizes[image_id]):
             where = f"annotations[{index}] (id {_show(annotation.get('id'))})"
             raise _not_coco(path, f"{where} {fault}")
     _harmless.add(stamp)
@@ -142,14 +140,14 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """detectron2's keypoint metadata, as far as COCO categories determine it.
 
     Args:
-        categories: the json's list of that name.
+        categories: the json's list "categories".
 
     Returns:
-        nothing if no category names keypoints, or if categories disagree about them; else
-        "keypoint_names", with a skeleton "keypoint_connection_rules" of (name, name, RGB colour),
-        and "keypoint_flip_map", the pairs of names that swap in a mirrored image, if all names
-        with "left" or "right" come in pairs. Where no name says left or right, whether a
-        mirrored image keeps its points is unknown, and the map is left to the user.
+        an empty dict if no category names keypoints, or if categories differ in them. Otherwise
+        "keypoint_names"; with a skeleton also "keypoint_connection_rules", a list of (name, name,
+        RGB colour); and if all names with "left" or "right" come in pairs also
+        "keypoint_flip_map", the pairs of names that swap in a mirrored image. If no name contains
+        left or right, it is unknown which points swap, and the user must set the map.
     """
     named = [c for c in categories if c.get("keypoints")]
     if not named:
@@ -174,10 +172,10 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parse(path: Path) -> Any:
-    """A json's content, whatever it is.
+    """A json's content, of any type.
 
     Raises:
-        UserError: the file is missing, cannot be read, or is no json.
+        UserError: the file is missing, unreadable or not json.
     """
     if not path.is_file():
         raise UserError(f"there is no file '{path}'")
@@ -185,9 +183,9 @@ def parse(path: Path) -> Any:
         with path.open() as file:  # as pycocotools opens it
             return json.load(file)
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
+        raise UserError(f"'{path}' cannot be read: {reason(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is no json: {error}") from error
+        raise UserError(f"'{path}' is not valid json: {reason(error)}") from error
 
 
 def _not_coco(path: Path, fault: str) -> UserError:
@@ -197,7 +195,7 @@ def _not_coco(path: Path, fault: str) -> UserError:
 def _check_entries(
     path: Path, section: str, entries: list[Any], fields: tuple[str, ...]
 ) -> set[int | str]:
-    """The entries' ids, after checking that the fields are there and the ids unique."""
+    """The entries' ids. Checks that all fields are there and the ids are valid and unique."""
     ids: set[int | str] = set()
     for index, entry in enumerate(entries):
         where = f"{section}[{index}]"
@@ -206,33 +204,34 @@ def _check_entries(
         for field in fields:
             if field not in entry:
                 needs = ", ".join(f"'{name}'" for name in fields)
-                raise _not_coco(path, f"{where} has no '{field}' (it needs {needs})")
+                raise _not_coco(path, f"{where} lacks '{field}' (required: {needs})")
         identity = entry["id"]
         if not _is_id(identity):
-            raise _not_coco(path, f"{where} has the id {_show(identity)}, which is no whole number")
+            raise _not_coco(path, f"{where} has the id {_show(identity)}; an id must be an integer")
         if identity in ids:
-            raise _not_coco(path, f"{where} has the id {_show(identity)} of an earlier entry")
+            raise _not_coco(path, f"{where} repeats the id {_show(identity)} of an earlier entry")
         ids.add(identity)
     if len({type(identity) for identity in ids}) > 1:
-        raise _not_coco(path, f"the ids in '{section}' are partly numbers, partly text")
+        raise _not_coco(path, f"the ids in '{section}' are partly numbers and partly strings")
     return ids
 
 
 def image_fault(image: dict[str, Any]) -> str:
-    """What is wrong with an image's file name or size, as the end of a sentence, or ""."""
+    """What is wrong with an image's file name or size, as a clause; "" if nothing is."""
     if not isinstance(image["file_name"], str) or not image["file_name"]:
-        return f"has the file_name {_show(image['file_name'])}, which is no text"
+        return f"has the file_name {_show(image['file_name'])}, which is not a file name"
     for side in ("height", "width"):
         if type(image[side]) is not int or image[side] < 1:
-            return f"has the {side} {_show(image[side])}, which is no whole number of pixels"
+            return f"has the {side} {_show(image[side])}, which is not a number of pixels"
     if image["height"] * image["width"] > max_pixels():
         return f"has {image['height']} x {image['width']} pixels, more than Pillow opens"
     return ""
 
 
 def category_fault(category: dict[str, Any]) -> str:
+    """What is wrong with a category's name, as a clause; "" if nothing is."""
     if not isinstance(category["name"], str):
-        return f"has the name {_show(category['name'])}, which is no text"
+        return f"has the name {_show(category['name'])}, which is not a string"
     return ""
 
 
@@ -251,7 +250,7 @@ def _annotation_fault(
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is a whole number that NumPy and the evaluators can hold."""
+    """Whether a value is an integer that fits into 64 bits, as NumPy and the evaluators need."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -262,23 +261,24 @@ def _is_id(value: object) -> bool:
 def _is_number(value: object) -> bool:
     try:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         return False
 
 
 def is_names(names: object) -> bool:
+    """Whether a value is a list of strings."""
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _is_link(link: object, count: int) -> bool:
-    """Whether it is a pair of numbers of keypoints, counted from 1."""
+    """Whether a value is a pair of keypoint numbers, counted from 1."""
     if not isinstance(link, (list, tuple)) or len(link) != 2:
         return False
     return all(type(end) is int and 1 <= end <= count for end in link)
 
 
 def _mirrored(name: str) -> str:
-    """The name with left and right exchanged; "bright" is on no side."""
+    """The name with left and right exchanged. ("bright" has no side.)"""
     swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
     return re.sub("(?<![a-z])(?:left|right)|Left|Right", lambda match: swap[match[0]], name)
 

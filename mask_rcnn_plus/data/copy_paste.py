@@ -1,4 +1,4 @@
-"""Copy-paste: objects of one training image laid over another (Ghiasi et al., arXiv:2012.07177)."""
+"""Pastes objects of one training image onto another (Ghiasi et al., arXiv:2012.07177)."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ Sample = dict[str, Any]
 
 
 class CopyPaste:
-    """Pastes a random choice of objects at a random place; draws from NumPy's global generator.
+    """Pastes a random choice of objects at a random place. Draws from NumPy's global generator.
 
-    Crowds are neither pasted nor cut: detectron2's mapper leaves them out of a sample's objects.
+    Crowds are neither pasted nor cut, because detectron2's mapper removes them from a sample.
 
     Args:
-        probability: of a sample to get any, in [0, 1].
-        max_objects: at most so many, 1 or more; how many of those there are, is drawn.
+        probability: the share of samples that get objects, 0 to 1.
+        max_objects: the number of pasted objects is drawn from 1 to this.
     """
 
     def __init__(self, *, probability: float, max_objects: int) -> None:
@@ -30,44 +30,44 @@ class CopyPaste:
         return bool(np.random.rand() < self._probability)
 
     def __call__(self, sample: Sample, other: Sample) -> Sample:
-        """The sample with objects of the other one.
+        """Returns the sample with objects of another one.
 
         Args:
-            sample: what a mapper has made, with "image" (C, H, W) and "instances".
-            other: another one, of any size; smaller, it lies somewhere within the sample, larger, a
-                part of it over all of the sample.
+            sample: from a mapper, with "image" (C, H, W) and "instances".
+            other: another sample of any size. A smaller one is placed inside the sample; of a
+                larger one, a part covers the whole sample.
 
         Raises:
-            UserError: there are no masks, or polygons.
+            UserError: masks are missing, or they are polygons.
         """
         if not len(other["instances"]):
             return sample
         count = len(other["instances"])
         most = np.random.randint(1, min(count, self._max_objects) + 1)
         chosen = np.random.permutation(count)[:most]
-        # From where both begin together to where both end together, whichever is larger.
+        # From a common upper left corner to a common lower right corner.
         differences = np.subtract(sample["image"].shape[1:], other["image"].shape[1:])
         top, left = (np.random.randint(min(0, d), max(0, d) + 1) for d in differences.tolist())
         return paste(sample, other, torch.from_numpy(chosen), (top, left))
 
 
 def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int, int]) -> Sample:
-    """Lays objects of one sample over another.
+    """Pastes objects of one sample onto another.
 
-    What is covered leaves the masks beneath, whose boxes then go around the rest; objects that are
-    hidden wholly, or pasted beyond the image, are dropped.
+    Masks below lose what is covered, and their boxes are recomputed from the rest. Objects that are
+    completely covered, or outside the image, are removed.
 
     Args:
         sample: with "image" (C, H, W) and "instances"; it is not changed.
-        other: the same, of size (C, h, w).
-        chosen: indices of the other's objects.
-        place: (y, x) in the sample, in pixels, of the other's upper left corner; may be negative.
+        other: the same, with size (C, h, w).
+        chosen: indices of the objects to paste.
+        place: (y, x) of the other's upper left corner in the sample, in pixels; may be negative.
 
     Returns:
-        the sample with another image and other instances: its own first, then the pasted ones.
+        the sample with a new image and new instances: its own first, then the pasted ones.
 
     Raises:
-        UserError: there are no masks, or polygons.
+        UserError: masks are missing, or they are polygons.
     """
     own, source = sample["instances"], other["instances"][chosen]
     (height, width), (top, left) = own.image_size, place
@@ -99,11 +99,11 @@ def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int,
 
 
 def _uncovered(masks: torch.Tensor, covered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is left of masks (R, H, W), and which of them (R,) have lost something."""
+    """The rest of masks (R, H, W), and which of them (R,) have lost pixels."""
     ys, xs = (torch.nonzero(covered.any(axis))[:, 0] for axis in (1, 0))
     if not len(ys):
         return masks, torch.zeros(len(masks), dtype=torch.bool)
-    # Most of a large image is not concerned.
+    # Most of a large image is not affected.
     window = (slice(None), slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1))
     cut = (masks[window] & covered[window[1:]]).flatten(1).any(1)
     masks = masks.clone()
@@ -131,7 +131,7 @@ def _copy(instances: Instances, size: tuple[int, int]) -> Instances:
 
 
 def _moved(instances: Instances, place: tuple[int, int], size: tuple[int, int]) -> Instances:
-    """Boxes and keypoints at their place in an image of this size; masks are left behind."""
+    """Boxes and keypoints moved to their place in an image of this size; without masks."""
     result = _copy(instances, size)
     shift = torch.tensor([place[1], place[0]], dtype=torch.float32)
     boxes = Boxes(instances.gt_boxes.tensor + shift.repeat(2))
@@ -141,14 +141,14 @@ def _moved(instances: Instances, place: tuple[int, int], size: tuple[int, int]) 
         points = instances.gt_keypoints.tensor.clone()
         points[..., :2] += shift
         inside = (points[..., :2] >= 0) & (points[..., :2] <= torch.tensor([size[1], size[0]]))
-        # As COCO has what is not labelled.
+        # COCO's values of an unlabelled point.
         points[~(inside.all(-1) & (points[..., 2] > 0))] = 0
         result.gt_keypoints = Keypoints(points)
     return result
 
 
 def _hidden_points(instances: Instances, covered: torch.Tensor) -> Instances:
-    """Keypoints that are covered are labelled as such: COCO's 1 instead of 2."""
+    """Labels covered keypoints with COCO's 1 instead of 2."""
     if not instances.has("gt_keypoints"):
         return instances
     result = _copy(instances, instances.image_size)
@@ -161,13 +161,13 @@ def _hidden_points(instances: Instances, covered: torch.Tensor) -> Instances:
 
 
 def _remasked(instances: Instances, masks: torch.Tensor, cut: torch.Tensor) -> Instances:
-    """The objects with other masks, without those that have lost theirs.
+    """The objects with new masks, without those whose mask has become empty.
 
     Args:
         instances: R objects.
         masks: (R, H, W) bool.
-        cut: (R,) bool: those that have lost something. Their boxes are drawn around the rest;
-            annotated boxes of whole objects stay.
+        cut: (R,) bool: objects that have lost pixels. Their boxes are recomputed; the annotated
+            boxes of all others stay.
     """
     result = _copy(instances, instances.image_size)
     result.gt_masks = BitMasks(masks)

@@ -1,4 +1,4 @@
-"""Draws one image of overlapping circles, squares and triangles with its masks and keypoints."""
+"""Draws images of overlapping circles, squares and triangles, with masks and keypoints."""
 
 import math
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ import cv2
 import numpy as np
 
 SHAPE_KINDS = ("circle", "square", "triangle")
-# Every kind has the same list, as COCO's keypoint evaluation needs; a kind labels those it has.
+# All kinds share one list, as COCO's keypoint evaluation requires; each labels the points it has.
 KEYPOINTS = ("centre", "top", "top_left", "top_right", "bottom_right", "bottom_left")
 
-MIN_SIZE = 12  # pixels, the lesser side of the box around the smallest shape
-_MAX_SIZE = 0.42  # of the image's lesser side
+MIN_SIZE = 12  # pixels: the shorter side of the box around the smallest shape
+_MAX_SIZE = 0.42  # as a share of the image's shorter side
 _OBJECTS = (2, 8)
 _TRIES = 25  # places tried for a shape before it is left out
-# What must stay visible of a shape that others cover.
+# How much of a shape must stay visible where others cover it.
 _MIN_VISIBLE_FRACTION = 0.5
 _MIN_VISIBLE_PIXELS = 50
-# Up to here the names of the corners stay true and no two corners can swap names.
+# A larger rotation would make the names of the corners wrong.
 _MAX_ROTATION = math.radians(30)
 _MIN_CONTRAST = 65.0  # distance in RGB between a shape's colour and the mean of what it covers
 
@@ -28,19 +28,19 @@ _CORNERS = {
     "square": (("top_left", 225), ("top_right", 315), ("bottom_right", 45), ("bottom_left", 135)),
     "triangle": (("top", 270), ("bottom_right", 30), ("bottom_left", 150)),
 }
-# Radius of the circle through the corners, as a part of the size.
+# Radius of the circle through the corners, as a share of the size.
 _RADIUS = {"circle": 1 / 2, "square": math.sqrt(2) / 2, "triangle": 2 / 3}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape in image coordinates: pixels, the first one spanning 0 to 1, y downwards.
+    """A shape in image coordinates: in pixels, the first pixel spans 0 to 1, y points down.
 
     Attributes:
         kind: one of ``SHAPE_KINDS``.
         centre: (x, y).
         radius: of the circle, or of the circle through the corners.
-        corners: (name of the keypoint, (x, y)), clockwise on screen; none for a circle.
+        corners: (name of the keypoint, (x, y)), clockwise on screen; empty for a circle.
     """
 
     kind: str
@@ -49,10 +49,10 @@ class Shape:
     corners: tuple[tuple[str, tuple[float, float]], ...]
 
     def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Signed distance of points to the outline, in pixels, negative inside.
+        """Signed distance of points from the outline, in pixels, negative inside.
 
-        Beyond a corner it is the distance to the nearer side's line. Both masks and pixels are
-        drawn from it.
+        Beyond a corner it is the distance from the line of the nearer side. Both masks and pixels
+        are drawn from it.
 
         Args:
             x, y: coordinates of points, broadcastable against each other.
@@ -63,7 +63,7 @@ class Shape:
         points = [point for _, point in self.corners]
         for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
             length = math.hypot(x1 - x0, y1 - y0)
-            # The corners go clockwise on screen, so outside lies on the left hand.
+            # The corners go clockwise on screen, so the outside is on the left.
             outward = ((y1 - y0) * (x - x0) - (x1 - x0) * (y - y0)) / length
             np.maximum(result, outward, out=result)
         return result
@@ -75,10 +75,10 @@ class Drawn:
 
     Attributes:
         kind: one of ``SHAPE_KINDS``.
-        mask: (H, W) bool, the visible pixels: those whose centre lies in the shape and in no later
-            one. At least 50 of them, and half of the whole shape.
-        keypoints: (6, 3) float: x, y in image coordinates, and v: 2 visible, 1 covered by a later
-            shape, 0 the kind has no such point (x and y are 0); in the order of ``KEYPOINTS``.
+        mask: (H, W) bool, the visible pixels: their centre is inside the shape and outside all
+            later ones. At least 50 pixels, and half of the whole shape.
+        keypoints: (6, 3) float, in the order of ``KEYPOINTS``: x and y in image coordinates, and v:
+            2 visible, 1 covered by a later shape, 0 not a point of this kind (x and y are 0).
     """
 
     kind: str
@@ -89,22 +89,22 @@ class Drawn:
 def draw_image(
     rng: np.random.Generator, size: tuple[int, int], frequencies: Sequence[float] = (1, 1, 1)
 ) -> tuple[np.ndarray, list[Drawn]]:
-    """Draws an image; the generator's state alone decides what.
+    """Draws an image that depends only on the generator's state.
 
     Args:
-        rng: the source of chance.
+        rng: the source of all random numbers.
         size: (H, W) in pixels, each at least 32.
-        frequencies: how often each of ``SHAPE_KINDS`` is drawn beside the others, each above 0.
+        frequencies: relative frequencies of ``SHAPE_KINDS``, each above 0.
 
     Returns:
-        the image, (H, W, 3) uint8 in RGB, and its objects, from the lowest to the topmost: two to
-        eight, fewer where a small image has no room, but at least one.
+        the image, (H, W, 3) uint8 in RGB, and its objects from bottom to top: two to eight, fewer
+        if a small image has no room, but at least one.
     """
     canvas = _background(rng, size)
-    # Which shape each pixel shows: its index, or -1.
+    # The index of the shape that each pixel shows, or -1.
     owner = np.full(size, -1, dtype=np.int16)
     shapes: list[Shape] = []
-    whole: list[int] = []  # pixels of each shape, covered or not
+    whole: list[int] = []  # the pixels of each shape, visible or not
     for _ in range(_integer(rng, *_OBJECTS)):
         for _ in range(_TRIES):
             shape = _random_shape(rng, size, shapes, frequencies)
@@ -141,7 +141,7 @@ def _random_shape(
     others: list[Shape],
     frequencies: Sequence[float],
 ) -> Shape:
-    """A shape that lies within the image, one time in two beside or over an earlier one."""
+    """A shape inside the image; half of them are beside or over an earlier one."""
     kind = _choice(rng, frequencies)
     largest = _MAX_SIZE * min(size)
     extent = MIN_SIZE * (largest / MIN_SIZE) ** _uniform(rng, 0, 1)
@@ -166,12 +166,12 @@ def _random_shape(
 def _choice(rng: np.random.Generator, frequencies: Sequence[float]) -> str:
     bounds = np.cumsum(frequencies)
     drawn = float(rng.random()) * bounds[-1]
-    # Rounding may reach the last bound itself.
+    # Rounding may reach the last bound.
     return SHAPE_KINDS[min(len(bounds) - 1, int(np.searchsorted(bounds, drawn, side="right")))]
 
 
 def _rasterise(shape: Shape, size: tuple[int, int]) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The window of the image that holds the shape, and the distance at its pixels' centres."""
+    """The window of the image around the shape, and the distance at the centres of its pixels."""
     (x, y), reach = shape.centre, shape.radius + 1
     rows = slice(max(0, math.floor(y - reach)), min(size[0], math.ceil(y + reach)))
     columns = slice(max(0, math.floor(x - reach)), min(size[1], math.ceil(x + reach)))
@@ -183,7 +183,7 @@ def _rasterise(shape: Shape, size: tuple[int, int]) -> tuple[tuple[slice, slice]
 def _still_visible(
     owner: np.ndarray, trial: np.ndarray, window: tuple[slice, slice], whole: list[int]
 ) -> bool:
-    """Whether enough of every earlier shape shows once the window looks like the trial."""
+    """Whether enough of every earlier shape stays visible if the window becomes the trial."""
     count = len(whole)
     shown = np.bincount(owner.ravel() + 1, minlength=count + 1)[1 : count + 1]
     lost = np.bincount(owner[window].ravel() + 1, minlength=count + 1)[1 : count + 1]
@@ -202,14 +202,14 @@ def _keypoints(shape: Shape, later: list[Shape]) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int], cell: float) -> np.ndarray:
-    """Smooth noise, (H, W, 1) from about -0.5 to 0.5, its bumps about ``cell`` pixels wide."""
+    """Smooth noise, (H, W, 1), about -0.5 to 0.5, with bumps about ``cell`` pixels wide."""
     coarse = rng.random((math.ceil(size[0] / cell) + 1, math.ceil(size[1] / cell) + 1), np.float32)
     coarse -= 0.5
     return cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC)[..., None]
 
 
 def _slope(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A plane rising in a random direction, (H, W, 1) from about -0.5 to 0.5."""
+    """A plane that rises in a random direction, (H, W, 1), about -0.5 to 0.5."""
     angle = _uniform(rng, 0, 2 * math.pi)
     ys = np.linspace(-0.5, 0.5, size[0])[:, None, None]
     xs = np.linspace(-0.5, 0.5, size[1])[None, :, None]
@@ -221,7 +221,7 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Patches of three colours under noise at several scales and a slope of light."""
+    """Patches of three colours, with noise at several scales and a gradient of light."""
     canvas = np.broadcast_to(_colour(rng), (*size, 3))
     for cell in (_uniform(rng, 40, 90), _uniform(rng, 16, 40)):
         weight = np.clip(0.5 + 2.5 * _noise(rng, size, cell), 0, 1)
@@ -232,7 +232,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, distance: np.ndarray) -> None:
-    """Lays a textured, shaded, anti-aliased shape onto the window of the canvas, in place."""
+    """Paints a textured, shaded, anti-aliased shape onto the window of the canvas, in place."""
     below = canvas[distance < 0].mean(axis=0)
     colour = max((_colour(rng) for _ in range(6)), key=lambda c: _contrast(c, below))
     size = distance.shape
@@ -243,5 +243,5 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, distance: np.ndarray) -
 
 
 def _contrast(colour: np.ndarray, below: np.ndarray) -> float:
-    """Enough is enough: beyond the least contrast the first colour wins."""
+    """The distance of two colours, capped so that the first sufficient colour is chosen."""
     return min(_MIN_CONTRAST, float(np.linalg.norm(colour - below)))

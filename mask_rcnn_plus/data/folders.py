@@ -1,7 +1,9 @@
-"""Data sets by folder: what lies at $DETECTRON2_DATASETS/NAME/SPLIT.json is NAME_SPLIT."""
+"""Data sets by folder: $DETECTRON2_DATASETS/NAME/SPLIT.json is the data set NAME_SPLIT."""
 
+import functools
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,17 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from mask_rcnn_plus.data.coco_json import file_stamp, keypoint_metadata, read_categories
+from mask_rcnn_plus.data.coco_json import (
+    Stamp,
+    file_stamp,
+    keypoint_metadata,
+    read_categories,
+)
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# What loading a json derives from it; detectron2's Metadata refuses to change any of it.
+# Metadata that follows from a json. detectron2's Metadata does not let a value change.
 _DERIVED = (
     "thing_classes",
     "thing_dataset_id_to_contiguous_id",
@@ -26,17 +33,17 @@ _DERIVED = (
 
 @dataclass(eq=False)
 class _Folder:
-    """A data set by folder, as DatasetCatalog holds it: calling it loads it."""
+    """A data set by folder, as registered in DatasetCatalog: calling it loads it."""
 
     name: str
     json_file: Path
     image_root: Path
-    # Another json of the same name: a/b_c.json and a_b/c.json.
+    # Another json that has the same name: a/b_c.json and a_b/c.json.
     rival: Path | None = None
-    # Of the json as it was when last checked, with what it says about keypoints.
-    stamp: tuple[Path, int, int] | None = None
+    # The state of the json when it was last checked, and the keypoint metadata from it.
+    stamp: Stamp | None = None
     keypoints: dict[str, Any] = field(default_factory=dict)
-    # The metadata that we have set, as opposed to the user.
+    # The metadata that we have set, not the user.
     derived: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self) -> list[dict[str, Any]]:
@@ -56,36 +63,30 @@ class _Folder:
         return self._load()
 
     def is_stale(self) -> bool:
-        """Whether the metadata is not that of the json as it lies on disk now."""
+        """Whether the metadata is missing or the json has changed since it was read."""
         return not self.derived or self.stamp != file_stamp(self.json_file)
 
     def publish(self) -> None:
-        """Puts what is known without reading the json into the metadata."""
+        """Sets the metadata that is known without reading the json."""
         metadata = MetadataCatalog.get(self.name)
-        for key, value in (
-            ("json_file", str(self.json_file)),
-            ("image_root", str(self.image_root)),
-        ):
-            vars(metadata).pop(key, None)
-            setattr(metadata, key, value)
-        if not hasattr(metadata, "evaluator_type"):
-            metadata.evaluator_type = "coco"
+        paths = {"json_file": str(self.json_file), "image_root": str(self.image_root)}
+        vars(metadata).update(paths)
+        vars(metadata).setdefault("evaluator_type", "coco")
         if self.is_stale():
             self._retract(metadata)
 
     def _load(self) -> list[dict[str, Any]]:
         metadata = MetadataCatalog.get(self.name)
         self._retract(metadata)
-        users = set(vars(metadata))
+        values = vars(metadata)
+        set_by_user = set(values)
         try:
             records = load_coco_json(str(self.json_file), str(self.image_root), self.name)
             for key, value in self.keypoints.items():
-                if key not in users:  # the user knows better
-                    setattr(metadata, key, value)
+                values.setdefault(key, value)  # the user's own value takes precedence
         finally:
-            values = vars(metadata)
             self.derived = {
-                key: values[key] for key in _DERIVED if key in values and key not in users
+                key: values[key] for key in _DERIVED if key in values.keys() - set_by_user
             }
         for record in records:
             for annotation in record["annotations"]:
@@ -99,28 +100,28 @@ class _Folder:
         self.derived = {}
 
 
-# The data sets that we have registered.
+# The data sets that this file has registered.
 _folders: dict[str, _Folder] = {}
 
 
 def dataset_root() -> Path:
-    """Where data sets lie: $DETECTRON2_DATASETS, else the folder ``datasets``, as in detectron2."""
+    """The folder of the data sets: $DETECTRON2_DATASETS, else ``datasets``, as in detectron2."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
 def register_folder_datasets(root: Path | None = None) -> list[str]:
     """Registers every ``NAME/SPLIT.json`` below a folder in detectron2's catalogs as NAME_SPLIT.
 
-    No json is read before the data set is loaded. The images lie in ``NAME/SPLIT/`` if there is
-    such a folder, else in ``NAME/images/``. Call it again whenever files have changed: a name found
-    again follows its json, one whose json is gone is taken out of the catalogs, other roots' stay.
-    Names that detectron2 or the user have registered are left alone. Hidden folders are skipped.
+    No json is read before the data set is loaded. The images are in ``NAME/SPLIT/`` if that folder
+    exists, else in ``NAME/images/``. Call it again when files have changed: it updates the paths of
+    a known name, and removes names whose json is gone. Names from other roots stay. Names that
+    detectron2 or the user have registered are never changed. Hidden folders are skipped.
 
     Args:
         root: the folder, by default ``dataset_root()``. It need not exist.
 
     Returns:
-        the names found below the root, sorted.
+        the names of the data sets below the root, sorted.
     """
     for name, folder in list(_folders.items()):
         if not _is_ours(name):
@@ -130,10 +131,10 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
             del _folders[name]
-    found: list[str] = []
+    names: list[str] = []
     for json_file in _find_jsons(dataset_root() if root is None else root):
         name = f"{json_file.parent.name}_{json_file.stem}"
-        if name in found:
+        if name in names:
             _folders[name].rival = json_file
             continue
         if name in DatasetCatalog and not _is_ours(name):
@@ -146,18 +147,40 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
         if name not in DatasetCatalog:
             DatasetCatalog.register(name, folder)
         folder.publish()
-        found.append(name)
-    return sorted(found)
+        names.append(name)
+    return sorted(names)
+
+
+def extend_catalogs() -> None:
+    """Makes detectron2's catalogs register data sets by folder when asked for an unknown name.
+
+    So ``DatasetCatalog.get("balloons_train")`` works after ``import mask_rcnn_plus``, and the
+    import itself reads no folder. The catalogs have no hook for that, hence the replaced methods.
+    A second call changes nothing.
+    """
+    for catalog in (type(DatasetCatalog), type(MetadataCatalog)):
+        if not hasattr(catalog.get, "__wrapped__"):
+            catalog.get = _registering(catalog.get)
+
+
+def _registering(get: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    @functools.wraps(get)
+    def get_or_register(self: Any, name: str) -> Any:
+        if name not in self and name not in DatasetCatalog:
+            register_folder_datasets()
+        return get(self, name)
+
+    return get_or_register
 
 
 def use_json(name: str, json_file: Path) -> None:
-    """Lets a registered COCO data set of any origin read another json of the same images.
+    """Makes a registered COCO data set of any origin read another json of the same images.
 
-    ``register_folder_datasets`` lets a data set by folder return to its own.
+    ``register_folder_datasets`` makes a data set by folder read its own json again.
 
     Args:
         name: a data set whose metadata has ``image_root``.
-        json_file: what it, and the evaluation through the metadata, shall read from now on.
+        json_file: the json that the data set and its evaluation read from now on.
     """
     image_root = Path(MetadataCatalog.get(name).image_root)
     if not _is_ours(name):
@@ -172,12 +195,12 @@ def use_json(name: str, json_file: Path) -> None:
 
 
 def is_by_folder(name: str) -> bool:
-    """Whether it is a data set by folder, whose json is checked when it is loaded."""
+    """Whether a data set is registered by folder, so that loading it checks its json."""
     return _is_ours(name)
 
 
 def is_stale(name: str) -> bool:
-    """Whether it is a data set by folder whose metadata waits for its json to be loaded (again)."""
+    """Whether a data set by folder must be loaded (again) before its metadata is right."""
     return _is_ours(name) and _folders[name].is_stale()
 
 
@@ -187,21 +210,19 @@ def _is_ours(name: str) -> bool:
 
 def _find_jsons(root: Path) -> list[Path]:
     """``root/*/*.json``, absolute and sorted, without hidden folders and files."""
-    found: list[Path] = []
-    for folder in _visible(root.absolute()):
-        found += [path for path in _visible(folder) if path.suffix == ".json" and path.is_file()]
-    return sorted(found)
+    files = (path for folder in _visible(root.absolute()) for path in _visible(folder))
+    return sorted(path for path in files if path.suffix == ".json" and path.is_file())
 
 
 def _visible(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError:  # no folder, or none that we may read
+    except OSError:  # not a folder, or not readable
         return []
 
 
 def _make_float(annotation: dict[str, Any]) -> None:
-    """Turns whole numbers into floats in place: detectron2's resizing truncates where all are."""
+    """Converts integers to floats in place: detectron2's resizing truncates lists of integers."""
     annotation["bbox"] = [float(value) for value in annotation["bbox"]]
     polygons = annotation.get("segmentation")
     if isinstance(polygons, list):

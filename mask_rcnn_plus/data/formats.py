@@ -1,11 +1,19 @@
-"""What kinds of files are read as images; not EPS, for which Pillow runs Ghostscript."""
+"""The supported image formats. EPS is not one, because Pillow runs Ghostscript to read it.
+
+A file's format follows from its first bytes, whatever its name. Training, evaluation, prediction
+and the commands open images here. detectron2's ``read_image`` and Pillow stay as they are, so an
+application can still read HEIF, for example, through them.
+"""
 
 import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
 from mask_rcnn_plus.errors import UserError
@@ -18,45 +26,60 @@ _FORMATS = (
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Those that the installed Pillow opens, by its names. (It opens MPO as a kind of JPEG.)"""
+    """The supported formats that the installed Pillow opens. (It opens MPO as a kind of JPEG.)"""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def restrict_detectron2() -> None:
-    """Makes detectron2's ``read_image``, through which it reads all images, refuse other files.
-
-    What a file is follows from its first bytes, whatever its name. Calling it again changes
-    nothing.
-    """
-    read = detection_utils.read_image
-    if hasattr(read, "__wrapped__"):
-        return
-
-    @functools.wraps(read)
-    def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-        with warnings.catch_warnings():
-            # Large images are fine; those beyond Pillow's limit are an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with detection_utils.PathManager.open(file_name, "rb") as file:
-                require_image(file, file_name)
-            return read(file_name, format)
-
-    detection_utils.read_image = read_image
-
-
-def require_image(file: Any, named: str) -> None:
-    """Looks at the beginning of a file.
+def open_image(file: Any) -> Image.Image:
+    """``PIL.Image.open`` for the supported formats only.
 
     Args:
-        file: open for reading, at its beginning.
-        named: for the message.
+        file: a path, or a binary file at its beginning.
 
     Raises:
-        UserError: it is none of ``formats()``.
+        UnidentifiedImageError: the format is not supported.
     """
-    try:
-        with Image.open(file, formats=formats()):
-            pass
-    except UnidentifiedImageError as error:
-        raise UserError(f"image '{named}' is none that is read: {', '.join(formats())}") from error
+    return Image.open(file, formats=formats())
+
+
+def read_image(file_name: str, format: str | None = None) -> np.ndarray:
+    """detectron2's ``read_image`` for the supported formats only.
+
+    Args:
+        file_name: a path.
+        format: a mode of Pillow, "BGR" or "YUV-BT.601".
+
+    Returns:
+        (H, W, C), uint8, turned upright by its EXIF orientation.
+
+    Raises:
+        UserError: the format is not supported.
+    """
+    with supported_only(file_name):
+        return detection_utils.read_image(file_name, format)
+
+
+@contextmanager
+def supported_only(*file_names: str) -> Iterator[None]:
+    """Within, detectron2 may read these files, and Pillow does not warn of large images.
+
+    Args:
+        file_names: paths.
+
+    Raises:
+        UserError: a format is not supported.
+    """
+    with warnings.catch_warnings():
+        # Large images are fine. Pillow refuses those beyond its limit.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for file_name in file_names:
+            with PathManager.open(file_name, "rb") as file:
+                try:
+                    open_image(file).close()
+                except UnidentifiedImageError as error:
+                    raise UserError(
+                        f"image '{file_name}': unsupported format; supported: "
+                        f"{', '.join(formats())}"
+                    ) from error
+        yield

@@ -1,13 +1,14 @@
-"""Loads a data set of any origin, or says in one line why it cannot be used."""
+"""Loads a data set of any origin, or explains in one line why it cannot be used."""
 
 import os
 import traceback
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, catalog
 from detectron2.structures import BoxMode
 
+from mask_rcnn_plus.data import folders
 from mask_rcnn_plus.data.coco_json import read_coco_json, refuse_harmful_masks
 from mask_rcnn_plus.data.folders import (
     dataset_root,
@@ -15,9 +16,9 @@ from mask_rcnn_plus.data.folders import (
     is_stale,
     register_folder_datasets,
 )
-from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
-_LISTED = 10  # names of data sets in a message, at most
+_MAX_NAMES = 10  # data sets that a message lists
 
 
 def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]]:
@@ -26,14 +27,14 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST. If it is not registered,
             ``register_folder_datasets()`` is called first.
-        training: whether it must have an annotation to learn from: neither crowd nor empty.
+        training: whether it must have an annotation to train on: neither a crowd nor empty.
 
     Returns:
-        its images, at least one, in detectron2's format.
+        the records of its images, at least one, in detectron2's format.
 
     Raises:
         UserError: the name is not registered, loading fails, there are no images, images are
-            missing on disk, or there is nothing to learn from.
+            missing on disk, or there is nothing to train on.
     """
     require_registered(name)
     if (files := coco_files(name)) and not is_by_folder(name):
@@ -43,7 +44,7 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
             raise UserError(f"data set '{name}': {error}") from error
     try:
         loaded = DatasetCatalog.get(name)
-        # Upstream also takes a torch Dataset.
+        # detectron2 also accepts a torch Dataset.
         records = loaded if isinstance(loaded, list) else [loaded[i] for i in range(len(loaded))]
     except UserError:
         raise
@@ -54,12 +55,12 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
     for record in records:
         if not isinstance(record, dict):
             kind = type(record).__name__
-            raise UserError(f"data set '{name}' holds a {kind}, not detectron2's dicts")
+            raise UserError(f"data set '{name}' contains a {kind}, expected detectron2's dicts")
     _check_images(name, [r["file_name"] for r in records if isinstance(r.get("file_name"), str)])
     if training and not any(map(_is_usable, records)):
         raise UserError(
-            f"data set '{name}' has nothing to train on{_origin(name)}: none of its "
-            f"{len(records)} images has an annotation that is neither crowd nor an empty box"
+            f"data set '{name}' has nothing to train on{_origin(name)}: all annotations of its "
+            f"{len(records)} images are crowds or empty boxes"
         )
     return records
 
@@ -68,12 +69,12 @@ def require_registered(name: str) -> None:
     """Looks for a data set in detectron2's catalog, then among the folders.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no data set of that name.
     """
     if name not in DatasetCatalog:
-        found = register_folder_datasets()
+        names = register_folder_datasets()
         if name not in DatasetCatalog:
-            raise UserError(_not_registered(name, found))
+            raise UserError(_not_registered(name, names))
 
 
 def coco_files(name: str) -> tuple[Path, Path] | None:
@@ -83,7 +84,7 @@ def coco_files(name: str) -> tuple[Path, Path] | None:
         name: as in DATASETS.TRAIN.
 
     Returns:
-        None for a data set of another kind, or one whose json is not there.
+        None if the data set has another format or its json is missing.
     """
     if name not in DatasetCatalog:
         return None
@@ -100,14 +101,14 @@ def class_names(name: str) -> list[str]:
     """The classes of a data set, in the order of the class indices that a model predicts.
 
     Args:
-        name: as in ``require_dataset``. It is loaded only if its classes are not known yet or its
-            json has changed.
+        name: as in ``require_dataset``. The data set is loaded only if its classes are unknown or
+            its json has changed.
 
     Returns:
         the names, at least one.
 
     Raises:
-        UserError: as ``require_dataset``, or the data set's metadata has no ``thing_classes``.
+        UserError: as ``require_dataset``, or the metadata has no ``thing_classes``.
     """
     known = name in DatasetCatalog and MetadataCatalog.get(name).get("thing_classes")
     if not known or is_stale(name):
@@ -121,18 +122,18 @@ def class_names(name: str) -> list[str]:
     return list(names)
 
 
-def _not_registered(name: str, found: list[str]) -> str:
+def _not_registered(name: str, names: list[str]) -> str:
     hint = did_you_mean(name, DatasetCatalog.list())
     root = dataset_root().absolute()
-    if found:
-        more = f", ... ({len(found)} in all)" if len(found) > _LISTED else ""
-        there = f"which has {', '.join(found[:_LISTED])}{more}"
+    if names:
+        more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
+        content = f"which has {', '.join(names[:_MAX_NAMES])}{more}"
     else:
-        there = "which has none" if root.is_dir() else "which does not exist"
+        content = "which has none" if root.is_dir() else "which does not exist"
     return (
-        f"data set '{name}' is not registered{hint or ';'} Looked for NAME/SPLIT.json in "
-        f"'{root}' (DETECTRON2_DATASETS), {there}"
-    ).replace("; Looked", "; looked")
+        f"data set '{name}' is not registered{f'{hint} Looked' if hint else '; looked'} for "
+        f"NAME/SPLIT.json in '{root}' (DETECTRON2_DATASETS), {content}"
+    )
 
 
 def _not_loaded(name: str, error: Exception) -> str:
@@ -150,12 +151,13 @@ def _not_loaded(name: str, error: Exception) -> str:
                 read_coco_json(path)
             except UserError as fault:
                 return f"data set '{name}': {fault}"
-    text = " ".join(str(error).split())
-    # Below this room's frame and the catalog's: the registered function's.
-    frame = traceback.extract_tb(error.__traceback__)[:3][-1]
+    # The frame of the registered function, which follows those of this file and the catalog.
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename not in (__file__, folders.__file__, catalog.__file__)]
+    frame = (own or frames)[0]
     return (
         f"data set '{name}' could not be loaded{_origin(name)}: {type(error).__name__}: "
-        f"{text[:300]} (in {Path(frame.filename).name}, line {frame.lineno})"
+        f"{reason(error, 300)} (in {Path(frame.filename).name}, line {frame.lineno})"
     )
 
 
@@ -165,7 +167,7 @@ def _origin(name: str) -> str:
 
 
 def _check_images(name: str, file_names: list[str]) -> None:
-    """Raises a UserError if files are missing. Lists each folder once instead of asking by file."""
+    """Raises a UserError if files are missing. Lists each folder once, which is fast."""
     listings: dict[str, set[str]] = {}
     missing = []
     for file_name in file_names:
@@ -174,17 +176,17 @@ def _check_images(name: str, file_names: list[str]) -> None:
             listings[folder] = _listing(folder)
         if base in listings[folder] or "://" in file_name:
             continue
-        # Where the listing spells a name differently (case, Unicode), the file system decides.
+        # The listing may spell a name differently (case, Unicode); the file system decides.
         if not Path(file_name).exists():
             missing.append(file_name)
     if not missing:
         return
     first = Path(missing[0]).absolute()
     where = "looked in" if first.parent.is_dir() else "there is no folder"
-    advice = "put them there or mend 'file_name'"
+    advice = "put them there or correct 'file_name'"
     image_root = MetadataCatalog.get(name).get("image_root")
     if image_root and Path(image_root, first.name).is_file():
-        advice = f"but '{first.name}' lies in '{image_root}', from where each 'file_name' counts"
+        advice = f"but '{first.name}' is in '{image_root}', where each 'file_name' starts"
     raise UserError(
         f"data set '{name}': {len(missing)} of {len(file_names)} images are missing, the first is "
         f"'{first.name}' ({where} '{first.parent}'); {advice}{_origin(name)}"
@@ -200,7 +202,7 @@ def _listing(folder: str) -> set[str]:
 
 
 def _is_usable(record: dict[str, Any]) -> bool:
-    """Whether an image has an annotation that detectron2 would train on."""
+    """Whether detectron2 would train on an annotation of the image."""
     for annotation in record.get("annotations", ()):
         empty = annotation.get("bbox_mode") == BoxMode.XYWH_ABS and min(annotation["bbox"][2:]) <= 0
         if not empty and not annotation.get("iscrowd", 0):

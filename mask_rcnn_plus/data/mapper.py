@@ -1,64 +1,73 @@
-"""What stands around detectron2's mapper: errors that name the image, polygons for run lengths."""
+"""detectron2's dataset mapper, and wrappers that name the image in errors or convert masks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pycocotools.mask as mask_util
+from detectron2.data import DatasetMapper
 
+from mask_rcnn_plus.data.formats import supported_only
 from mask_rcnn_plus.data.outlines import mask_to_polygons
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
+
+
+class SafeDatasetMapper(DatasetMapper):
+    """detectron2's mapper for images of the supported formats only."""
+
+    def __call__(self, dataset_dict: Mapping[str, Any]) -> Any:
+        """Returns the sample of one image in detectron2's format.
+
+        Raises:
+            UserError: the image's format is not supported.
+        """
+        keys = ("file_name", "sem_seg_file_name")
+        with supported_only(*(dataset_dict[key] for key in keys if key in dataset_dict)):
+            return super().__call__(dataset_dict)
 
 
 class NamingMapper:
-    """A mapper around detectron2's, whose errors name the image and come as one line.
+    """A wrapper of a mapper. Its errors name the image and have one line.
 
     Args:
-        mapper: takes a record in detectron2's format and returns a sample, or None to skip it.
+        mapper: maps a record in detectron2's format to a sample, or to None to skip the image.
     """
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> Any:
-        """The sample.
-
-        Args:
-            record: of one image; ``file_name`` is its path.
+        """Returns the sample of a record.
 
         Raises:
-            UserError: the image cannot be read or is not what the record says, or an annotation
-                cannot be used.
+            UserError: the image is unreadable or differs from the record, or an annotation is
+                unusable.
         """
         try:
             return self._mapper(record)
         except UserError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
+            kind, text = type(error).__name__, reason(error, 300)
             raise UserError(
                 f"image '{record.get('file_name', '?')}' cannot be used: "
-                f"{type(error).__name__}{': ' if reason else ''}{reason}"
+                f"{kind}{': ' + text if text != kind else ''}"
             ) from error
 
 
 class PolygonMapper:
-    """A mapper around detectron2's that gives it polygons where the data set has run lengths.
+    """A wrapper of a mapper of polygons. It converts masks stored as run lengths to polygons.
 
-    The polygons run along pixel edges, and pycocotools turns them back into the very mask.
+    The polygons follow pixel edges, and pycocotools turns them back into exactly the same mask.
 
     Args:
-        mapper: as in ``NamingMapper``, one that takes polygons alone.
+        mapper: as in ``NamingMapper``; it accepts only polygons.
     """
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> Any:
-        """The sample.
-
-        Args:
-            record: of one image; it is not changed.
-        """
+        """Returns the sample of a record, which is not changed."""
         if any(isinstance(a.get("segmentation"), dict) for a in record.get("annotations", ())):
             annotations = [_with_polygons(annotation) for annotation in record["annotations"]]
             record = {**record, "annotations": annotations}
@@ -66,7 +75,7 @@ class PolygonMapper:
 
 
 def _with_polygons(annotation: dict[str, Any]) -> dict[str, Any]:
-    # A crowd is not trained on, and its mask may fill the image.
+    # Crowds are not trained on, and their masks may fill the image.
     if not isinstance(annotation.get("segmentation"), dict) or annotation.get("iscrowd", 0):
         return annotation
     mask = mask_util.decode(annotation["segmentation"]).astype(bool)

@@ -1,7 +1,7 @@
-"""Which masks of a json pycocotools may be given: it checks nothing, and others end the process.
+"""Which masks of a json are safe for pycocotools.
 
-Run lengths that do not fit their image make it read and write beyond its memory; a polygon's NaN or
-huge coordinate makes it allocate without end.
+pycocotools checks nothing. Run lengths that do not fit the image make it read and write beyond its
+memory. NaN or a huge coordinate in a polygon makes it allocate without end.
 """
 
 import math
@@ -10,59 +10,58 @@ from typing import Any
 
 from PIL import Image
 
-_show = reprlib.repr  # a value of unknown length, shortened
-
 # pycocotools walks along a polygon in fifths of a pixel and keeps every step: 0.8 GB at most.
 MAX_STEPS = 20_000_000
-# In pixels; keeps the steps of a short edge, and an integer's range, out of question.
+# In pixels. Bounds the steps of a short edge, and stays within an integer's range.
 MAX_COORDINATE = 1_000_000.0
 
 
 def max_pixels() -> int:
-    """The pixels of the largest image that Pillow opens; ``Image.MAX_IMAGE_PIXELS`` sets them."""
+    """The pixels of the largest image that Pillow opens; see ``Image.MAX_IMAGE_PIXELS``."""
     return min(2 * (Image.MAX_IMAGE_PIXELS or 2**30), 2**31 - 1)
 
 
 def segmentation_fault(segmentation: Any, size: list[int]) -> str:
-    """What makes a mask unfit for pycocotools.
+    """Describes why a mask is unsafe for pycocotools.
 
     Args:
-        segmentation: of an annotation: polygons, an RLE, or whatever a json holds there.
-        size: [height, width] of its image.
+        segmentation: an annotation's polygons or RLE, or any other value of a json.
+        size: [height, width] of the image.
 
     Returns:
-        a clause such as "has an RLE of 10 pixels, and its image 2000"; "" for a mask that is safe,
-        or that is none at all.
+        a clause such as "has an RLE of 10 pixels, and its image 2000"; "" if the mask is safe or
+        absent.
     """
-    if isinstance(segmentation, dict):
-        return rle_fault(segmentation, size) if segmentation else ""
     if not segmentation:
         return ""
+    if isinstance(segmentation, dict):
+        return rle_fault(segmentation, size)
     if not isinstance(segmentation, list):
-        return f"has the segmentation {_show(segmentation)}, which is neither polygons nor an RLE"
+        shown = reprlib.repr(segmentation)
+        return f"has the segmentation {shown}, which is neither polygons nor an RLE"
     for polygon in segmentation:
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
-            return f"has the polygon {_show(polygon)}, which is no list of numbers"
+            return f"has the polygon {reprlib.repr(polygon)}, which is not a list of numbers"
         if fault := coordinates_fault(polygon):
             return fault
     return ""
 
 
 def coordinates_fault(polygon: list[float]) -> str:
-    """What makes a polygon's numbers unfit for pycocotools, as in ``segmentation_fault``."""
+    """Describes why a polygon's numbers are unsafe, as in ``segmentation_fault``."""
     if not polygon:
         return ""
     low, high = min(polygon), max(polygon)
     try:
-        # The comparisons may have missed a NaN, the sum does not.
+        # min and max may miss a NaN, the sum does not.
         finite = all(map(math.isfinite, (low, high, sum(polygon))))
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         finite = False
     if not finite:
         return "has a polygon with a coordinate that is not finite"
     if max(-low, high) > MAX_COORDINATE:
         return f"has a polygon with the coordinate {high if high > -low else low:g}"
-    if len(polygon) * (high - low) > MAX_STEPS:  # at most so long
+    if len(polygon) * (high - low) > MAX_STEPS:  # an upper bound
         points = list(zip(polygon[0::2], polygon[1::2], strict=False))
         steps = sum(
             max(abs(x1 - x0), abs(y1 - y0))
@@ -74,19 +73,19 @@ def coordinates_fault(polygon: list[float]) -> str:
 
 
 def rle_fault(rle: dict[str, Any], size: list[int]) -> str:
-    """What is wrong with an RLE in an image of [height, width], as in ``segmentation_fault``."""
+    """Describes why an RLE does not fit an image of [height, width]; see ``segmentation_fault``."""
     if rle.get("size") != size or {type(side) for side in rle["size"]} != {int}:
-        return f"has an RLE of the size {_show(rle.get('size'))}, and its image {size}"
+        return f"has an RLE of the size {reprlib.repr(rle.get('size'))}, and its image {size}"
     counts = run_lengths(rle)
     if counts is None:
-        return "has an RLE whose 'counts' are no run lengths"
+        return "has an RLE whose 'counts' are not run lengths"
     if sum(counts) != size[0] * size[1]:
         return f"has an RLE of {sum(counts)} pixels, and its image {size[0] * size[1]}"
     return ""
 
 
 def run_lengths(rle: dict[str, Any]) -> list[int] | None:
-    """The run lengths of an RLE, each 0 or more, or None if its counts are none."""
+    """The run lengths of an RLE, each 0 or more, or None if its counts are invalid."""
     counts = rle.get("counts")
     if isinstance(counts, str):
         counts = _decompress(counts)
@@ -96,10 +95,11 @@ def run_lengths(rle: dict[str, Any]) -> list[int] | None:
 
 
 def _decompress(text: str) -> list[int] | None:
-    """The run lengths in COCO's compressed form, or None if it is not that.
+    """The run lengths in COCO's compressed form, or None if the text is not in that form.
 
-    A number is written five bits a character from 48 on, least first; bit 6 says that more follow,
-    bit 5 of the last is the sign. From the fourth run on, it is the difference to the last but one.
+    Each character, less 48, holds five bits of a number, the lowest first. Bit 6 means that more
+    follow; bit 5 of the last character is the sign. From the fourth run on, the number is the
+    difference from the run two before.
     """
     counts: list[int] = []
     value = shift = 0

@@ -1,4 +1,4 @@
-"""Outlines of a mask along pixel edges: polygons that pycocotools turns back into the very mask."""
+"""Outlines of a mask along pixel edges: polygons that pycocotools turns back into the same mask."""
 
 import cv2
 import numpy as np
@@ -10,17 +10,17 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     """The outlines of a mask as COCO polygons.
 
-    COCO takes the union of an object's polygons and knows no holes, so a region with a hole is cut
-    by a vertical line through the hole. The polygons overlap nowhere, and their union,
-    rasterised by pycocotools, is the mask, pixel for pixel.
+    COCO forms the union of an object's polygons and has no holes, so a region with a hole is cut by
+    a vertical line through the hole. The polygons do not overlap. Rasterised by pycocotools, their
+    union is exactly the mask.
 
     Args:
-        mask: (H, W) bool, True where the object is.
+        mask: (H, W) bool, True on the object.
 
     Returns:
-        one list [x0, y0, x1, y1, ...] a part, clockwise on screen, its vertices at pixel corners
-        in image coordinates (the first pixel spans 0 to 1); empty for an empty mask. Whole
-        numbers, but of type float: detectron2's transforms truncate integer coordinates.
+        one list [x0, y0, x1, y1, ...] per part, clockwise on screen, with vertices at pixel corners
+        in image coordinates (the first pixel spans 0 to 1); empty for an empty mask. The values are
+        integers of type float, because detectron2's transforms truncate integer coordinates.
     """
     rows, columns = np.nonzero(mask)
     if not len(rows):
@@ -30,7 +30,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     pending = _regions(mask[top : rows.max() + 1, left : columns.max() + 1])
     while pending:
         region = pending.pop()
-        # The outer loop holds the leftmost vertex; any other loop is a hole's.
+        # The outer loop has the leftmost vertex; all other loops are holes.
         outer, *holes = sorted(_trace(region), key=_leftmost)
         if holes:
             cut = _leftmost(holes[0])
@@ -44,7 +44,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def _regions(mask: np.ndarray) -> list[np.ndarray]:
-    """The 4-connected parts of a mask, each as a mask."""
+    """Splits a mask into its 4-connected parts."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     return [labels == label for label in range(1, count)]
 
@@ -54,10 +54,10 @@ def _leftmost(loop: list[tuple[int, int]]) -> int:
 
 
 def _trace(region: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The closed loops around a 4-connected region: its vertices, the region on the right hand."""
+    """The vertices of the closed loops around a 4-connected region, which is on their right."""
     padded = np.pad(region, 1)
     inside = padded[1:-1, 1:-1]
-    # (missing neighbour above, right, below, left; start of that edge relative to the pixel)
+    # (no neighbour above, right, below, left; start of that edge relative to the pixel)
     edges = (
         (inside & ~padded[:-2, 1:-1], 0, 0),
         (inside & ~padded[1:-1, 2:], 1, 0),
@@ -72,13 +72,13 @@ def _trace(region: np.ndarray) -> list[list[tuple[int, int]]]:
 
     loops = []
     while leaving:
-        # Where two pixels touch at a corner only, two edges leave: no place to start and end.
+        # Where two pixels touch only at a corner, two edges leave: do not start there.
         x, y = next(vertex for vertex, ways in leaving.items() if len(ways) == 1)
         direction = next(iter(leaving[x, y]))
         before = -1
         loop: list[tuple[int, int]] = []
         while (x, y) in leaving:
-            # There the right turn stays with the same pixel, which keeps the region 4-connected.
+            # There, turning right stays with the same pixel, so the region stays 4-connected.
             ways = leaving[x, y]
             direction = next(way for turn in (1, 0, 3) if (way := (direction + turn) % 4) in ways)
             ways.remove(direction)

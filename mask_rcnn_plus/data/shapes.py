@@ -1,4 +1,4 @@
-"""The generated data set: images of circles, squares and triangles, COCO json, written once."""
+"""The generated data set: images of circles, squares and triangles with a COCO json."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plus.data.drawing import KEYPOINTS, SHAPE_KINDS, Drawn, draw_image
 from mask_rcnn_plus.data.outlines import mask_to_polygons
-from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +26,12 @@ _SPLITS = ("train", "val")
 _MASK_FORMATS = ("polygon", "rle")
 _MIN_SIDE = 32
 _GENERATOR = "mask_rcnn_plus.data.shapes"
-# Raised with every change that changes what is drawn or written, so that old folders are redrawn.
+# Increase it with every change to what is drawn or written, so that old folders are replaced.
 _VERSION = 1
-# The json starts with its info, which thus can be read without reading the rest.
+# The json starts with its info, so that the info can be read alone.
 _HEAD = '{"info":'
 _IMAGE_NAME = re.compile(rf"({'|'.join(_SPLITS)})_\d{{6,}}\.png")
-# The sides of the square, then of the triangle; counted from 1, as COCO does.
+# The sides of the square, then of the triangle; COCO counts keypoints from 1.
 _SKELETON = [
     [1 + KEYPOINTS.index(first), 1 + KEYPOINTS.index(second)]
     for first, second in (
@@ -57,38 +57,54 @@ def generate_shapes(
     frequencies: Sequence[float] = (1, 1, 1),
     progress: bool = True,
 ) -> list[str]:
-    """Writes ``root/name/{train,val}.json`` and ``root/name/images/*.png``, unless they lie there.
+    """Writes ``root/name/{train,val}.json`` and ``root/name/images/*.png``, unless they exist.
 
-    Image i of a split depends on the seed, the split, i, the image size and the frequencies alone,
-    and the same arguments give the same bytes. A folder of ours made with other arguments is
-    replaced; the new one grows beside it and takes its place when complete. Processes that start
-    at once wait for the first.
+    Image i of a split depends only on the seed, the split, i, the image size and the frequencies;
+    the same arguments give the same bytes. A generated folder with other arguments is replaced: the
+    new one is written beside it and renamed when complete. If several processes start at once, the
+    first one writes and the others wait.
 
-    Every category names the same keypoints (``drawing.KEYPOINTS``), as COCO's evaluation needs; a
-    point that a category lacks has v = 0. Boxes are tight around the visible mask, areas count its
-    pixels; polygons run along pixel edges and give the mask back exactly.
+    All categories have the same keypoints (``drawing.KEYPOINTS``), as COCO's evaluation requires; a
+    point that a category lacks has v = 0. Boxes are tight around the visible mask, and areas count
+    its pixels. Polygons follow pixel edges and give exactly the same mask.
 
     Args:
-        root: the folder of the data sets, made if it is missing.
-        name: the data set's folder; the data sets are NAME_train and NAME_val.
-        num_train, num_val: images a split, at least 1.
+        root: the folder of the data sets, created if it is missing.
+        name: the folder below it; the data sets are NAME_train and NAME_val.
+        num_train, num_val: images per split, at least 1.
         image_size: (H, W) in pixels, each at least 32.
         mask_format: "polygon" or "rle" (COCO's compressed run lengths).
         seed: 0 or more.
-        frequencies: how often a circle, a square, a triangle is drawn beside the others, each
-            above 0: (1, 1, 0.1) draws ten circles and ten squares to a triangle, about, as some
-            lie where there is no room.
-        progress: shows a bar while drawing, if standard error is a terminal.
+        frequencies: relative frequencies of circles, squares and triangles, each above 0.
+            (1, 1, 0.1) draws about ten circles and ten squares per triangle; shapes that find no
+            room are left out.
+        progress: shows a progress bar if standard error is a terminal.
 
     Returns:
-        the two data sets' names, for ``register_folder_datasets`` to register.
+        the names of the two data sets, for ``register_folder_datasets``.
 
     Raises:
-        UserError: a wrong argument, a folder that cannot be written, or a folder of that name that
-            holds something else.
+        UserError: an argument is invalid, the folder cannot be written, or a folder of that name
+            contains other files.
     """
-    _check_arguments(name, num_train, num_val, image_size, mask_format, seed)
     shares = _shares(frequencies)
+    sides = image_size if isinstance(image_size, Sequence) else ()
+    for argument, value, valid, expected in (
+        ("name", name, re.fullmatch(r"[A-Za-z0-9][\w.-]*", name), "letters, digits, _ and -"),
+        ("num_train", num_train, _is_integer(num_train, 1), "an integer from 1 up"),
+        ("num_val", num_val, _is_integer(num_val, 1), "an integer from 1 up"),
+        (
+            "image_size",
+            image_size,
+            len(sides) == 2 and all(_is_integer(side, _MIN_SIDE) for side in sides),
+            f"(height, width), each an integer from {_MIN_SIDE} up",
+        ),
+        ("mask_format", mask_format, mask_format in _MASK_FORMATS, "'polygon' or 'rle'"),
+        ("seed", seed, _is_integer(seed, 0), "an integer from 0 up"),
+        ("frequencies", frequencies, shares, f"a number above 0 for each of {SHAPE_KINDS}"),
+    ):
+        if not valid:
+            raise UserError(f"generate_shapes: {argument} is {value!r}, expected {expected}")
     target = Path(root, name).resolve()
     counts = {"train": num_train, "val": num_val}
     info = {
@@ -101,95 +117,66 @@ def generate_shapes(
         "mask_format": mask_format,
         "seed": seed,
     }
-    if len(set(shares)) > 1:  # a folder with equal ones is that of before there was a choice
+    if len(set(shares)) > 1:  # folders with equal shares are older than this argument
         info["frequencies"] = shares
     try:
         if not _is_current(target, info):
             target.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(str(target.with_name(f".{target.name}"))):
-                if not _is_current(target, info):  # no other process has been faster
+                if not _is_current(target, info):  # another process may have been faster
                     _replace(target, info, counts, progress)
     except OSError as error:
         raise UserError(
-            f"cannot write the generated data set '{target}': {error.strerror or error}; "
+            f"cannot write the generated data set '{target}': {reason(error)}; "
             "set DETECTRON2_DATASETS to a folder that can be written"
         ) from error
     return [f"{name}_{split}" for split in _SPLITS]
 
 
-def _check_arguments(
-    name: str,
-    num_train: int,
-    num_val: int,
-    image_size: tuple[int, int],
-    mask_format: str,
-    seed: int,
-) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-        raise UserError(f"shapes: name {name!r} is no folder name: use letters, digits, _ and -")
-    for what, count in (("num_train", num_train), ("num_val", num_val)):
-        if not _is_whole(count) or count < 1:
-            raise UserError(f"shapes: {what} is {count!r}: give a whole number from 1 up")
-    sides = list(image_size) if isinstance(image_size, Sequence) else []
-    if len(sides) != 2 or not all(_is_whole(side) and side >= _MIN_SIDE for side in sides):
-        raise UserError(
-            f"shapes: image_size is {image_size!r}: give (height, width) in pixels, each a whole "
-            f"number from {_MIN_SIDE} up"
-        )
-    if mask_format not in _MASK_FORMATS:
-        hint = did_you_mean(str(mask_format), _MASK_FORMATS) or ": give 'polygon' or 'rle'"
-        raise UserError(f"shapes: there is no mask_format {mask_format!r}{hint}")
-    if not _is_whole(seed) or seed < 0:
-        raise UserError(f"shapes: seed is {seed!r}: give a whole number from 0 up")
-
-
 def _shares(frequencies: Sequence[float]) -> list[float]:
-    """The same proportions as parts of one."""
+    """The frequencies, scaled to a sum of 1; empty if they are invalid."""
     try:
         given = [float(value) for value in frequencies]
     except (TypeError, ValueError):
-        given = []
+        return []
     if len(given) != len(SHAPE_KINDS) or not all(0 < value < math.inf for value in given):
-        raise UserError(
-            f"shapes: frequencies are {frequencies!r}: give a number above 0 for each of "
-            f"{', '.join(SHAPE_KINDS)}"
-        )
+        return []
     if len(set(given)) == 1:
-        return [1.0] * len(given)  # not thirds, whose sums would round
+        return [1.0] * len(given)  # the sum of thirds would round
     return [value / sum(given) for value in given]
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_integer(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_current(target: Path, info: dict[str, Any]) -> bool:
-    """Whether the folder holds just what would be written; False if it may be replaced."""
+    """Whether the folder contains exactly what would be written; False if it may be replaced."""
     if not os.path.lexists(target):
         return False
     refusal = f"'{target}' was not written by the shapes generator, which will not replace it"
     advice = "move it away or choose another name (DATASETS.SHAPES.NAME)"
     if not target.is_dir():
-        raise UserError(f"{refusal}: it is no folder; {advice}")
+        raise UserError(f"{refusal}: it is not a folder; {advice}")
     files = {path.name for path in target.iterdir()} - {".DS_Store"}
     if not files:
         return False
     jsons = {f"{split}.json" for split in _SPLITS}
     infos = [_read_info(target / file) for file in sorted(files & jsons)]
     foreign = files - jsons - {"images"}
-    if not foreign and infos and all(found.get("generator") == _GENERATOR for found in infos):
+    if not foreign and infos and all(i.get("generator") == _GENERATOR for i in infos):
         folder = target / "images"
         images = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         foreign = {file for file in images - {".DS_Store"} if not _IMAGE_NAME.fullmatch(file)}
         if not foreign:
             complete = len(images - {".DS_Store"}) == info["num_train"] + info["num_val"]
             return complete and infos == [info] * len(_SPLITS)
-    what = f"it holds '{min(foreign)}'" if foreign else "its json files are not the generator's"
-    raise UserError(f"{refusal}: {what}; {advice}")
+    cause = f"it contains '{min(foreign)}'" if foreign else "its json files are not the generator's"
+    raise UserError(f"{refusal}: {cause}; {advice}")
 
 
 def _read_info(path: Path) -> dict[str, Any]:
-    """What a json of ours says about its making; empty for any other file."""
+    """The info of a generated json; empty for any other file."""
     with path.open(errors="replace") as file:
         head = file.read(4096)
     try:
@@ -202,7 +189,7 @@ def _read_info(path: Path) -> dict[str, Any]:
 def _replace(target: Path, info: dict[str, Any], counts: dict[str, int], progress: bool) -> None:
     """Draws into a hidden sibling folder, then renames it. The caller holds the lock."""
     work, aside = (target.with_name(f".{target.name}.{end}") for end in ("new", "old"))
-    # What an interrupted process has left; nobody else writes here while we hold the lock.
+    # An interrupted process may have left them. Nobody else writes here while we hold the lock.
     for leftover in (work, aside):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -236,7 +223,7 @@ def _write_split(folder: Path, info: dict[str, Any], split: str, count: int, bar
         rng = np.random.Generator(np.random.PCG64(chance))
         image, objects = draw_image(rng, (height, width), info.get("frequencies", (1, 1, 1)))
         file_name = f"{split}_{index:06d}.png"
-        # imwrite would hide why a file cannot be written.
+        # imwrite would not say why a file cannot be written.
         encoded = cv2.imencode(".png", image[:, :, ::-1])[1]
         (folder / "images" / file_name).write_bytes(encoded.tobytes())
         image_id = index + 1
@@ -260,7 +247,7 @@ def _write_split(folder: Path, info: dict[str, Any], split: str, count: int, bar
 
 
 def _annotation(drawn: Drawn, mask_format: str) -> dict[str, Any]:
-    """The object in COCO's terms; all coordinates are float, see ``mask_to_polygons``."""
+    """The object as a COCO annotation; all coordinates are float, see ``mask_to_polygons``."""
     rows, columns = np.nonzero(drawn.mask)
     left, top = int(columns.min()), int(rows.min())
     width, height = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
@@ -272,7 +259,7 @@ def _annotation(drawn: Drawn, mask_format: str) -> dict[str, Any]:
         segmentation["counts"] = segmentation["counts"].decode("ascii")
     keypoints: list[float] = []
     for x, y, visibility in drawn.keypoints.tolist():
-        # COCO counts keypoints from the first pixel's centre, everything else from its corner.
+        # COCO measures keypoints from the first pixel's centre, all else from its corner.
         place = [round(x - 0.5, 2), round(y - 0.5, 2)] if visibility else [0.0, 0.0]
         keypoints += [*place, int(visibility)]
     return {

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before the first iteration, in words."""
+"""Checks before a run that need the data sets or the checkpoint."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -6,110 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-)
-from detectron2.utils import comm
 
 from mask_rcnn_plus.data import class_names, require_dataset
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.weights import local_weights, read_class_names
-from mask_rcnn_plus.errors import UserError, did_you_mean
-
-
-def check_components(cfg: CfgNode) -> None:
-    """Looks up each component that the config names.
-
-    Raises:
-        UserError: a name is in no registry.
-    """
-    model = cfg.MODEL
-    wanted = [
-        ("MODEL.META_ARCHITECTURE", model.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        ("MODEL.BACKBONE.NAME", model.BACKBONE.NAME, BACKBONE_REGISTRY),
-        (
-            "MODEL.PROPOSAL_GENERATOR.NAME",
-            model.PROPOSAL_GENERATOR.NAME,
-            PROPOSAL_GENERATOR_REGISTRY,
-        ),
-        ("MODEL.ANCHOR_GENERATOR.NAME", model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
-        ("MODEL.ROI_HEADS.NAME", model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
-        ("MODEL.ROI_BOX_HEAD.NAME", model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY),
-    ]
-    if model.MASK_ON:
-        wanted.append(
-            ("MODEL.ROI_MASK_HEAD.NAME", model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY)
-        )
-    if model.KEYPOINT_ON:
-        wanted.append(
-            (
-                "MODEL.ROI_KEYPOINT_HEAD.NAME",
-                model.ROI_KEYPOINT_HEAD.NAME,
-                ROI_KEYPOINT_HEAD_REGISTRY,
-            )
-        )
-    for key, name, registry in wanted:
-        # detectron2 reads an empty head name, and PrecomputedProposals, without a look-up.
-        if name and name != "PrecomputedProposals" and name not in registry:
-            known = [known for known, _ in registry]
-            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
-            raise UserError(f"{key} is '{name}', which is not registered{hint}")
-
-
-def check_solver(cfg: CfgNode, device: str) -> None:
-    """Compares the solver's settings with the device and the number of processes.
-
-    Raises:
-        UserError: mixed precision that the device lacks, one GPU for several processes, or a batch
-            that cannot be shared evenly by the processes, or cut into SOLVER.ACCUMULATE_STEPS.
-    """
-    solver = cfg.SOLVER
-    if solver.AMP.ENABLED and solver.AMP.DTYPE == "fp16" and not device.startswith("cuda"):
-        raise UserError(
-            f"SOLVER.AMP.ENABLED with SOLVER.AMP.DTYPE fp16 needs a GPU, and the device is "
-            f"'{device}': set SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False"
-        )
-    processes = comm.get_world_size()
-    if processes > 1 and device.startswith("cuda:"):
-        raise UserError(
-            f"MODEL.DEVICE is '{device}', and each of {processes} processes needs a GPU of its "
-            "own: set MODEL.DEVICE cuda"
-        )
-    if solver.IMS_PER_BATCH % processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH is {solver.IMS_PER_BATCH}, which {processes} processes cannot "
-            f"share: set a multiple of {processes}"
-        )
-    if solver.IMS_PER_BATCH // processes % solver.ACCUMULATE_STEPS:
-        raise UserError(
-            f"SOLVER.ACCUMULATE_STEPS is {solver.ACCUMULATE_STEPS}, and a process's share of a "
-            f"batch has {solver.IMS_PER_BATCH // processes} images: set a divisor of that"
-        )
-
+from mask_rcnn_plus.errors import UserError
 
 DataCheck = Callable[[CfgNode, Sequence[str]], None]
-"""Checks the data sets with these names as cfg.DATA_CHECK asks for; raises UserError."""
+"""Checks the data sets with these names as cfg.DATA_CHECK says; raises UserError."""
 
 
 def check_datasets(
     cfg: CfgNode, args: argparse.Namespace, *, check_data: DataCheck | None = None
 ) -> list[str]:
-    """Loads each data set once and compares all that names classes: data, checkpoint, config.
+    """Loads each data set once and compares the classes of data, checkpoint and config.
 
     Args:
-        cfg: its MODEL.ROI_HEADS.NUM_CLASSES is set in place where it is -1.
-        args: of the command line.
+        cfg: a MODEL.ROI_HEADS.NUM_CLASSES of -1 is set in place.
+        args: the command line's arguments.
         check_data: runs before the data sets are loaded; None checks nothing.
 
     Returns:
-        the class names, in the order of class ids; none for a model without classes.
+        the class names, in the order of class ids; empty for a model without classes.
 
     Raises:
         UserError: a data set cannot be used, weights are missing, or classes contradict each other.
@@ -117,13 +35,14 @@ def check_datasets(
     train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
     weights = ""
     if args.eval_only:
-        _require_some(test, "DATASETS.TEST", "('mine_val',)")
+        _require_names(test, "DATASETS.TEST", "('mine_val',)")
         weights = _require_weights(cfg, args)
+        used = list(dict.fromkeys(test))
     else:
-        _require_some(train, "DATASETS.TRAIN", "('mine_train',)")
+        _require_names(train, "DATASETS.TRAIN", "('mine_train',)")
         if cfg.MODEL.WEIGHTS:
             local_weights(cfg.MODEL.WEIGHTS)
-    used = list(dict.fromkeys(test if args.eval_only else train + test))
+        used = list(dict.fromkeys(train + test))
     if check_data is not None:
         check_data(cfg, used)
     for name in used:
@@ -132,12 +51,14 @@ def check_datasets(
         if training:
             _check_annotations(cfg, name, records)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        return []  # region proposals alone have no classes
+        return []  # a network of proposals has no classes
 
     sources = {f"data set '{name}'": class_names(name) for name in used}
-    if args.eval_only and (stored := _stored_names(cfg, args, weights)):
-        # First, since a model's classes are what everything else has to agree with.
-        sources = {f"checkpoint '{weights}'": stored, **sources}
+    if args.eval_only:
+        trusted = getattr(args, "trust_checkpoint", False) and weights == cfg.MODEL.WEIGHTS
+        if stored := read_class_names(weights, trusted=trusted):
+            # First, because all others must agree with the model.
+            sources = {f"checkpoint '{weights}'": stored, **sources}
     first, *others = sources
     for other in others:
         if sources[other] != sources[first]:
@@ -157,57 +78,45 @@ def check_datasets(
 
 
 def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:
-    """Whether every object has what the config trains on."""
-    counted = [
+    """Checks that the objects have what the config trains on."""
+    objects = [
         (record, annotation)
         for record in records
         for annotation in record.get("annotations", ())
         if not annotation.get("iscrowd", 0)
     ]
-
-    def refuse(bad: list[dict[str, Any]], what: str, advice: str) -> None:
-        if bad:
-            raise UserError(
-                f"data set '{name}': {len(bad)} of {len(counted)} annotations {what}, the first "
-                f"for '{bad[0].get('file_name', '?')}'; {advice}"
-            )
-
-    if cfg.MODEL.MASK_ON:
-        without = [record for record, one in counted if not one.get("segmentation")]
-        refuse(without, "have no segmentation", "set MODEL.MASK_ON False to train boxes alone")
-    if cfg.MODEL.KEYPOINT_ON and not any("keypoints" in one for _, one in counted):
+    bare = [record for record, annotation in objects if not annotation.get("segmentation")]
+    if cfg.MODEL.MASK_ON and bare:
+        raise UserError(
+            f"data set '{name}': {len(bare)} of {len(objects)} annotations have no segmentation, "
+            f"the first for '{bare[0].get('file_name', '?')}'; set MODEL.MASK_ON False to train "
+            "boxes only"
+        )
+    if cfg.MODEL.KEYPOINT_ON and not any("keypoints" in annotation for _, annotation in objects):
         raise UserError(
             f"data set '{name}' has no keypoints: set MODEL.KEYPOINT_ON False, or label some"
         )
 
 
-def _require_some(names: list[str], key: str, example: str) -> None:
+def _require_names(names: list[str], key: str, example: str) -> None:
     if not names:
         raise UserError(f'{key} is empty: name a data set, e.g. {key} "{example}"')
 
 
-def _weights(cfg: CfgNode, args: argparse.Namespace) -> str:
-    """The checkpoint that an evaluation reads: MODEL.WEIGHTS, or with --resume the run's last."""
-    if not args.resume:
-        return cfg.MODEL.WEIGHTS
-    chosen, faults = saving.choose(Path(cfg.OUTPUT_DIR))
-    if faults and not chosen:
-        raise saving.none_sound(Path(cfg.OUTPUT_DIR), faults)
-    return str(chosen or cfg.MODEL.WEIGHTS)
-
-
-def _stored_names(cfg: CfgNode, args: argparse.Namespace, weights: str) -> list[str]:
-    trusted = getattr(args, "trust_checkpoint", False) and weights == cfg.MODEL.WEIGHTS
-    return read_class_names(weights, trusted=trusted)
-
-
 def _require_weights(cfg: CfgNode, args: argparse.Namespace) -> str:
-    weights = _weights(cfg, args)
+    """The checkpoint to evaluate: MODEL.WEIGHTS, or with --resume the run's last one."""
+    output = Path(cfg.OUTPUT_DIR)
+    weights = cfg.MODEL.WEIGHTS
+    if args.resume:
+        chosen, faults = saving.choose(output)
+        if faults and not chosen:
+            raise saving.none_sound(output, faults)
+        weights = str(chosen or weights)
     if weights:
         local_weights(weights)
         return weights
-    found = sorted(str(path) for path in Path(cfg.OUTPUT_DIR).glob("*.pth"))
-    hint = f" (there is {found[-1]})" if found else ""
+    checkpoints = sorted(str(path) for path in output.glob("*.pth"))
+    hint = f" (such as {checkpoints[-1]})" if checkpoints else ""
     raise UserError(
         f"--eval-only without weights would evaluate random ones: add MODEL.WEIGHTS FILE{hint}"
     )

@@ -13,23 +13,20 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.compat.origin import check_detectron2
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
-from mask_rcnn_plus.device import make_current, resolve_device
-from mask_rcnn_plus.engine.checks import (
-    DataCheck,
+from mask_rcnn_plus.config.values import (
+    check_class_metrics,
     check_components,
-    check_datasets,
-    check_solver,
-)
-from mask_rcnn_plus.engine.console import setup_console
-from mask_rcnn_plus.engine.derived import resolve_class_weights, scale_schedule
-from mask_rcnn_plus.engine.option_checks import (
-    check_classes_watched,
-    check_figures,
+    check_metrics,
     check_optimize,
     check_options,
     check_sampler,
+    check_solver,
 )
+from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
+from mask_rcnn_plus.device import make_current, resolve_device
+from mask_rcnn_plus.engine.checks import DataCheck, check_datasets
+from mask_rcnn_plus.engine.console import setup_console
+from mask_rcnn_plus.engine.derived import resolve_class_weights, scale_schedule
 from mask_rcnn_plus.engine.saving import read_seed
 from mask_rcnn_plus.errors import UserError, reason
 
@@ -61,7 +58,7 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     check_options(cfg)
     check_optimize(cfg, device)
     if not args.eval_only:
-        check_figures(cfg)
+        check_metrics(cfg)
         check_sampler(cfg)
     _require_writable(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
@@ -77,7 +74,7 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
         )
     names = check_datasets(cfg, args, check_data=check_data)
     if not args.eval_only:
-        check_classes_watched(cfg, names)
+        check_class_metrics(cfg, names)
         resolve_class_weights(cfg, names)
     cfg.freeze()
     default_setup(cfg, args)

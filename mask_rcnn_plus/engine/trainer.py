@@ -17,6 +17,7 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches
 from mask_rcnn_plus.data.build import build_test_batches, build_train_batches, build_train_mapper
+from mask_rcnn_plus.data.formats import read_image
 from mask_rcnn_plus.engine import freezing, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer, check_run_state
 from mask_rcnn_plus.engine.console import quiet_threads
@@ -276,7 +277,12 @@ class Trainer(DefaultTrainer):
         ]
         if (images := cfg.TEST.PREVIEW_IMAGES) > 0:
             evaluators.append(
-                PreviewWriter(dataset_name, output_dir=cfg.OUTPUT_DIR, num_images=images)
+                PreviewWriter(
+                    dataset_name,
+                    output_dir=cfg.OUTPUT_DIR,
+                    num_images=images,
+                    read_image=read_image,
+                )
             )
         return DatasetEvaluators(evaluators)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, get_detection_dataset_dicts
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from mask_rcnn_plus.data import NamingMapper, PolygonMapper
+from mask_rcnn_plus.data import NamingMapper, PolygonMapper, SafeDatasetMapper
 from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.engine.freezing import stateful_modules
 from mask_rcnn_plus.engine.steps import AMP_DTYPES, amp_dtype
@@ -106,7 +106,7 @@ class ValidationLoss:
 
 def build_validation(cfg: CfgNode) -> ValidationLoss:
     """Builds the measurement of the losses on DATASETS.TEST."""
-    mapper: Callable[[dict[str, Any]], Any] = DatasetMapper(
+    mapper: Callable[[dict[str, Any]], Any] = SafeDatasetMapper(
         cfg, is_train=True, augmentations=build_augmentation(cfg, False), recompute_boxes=False
     )
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import detection_utils as utils
+from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -120,6 +120,7 @@ class PreviewWriter(DatasetEvaluator):
         *,
         num_images: int = 6,
         score_threshold: float = 0.5,
+        read_image: Callable[[str, str], np.ndarray] = read_image,
     ) -> None:
         """
         Args:
@@ -128,11 +129,13 @@ class PreviewWriter(DatasetEvaluator):
             num_images: how many images to draw: evenly spaced over those with objects, hence the
                 same ones in every evaluation, on any number of processes. 0 draws none.
             score_threshold: predictions that score less are left out.
+            read_image: reads a file as an array (H, W, 3); called with its path and "BGR".
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
         self._num_images = num_images
         self._score_threshold = score_threshold
+        self._read_image = read_image
         self._records: dict[Any, Mapping[str, Any]] | None = None
         self.reset()
 
@@ -191,7 +194,7 @@ class PreviewWriter(DatasetEvaluator):
         for key, record in (self._records or {}).items():
             if key not in predictions:
                 continue
-            image = utils.read_image(record["file_name"], "BGR")
+            image = self._read_image(record["file_name"], "BGR")
             truth = DrawnObjects.from_annotations(record.get("annotations", ()), *image.shape[:2])
             name = Path(record["file_name"]).name
             samples.append(PreviewSample(image, name, truth, predictions[key]))

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from mask_rcnn_plus.config import load_config, parse_config
+from mask_rcnn_plus.config.values import check_components
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
-from mask_rcnn_plus.engine.checks import check_components
 from mask_rcnn_plus.engine.weights import (
     local_weights,
     read_class_names,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from detectron2.data import detection_utils
 from PIL import Image
 
-from mask_rcnn_plus.data.formats import formats
+from mask_rcnn_plus.data.formats import open_image
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _read(path: Path) -> BGR:
         with warnings.catch_warnings():
             # Of large images and damaged metadata.
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=formats()) as image:
+            with open_image(path) as image:
                 # A GIF or a stack of microscopy; a JPEG's others are previews.
                 if image.format in _SERIES and getattr(image, "is_animated", False):
                     logger.warning(f"{path} holds several pictures: the first is taken")

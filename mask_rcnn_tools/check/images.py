@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from mask_rcnn_plus.data.formats import formats
+from mask_rcnn_plus.data.formats import open_image
 from mask_rcnn_plus.data.mask_rules import max_pixels
 from mask_rcnn_tools.check.cache import ImageCache
 from mask_rcnn_tools.check.paths import Finder
@@ -137,7 +137,7 @@ def _attempt(path: str, decode: bool) -> Facts:
 
 
 def _read(file: Any, decode: bool) -> Facts:
-    with Image.open(file, formats=formats()) as image:
+    with open_image(file) as image:
         width, height = image.size
         if width * height > max_pixels():
             return Facts("file-bomb", f"has {width} x {height} pixels", width, height)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mask_rcnn_plus.data.formats import formats
+from mask_rcnn_plus.data.formats import open_image
 from mask_rcnn_plus.data.mask_rules import max_pixels
 from mask_rcnn_tools.convert.found import Found, Picture
 
@@ -178,7 +178,7 @@ def _opened(file: Path | BinaryIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large images and damaged metadata
-            image = Image.open(file, formats=formats())
+            image = open_image(file)
     except Image.DecompressionBombError as error:
         raise Unreadable(f"has more than {max_pixels():,} pixels") from error
     except Image.UnidentifiedImageError as error:

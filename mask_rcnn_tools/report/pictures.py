@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import detection_utils
 
+from mask_rcnn_plus.data.formats import read_image
 from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
 from mask_rcnn_plus.evaluation.labels import Color, Image, plain_text
 from mask_rcnn_tools.check.paths import Finder
@@ -183,7 +183,7 @@ class Pictures:
         place = finder.find(name)
         if place.path:
             try:
-                pixels = detection_utils.read_image(place.path, "BGR")
+                pixels = read_image(place.path, "BGR")
             except Exception:  # Pillow raises whatever its decoders raise
                 pixels = None
         if pixels is not None and pixels.shape[:2] != (record["height"], record["width"]):

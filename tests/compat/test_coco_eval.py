@@ -1,4 +1,4 @@
-"""The C++ evaluator against pycocotools, on random data with every case of the protocol."""
+"""Compares the C++ evaluator with pycocotools, on random data with every case of the protocol."""
 
 import contextlib
 import copy
@@ -39,7 +39,7 @@ def _place(rng: np.random.Generator) -> tuple[np.ndarray, float, np.ndarray]:
 
 
 def _random_data(seed: int) -> tuple[COCO, list[dict[str, Any]]]:
-    """A ground truth and detections, near it and off it.
+    """A ground truth, and detections near and far from it.
 
     There are images without objects, without detections and without both, a category without
     objects, crowds, both notations of a mask, objects on the bounds of the area ranges and without
@@ -98,7 +98,7 @@ def _coco(images: list, annotations: list, categories: list) -> COCO:
 
 
 def _evaluate(evaluator: Any, truth: COCO, detections: list, kind: str, **params: Any) -> Any:
-    # loadRes writes into what it is given, and with boxes at hand it takes a mask's area from them.
+    # loadRes changes its input, and takes a mask's area from the box if there is one.
     results = [{k: v for k, v in d.items() if (kind, k) != ("segm", "bbox")} for d in detections]
     with contextlib.redirect_stdout(io.StringIO()):
         run = evaluator(truth, truth.loadRes(copy.deepcopy(results)), kind)
@@ -116,7 +116,7 @@ def test_cpp_evaluator_equals_pycocotools(seed: int, kind: str) -> None:
     truth, detections = _random_data(seed)
     half = {"imgIds": truth.getImgIds()[::2]}
     few = {"maxDets": [1, 3, 100]}
-    # One ground truth for all, as detectron2 keeps it: a run must not disturb the next.
+    # One ground truth for all runs, as in detectron2: a run must not affect the next.
     for params in ({}, half, few) if kind != "keypoints" else ({}, half):
         ours = _evaluate(COCOeval_opt, truth, detections, kind, **params)
         theirs = _evaluate(COCOeval, copy.deepcopy(truth), detections, kind, **params)
@@ -138,13 +138,13 @@ def test_perfect_and_missing_detections() -> None:
     truth = _coco([{"id": 1, "height": SIDE, "width": SIDE}], far, [{"id": 1, "name": "a"}])
     found = [{**box, "bbox": [60, 0, 40, 40], "score": 0.5}]
     stats = _evaluate(COCOeval_opt, truth, found, "bbox").stats
-    # One of two objects, exactly: precision 1 at the 51 recalls 0, 0.01 ... 0.5 of the 101.
+    # One of two objects is detected exactly: precision is 1 at 51 of the 101 recalls, 0 to 0.5.
     assert stats[0] == pytest.approx(51 / 101)
     assert stats[8] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("image_id", ["image 1", -1, 2**60])
-def test_ids_that_the_cpp_side_cannot_hold_go_to_pycocotools(image_id: Any) -> None:
+def test_ids_that_the_cpp_code_cannot_store_use_pycocotools(image_id: Any) -> None:
     box = {"image_id": image_id, "category_id": 1, "bbox": [10, 10, 40, 40]}
     truth = _coco(
         [{"id": image_id, "height": SIDE, "width": SIDE}],

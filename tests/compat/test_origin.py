@@ -1,4 +1,4 @@
-"""Which detectron2 is recognised as which, and which one is warned of."""
+"""Recognising the installed detectron2, and warning about a changed one."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ TABLE = Path(origin.__file__).with_name("detectron2_0_6.sha256")
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the installed detectron2's Python files, with nothing beside it."""
+    """A copy of the installed detectron2's Python files, in an empty folder."""
     source = Path(detectron2.__file__).parent
     if origin_of(source).kind != "upstream 0.6":
         pytest.skip("the installed detectron2 is not v0.6")
@@ -37,14 +37,14 @@ def packed(package: Path, version: str = "0.6", direct_url: dict | None = None) 
         (folder / "direct_url.json").write_text(json.dumps(direct_url))
 
 
-def test_the_table_is_that_of_the_digest() -> None:
+def test_the_table_has_the_digest() -> None:
     import hashlib
 
     assert hashlib.sha256(TABLE.read_bytes()).hexdigest() == origin.UPSTREAM_0_6
     assert len(TABLE.read_text().splitlines()) == 140
 
 
-def test_upstreams_files_are_recognised_whoever_packed_them(package: Path) -> None:
+def test_upstreams_files_are_recognised_in_any_package(package: Path) -> None:
     packed(package)
     (package / "projects").mkdir(exist_ok=True)
     (package / "projects" / "extra.py").write_text("x = 1\n")
@@ -58,7 +58,7 @@ def changed(package: Path) -> tuple[str, ...]:
     return ("engine/hooks.py", "more.py", "utils/env.py")
 
 
-def test_a_redistribution_that_differs_is_named_file_by_file(
+def test_the_files_of_a_different_redistribution_are_listed(
     package: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     packed(package)
@@ -74,7 +74,7 @@ def test_a_redistribution_that_differs_is_named_file_by_file(
     assert "3 files differ: engine/hooks.py, more.py, utils/env.py" in record.getMessage()
 
 
-def test_no_more_than_ten_files_are_named(
+def test_at_most_ten_files_are_listed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = tuple(f"file{number:02}.py" for number in range(12))

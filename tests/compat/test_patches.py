@@ -1,4 +1,4 @@
-"""Each patch of compat: the symptom without it, in a fresh process, and the cure with it.
+"""Each patch of compat: the symptom without it and the fix with it, in a fresh process.
 
 The processes are forked from a server that has imported torch but nothing of detectron2.
 """
@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "mask_rcnn_plus"
 TIMEOUT_S = 120
 
 
-# Experiments: each fails where the patch of the same name is needed and missing.
+# Each experiment fails if the patch of the same name is needed and missing.
 
 
 def layers_without_extension() -> None:
@@ -35,7 +35,7 @@ def extent_transform_default() -> None:
     from detectron2.data.transforms import ExtentTransform
 
     ramp = np.array([[0, 100]], np.uint8)
-    # Half a pixel to the right: halfway between the two values, as only interpolation gives.
+    # Half a pixel to the right: halfway between the two values, which shows interpolation.
     assert ExtentTransform((0.5, 0, 1.5, 1), (1, 1)).apply_image(ramp).item() == 50
 
 
@@ -80,7 +80,7 @@ def meshgrid_indexing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         anchors = generator([torch.zeros(1, 1, 2, 3)])[0]
-    # The middles of 16-pixel cells, 2 rows of 3, row by row.
+    # The centres of 16-pixel cells, 2 rows of 3, row by row.
     centers = [[8, 8], [24, 8], [40, 8], [8, 24], [24, 24], [40, 24]]
     assert anchors.get_centers().tolist() == centers
     torch.jit.script(anchor_generator._create_grid_offsets)
@@ -163,7 +163,7 @@ def model_zoo_without_pkg_resources() -> None:
         model_zoo.get_config_file("no_such.yaml")
 
 
-# What each experiment dies of without its patch.
+# How each experiment fails without its patch.
 SYMPTOMS = {
     layers_without_extension: "cannot import name '_C'",
     extent_transform_default: "has no attribute 'LINEAR'",
@@ -182,8 +182,10 @@ SYMPTOMS = {
 
 
 def _compat(without: str | None = None) -> ModuleType:
-    """The patches in this fresh process, not yet applied, less one patch."""
-    package = ModuleType("mask_rcnn_plus")  # in place of the package, whose __init__ applies all
+    """The patches in this fresh process, not yet applied, without one of them."""
+    package = ModuleType(
+        "mask_rcnn_plus"
+    )  # instead of the real package, whose __init__ applies all
     package.__path__ = [str(PACKAGE)]
     sys.modules[package.__name__] = package
     compat = import_module("mask_rcnn_plus.compat.patches")
@@ -192,7 +194,7 @@ def _compat(without: str | None = None) -> ModuleType:
 
 
 def _symptom(name: str, without: str | None) -> str:
-    """What the experiment dies of, or nothing."""
+    """The experiment's error, or nothing."""
     try:
         _compat(without).apply()
         globals()[name]()
@@ -208,7 +210,7 @@ def _patches() -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[Pool]:
-    """Two processes at a time, each for one task."""
+    """Two processes at a time, one task each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision", "pycocotools.coco", "cv2"])
     with context.Pool(2, maxtasksperchild=1) as pool:
@@ -222,7 +224,7 @@ def patches(fresh: Pool) -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def symptoms(fresh: Pool) -> dict[tuple[str, bool], AsyncResult]:
-    """Every experiment with and without its patch, all under way at once."""
+    """Every experiment with and without its patch, all started at once."""
     return {
         (e.__name__, patched): fresh.apply_async(
             _symptom, (e.__name__, None if patched else e.__name__), {}
@@ -233,7 +235,7 @@ def symptoms(fresh: Pool) -> dict[tuple[str, bool], AsyncResult]:
 
 
 @pytest.mark.parametrize("experiment", SYMPTOMS, ids=lambda e: e.__name__)
-def test_patch_cures_its_symptom(experiment, symptoms, patches) -> None:
+def test_the_patch_removes_the_symptom(experiment, symptoms, patches) -> None:
     name = experiment.__name__
     assert symptoms[name, True].get(TIMEOUT_S) == ""
     if name not in patches[1]:
@@ -260,7 +262,7 @@ def test_applying_again_changes_nothing(fresh) -> None:
 
 
 def _import_beside_others() -> list[str]:
-    """The warnings of ``import mask_rcnn_plus``, after checks that other packages stay the same."""
+    """The warnings of ``import mask_rcnn_plus``. Checks that other packages do not change."""
     names = ("torch", "torch.optim.lr_scheduler", "torch.cuda.amp", "numpy", "PIL.Image", "random")
     others = [import_module(name) for name in names]
     before = [dict(vars(other)) for other in others]
@@ -270,9 +272,9 @@ def _import_beside_others() -> list[str]:
     for other, old in zip(others, before, strict=True):
         new = dict(vars(other))
         assert all(new.get(name) is old[name] for name in old), other
-        # Nothing but submodules that something else imported for the first time.
+        # Only submodules that another import loaded for the first time.
         assert all(isinstance(new[name], ModuleType) for name in new.keys() - old.keys()), other
-    for name in ("pkg_resources", "detectron2._C"):  # a stand-in has no spec
+    for name in ("pkg_resources", "detectron2._C"):  # a stub has no spec
         assert name not in sys.modules or sys.modules[name].__spec__, name
     return [f"{w.filename}: {w.message}" for w in seen]
 

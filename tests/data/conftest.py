@@ -1,4 +1,4 @@
-"""A data set root of the test's own, and what the tests of data sets write and read there."""
+"""A temporary data set root, and helpers of the tests of data sets."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_rcnn_plus.data import (
-    folders,
-)
+from mask_rcnn_plus.data import folders
 from mask_rcnn_plus.errors import UserError
 
-# Two images; category ids with a gap, out of order; whole numbers as many tools write them.
+# Two images; category ids with a gap, out of order; integers, as many tools write them.
 _COCO: dict[str, Any] = {
     "images": [
         {"id": 5, "file_name": "b.png", "height": 40, "width": 50},
@@ -60,13 +58,13 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def pets() -> Callable[[], dict[str, Any]]:
-    """Makes COCO content, free to be changed."""
+    """Creates COCO content that the test may change."""
     return lambda: deepcopy(_COCO)
 
 
 @pytest.fixture
 def write() -> Callable[..., Path]:
-    """Writes a json, and an empty file for each of its images; returns the json's path."""
+    """Writes a json and an empty file for each of its images; returns the json's path."""
 
     def write(
         root: Path,
@@ -91,7 +89,7 @@ def write() -> Callable[..., Path]:
 
 @pytest.fixture
 def message_of() -> Callable[..., str]:
-    """The one line that a call fails with."""
+    """The one-line message of the error that a call raises."""
 
     def message_of(call: Callable[[], Any]) -> str:
         with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""Boxes at the sizes of training, and anchors that cover them."""
+"""Boxes at training size, and anchors that cover them."""
 
 from typing import Any
 
@@ -12,9 +12,15 @@ from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
 from mask_rcnn_plus.config import get_cfg
 from mask_rcnn_plus.data import build_train_mapper
-from mask_rcnn_plus.data.anchors import Anchors, best_ious, coverage, fit
+from mask_rcnn_plus.data.anchors import (
+    Anchors,
+    SeenBoxes,
+    best_ious,
+    coverage,
+    fit,
+    seen_boxes,
+)
 from mask_rcnn_plus.data.augmentation import build_augmentations
-from mask_rcnn_plus.data.box_sizes import SeenBoxes, seen_boxes
 from mask_rcnn_plus.data.seeding import seed_all
 
 
@@ -24,7 +30,7 @@ def record(boxes: list[list[float]], size: tuple[int, int] = (40, 60)) -> dict[s
     return {"height": size[0], "width": size[1], "annotations": [*objects, crowd]}
 
 
-def test_boxes_are_resized_and_crowds_left_out() -> None:
+def test_boxes_are_resized_and_crowds_removed() -> None:
     records = [record([[3, 4, 13, 24]]), record([], size=(10, 10))]
     seen = seen_boxes(records, [T.ResizeShortestEdge(80, 1000)], seed=0, draws=2)
     assert seen.boxes.tolist() == [[6, 8, 26, 48]] * 2
@@ -56,19 +62,19 @@ def test_boxes_are_where_the_mapper_puts_them(tmp_path: Any) -> None:
 def test_an_iou_worked_out_by_hand() -> None:
     seen = SeenBoxes(np.array([[0.0, 0, 16, 16]]), np.array([[32.0, 32]]))
     anchors = Anchors(sizes=((16.0,),), ratios=((1.0,),), strides=(16,))
-    # The anchor around (0, 0) or (16, 16) has a quarter of the box, 64 of 256 + 256 - 64.
+    # The anchor around (0, 0) or (16, 16) covers a quarter of the box: 64 of 256 + 256 - 64.
     assert best_ious(seen, anchors).tolist() == [pytest.approx(1 / 7)]
-    # Half a stride further the anchor is the box.
+    # Half a stride further, the anchor equals the box.
     middle = Anchors(sizes=((16.0,),), ratios=((1.0,),), strides=(16,), offset=0.5)
     assert coverage(seen, middle).mean == 1
-    # Twice as high as wide: 16 x 16 of it is common, of 22.6 x 11.3.
+    # Twice as high as wide, 22.6 x 11.3: their intersection is 16 x 16 at most.
     tall = Anchors(sizes=((16.0,),), ratios=((2.0,),), strides=(16,), offset=0.5)
     common = 16 * 16 / 2**0.5
     assert best_ious(seen, tall).tolist() == [pytest.approx(common / (512 - common))]
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.5])
-def test_best_ious_are_those_of_all_anchors_of_detectron2(offset: float) -> None:
+def test_best_ious_equal_those_of_all_anchors_of_detectron2(offset: float) -> None:
     generator = torch.Generator().manual_seed(0)
     height, width = 75, 110
     corners = torch.rand(60, 2, generator=generator) * torch.tensor([width, height])
@@ -95,7 +101,7 @@ def test_best_ious_are_those_of_all_anchors_of_detectron2(offset: float) -> None
 
 def test_anchors_are_fitted_to_sizes_and_ratios() -> None:
     draw = np.random.default_rng(0)
-    # Twice as high as wide: 20 x 40 and 60 x 120, give or take a twentieth.
+    # Twice as high as wide: 20 x 40 and 60 x 120, plus or minus 5 %.
     width = np.repeat([20.0, 60.0], 50) * draw.uniform(0.95, 1.05, 100)
     corners = draw.uniform(0, 300, (100, 2))
     boxes = np.concatenate([corners, corners + np.stack([width, 2 * width], 1)], 1)
@@ -113,9 +119,9 @@ def test_anchors_are_fitted_to_sizes_and_ratios() -> None:
     assert fitted == fitted.rounded()
 
 
-def test_sizes_do_not_fall_from_map_to_map() -> None:
-    # Each box is the anchor of its map alone: small ones lie on the coarse map's cells, large ones
-    # off them, where the fine map's are. Free sizes would be [[24], [8]].
+def test_sizes_do_not_decrease_from_map_to_map() -> None:
+    # Each box fits only one map: small boxes are centred on cells of the coarse map, large ones
+    # between them, on cells of the fine map. Without the constraint, sizes would be [[24], [8]].
     small = np.array([[16.0 * i - 4, -4 + 16 * 3, 16 * i + 4, 4 + 16 * 3] for i in range(1, 6)])
     large = np.array([[16.0 * i - 8, 36, 16 * i + 16, 60] for i in range(1, 6)])
     seen = SeenBoxes(np.concatenate([small, large]), np.full((10, 2), 128.0))
@@ -131,7 +137,7 @@ def test_sizes_do_not_fall_from_map_to_map() -> None:
     assert flat == sorted(flat)
 
 
-def test_what_cannot_be_better_stays() -> None:
+def test_perfect_anchors_are_kept() -> None:
     seen = SeenBoxes(np.array([[8.0, 8, 24, 24]]), np.array([[32.0, 32]]))
     start = Anchors(sizes=((16.0,),), ratios=((1.0,),), strides=(16,))
     assert coverage(seen, start).mean == 1 and fit(seen, start) == start

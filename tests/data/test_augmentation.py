@@ -1,4 +1,4 @@
-"""Augmentations by config: where pixels, boxes, masks and keypoints end up."""
+"""Augmentations of the config: the places of pixels, boxes, masks and keypoints."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def config(**given: Any) -> Any:
 
 @pytest.fixture
 def record(tmp_path: Path) -> dict[str, Any]:
-    """A white rectangle, x 20 to 50, y 10 to 30, on black, and a crowd over all of the image."""
+    """A white rectangle, x 20 to 50, y 10 to 30, on black, and a crowd over the whole image."""
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     image[10:30, 20:50] = 255
     cv2.imwrite(str(tmp_path / "rectangle.png"), image)
@@ -60,16 +60,16 @@ def record(tmp_path: Path) -> dict[str, Any]:
 
 def test_without_keys_the_augmentations_are_detectron2s() -> None:
     cfg = config()
-    assert [type(one) for one in build_augmentations(cfg)] == [T.ResizeShortestEdge, T.RandomFlip]
+    assert [type(a) for a in build_augmentations(cfg)] == [T.ResizeShortestEdge, T.RandomFlip]
     cfg.INPUT.CROP.ENABLED = True
     assert type(build_augmentations(cfg)[0]) is T.RandomCrop
 
 
-def test_jitter_resizes_then_cuts_the_window_that_it_says() -> None:
-    # Pixel (y, x) holds 100 y + x, so that a window tells where it was.
+def test_jitter_resizes_then_crops_its_window() -> None:
+    # Pixel (y, x) has the value 100 y + x, so that a window shows its place.
     image = (np.arange(20)[:, None] * 100 + np.arange(40)[None, :]).astype(np.float32)[..., None]
     jitter = ScaleJitter(scale=(2.0, 2.0), size=(10, 20))
-    # 1 fits 20 x 40 into 10 x 20; 2 is as it was.
+    # Factor 1 fits 20 x 40 into 10 x 20; factor 2 keeps the size.
     corners = set()
     for draw in range(60):
         seed_all(draw)
@@ -83,11 +83,11 @@ def test_jitter_resizes_then_cuts_the_window_that_it_says() -> None:
         corners.add((y, x))
     rows, columns = zip(*corners, strict=True)
     assert (min(rows), max(rows), min(columns), max(columns)) == (0, 10, 0, 20)
-    # Not along the diagonal alone.
+    # Not only along the diagonal.
     assert np.corrcoef(rows, columns)[0, 1] < 0.5
 
 
-def test_jitter_draws_the_factor_evenly_and_leaves_a_pixel_of_anything() -> None:
+def test_jitter_draws_the_factor_uniformly_and_keeps_at_least_one_pixel() -> None:
     jitter = ScaleJitter(scale=(0.5, 1.0), size=(100, 100))
     sides = []
     for draw in range(300):
@@ -112,12 +112,12 @@ def test_a_small_image_is_padded_and_its_objects_stay_on_it(
         INPUT__MASK_FORMAT=mask_format,
     )
     sample = build_train_mapper(cfg)(record)
-    # 60 x 40 fits into the window as it is; half of that is 30 x 20.
+    # 60 x 40 fits into the window; half of that is 30 x 20.
     assert sample["image"].shape == (3, 80, 60)
     white = sample["image"][0] > 200
     assert white[6:14, 11:24].all() and not white[:4].any() and not white[:20, :9].any()
     assert (sample["image"][:, 20:] == 128).all() and (sample["image"][:, :, 30:] == 128).all()
-    # The crowd is no object.
+    # The crowd is not an object.
     (box,) = sample["instances"].gt_boxes.tensor.tolist()
     assert box == [10, 5, 25, 15]
     masks = sample["instances"].gt_masks
@@ -129,7 +129,7 @@ def test_a_small_image_is_padded_and_its_objects_stay_on_it(
 
 
 @pytest.mark.parametrize("rle", [False, True])
-def test_a_cut_object_keeps_the_part_in_the_window_and_one_outside_is_dropped(
+def test_a_cropped_object_keeps_its_part_in_the_window_and_one_outside_is_removed(
     record: dict[str, Any], rle: bool
 ) -> None:
     if rle:
@@ -143,7 +143,7 @@ def test_a_cut_object_keeps_the_part_in_the_window_and_one_outside_is_dropped(
         INPUT__JITTER__SIZE=(10, 15),
         INPUT__RANDOM_FLIP="none",
     )
-    # As large as it was, seen through windows of 15 x 10.
+    # At the original size, in windows of 15 x 10.
     mapper = build_train_mapper(cfg)
     counts = {0: 0, 1: 0}
     for draw in range(40):
@@ -171,7 +171,7 @@ def test_keypoints_move_with_the_image_and_lose_their_label_outside(
         INPUT__JITTER__SIZE=(20, 30),
         INPUT__RANDOM_FLIP="none",
     )
-    # Twice as large, 80 x 120; the window of 20 x 30 from (x 35, y 15) on.
+    # Twice as large, 80 x 120; the window of 20 x 30 starts at (x 35, y 15).
     monkeypatch.setattr(np.random, "uniform", lambda *range, size=None: 4.0 if range else PLACE)
     PLACE = np.array([15.5 / 61, 35.5 / 91])
     mapper = build_train_mapper(cfg)
@@ -189,7 +189,7 @@ def colour(change: T.Augmentation, pixel: tuple[int, int, int], draw: int = 0) -
     return change.get_transform(image).apply_image(image)[0, 0].astype(int)
 
 
-def test_colours_change_as_far_as_asked(record: dict[str, Any]) -> None:
+def test_colours_change_by_the_given_amount(record: dict[str, Any]) -> None:
     cfg = config(INPUT__COLOR__BRIGHTNESS=0.5, INPUT__RANDOM_FLIP="none")
     *_, brightness = build_augmentations(cfg)
     values = [colour(brightness, (100, 100, 100), draw)[0] for draw in range(200)]
@@ -197,7 +197,7 @@ def test_colours_change_as_far_as_asked(record: dict[str, Any]) -> None:
 
     cfg = config(INPUT__COLOR__SATURATION=1.0, INPUT__RANDOM_FLIP="none")
     *_, saturation = build_augmentations(cfg)
-    # Pure red in BGR is 76 of 255 as grey; wherever between, blue and green rise alike.
+    # Pure red in BGR is 76 of 255 as grey. In between, blue and green rise equally.
     reds = []
     for draw in range(100):
         blue, green, red = colour(saturation, (0, 0, 255), draw)
@@ -215,13 +215,13 @@ def test_colours_change_as_far_as_asked(record: dict[str, Any]) -> None:
     for draw in range(200):
         seed_all(draw)
         low, high = contrast.get_transform(image).apply_image(image)[0, :, 0].astype(int)
-        # Around the mean of 100, from half to one and a half times as far apart.
+        # Around the mean of 100, with 0.5 to 1.5 times the distance.
         assert low + high == pytest.approx(200, abs=2)
         spans.append(high - low)
     assert min(spans) in range(49, 56) and max(spans) in range(145, 152)
 
 
-def test_lighting_is_the_same_light_in_rgb_and_bgr() -> None:
+def test_lighting_is_the_same_in_rgb_and_bgr() -> None:
     pixel = (60, 120, 180)
     lighting = T.RandomLighting(25.5)
     rgb = colour(lighting, pixel, 3)
@@ -241,7 +241,7 @@ def test_lighting_is_the_same_light_in_rgb_and_bgr() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_blur_spreads_a_point_and_leaves_the_masks(channels: int) -> None:
+def test_blur_spreads_a_point_and_keeps_the_masks(channels: int) -> None:
     image = np.zeros((31, 31, channels), np.float32)
     image[15, 15] = 1
     transform = RandomBlur(sigma=(2.0, 2.0)).get_transform(image)
@@ -263,11 +263,11 @@ def test_blur_spreads_a_point_and_leaves_the_masks(channels: int) -> None:
 
 def test_padding_comes_after_the_colours() -> None:
     cfg = config(INPUT__JITTER__ENABLED=True, INPUT__COLOR__BRIGHTNESS=0.9)
-    kinds = [type(one) for one in build_augmentations(cfg)]
+    kinds = [type(a) for a in build_augmentations(cfg)]
     assert kinds == [ScaleJitter, T.RandomFlip, InRGB, PadTo]
 
 
-def test_a_cut_triangle_gets_the_box_of_what_is_left(record: dict[str, Any]) -> None:
+def test_a_cropped_triangle_gets_the_box_of_the_rest(record: dict[str, Any]) -> None:
     triangle = [20.0, 10.0, 50.0, 10.0, 20.0, 30.0]
     record["annotations"][0]["segmentation"] = [triangle]
     cfg = config(
@@ -276,7 +276,7 @@ def test_a_cut_triangle_gets_the_box_of_what_is_left(record: dict[str, Any]) -> 
         INPUT__JITTER__SIZE=(20, 40),
         INPUT__RANDOM_FLIP="none",
     )
-    # 40 x 60 becomes 30 x 45: of the triangle from (15, 7.5) to (37.5, 22.5) rows may go.
+    # 40 x 60 becomes 30 x 45. The triangle from (15, 7.5) to (37.5, 22.5) may lose rows.
     mapper = build_train_mapper(cfg)
     cut = 0
     for draw in range(20):
@@ -286,6 +286,6 @@ def test_a_cut_triangle_gets_the_box_of_what_is_left(record: dict[str, Any]) -> 
         xs, ys = polygon[0::2], polygon[1::2]
         expected = [xs.min(), ys.min(), xs.max(), ys.max()]
         assert objects.gt_boxes.tensor[0].tolist() == pytest.approx(expected, abs=1e-4)
-        # The slanted side ends further left where the upper edge is cut off.
+        # The slanted side ends further left if the upper edge is cut off.
         cut += ys.min() == 0 and xs.max() - xs.min() < 22
     assert cut > 2

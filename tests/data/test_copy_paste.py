@@ -1,4 +1,4 @@
-"""Copy-paste, worked out on images of a few pixels."""
+"""Copy-paste, calculated by hand on images of a few pixels."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def sample(
     boxes: list[tuple[int, int, int, int]],
     points: list[list[float]] | None = None,
 ) -> dict[str, Any]:
-    """An image of one grey; objects that fill their boxes (x0, y0, x1, y1)."""
+    """An image of one grey level, with objects that fill their boxes (x0, y0, x1, y1)."""
     objects = Instances(size)
     objects.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     objects.gt_classes = torch.arange(len(boxes)) + value
@@ -33,14 +33,14 @@ def sample(
     return {"image": image, "instances": objects, "height": 1, "file_name": "a.png"}
 
 
-def test_what_is_covered_leaves_the_masks_beneath() -> None:
-    # Left alone; half covered; hidden wholly.
+def test_masks_below_lose_what_is_covered() -> None:
+    # Not covered; half covered; completely covered.
     below = sample((8, 10), 10, [(0, 0, 2, 2), (2, 3, 6, 7), (5, 4, 7, 6)])
     above = sample((8, 10), 20, [(4, 3, 8, 7), (0, 6, 2, 8)])
     before = below["image"].clone(), below["instances"].gt_masks.tensor.clone()
     result = paste(below, above, torch.tensor([0]), (0, 0))
     objects = result["instances"]
-    # The second loses x 4 to 6, the third everything; the other object of the above is not chosen.
+    # The second loses x 4 to 6, the third everything. The other object above is not chosen.
     assert objects.gt_classes.tolist() == [10, 11, 20]
     assert objects.gt_boxes.tensor.tolist() == [[0, 0, 2, 2], [2, 3, 4, 7], [4, 3, 8, 7]]
     assert objects.gt_masks.tensor.flatten(1).sum(1).tolist() == [4, 8, 16]
@@ -48,13 +48,13 @@ def test_what_is_covered_leaves_the_masks_beneath() -> None:
     image[3:7, 4:8] = 20
     assert torch.equal(result["image"].long(), image.expand(3, 8, 10))
     assert result["height"] == 1
-    # No pixel belongs to two, and the samples that were given are as before.
+    # No pixel belongs to two objects, and the given samples do not change.
     assert objects.gt_masks.tensor.sum(0).max() == 1
     assert torch.equal(below["image"], before[0])
     assert torch.equal(below["instances"].gt_masks.tensor, before[1])
 
 
-def test_an_object_that_is_pasted_over_a_middle_leaves_a_hole() -> None:
+def test_an_object_pasted_over_the_middle_makes_a_hole() -> None:
     below = sample((9, 9), 10, [(1, 1, 8, 8)])
     result = paste(below, sample((9, 9), 20, [(3, 3, 5, 5)]), torch.tensor([0]), (0, 0))
     assert result["instances"].gt_boxes.tensor.tolist() == [[1, 1, 8, 8], [3, 3, 5, 5]]
@@ -80,9 +80,7 @@ def test_annotated_boxes_of_whole_objects_stay() -> None:
         ((-4, 0), []),  # outside
     ],
 )
-def test_an_object_that_passes_the_border_is_cut(
-    place: tuple[int, int], box: list[list[float]]
-) -> None:
+def test_an_object_across_the_border_is_cut(place: tuple[int, int], box: list[list[float]]) -> None:
     above = sample((5, 6), 20, [(0, 0, 3, 4)])
     result = paste(sample((8, 10), 10, []), above, torch.tensor([0]), place)
     assert result["instances"].gt_boxes.tensor.tolist() == box
@@ -93,12 +91,12 @@ def test_an_object_that_passes_the_border_is_cut(
     assert result["instances"].image_size == (8, 10)
 
 
-def test_keypoints_move_are_covered_and_left_outside() -> None:
+def test_keypoints_move_and_may_be_covered_or_outside() -> None:
     points = [[1, 1, 2], [5.5, 5.5, 2], [4.5, 5.5, 0]]
     below = sample((8, 8), 10, [(0, 0, 2, 2), (3, 3, 7, 7), (3, 3, 6, 7)], points)
     above = sample((8, 8), 20, [(3, 3, 6, 6), (0, 0, 3, 3)], [[3.5, 3.5, 1], [1, 1, 2]])
     objects = paste(below, above, torch.tensor([0, 1]), (2, 2))["instances"]
-    # 5, 5 to 8, 8 and 2, 2 to 5, 5 are pasted: the second's point is covered, which is COCO's 1.
+    # 5, 5 to 8, 8 and 2, 2 to 5, 5 are pasted: the second's point is covered (COCO's 1).
     assert objects.gt_keypoints.tensor[:, 0].tolist() == [
         [1, 1, 2],
         [5.5, 5.5, 1],
@@ -110,10 +108,10 @@ def test_keypoints_move_are_covered_and_left_outside() -> None:
     assert objects.gt_keypoints.tensor[-1, 0].tolist() == [0, 0, 0]
 
 
-def test_without_objects_there_is_nothing_to_paste_and_polygons_are_refused() -> None:
+def test_without_objects_nothing_is_pasted_and_polygons_are_refused() -> None:
     below, pasting = sample((8, 8), 10, [(0, 0, 2, 2)]), CopyPaste(probability=1, max_objects=3)
     assert pasting(below, sample((8, 8), 20, [])) is below
-    # A sample whose every object was cut off, of another mapper: no gt_masks at all.
+    # A sample of another mapper that has lost all objects has no gt_masks.
     bare = sample((8, 8), 10, [])
     bare["instances"].remove("gt_masks")
     assert len(pasting(bare, below)["instances"]) == 1
@@ -139,14 +137,14 @@ def test_number_choice_and_place_are_drawn() -> None:
             corners.add((y0 - y, x0 - x))
     assert counts == {1, 2, 3, 4, 5} and classes == set(range(20, 36))
     assert corners == {(y, x) for y in range(5) for x in range(6)}
-    # A larger image lies over all of the sample.
+    # A larger image covers the whole sample.
     for draw in range(20):
         seed_all(draw)
         result = pasting(sample((4, 4), 10, []), sample((9, 8), 20, [(0, 0, 8, 9)]))
         assert (result["image"] == 20).all()
 
 
-def test_a_sample_depends_on_its_position_alone_and_half_get_objects() -> None:
+def test_a_sample_depends_only_on_its_position_and_half_get_objects() -> None:
     records = [{"file_name": f"{number}.png", "number": number} for number in range(8)]
 
     def mapper(record: dict[str, Any]) -> dict[str, Any]:
@@ -168,13 +166,13 @@ def test_a_sample_depends_on_its_position_alone_and_half_get_objects() -> None:
     assert [take(0.5, position) for position in range(199, -1, -1)] == whole[::-1]
     pasted = sum(classes != [10, 11] for classes, _ in whole)
     assert 75 < pasted < 125
-    # Objects of every image come, its own and others.
+    # Objects come from every image, including the sample's own.
     others = {number // 10 for classes, _ in whole for number in classes}
     assert others == set(range(8))
     assert all(take(0.0, position)[0] == [10, 11] for position in range(20))
 
 
-def test_an_image_that_cannot_be_pasted_from_is_named_and_replaced() -> None:
+def test_an_unusable_source_image_is_named_and_replaced() -> None:
     records = [{"file_name": f"{number}.png", "number": number} for number in range(3)]
 
     def mapper(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The generated shapes' images, and what the json says of them."""
+"""The images of the generated shapes, and their annotations."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ def drawn(roots: dict[str, Path]) -> Drawn:
     return Drawn(roots["polygon"], "train")
 
 
-# What is drawn.
+# The images.
 
 
 def test_files_and_sizes(roots: dict[str, Path], drawn: Drawn) -> None:
@@ -132,8 +132,8 @@ def test_sizes_range_from_12_pixels_to_a_good_part_of_the_image(drawn: Drawn) ->
     assert 11 <= min(max(a["bbox"][2:]) for a in drawn.of_kind("circle")) <= 15
 
 
-def test_pixels_change_where_the_mask_ends(drawn: Drawn) -> None:
-    """The masks' outlines lie on edges of the image: any shift puts them beside the edges."""
+def test_pixels_change_at_the_edge_of_the_mask(drawn: Drawn) -> None:
+    """The outlines of the masks are on edges of the image: any shift moves them off the edges."""
     steps: dict[tuple[int, int], list[float]] = {}
     for annotation in drawn.annotations:
         image = drawn.images[annotation["image_id"]].astype(float)
@@ -145,13 +145,13 @@ def test_pixels_change_where_the_mask_ends(drawn: Drawn) -> None:
             change = np.abs(image[:, :-3] - image[:, 3:]).sum(axis=2)
             steps.setdefault(shift, []).append(change[right].mean() if right.any() else 0)
     on_edge, *beside = (np.mean(values) for values in steps.values())
-    # Up and down shifts leave vertical sides where they are, and so move less.
+    # Vertical shifts do not move vertical sides, so they change less.
     assert on_edge > 1.15 * max(beside)
     assert on_edge > 1.3 * max(beside[2:])
 
 
 def test_masks_are_the_geometry(drawn: Drawn) -> None:
-    """Where nothing covers them, squares and triangles are the polygons between their corners."""
+    """Squares and triangles that nothing covers are the polygons between their corners."""
     checked = 0
     for kind, corners in (
         ("square", [TOP_LEFT, TOP_RIGHT, BOTTOM_RIGHT, BOTTOM_LEFT]),
@@ -167,9 +167,9 @@ def test_masks_are_the_geometry(drawn: Drawn) -> None:
                     if cv2.pointPolygonTest(outline, (x + 0.5, y + 0.5), False) >= 0:
                         inside[y, x] = True
             mask = drawn.masks[annotation["id"]]
-            # Keypoints are rounded to a hundredth of a pixel, which may decide about a pixel.
+            # Keypoints are rounded to a hundredth of a pixel, which may change a pixel.
             assert (mask & ~inside).sum() <= 1
-            # A side may be covered even where no corner is.
+            # A side may be covered although no corner is.
             checked += (mask ^ inside).sum() <= 1
     assert checked > 30
 
@@ -196,7 +196,7 @@ def test_keypoints_belong_to_their_kind(drawn: Drawn) -> None:
                 assert y[TOP] < y[[BOTTOM_LEFT, BOTTOM_RIGHT]].min()
 
 
-def test_visibility_says_what_is_covered(drawn: Drawn) -> None:
+def test_visibility_tells_covered_points(drawn: Drawn) -> None:
     """A visible point touches its own mask, a covered one that of an object drawn later."""
     visible, covered = [], []
     for annotations in drawn.by_image():
@@ -211,16 +211,16 @@ def test_visibility_says_what_is_covered(drawn: Drawn) -> None:
                     covered.append(any(other > annotation["id"] for other in near))
     assert len(covered) > 20
     assert all(covered)
-    # A sharp corner can show while all pixels around it belong to the shape beside it.
+    # A sharp corner can be visible while all pixels around it belong to the next shape.
     assert np.mean(visible) > 0.99
 
 
-def test_visible_centres_lie_in_the_mask(drawn: Drawn) -> None:
+def test_visible_centres_are_in_the_mask(drawn: Drawn) -> None:
     agree = []
     for annotation in drawn.annotations:
         x, y, visibility = drawn.points(annotation)[CENTRE]
         agree.append(drawn.masks[annotation["id"]][int(y), int(x)] == (visibility == 2))
-    # A pixel that an outline crosses may belong to the other side than a point in it.
+    # A point in a pixel on an outline may belong to the other side than the pixel.
     assert np.mean(agree) > 0.97
 
 
@@ -234,7 +234,7 @@ def test_other_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
         assert all(drawn.masks[a["id"]].shape == size for a in annotations)
 
 
-# What the json says.
+# The json.
 
 
 def test_polygons_and_run_lengths_are_the_same_masks(roots: dict[str, Path], drawn: Drawn) -> None:
@@ -254,7 +254,7 @@ def test_polygons_and_run_lengths_are_the_same_masks(roots: dict[str, Path], dra
     ]
 
 
-def test_ground_truth_scores_full_marks(drawn: Drawn) -> None:
+def test_the_ground_truth_scores_an_ap_of_100(drawn: Drawn) -> None:
     results = [{**a, "score": 1.0} for a in drawn.annotations]
     detected = COCO()
     detected.dataset = {**drawn.coco.dataset, "annotations": results}
@@ -268,7 +268,7 @@ def test_ground_truth_scores_full_marks(drawn: Drawn) -> None:
         assert evaluation.stats[0] == pytest.approx(1)
 
 
-def test_detectron2_takes_both_formats(
+def test_detectron2_loads_both_formats(
     roots: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for root in roots.values():
@@ -276,7 +276,7 @@ def test_detectron2_takes_both_formats(
         assert {"shapes_train", "shapes_val"} <= set(register_folder_datasets())
         assert class_names("shapes_train") == ["circle", "square", "triangle"]
         assert len(require_dataset("shapes_train", training=True)) == 60
-        # Left and right change places in a mirrored image, the others stay.
+        # Left and right swap in a mirrored image, the others stay.
         flips = create_keypoint_hflip_indices("shapes_train")
         assert flips == [CENTRE, TOP, TOP_RIGHT, TOP_LEFT, BOTTOM_LEFT, BOTTOM_RIGHT]
         for name in ("shapes_train", "shapes_val"):

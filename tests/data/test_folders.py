@@ -1,6 +1,8 @@
-"""Data sets by folder: what is found, and when it is read again."""
+"""Data sets by folder: which are registered, and when they are read again."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from detectron2.data.detection_utils import (
 from mask_rcnn_plus.data import (
     class_names,
     dataset_root,
+    folders,
     register_folder_datasets,
     require_dataset,
 )
@@ -29,13 +32,15 @@ Fixture = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("root")
 
 
-def test_the_root_is_detectron2s(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+def test_the_root_is_the_same_as_in_detectron2(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     assert dataset_root() == root
     monkeypatch.delenv("DETECTRON2_DATASETS")
     assert dataset_root() == Path("datasets")
 
 
-def test_every_json_of_two_levels_is_registered_unread(root: Path, write: Fixture) -> None:
+def test_every_json_two_levels_down_is_registered_without_reading_it(
+    root: Path, write: Fixture
+) -> None:
     write(root, "no json at all", name="pets", split="train")
     write(root, name="my_pets", split="val_2")
     write(root, name=".trash")
@@ -52,11 +57,11 @@ def test_every_json_of_two_levels_is_registered_unread(root: Path, write: Fixtur
     assert "thing_classes" not in metadata.as_dict()
 
 
-def test_a_root_that_does_not_exist_holds_nothing(root: Path) -> None:
+def test_a_missing_root_has_no_data_sets(root: Path) -> None:
     assert register_folder_datasets(root / "absent") == []
 
 
-def test_a_relative_root_survives_a_change_of_folder(
+def test_a_relative_root_survives_a_change_of_directory(
     root: Path, monkeypatch: pytest.MonkeyPatch, write: Fixture
 ) -> None:
     write(root)
@@ -79,7 +84,7 @@ def test_a_loaded_data_set_is_in_detectron2s_format(root: Path, write: Fixture) 
     assert metadata.thing_dataset_id_to_contiguous_id == {2: 0, 7: 1}
 
 
-def test_whole_numbers_are_not_truncated_by_resizing(root: Path, write: Fixture) -> None:
+def test_integers_are_not_truncated_by_resizing(root: Path, write: Fixture) -> None:
     write(root)
     annotation = require_dataset("pets_train")[1]["annotations"][0]
     half = T.TransformList([T.ResizeTransform(40, 50, 20, 25)])
@@ -88,7 +93,7 @@ def test_whole_numbers_are_not_truncated_by_resizing(root: Path, write: Fixture)
     assert np.concatenate(resized["segmentation"]).tolist() == [0.5, 1, 6, 1, 6, 7.5, 0.5, 7.5]
 
 
-def test_images_may_lie_in_a_folder_named_after_the_split(root: Path, write: Fixture) -> None:
+def test_images_may_be_in_a_folder_named_after_the_split(root: Path, write: Fixture) -> None:
     write(root, at="train")
     assert Path(require_dataset("pets_train")[0]["file_name"]) == root / "pets" / "train" / "a.png"
 
@@ -129,7 +134,7 @@ def test_a_changed_json_is_read_again(root: Path, write: Fixture, pets: Fixture)
     assert held.thing_classes == ["cat", "dog", "gerbil"]
 
 
-def test_a_json_that_was_mended_after_a_failure_loads(
+def test_a_json_that_was_corrected_after_a_failure_loads(
     root: Path, write: Fixture, pets: Fixture, message_of: Fixture
 ) -> None:
     broken = pets()
@@ -142,7 +147,7 @@ def test_a_json_that_was_mended_after_a_failure_loads(
     assert class_names("pets_train") == ["cat", "dog"]
 
 
-def test_another_root_takes_over_its_names_and_leaves_the_others(
+def test_another_root_takes_over_its_names_and_keeps_the_others(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Fixture, pets: Fixture
 ) -> None:
     write(root)
@@ -160,7 +165,7 @@ def test_another_root_takes_over_its_names_and_leaves_the_others(
     assert class_names("pets_val") == ["cat", "dog"]
 
 
-def test_a_data_set_whose_json_is_gone_is_forgotten(
+def test_a_data_set_without_its_json_is_removed(
     root: Path, write: Fixture, message_of: Fixture
 ) -> None:
     json_file = write(root)
@@ -172,7 +177,7 @@ def test_a_data_set_whose_json_is_gone_is_forgotten(
     assert "pets_train" not in MetadataCatalog
 
 
-def test_names_that_others_registered_are_left_alone(root: Path, write: Fixture) -> None:
+def test_names_registered_by_others_are_not_changed(root: Path, write: Fixture) -> None:
     def loader() -> list[dict[str, Any]]:
         return []
 
@@ -186,9 +191,7 @@ def test_names_that_others_registered_are_left_alone(root: Path, write: Fixture)
     assert "json_file" not in MetadataCatalog.get("pets_train").as_dict()
 
 
-def test_a_name_that_two_files_have_is_refused(
-    root: Path, write: Fixture, message_of: Fixture
-) -> None:
+def test_a_name_of_two_files_is_refused(root: Path, write: Fixture, message_of: Fixture) -> None:
     write(root, name="a", split="b_c")
     write(root, name="a_b", split="c")
     assert register_folder_datasets() == ["a_b_c"]
@@ -197,7 +200,7 @@ def test_a_name_that_two_files_have_is_refused(
     assert str(root / "a_b" / "c.json") in message
 
 
-def test_classes_that_the_user_set_are_not_overwritten(
+def test_classes_set_by_the_user_are_not_overwritten(
     root: Path, write: Fixture, message_of: Fixture
 ) -> None:
     write(root)
@@ -227,7 +230,7 @@ def test_keypoint_metadata_comes_from_the_categories(
 
 
 @pytest.mark.parametrize("names", [("nose", "left_ear"), ("nose", "tail"), ("bright", "bleft")])
-def test_a_flip_map_that_names_do_not_determine_is_left_out(
+def test_no_flip_map_is_set_if_the_names_do_not_determine_it(
     root: Path, names: tuple[str, ...], write: Fixture, pets: Fixture
 ) -> None:
     write(root, with_keypoints(pets(), *names))
@@ -237,7 +240,7 @@ def test_a_flip_map_that_names_do_not_determine_is_left_out(
     assert "keypoint_flip_map" not in metadata
 
 
-def test_keypoints_that_differ_between_categories_are_left_out(
+def test_keypoints_that_differ_between_categories_are_not_set(
     root: Path, write: Fixture, pets: Fixture
 ) -> None:
     content = with_keypoints(pets(), "nose")
@@ -247,7 +250,7 @@ def test_keypoints_that_differ_between_categories_are_left_out(
     assert "keypoint_names" not in MetadataCatalog.get("pets_train").as_dict()
 
 
-def test_keypoint_metadata_follows_its_own_json_and_spares_the_users(
+def test_keypoint_metadata_follows_the_json_and_keeps_the_users_values(
     root: Path, write: Fixture, pets: Fixture
 ) -> None:
     json_file = write(root, with_keypoints(pets(), "left_ear", "right_ear"))
@@ -275,3 +278,57 @@ def test_real_data_sets_load() -> None:
     assert class_names("fruits_nuts_train") == ["date", "fig", "hazelnut"]
     assert len(require_dataset("nuclei_train", training=True)) == 96
     assert len(require_dataset("nuclei_val_rle")) == 32
+
+
+def test_the_import_reads_no_folder_and_the_catalogs_find_data_sets_when_asked(
+    root: Path, write: Fixture
+) -> None:
+    for split in ("train", "val"):
+        write(root, split=split)
+    script = f"""
+import sys
+
+root, reads = {str(root)!r}, []
+
+def note(event, args):
+    if args and isinstance(args[0], str) and args[0].startswith(root):
+        reads.append((event, args[0]))
+
+sys.addaudithook(note)
+import mask_rcnn_plus
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+
+assert not reads, reads
+assert len(DatasetCatalog.get("pets_train")) == 2
+assert reads
+assert MetadataCatalog.get("pets_val").evaluator_type == "coco"
+assert MetadataCatalog.get("coco_2017_val").evaluator_type == "coco"
+assert MetadataCatalog.get("anything").as_dict() == {{"name": "anything"}}
+try:
+    DatasetCatalog.get("pets_test")
+except KeyError as error:
+    assert "pets_test" in str(error) and "pets_val" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_metadata_is_there_before_the_data_set_is_loaded(root: Path, write: Fixture) -> None:
+    json_file = write(root)
+    assert MetadataCatalog.get("pets_train").json_file == str(json_file)
+    assert DatasetCatalog.get("pets_train")
+
+
+def test_a_name_that_the_user_registered_first_stays_the_users(root: Path, write: Fixture) -> None:
+    write(root)
+    DatasetCatalog.register("pets_train", lambda: [{"file_name": "mine"}])
+    assert DatasetCatalog.get("pets_train") == [{"file_name": "mine"}]
+    assert MetadataCatalog.get("pets_train").get("json_file") is None
+
+
+def test_catalogs_are_extended_once() -> None:
+    before = type(DatasetCatalog).get, type(MetadataCatalog).get
+    folders.extend_catalogs()
+    assert (type(DatasetCatalog).get, type(MetadataCatalog).get) == before

@@ -1,42 +1,108 @@
-"""Which files detectron2 reads as images once this project is imported."""
+"""The supported image formats; what an import leaves to the application."""
 
 import contextlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.data import detection_utils
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from mask_rcnn_plus import UserError
-from mask_rcnn_plus.data import formats
+from mask_rcnn_plus.data import generate_shapes
+from mask_rcnn_plus.data.formats import formats, open_image, read_image
+from mask_rcnn_plus.engine import main
+from mask_rcnn_plus.prediction.images import to_bgr
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(x) print\n%%EOF\n"
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF"])
-def test_images_are_read_as_before(tmp_path: Path, kind: str) -> None:
+def test_supported_images_are_read_as_detectron2_reads_them(tmp_path: Path, kind: str) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (9, 7, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "x.bin", kind)
-    read = detection_utils.read_image(str(tmp_path / "x.bin"), "BGR")
-    inner = detection_utils.read_image.__wrapped__
-    assert np.array_equal(read, inner(str(tmp_path / "x.bin"), "BGR"))
+    read = read_image(str(tmp_path / "x.bin"), "BGR")
+    assert np.array_equal(read, detection_utils.read_image(str(tmp_path / "x.bin"), "BGR"))
     assert read.shape == (9, 7, 3)
 
 
-def test_postscript_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.png").write_bytes(EPS)
-    ran = []
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: ran.append(a))
-    with pytest.raises(UserError, match="is none that is read: JPEG, PNG"):
-        detection_utils.read_image(str(tmp_path / "x.png"), "BGR")
-    assert not ran
-    with contextlib.suppress(Exception):  # for nothing was painted
-        detection_utils.read_image.__wrapped__(str(tmp_path / "x.png"), "BGR")
-    assert ran  # so the file would have been
+@pytest.fixture
+def ghostscript(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """The calls of Ghostscript."""
+    calls: list[tuple] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **_: calls.append(args))
+    return calls
 
 
-def test_it_wraps_once() -> None:
-    before = detection_utils.read_image
-    formats.restrict_detectron2()
-    assert detection_utils.read_image is before
+def test_postscript_is_never_run(tmp_path: Path, ghostscript: list[tuple]) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(EPS)
+    with pytest.raises(UserError, match=r"x.png'.*JPEG, PNG"):
+        read_image(str(path), "BGR")
+    with pytest.raises(UnidentifiedImageError):
+        open_image(path)
+    with pytest.raises(UserError, match=r"x\.png"):
+        to_bgr(path)
+    assert not ghostscript and "EPS" not in formats()
+    with contextlib.suppress(Exception):  # Ghostscript has painted nothing
+        detection_utils.read_image(str(path), "BGR")
+    assert ghostscript  # so the file would have been run
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_neither_training_nor_evaluation_runs_postscript(
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    ghostscript: list[tuple],
+    split: str,
+) -> None:
+    generate_shapes(tmp_path, num_train=2, num_val=1, image_size=(64, 64), progress=False)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "shapes" / "images" / f"{split}_000000.png").write_bytes(EPS)
+    assert main(["--config-file", str(tiny_config)]) == 2
+    assert f"{split}_000000.png" in (message := capfd.readouterr().err)
+    assert "JPEG, PNG" in message
+    assert not ghostscript
+
+
+def test_all_images_are_opened_in_formats() -> None:
+    root = Path(__file__).parents[2]
+    files = [*(root / "mask_rcnn_plus").rglob("*.py"), *(root / "mask_rcnn_tools").rglob("*.py")]
+    opening = re.compile(r"Image\.open\(|detection_utils\.read_image\(|utils\.read_image\(")
+    assert [path.name for path in files if opening.search(path.read_text())] == ["formats.py"]
+
+
+class _Heif(ImageFile.ImageFile):
+    """Stands for an application's Pillow plugin: one green pixel."""
+
+    format = "FAKE_HEIF"
+
+    def _open(self) -> None:
+        self._mode, self._size = "RGB", (1, 1)
+        self.tile = []
+
+    def load(self) -> None:
+        self.im = Image.new("RGB", (1, 1), (0, 255, 0)).im
+
+
+def test_an_applications_own_formats_keep_working(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "ID", Image.ID[:])
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    Image.register_open(_Heif.format, _Heif, lambda prefix: prefix.startswith(b"fake heif"))
+    path = tmp_path / "photo.heic"
+    path.write_bytes(b"fake heif")
+    with Image.open(path) as image:
+        assert image.format == "FAKE_HEIF"
+    assert detection_utils.read_image(str(path), "RGB").tolist() == [[[0, 255, 0]]]
+    with pytest.raises(UserError, match=r"photo.heic': unsupported format"):
+        read_image(str(path))
+
+
+def test_nothing_of_pillow_or_detectron2_is_replaced() -> None:
+    assert detection_utils.read_image.__module__ == "detectron2.data.detection_utils"
+    assert Image.open.__module__ == "PIL.Image"

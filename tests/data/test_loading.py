@@ -1,4 +1,4 @@
-"""What users get to read about a data set that cannot be used."""
+"""The messages about a data set that cannot be used."""
 
 import json
 import os
@@ -23,7 +23,7 @@ Fixture = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("root")
 
 
-def test_an_unknown_name_is_answered_with_the_near_ones(
+def test_the_message_of_an_unknown_name_suggests_a_similar_one(
     root: Path, write: Fixture, message_of: Fixture
 ) -> None:
     write(root)
@@ -37,7 +37,7 @@ def test_an_unknown_name_is_answered_with_the_near_ones(
     assert "pet_train" not in MetadataCatalog
 
 
-def test_an_unknown_name_in_an_empty_or_absent_root(
+def test_an_unknown_name_in_an_empty_or_missing_root(
     root: Path, monkeypatch: pytest.MonkeyPatch, message_of: Fixture
 ) -> None:
     assert f"'{root}' (DETECTRON2_DATASETS), which has none" in message_of(
@@ -66,7 +66,7 @@ def test_a_builtin_data_set_that_is_not_on_disk(
 
 
 def at(path: str, value: Any) -> Callable[[Any], Any]:
-    """Replaces one value of a content ("annotations.0.bbox"); takes it out for Ellipsis."""
+    """Replaces one value of the content ("annotations.0.bbox"), or removes it for Ellipsis."""
 
     def change(content: Any) -> Any:
         *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
@@ -83,42 +83,42 @@ def at(path: str, value: Any) -> Callable[[Any], Any]:
 
 
 BAD_JSON: list[tuple[Any, str]] = [
-    ("", "is no json"),
-    ('{"images": [', "is no json"),
-    ("[" * 100_000, "is no json"),
-    ("\x00\x01", "is no json"),
-    ([], "holds a list"),
-    ("null", "holds a NoneType"),
-    ({"a.png": {"regions": []}}, "no list 'images'"),
+    ("", "is not valid json"),
+    ('{"images": [', "is not valid json"),
+    ("[" * 100_000, "is not valid json"),
+    ("\x00\x01", "is not valid json"),
+    ([], "contains a list"),
+    ("null", "contains a NoneType"),
+    ({"a.png": {"regions": []}}, "'images' is missing"),
     *(
-        (at(section, ...), f"no list '{section}'")
+        (at(section, ...), f"'{section}' is missing")
         for section in ("images", "annotations", "categories")
     ),
     *(
-        (at(section, {}), f"no list '{section}'")
+        (at(section, {}), f"'{section}' is missing")
         for section in ("images", "annotations", "categories")
     ),
     (at("categories", []), "'categories' is empty"),
     (at("images.0", 3), "images[0] is a int"),
     (at("annotations.1", None), "annotations[1] is a NoneType"),
     *(
-        (at(f"images.1.{f}", ...), f"images[1] has no '{f}'")
+        (at(f"images.1.{f}", ...), f"images[1] lacks '{f}'")
         for f in ("id", "file_name", "height", "width")
     ),
     *(
-        (at(f"annotations.0.{f}", ...), f"annotations[0] has no '{f}'")
+        (at(f"annotations.0.{f}", ...), f"annotations[0] lacks '{f}'")
         for f in ("id", "image_id", "category_id", "bbox")
     ),
-    (at("categories.0.name", ...), "categories[0] has no 'name'"),
+    (at("categories.0.name", ...), "categories[0] lacks 'name'"),
     (at("annotations.1.image_id", 77), "annotations[1] (id 2) has the image_id 77"),
     (at("annotations.1.image_id", "5"), "image_id '5'"),
     (at("annotations.1.image_id", [5]), "image_id [5]"),
     (at("annotations.1.category_id", 1), "category_id 1, which is not in 'categories'"),
-    (at("annotations.1.id", 1), "annotations[1] has the id 1 of an earlier entry"),
-    (at("images.1.id", 5), "images[1] has the id 5 of an earlier entry"),
-    (at("categories.1.id", 7), "categories[1] has the id 7 of an earlier entry"),
+    (at("annotations.1.id", 1), "annotations[1] repeats the id 1 of an earlier entry"),
+    (at("images.1.id", 5), "images[1] repeats the id 5 of an earlier entry"),
+    (at("categories.1.id", 7), "categories[1] repeats the id 7 of an earlier entry"),
     (at("images.0.id", {}), "images[0] has the id {}"),
-    (at("images.0.id", "five"), "partly numbers, partly text"),
+    (at("images.0.id", "five"), "partly numbers and partly strings"),
     (at("images.0.file_name", 12), "file_name 12"),
     (at("images.0.height", "40"), "height '40'"),
     (at("images.0.width", 0), "width 0"),
@@ -127,12 +127,12 @@ BAD_JSON: list[tuple[Any, str]] = [
     (at("annotations.0.bbox", [1, 2, 3, None]), "bbox [1, 2, 3, None]"),
     (at("annotations.0.bbox", [1, 2, 3, float("nan")]), "bbox [1, 2, 3, nan]"),
     (at("annotations.0.bbox", {"x": 1}), "bbox {'x': 1}"),
-    # What detectron2 finds while converting.
+    # detectron2 notices these while converting.
     (at("annotations.0.ignore", 1), "ignore"),
     (at("annotations.0.segmentation", {"size": [4, 4]}), "RLE of the size [4, 4]"),
-    (at("annotations.0.segmentation", [3, 4]), "has the polygon 3, which is no list of numbers"),
+    (at("annotations.0.segmentation", [3, 4]), "has the polygon 3, which is not a list of numbers"),
     (at("annotations.0.segmentation", [["a"] * 6]), "has the polygon ['a', "),
-    (at("annotations.0.segmentation", [["nan"] * 6]), "which is no list of numbers"),
+    (at("annotations.0.segmentation", [["nan"] * 6]), "which is not a list of numbers"),
     (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, float("nan")]]), "not finite"),
     (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, 10**400]]), "not finite"),
     (at("annotations.0.segmentation", [[1, 2, 3, 4, 5, -1e9]]), "the coordinate -1e+09"),
@@ -145,7 +145,7 @@ BAD_JSON: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("content", "says"), BAD_JSON)
-def test_bad_json_gets_one_line(
+def test_a_bad_json_is_refused_in_one_line(
     root: Path, content: Any, says: str, write: Fixture, pets: Fixture, message_of: Fixture
 ) -> None:
     json_file = write(root, content(pets()) if callable(content) else content)
@@ -167,15 +167,15 @@ def test_odd_segmentations_do_not_crash(
         assert "pets_train" in str(error)
 
 
-def test_the_users_own_coco_json_gets_the_same_lines(
+def test_a_coco_json_registered_by_the_user_gets_the_same_messages(
     root: Path, write: Fixture, pets: Fixture, message_of: Fixture
 ) -> None:
     json_file = write(root, at("images.0.height", ...)(pets()))
     register_coco_instances("mine", {}, str(json_file), str(root / "pets" / "images"))
-    assert "images[0] has no 'height'" in message_of(lambda: require_dataset("mine"))
+    assert "images[0] lacks 'height'" in message_of(lambda: require_dataset("mine"))
 
 
-def test_a_json_that_cannot_be_read(
+def test_an_unreadable_json(
     root: Path, monkeypatch: pytest.MonkeyPatch, write: Fixture, message_of: Fixture
 ) -> None:
     json_file = write(root)
@@ -212,16 +212,16 @@ def test_a_missing_folder_of_images_is_named(
     assert f"there is no folder '{root / 'pets' / 'images'}'" in message
 
 
-def test_a_file_name_with_a_folder_too_many(
+def test_a_file_name_with_an_additional_folder(
     root: Path, write: Fixture, pets: Fixture, message_of: Fixture
 ) -> None:
     json_file = write(root)
     json_file.write_text(json.dumps(at("images.1.file_name", "images/a.png")(pets())))
     message = message_of(lambda: require_dataset("pets_train"))
-    assert f"but 'a.png' lies in '{root / 'pets' / 'images'}'" in message
+    assert f"but 'a.png' is in '{root / 'pets' / 'images'}'" in message
 
 
-def test_images_may_lie_in_subfolders_or_anywhere(
+def test_images_may_be_in_subfolders_or_anywhere(
     root: Path, tmp_path: Path, write: Fixture, pets: Fixture
 ) -> None:
     json_file = write(root)
@@ -289,7 +289,7 @@ def test_a_data_set_of_the_users_own(root: Path, message_of: Fixture) -> None:
     assert "1 of 1 images are missing" in message_of(lambda: require_dataset("own"))
 
 
-def test_a_data_set_of_the_users_own_that_fails(root: Path, message_of: Fixture) -> None:
+def test_a_failing_data_set_of_the_users_own(root: Path, message_of: Fixture) -> None:
     def own() -> list[dict[str, Any]]:
         raise KeyError("height\nwidth")
 
@@ -301,6 +301,6 @@ def test_a_data_set_of_the_users_own_that_fails(root: Path, message_of: Fixture)
     DatasetCatalog.register("none", lambda: None)
     assert "could not be loaded" in message_of(lambda: require_dataset("none"))
     DatasetCatalog.register("words", lambda: ["a", "b"])
-    assert "holds a str" in message_of(lambda: require_dataset("words"))
+    assert "contains a str" in message_of(lambda: require_dataset("words"))
     DatasetCatalog.register("empty", list)
     assert "has no images" in message_of(lambda: require_dataset("empty"))

@@ -1,4 +1,4 @@
-"""Masks to polygons and, by pycocotools, back."""
+"""Converts masks to polygons and, with pycocotools, back."""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ def mask_of(polygons: list[list[float]], size: tuple[int, int]) -> np.ndarray:
     return mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, *size))).astype(bool)
 
 
-def test_outlines_give_any_mask_back() -> None:
+def test_outlines_reproduce_any_mask() -> None:
     rng = np.random.default_rng(3)
     for _ in range(300):
         size = tuple(rng.integers(1, 24, 2).tolist())
@@ -32,7 +32,7 @@ def test_outlines_give_any_mask_back() -> None:
             assert not (first & second).any()
 
 
-def test_outlines_by_hand() -> None:
+def test_outlines_calculated_by_hand() -> None:
     mask = np.zeros((5, 6), dtype=bool)
     mask[1:3, 2:5] = True
     assert mask_to_polygons(mask) == [[2.0, 1.0, 5.0, 1.0, 5.0, 3.0, 2.0, 3.0]]
@@ -46,7 +46,7 @@ def test_outlines_by_hand() -> None:
     assert len(polygons) == 2
     assert np.array_equal(mask_of(polygons, (5, 5)), ring)
 
-    ring[3, 3] = ring[4, 4] = False  # now open to the outside, across a corner
+    ring[3, 3] = ring[4, 4] = False  # now the hole is open to the outside, across a corner
     assert len(mask_to_polygons(ring)) == 1
     assert np.array_equal(mask_of(mask_to_polygons(ring), (5, 5)), ring)
 

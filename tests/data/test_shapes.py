@@ -1,4 +1,4 @@
-"""The generated shapes' files: the same seed gives the same bytes; when a folder is replaced."""
+"""The files of the generated shapes: reproducible bytes, and when a folder is replaced."""
 
 import hashlib
 import io
@@ -41,7 +41,7 @@ def message_of(call: Callable[[], Any]) -> str:
 # The same seed, the same bytes.
 
 
-def test_an_image_depends_on_seed_split_and_index_alone(tmp_path: Path) -> None:
+def test_an_image_depends_only_on_seed_split_and_index(tmp_path: Path) -> None:
     few, many, other = tmp_path / "few", tmp_path / "many", tmp_path / "other"
     generate_shapes(few, **TINY)
     generate_shapes(many, **{**TINY, "num_train": 6, "num_val": 4})
@@ -58,7 +58,7 @@ def test_an_image_depends_on_seed_split_and_index_alone(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_at_once_write_one_set(tmp_path: Path) -> None:
-    # The bare module, since importing detectron2 would take most of the time.
+    # Only this module, because importing detectron2 would take most of the time.
     program = """if True:
         import pathlib, sys, types
         for name, path in (("mask_rcnn_plus", sys.argv[1]), ("mask_rcnn_plus.data", sys.argv[2])):
@@ -87,7 +87,7 @@ def test_processes_that_start_at_once_write_one_set(tmp_path: Path) -> None:
     assert visible(tmp_path / "together") == ["shapes"]
 
 
-def test_a_process_that_waited_takes_what_it_finds(
+def test_a_process_that_waited_uses_the_existing_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
@@ -109,7 +109,7 @@ def visible(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.name != ".shapes.lock")
 
 
-def test_what_is_there_already_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate_shapes(tmp_path, **TINY)
     monkeypatch.setattr(shapes, "draw_image", None)  # drawing would fail
     assert generate_shapes(tmp_path, **TINY) == ["shapes_train", "shapes_val"]
@@ -125,7 +125,7 @@ def test_what_is_there_already_is_kept(tmp_path: Path, monkeypatch: pytest.Monke
         {"frequencies": (1, 1, 0.1)},
     ],
 )
-def test_other_arguments_draw_it_anew(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_other_arguments_replace_the_files(tmp_path: Path, change: dict[str, Any]) -> None:
     generate_shapes(tmp_path / "changed", **TINY)
     (tmp_path / "changed" / "shapes" / ".DS_Store").touch()
     generate_shapes(tmp_path / "changed", **{**TINY, **change})
@@ -137,21 +137,21 @@ def test_other_arguments_draw_it_anew(tmp_path: Path, change: dict[str, Any]) ->
 def test_frequencies_make_a_class_rare(tmp_path: Path) -> None:
     generate_shapes(tmp_path, **{**TINY, "num_train": 100}, frequencies=(2, 6, 0.4))
     annotations = json.loads((tmp_path / "shapes" / "train.json").read_text())["annotations"]
-    counts = [sum(one["category_id"] == kind for one in annotations) for kind in (1, 2, 3)]
+    counts = [sum(a["category_id"] == kind for a in annotations) for kind in (1, 2, 3)]
     expected = [share * len(annotations) for share in (2 / 8.4, 6 / 8.4, 0.4 / 8.4)]
     # Within four standard deviations of independent draws.
     for count, mean in zip(counts, expected, strict=True):
         assert abs(count - mean) < 4 * mean**0.5, counts
 
 
-def test_equal_frequencies_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_frequencies_are_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate_shapes(tmp_path, **TINY)
     monkeypatch.setattr(shapes, "draw_image", None)  # drawing again would fail
     generate_shapes(tmp_path, **TINY, frequencies=(3.0, 3.0, 3.0))
 
 
 @pytest.mark.parametrize("lost", ["images/train_000001.png", "val.json"])
-def test_an_incomplete_set_is_drawn_anew(tmp_path: Path, lost: str) -> None:
+def test_an_incomplete_folder_is_replaced(tmp_path: Path, lost: str) -> None:
     generate_shapes(tmp_path, **TINY)
     before = digest(tmp_path)
     (tmp_path / "shapes" / lost).unlink()
@@ -159,7 +159,7 @@ def test_an_incomplete_set_is_drawn_anew(tmp_path: Path, lost: str) -> None:
     assert digest(tmp_path) == before
 
 
-def test_an_older_generators_set_is_drawn_anew(
+def test_a_folder_of_an_older_generator_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapes, "_VERSION", 0)
@@ -183,11 +183,11 @@ def test_an_empty_folder_is_used(tmp_path: Path) -> None:
         ("train.json", '{"info":{"generator":"x"},"images":[]}', "not the generator's"),
         ("train.json", '{"info":3}', "not the generator's"),
         ("train.json", "\udcff\udcfe", "not the generator's"),
-        ("holiday.jpg", "", "it holds 'holiday.jpg'"),
+        ("holiday.jpg", "", "it contains 'holiday.jpg'"),
         ("images/train_000000.png", "", "not the generator's"),
     ],
 )
-def test_a_folder_of_others_is_not_touched(
+def test_a_folder_with_other_files_is_not_changed(
     tmp_path: Path, foreign: str, content: str, says: str
 ) -> None:
     path = tmp_path / "shapes" / foreign
@@ -201,17 +201,17 @@ def test_a_folder_of_others_is_not_touched(
 
 
 @pytest.mark.parametrize("added", ["test.json", "images/mine.png"])
-def test_what_the_user_added_is_not_deleted(tmp_path: Path, added: str) -> None:
+def test_files_added_by_the_user_are_not_deleted(tmp_path: Path, added: str) -> None:
     generate_shapes(tmp_path, **TINY)
     (tmp_path / "shapes" / added).write_text("{}")
     before = digest(tmp_path)
     message = message_of(lambda: generate_shapes(tmp_path, **TINY, seed=1))
-    assert f"it holds '{Path(added).name}'" in message
+    assert f"it contains '{Path(added).name}'" in message
     assert digest(tmp_path) == before
 
 
 @pytest.mark.parametrize("existing", [True, False])
-def test_an_interrupted_run_leaves_nothing_half_done(
+def test_an_interrupted_run_leaves_no_partial_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, existing: bool
 ) -> None:
     if existing:
@@ -235,7 +235,7 @@ def test_an_interrupted_run_leaves_nothing_half_done(
     }
 
 
-def test_the_old_set_survives_a_rename_that_fails(
+def test_the_old_files_survive_a_failed_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate_shapes(tmp_path, **TINY)
@@ -252,7 +252,7 @@ def test_the_old_set_survives_a_rename_that_fails(
     assert digest(tmp_path) == before
 
 
-def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
+def test_the_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     for name in (".shapes.new", ".shapes.old"):
         (tmp_path / name / "images").mkdir(parents=True)
         (tmp_path / name / "images" / "train_000000.png").touch()
@@ -262,7 +262,7 @@ def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
     assert len(digest(tmp_path / "shapes")) == 7
 
 
-def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_root_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     message = message_of(lambda: generate_shapes(tmp_path / "file" / "root", **TINY))
     assert "cannot write the generated data set" in message
@@ -278,7 +278,9 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert visible(tmp_path) == []
 
 
-def test_the_bar_shows_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_is_shown_only_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -295,8 +297,8 @@ def test_the_bar_shows_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"mask_format": "polygons"}, "did you mean 'polygon'?"),
-        ({"mask_format": 3}, "give 'polygon' or 'rle'"),
+        ({"mask_format": "polygons"}, "mask_format is 'polygons'"),
+        ({"mask_format": 3}, "expected 'polygon' or 'rle'"),
         ({"image_size": (31, 64)}, "image_size is (31, 64)"),
         ({"image_size": (64,)}, "image_size is (64,)"),
         ({"image_size": 64}, "image_size is 64"),
@@ -306,15 +308,15 @@ def test_the_bar_shows_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.Mo
         ({"num_val": "7"}, "num_val is '7'"),
         ({"seed": -3}, "seed is -3"),
         ({"seed": 0.5}, "seed is 0.5"),
-        ({"frequencies": (1, 1)}, "frequencies are (1, 1)"),
-        ({"frequencies": (1, 1, 0)}, "above 0 for each of circle, square, triangle"),
-        ({"frequencies": (1, 1, "x")}, "frequencies are"),
-        ({"frequencies": 1}, "frequencies are 1"),
-        ({"name": "../up"}, "'../up' is no folder name"),
-        ({"name": ""}, "'' is no folder name"),
-        ({"name": ".hidden"}, "'.hidden' is no folder name"),
+        ({"frequencies": (1, 1)}, "frequencies is (1, 1)"),
+        ({"frequencies": (1, 1, 0)}, "above 0 for each of ('circle', 'square', 'triangle')"),
+        ({"frequencies": (1, 1, "x")}, "frequencies is"),
+        ({"frequencies": 1}, "frequencies is 1"),
+        ({"name": "../up"}, "name is '../up'"),
+        ({"name": ""}, "name is ''"),
+        ({"name": ".hidden"}, "name is '.hidden'"),
     ],
 )
-def test_wrong_arguments(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
+def test_invalid_arguments(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
     assert says in message_of(lambda: generate_shapes(tmp_path, **{**TINY, **wrong}))
     assert visible(tmp_path) == []

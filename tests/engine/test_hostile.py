@@ -53,31 +53,31 @@ def outcomes(
 
 def test_hostile_configs(tmp_path: Path) -> None:
     witness = tmp_path / "witness"
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "base.yaml").write_text("SEED: 1\n")
+    runs = f'SEED: !!python/object/apply:os.mkdir ["{witness}"]\n'
+    (tmp_path / "base.yaml").write_text(runs)
     folder = tmp_path / "configs"
     folder.mkdir()
-    (folder / "link.yaml").symlink_to(tmp_path / "outside" / "base.yaml")
+    (folder / "link.yaml").symlink_to(tmp_path / "base.yaml")
     laughs = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
         f"{after}: &{after} [{','.join([f'*{before}'] * 9)}]\n"
         for before, after in zip("abcdefgh", "bcdefghi", strict=True)
     )
     corpus = {
-        "runs": (f'SEED: !!python/object/apply:os.mkdir ["{witness}"]\n', "has the tag"),
-        "name": ("SEED: !!python/name:os.system\n", "has the tag"),
-        "laughs": (laughs, "beyond 5000 values"),
-        "alias": ("a: &a [*a]\n", "nested deeper"),
-        "deep": ("a: " + "[" * 100_000, "nested deeper"),
-        "wide": ("a: [" + "1," * 500_000 + "]", "beyond 5000 values"),
-        "large": ("#" * 2**21, "larger than any config"),
+        "runs": (runs, "could not determine a constructor"),
+        "name": ("SEED: !!python/name:os.system\n", "could not determine a constructor"),
+        "laughs": (laughs, "unknown key 'a'"),
+        "alias": ("a: &a [*a]\n", "unknown key 'a'"),
+        "deep": ("a: " + "[" * 100_000, "nested too deeply"),
+        "wide": ("a: [" + "1," * 30_000 + "]", "unknown key 'a'"),
+        "large": ("#" * 2**21, "not a mapping"),
         "lines": ("\n" * (2**20 - 1), "not a mapping"),
         "twice": ("SEED: 1\nSEED: 2\n", "a second time"),
         "itself": ("_BASE_: itself.yaml\n", "leads back to itself"),
-        "url": ("_BASE_: http://127.0.0.1:9/a.yaml\n", "is no file"),
-        "relative": ("_BASE_: ../outside/base.yaml\n", "leads out of the config root"),
-        "absolute": (f"_BASE_: {tmp_path}/outside/base.yaml\n", "leads out of the config root"),
-        "linked": ("_BASE_: link.yaml\n", "leads out of the config root"),
-        "device": ("_BASE_: /dev/zero\n", "leads out of the config root"),
+        "url": ("_BASE_: http://127.0.0.1:9/a.yaml\n", "does not exist"),
+        "relative": ("_BASE_: ../base.yaml\n", "could not determine a constructor"),
+        "absolute": (f"_BASE_: {tmp_path}/base.yaml\n", "could not determine a constructor"),
+        "linked": ("_BASE_: link.yaml\n", "could not determine a constructor"),
+        "device": ("_BASE_: /dev/zero\n", "does not exist"),
         "python": (f"_BASE_: lazy.py\nSEED: '{witness}'\n", "Lazy (Python) configs"),
         "literal": ('SEED: "' + "-" * 4000 + '1"\n', "nested too deeply"),
         "brackets": ('SEED: "' + "[" * 4000 + '"\n', "SEED"),

@@ -167,7 +167,7 @@ def test_config_mistakes_are_refused(
     ("key", "value", "expected"),
     [
         ("MODEL.ROI_HEADS.NAME", "StandartROIHeads", "did you mean 'StandardROIHeads'?"),
-        ("MODEL.BACKBONE.NAME", "my_net", "there are build_resnet_backbone"),
+        ("MODEL.BACKBONE.NAME", "my_net", "registered: build_resnet_backbone"),
         ("MODEL.ROI_MASK_HEAD.NAME", "FusedMask", "not registered"),
         ("SOLVER.OPTIMIZER", "ADAM", "SGD or ADAMW"),
         ("SOLVER.IMS_PER_BATCH", "0", "IMS_PER_BATCH is 0"),
@@ -197,7 +197,7 @@ def test_data_set_mistakes_are_refused(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{", "no json"),
+        ("{", "not valid json"),
         ('{"hello": 1}', "COCO"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}', "no images"),
     ],
@@ -251,7 +251,7 @@ def edited(
         (None, "mask-missing"),
         ({"size": [64, 63], "counts": [4032]}, "RLE of the size [64, 63]"),
         ({"size": [64, 64], "counts": [10, 5]}, "RLE of 15 pixels"),
-        ({"size": [64, 64], "counts": "~~"}, "no run lengths"),
+        ({"size": [64, 64], "counts": "~~"}, "not run lengths"),
     ],
 )
 def test_invalid_masks_are_refused(
@@ -400,7 +400,7 @@ def test_a_config_that_runs_code_is_refused(
     witness = tmp_path / "witness"
     config = tmp_path / "hostile.yaml"
     config.write_text(f'SEED: !!python/object/apply:os.mkdir ["{witness}"]\n')
-    assert "no plain YAML" in refusal(capsys, config)
+    assert "not plain YAML" in refusal(capsys, config)
     assert not witness.exists()
 
 

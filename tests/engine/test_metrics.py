@@ -11,14 +11,14 @@ import torch
 from detectron2.utils import comm
 
 from mask_rcnn_plus import UserError, load_config
-from mask_rcnn_plus.engine import Trainer, main
-from mask_rcnn_plus.engine.metrics import EarlyStopping, Evaluation, Metric
-from mask_rcnn_plus.engine.option_checks import (
-    check_classes_watched,
-    check_figures,
+from mask_rcnn_plus.config.values import (
+    check_class_metrics,
+    check_metrics,
     check_options,
     check_sampler,
 )
+from mask_rcnn_plus.engine import Trainer, main
+from mask_rcnn_plus.engine.metrics import EarlyStopping, Evaluation, Metric
 from mask_rcnn_plus.engine.steps import Steps
 from mask_rcnn_plus.engine.stops import Interrupt
 from mask_rcnn_plus.engine.validation import ValidationLoss
@@ -210,7 +210,7 @@ def test_a_sampler_that_cannot_repeat_images_is_refused(
     ("name", "sets", "expected"),
     [
         ("segm/APP", "('a',)", "did you mean 'segm/AP"),
-        ("ema/bbox/ap", "('a',)", "which is no figure"),
+        ("ema/bbox/ap", "('a',)", "which is not a metric"),
         ("AP", "('a',)", "like segm/AP"),
         ("segm/AP", "('a','b')", "as 'a/segm/AP'"),
         ("ema/segm/AP", "('a','b')", "as 'ema/a/segm/AP'"),
@@ -222,7 +222,7 @@ def test_an_unknown_metric_is_refused_before_the_run(
     small_config: Path, key: str, name: str, sets: str, expected: str
 ) -> None:
     with pytest.raises(UserError, match=re.escape(expected)) as refused:
-        check_figures(load_config(small_config, [key, name, "DATASETS.TEST", sets]))
+        check_metrics(load_config(small_config, [key, name, "DATASETS.TEST", sets]))
     assert key in str(refused.value) and f"'{name}'" in str(refused.value)
 
 
@@ -240,23 +240,23 @@ def test_a_disabled_metric_is_refused(small_config: Path, name: str, setting: st
     keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a',)", "MODEL.MASK_ON", "True"]
     cfg = load_config(small_config, [*keys, setting, off])
     with pytest.raises(UserError, match=f"^TEST.BEST_METRIC is '{name}', and {setting} is "):
-        check_figures(cfg)
+        check_metrics(cfg)
 
 
 def test_the_ap_of_an_unknown_class_is_refused(small_config: Path) -> None:
     def check(name: str) -> None:
         keys = ["TEST.EARLY_STOPPING.METRIC", name]
-        check_classes_watched(load_config(small_config, keys), ["cell", "a/AP-b"])
+        check_class_metrics(load_config(small_config, keys), ["cell", "a/AP-b"])
 
     for right in ("segm/AP-cell", "ema/val/bbox/AP-a/AP-b", "segm/AP", "mine/AP-x"):
         check(right)
     with pytest.raises(UserError, match="no class is called 'cel'; did you mean 'cell'"):
         check("ema/segm/AP-cel")
-    with pytest.raises(UserError, match="no class is called ''; there is cell, a/AP-b"):
+    with pytest.raises(UserError, match="no class is called ''; the classes are cell, a/AP-b"):
         check("segm/AP-")
 
 
 @pytest.mark.parametrize("name", ["ema/a/segm/AP-a/b", "b/bbox/APs", "a/mine/F1"])
 def test_possible_metrics_are_accepted(small_config: Path, name: str) -> None:
     keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a','b')"]
-    check_figures(load_config(small_config, keys))
+    check_metrics(load_config(small_config, keys))

@@ -80,7 +80,7 @@ def test_many_run_lengths_at_once_get_the_verdict_of_each_alone(counts: list[Any
 def test_run_lengths_below_0_do_not_make_up_for_others() -> None:
     # 10, -2 and 4, in a character each: 12 pixels, as the image has.
     faults, _, areas = measure_rles([{"size": [2, 6], "counts": ":N4"}], [(2, 6)])
-    assert "no run lengths" in faults[0] and areas.tolist() == [0]
+    assert "not run lengths" in faults[0] and areas.tolist() == [0]
 
 
 def test_polygons_are_measured() -> None:
