@@ -16,13 +16,16 @@ import torch
 import yaml
 from detectron2.structures import Boxes, Instances
 
-from benchmarks import memory, model, model_sweep
-from benchmarks.model_agreement import Agreement
-from benchmarks.model_case import find_threshold, settle
-from benchmarks.model_data import average_precision, training_batches
-from benchmarks.model_sides import build_sides, our_config, set_limits, stock_config
-from benchmarks.model_sweep import Line
-from benchmarks.model_torchvision import reverted
+from benchmarks import harness, model, model_measure
+from benchmarks.model_implementations import (
+    build_implementations,
+    our_config,
+    set_limits,
+    stock_config,
+    torchvision_weights,
+)
+from benchmarks.model_inputs import find_threshold, set_random_weights, training_batches
+from benchmarks.model_measure import Agreement, Line, average_precision
 from mask_rcnn_plus.data import register_folder_datasets
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import run_command
@@ -56,8 +59,8 @@ def result(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, d
     """Markdown and JSON of one run, and the folder."""
     folder = tmp_path_factory.mktemp("benchmark") / "new"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_sweep, "BATCHES", (1, 2))
-        patch.setattr(model_sweep, "DETECTIONS", (1, 3))
+        patch.setitem(model_measure.SWEEPS, "batch", (1, 2))
+        patch.setitem(model_measure.SWEEPS, "detections", (1, 3))
         arguments = ["--config-file", str(tiny), *SMALL, "--output", str(folder)]
         assert main([*arguments, "--sweep", "batch,detections"]) == 0
     text = (folder / "model.md").read_text()
@@ -107,7 +110,7 @@ def test_the_markdown_shows_what_the_json_holds(result: tuple[str, dict, Path]) 
     assert report["command"] in text and f"torch {torch.__version__}" in text
     # The first table is inference's.
     lines = text.split("## Inference")[1].split("\n\n")[1]
-    rows = {row["ms a batch"]: row for row in table(lines.replace("---:", "---"))}
+    rows = {row["ms per batch"]: row for row in table(lines.replace("---:", "---"))}
     stock, ours, _ = report["inference"]
     total = rows["**total**"]
     assert total["stock fp32"] == f"{stock['total']:.1f}"
@@ -131,7 +134,10 @@ def test_the_markdown_shows_what_the_json_holds(result: tuple[str, dict, Path]) 
         (["--weights", "nowhere.pth"], "nowhere.pth"),
         (["--data", "no_such_train"], "'no_such_train' is not registered"),
         (["--against", "torchvision"], "of R50-FPN with masks"),
-        (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIWarp"], "which detectron2 does not have"),
+        (
+            ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIWarp"],
+            "'ROIWarp' is not in detectron2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -190,7 +196,7 @@ def test_random_weights_find_as_many_objects_as_wanted() -> None:
     image = torch.randint(0, 255, (3, 64, 64), generator=generator, dtype=torch.uint8)
     inputs = [{"image": image, "height": 64, "width": 64}]
     with torch.no_grad():
-        high = settle(model, inputs, 2)
+        high = set_random_weights(model, inputs, 2)
         (found,) = model.inference(inputs, do_postprocess=False)
         assert len(found) == 2 and found.scores.min() > high
         low = find_threshold(model, inputs, 5)
@@ -255,7 +261,7 @@ def test_torchvisions_weights_and_back_are_the_same() -> None:
         elif ".mask_head.predictor." in name:
             shape = (3, 2, 1, 1) if name.endswith("weight") else (3,)
         state[name] = torch.rand(shape, generator=generator) + 0.1
-    theirs = reverted(state)
+    theirs = torchvision_weights(state)
     # Background comes first there.
     scores = state["roi_heads.box_predictor.cls_score.bias"]
     assert theirs["roi_heads.box_predictor.cls_score.bias"].tolist() == [scores[3], *scores[:3]]
@@ -276,7 +282,7 @@ def test_peak_memory_is_that_of_the_call() -> None:
     def run() -> None:
         torch.ones(2**24)  # 64 MiB, freed before the call ends
 
-    peak = memory.peak_memory(run, torch.device("cpu"))
+    peak = harness.peak_memory(run, "cpu")
     assert peak is None or math.isclose(peak, 64, abs_tol=16)
 
 
@@ -325,7 +331,7 @@ def test_keypoints_are_those_of_the_data_set(
     batches, _ = training_batches(cfg, "dots_train", batch=1, batches=1, size=(64, 64))
     assert batches[0][0]["instances"].gt_keypoints.tensor.shape == (1, 4, 3)
     model = build("keypoint", ours=False, ROI_HEADS__NUM_CLASSES=1).eval()
-    sides = build_sides(cfg, model, against=["stock"], dtypes=[], image_size=(64, 64))
+    sides = build_implementations(cfg, model, against=["stock"], dtypes=[], image_size=(64, 64))
     set_limits(model, threshold=0.0, detections=5)
     found = average_precision(cfg, sides, "dots_train")
     assert found["stock fp32"].keys() == {"bbox", "keypoints"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import roi_align, timing
-from benchmarks.roi_case import make_boxes, make_poolers, make_pyramid, touched_cells
+from benchmarks import roi_align
+from benchmarks.roi_align import input_sets, make_boxes, make_poolers, make_pyramid, touched_cells
 from mask_rcnn_tools.arguments import run_command
 
 main = partial(run_command, roi_align.main)
@@ -251,12 +251,12 @@ def test_touched_cells_by_hand() -> None:
 
 @pytest.mark.parametrize("sides", [1, 2, 3, 4])
 def test_sides_take_turns_and_meet_every_input_set(sides: int) -> None:
-    count, seen = timing.input_sets(sides), []
+    count, seen = input_sets(sides), []
     runs = {
         f"side {i}": [lambda i=i, j=j: seen.append((i, j)) for j in range(count)]
         for i in range(sides)
     }
-    times = timing.alternate(runs, 11, "cpu")  # three timings a turn, and a turn to warm up
+    times = roi_align.median_times(runs, 11, "cpu")  # three timings a turn, and a turn to warm up
     assert set(times) == set(runs) and all(math.isfinite(value) for value in times.values())
     assert [side for side, _ in seen] == [s for s in range(sides) for _ in range(3)] * 12
     assert len(set(seen)) == sides * count
@@ -268,7 +268,7 @@ def test_sides_take_turns_and_meet_every_input_set(sides: int) -> None:
 def test_slow_sides_are_timed_less_often_but_not_never(
     patience: float, turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "PATIENCE_SECONDS", patience)
+    monkeypatch.setattr(roi_align, "PATIENCE_SECONDS", patience)
     calls = []
-    timing.alternate({"side": [lambda: calls.append(0)]}, 5, "cpu")
+    roi_align.median_times({"side": [lambda: calls.append(0)]}, 5, "cpu")
     assert len(calls) == 3 * turns  # with one that warms up
