@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import ablate
-from benchmarks.ablation_family import Family, find_families, known_families
-from benchmarks.ablation_runs import Processes, Run
+from benchmarks.ablation_runs import Family, Processes, Run, find_families, known_families
 from benchmarks.ablation_table import Spread, differences, markdown, to_csv
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import run_command
@@ -151,10 +150,10 @@ class FakeProcesses(Processes):
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "ablation.yaml").write_text(run.config)
         if run.row == self.failing:
-            self._note(run, {"state": "failed", "error": "it broke", "cpu_seconds": 1.0})
+            self._save_record(run, state="failed", error="it broke", cpu_seconds=1.0)
         else:
             results = {"box AP": 20.0, "mask AP": 10.0}
-            self._note(run, {"state": "finished", "results": results, "cpu_seconds": 1.0})
+            self._save_record(run, state="finished", results=results, cpu_seconds=1.0)
 
 
 @pytest.fixture
@@ -203,7 +202,7 @@ def test_keys_that_have_come_since_do_not_make_another_config(
     assert main(command(folder)) == 0
     assert fake.ran == []
     assert main(command(folder, "SOLVER.ACCUMULATE_STEPS", "2")) == 2
-    assert "SOLVER.ACCUMULATE_STEPS 1 there, 2 here" in capsys.readouterr().err
+    assert "SOLVER.ACCUMULATE_STEPS was 1, is now 2" in capsys.readouterr().err
 
 
 def test_another_config_in_the_same_folder_is_refused(
@@ -212,7 +211,7 @@ def test_another_config_in_the_same_folder_is_refused(
     assert main(command(folder)) == 0
     fake.ran.clear()
     assert main(command(folder, "SOLVER.MAX_ITER", "3")) == 2
-    assert "SOLVER.MAX_ITER 2 there, 3 here" in capsys.readouterr().err
+    assert "SOLVER.MAX_ITER was 2, is now 3" in capsys.readouterr().err
     assert fake.ran == []
     assert main(command(folder, "--overwrite", "SOLVER.MAX_ITER", "3")) == 0
     assert len(fake.ran) == 2
@@ -245,7 +244,7 @@ def test_damaged_files_of_a_run_are_no_traceback(
     assert main(command(folder)) == (0 if again else 2)
     assert names(fake.ran) == (["mine/a/seed_1"] if again else [])
     if not again:
-        assert "mine/a/seed_1 holds a run of another config" in capsys.readouterr().err
+        assert "mine/a/seed_1 contains a run of another config" in capsys.readouterr().err
 
 
 def test_a_failed_run_costs_only_itself(
@@ -262,7 +261,7 @@ def test_a_failed_run_costs_only_itself(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["2c_poling"], "no ablation '2c_poling'; did you mean '2c_pooling'?"),
+        (["2c_poling"], "unknown ablation '2c_poling'; did you mean '2c_pooling'?"),
         (["2c_pooling", "--seeds", "0"], "--seeds"),
         (["MINE", "--data", "nothing_train:nothing_val"], "'nothing_train' is not registered"),
         (["MINE", "SOLVER.MAX_ITR", "3"], "did you mean 'SOLVER.MAX_ITER'?"),
@@ -290,11 +289,11 @@ def test_mistakes_are_one_line_before_any_run(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"classes": "circle"}', "classes is 'circle': give a list of names"),
-        ('{"order": 5}', "order is 5: give a list of rows"),
-        ('{"rows": ["a"]}', 'rows is ["a"]: give numbers'),
-        ('{"rows": {"a": {"mask AP": "x"}}}', 'rows is {"a": {"mask AP": "x"}}: give numbers'),
-        ("[" * 10**5, "is no JSON"),
+        ('{"classes": "circle"}', "classes: expected a list of names, got 'circle'"),
+        ('{"order": 5}', "order: expected a list of names, got 5"),
+        ('{"rows": ["a"]}', 'rows: expected numbers as in {"ROW": {"mask AP": 30.3}}, got ["a"]'),
+        ('{"rows": {"a": {"mask AP": "x"}}}', "rows: expected numbers"),
+        ("[" * 10**5, "invalid JSON"),
     ],
 )
 def test_a_wrong_description_of_a_family_is_one_line(folder: Path, text: str, words: str) -> None:
