@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -180,7 +181,7 @@ def _panel(
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
 
-    def scatter(points: list[tuple[float, int]], **style: object) -> None:
+    def scatter(points: list[tuple[float, int]], **style: Any) -> None:
         axes.scatter([x for x, _ in points], [y for _, y in points], **style)
 
     seeds = [(value, y) for y, row in enumerate(values.values()) for value in row.values()]
@@ -189,5 +190,5 @@ def _panel(
     scatter(seeds, color=_SEED, s=28, label="a seed")
     scatter(means, marker="|", color=_MEAN, s=330, linewidths=2, label="mean of seeds")
     if known:  # otherwise the legend shows a marker that the plot lacks
-        style = {"marker": "D", "facecolors": "none", "edgecolors": _PAPER, "s": 46}
+        style: dict[str, Any] = {"marker": "D", "facecolors": "none", "edgecolors": _PAPER, "s": 46}
         scatter(known, **style, label="the paper (COCO)")

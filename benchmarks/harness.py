@@ -83,9 +83,9 @@ def alternate(
         the measurements of each implementation, one per timed turn.
     """
     results: dict[Key, list[Result]] = {key: [] for key in runs}
-    total = (warm_ups + turns) * len(runs)
     hidden = label is None or not sys.stderr.isatty()
-    with tqdm(total=total, desc=label, unit="run", disable=hidden, leave=False) as bar:
+    count = (warm_ups + turns) * len(runs)
+    with tqdm(total=count, desc=label, unit="run", disable=hidden, leave=False) as bar:
         for turn in range(warm_ups + turns):
             first = turn % len(runs) if rotate else 0
             items = list(runs.items())

@@ -3,7 +3,8 @@
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -109,13 +110,10 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
         images: how many per row, after some to warm up.
     """
 
-    def timed(batches: Iterator[Any]) -> Callable[[int], float]:
-        def measure_turn(turn: int) -> float:
-            start = clock("cpu", cpu_time=True)
-            next(batches)
-            return clock("cpu", cpu_time=True) - start
-
-        return measure_turn
+    def load(batches: Iterator[Any], turn: int) -> float:
+        start = clock("cpu", cpu_time=True)
+        next(batches)
+        return clock("cpu", cpu_time=True) - start
 
     runs = {}
     for name, changes in rows.items():
@@ -124,7 +122,7 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
         own.DATALOADER.NUM_WORKERS = 0
         own.SOLVER.IMS_PER_BATCH = 1
         batches = build_train_batches(own, build_train_mapper(own), seed=max(0, cfg.SEED))
-        runs[name] = timed(iter(batches))
+        runs[name] = partial(load, iter(batches))
     times = alternate(runs, turns=images, warm_ups=_WARM_UPS, label="images")
     return {name: _trimmed_mean(values) for name, values in times.items()}
 

@@ -3,8 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +34,7 @@ from benchmarks.model_inputs import (
 from benchmarks.model_measure import (
     DATA,
     SWEEPS,
-    InferenceRow,
-    Line,
-    TrainingRow,
+    Row,
     average_precision,
     measure_inference,
     measure_training,
@@ -56,11 +53,15 @@ MARKDOWN, JSON, PLOT = "model.md", "model.json", "model_sweep.png"
 MODES = ("inference", "training")
 
 _SWEEP_LABELS = {"batch": "images per batch", "detections": "detections per image"}
-_STAGES = (
-    *("forward", "backward", "optimiser"),
-    *("backbone", "FPN", "RPN head", "proposals", "box pooler", "box head", "detections"),
-    *("mask pooler", "mask head", "keypoint pooler", "keypoint head", "paste, RLE", "other"),
-)
+# Stage -> its label in the table, in the table's order.
+_STAGES = {
+    stage: stage
+    for stage in (
+        *("forward", "backward", "optimiser"),
+        *("backbone", "FPN", "RPN head", "proposals", "box pooler", "box head", "detections"),
+        *("mask pooler", "mask head", "keypoint pooler", "keypoint head", "paste, RLE", "other"),
+    )
+} | {"total": "**total**", DATA: "loading (not in total)"}
 _COLORS = ("#c8553d", "#5b8db8", "#2a7f62", "#8a6fb0", "#1b1b1b")
 
 _EPILOG = f"""
@@ -78,29 +79,6 @@ example:
 """
 
 
-@dataclass
-class Setup:
-    """What is measured; built before anything is printed, so that mistakes end here.
-
-    Attributes:
-        cfg: detectron2's own config of the model.
-        model: detectron2's, in evaluation mode, with the weights of all implementations.
-        weights: a description of those.
-        images: two batches, for inference.
-        implementations: of inference; empty if it is not measured.
-        batches: of training; empty if it is not measured.
-        data_ms: milliseconds of loading one training batch, by detectron2's mapper and by ours.
-    """
-
-    cfg: CfgNode
-    model: nn.Module
-    weights: str
-    images: Inputs
-    implementations: list[Implementation] = field(default_factory=list)
-    batches: list[Inputs] = field(default_factory=list)
-    data_ms: tuple[float, float] = (0.0, 0.0)
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and prints its tables as Markdown.
 
@@ -114,15 +92,42 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     cfg = _read_config(arguments)
     apply_arguments(arguments, [MARKDOWN, JSON] + [PLOT] * bool(arguments.sweep))
-    setup = _build(arguments, cfg)
+    # All is built before anything is printed, so that mistakes are one line.
+    images = inference_images(cfg, arguments.data, arguments.batch * 2, arguments.image_size)
+    model, weights = _build_model(cfg, arguments, images[:1])
+    implementations: list[Implementation] = []
+    if "inference" in arguments.mode or arguments.sweep:
+        implementations = build_implementations(
+            cfg,
+            model,
+            against=arguments.against,
+            dtypes=arguments.dtype,
+            image_size=tuple(images[0]["image"].shape[1:]),
+        )
+    if "training" in arguments.mode:
+        batches, data_ms = training_batches(
+            cfg,
+            arguments.data,
+            batch=arguments.train_batch,
+            batches=2,
+            size=arguments.train_image_size,
+        )
     report = Report(shlex.join([*PROGRAM.split(), *argv]), describe_environment(arguments.device))
-    report.add(f"Weights: {setup.weights}", "")
+    report.add(f"Weights: {weights}", "")
+    run = {"repeats": arguments.repeats, "device": arguments.device}
     if "inference" in arguments.mode:
-        _inference(arguments, setup, report)
+        parts = [images[: arguments.batch], images[arguments.batch :]]
+        rows = measure_inference(implementations, parts, **run)
+        _report_inference(rows, images, arguments, report)
+        if arguments.data:
+            precisions = average_precision(cfg, implementations, arguments.data)
+            report.data["AP"] = precisions
+            report.add(*_precision_table(precisions), "")
     if arguments.sweep:
-        _sweep(arguments, setup, report)
-    if setup.batches:
-        _training(arguments, setup, report)
+        _sweep(arguments, model, implementations, images[0], report)
+    if "training" in arguments.mode:
+        rows = measure_training(cfg, model, batches, dtypes=arguments.dtype, data_ms=data_ms, **run)
+        _report_training(rows, batches, arguments, report)
     if arguments.output is not None:
         report.write(arguments.output / MARKDOWN, arguments.output / JSON)
     return 0
@@ -183,125 +188,88 @@ def _read_config(arguments: argparse.Namespace) -> CfgNode:
     return stock_config(cfg)
 
 
-def _build(arguments: argparse.Namespace, cfg: CfgNode) -> Setup:
-    """The model with its weights, the images and the implementations.
+def _build_model(
+    cfg: CfgNode, arguments: argparse.Namespace, inputs: Inputs
+) -> tuple[nn.Module, str]:
+    """detectron2's model, in evaluation mode, and a description of its weights.
 
-    Args:
-        arguments: of the command line.
-        cfg: from ``_read_config``; for random weights its score threshold is set, in place.
+    For random weights the config's score threshold is set, in place.
 
     Raises:
-        UserError: the weights do not fit the model, an implementation cannot run it, or the data
-            set has no objects to train on.
+        UserError: the weights do not fit the model.
     """
-    images = inference_images(cfg, arguments.data, arguments.batch * 2, arguments.image_size)
     torch.manual_seed(0)
     model = build_model(cfg).eval()
     if arguments.weights:
         Checkpointer(model, strict=True).load(arguments.weights)
-        weights = f"{arguments.weights}."
-    else:
-        threshold = set_random_weights(model, images[:1], arguments.detections)
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
-        weights = f"random; the score threshold, {threshold:.3g}, lets enough candidates pass."
-    setup = Setup(cfg, model, weights, images)
-    if "inference" in arguments.mode or arguments.sweep:
-        setup.implementations = build_implementations(
-            cfg,
-            model,
-            against=arguments.against,
-            dtypes=arguments.dtype,
-            image_size=tuple(images[0]["image"].shape[1:]),
-        )
-    if "training" in arguments.mode:
-        setup.batches, setup.data_ms = training_batches(
-            cfg,
-            arguments.data,
-            batch=arguments.train_batch,
-            batches=2,
-            size=arguments.train_image_size,
-        )
-    return setup
+        return model, f"{arguments.weights}."
+    threshold = set_random_weights(model, inputs, arguments.detections)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
+    return model, f"random; the score threshold, {threshold:.3g}, lets enough candidates pass."
 
 
-def _inference(arguments: argparse.Namespace, setup: Setup, report: Report) -> None:
-    rows = measure_inference(
-        setup.implementations,
-        [setup.images[: arguments.batch], setup.images[arguments.batch :]],
-        repeats=arguments.repeats,
-        device=arguments.device,
-    )
-    report.data["inference"] = [asdict(row) for row in rows]
-    shape = _shape(setup.images[0])
-    count = f"{rows[0].detections:.0f} detections"
+def _report_inference(
+    rows: list[Row], images: Inputs, arguments: argparse.Namespace, report: Report
+) -> None:
+    report.data["inference"] = rows
+    shape, count = _shape(images[0]), f"{rows[0]['detections']:.0f} detections"
     report.add(f"## Inference: batches of {arguments.batch}, images of {shape}, {count} each", "")
     report.add(*_times_table(rows, "batch"), "", *_agreement_table(rows), "")
-    if arguments.data:
-        precisions = average_precision(setup.cfg, setup.implementations, arguments.data)
-        report.data["AP"] = precisions
-        report.add(*_precision_table(precisions), "")
 
 
-def _training(arguments: argparse.Namespace, setup: Setup, report: Report) -> None:
-    rows = measure_training(
-        setup.cfg,
-        setup.model,
-        setup.batches,
-        dtypes=arguments.dtype,
-        repeats=arguments.repeats,
-        device=arguments.device,
-        data_ms=setup.data_ms,
-    )
-    report.data["training"] = [asdict(row) for row in rows]
-    shape = _shape(setup.batches[0][0])
+def _report_training(
+    rows: list[Row], batches: list[Inputs], arguments: argparse.Namespace, report: Report
+) -> None:
+    report.data["training"] = rows
+    shape = _shape(batches[0][0])
     report.add(f"## Training: batches of {arguments.train_batch} images of {shape}", "")
     report.add(*_times_table(rows, "step"), "", *_loss_table(rows), "")
 
 
-def _sweep(arguments: argparse.Namespace, setup: Setup, report: Report) -> None:
-    lines = []
-    image = setup.images[0]
+def _sweep(
+    arguments: argparse.Namespace,
+    model: nn.Module,
+    implementations: Sequence[Implementation],
+    image: dict[str, Any],
+    report: Report,
+) -> None:
+    rows = []
     for kind in arguments.sweep:
         if kind == "detections" and not arguments.weights:
-            threshold = find_threshold(setup.model, [image], max(SWEEPS[kind]))
-            for one in setup.implementations:
+            threshold = find_threshold(model, [image], max(SWEEPS[kind]))
+            for one in implementations:
                 set_limits(one.model, threshold=threshold, detections=arguments.detections)
         images = [image] * max(SWEEPS["batch"])
-        lines += sweep(kind, setup.implementations, images, detections=arguments.detections)
-    report.data["sweep"] = [asdict(line) for line in lines]
-    report.add("## Time over images and detections", "", *_sweep_table(lines), "")
+        rows += sweep(kind, implementations, images, detections=arguments.detections)
+    report.data["sweep"] = rows
+    report.add("## Time over images and detections", "", *_sweep_table(rows), "")
     if arguments.output is not None:
-        plot(lines, arguments.output / PLOT)
+        plot(rows, arguments.output / PLOT)
 
 
 def _shape(sample: dict[str, Any]) -> str:
     return "x".join(map(str, sample["image"].shape[1:]))
 
 
-def _times_table(rows: Sequence[InferenceRow] | Sequence[TrainingRow], unit: str) -> list[str]:
+def _times_table(rows: Sequence[Row], unit: str) -> list[str]:
     """Stages per implementation, then the ratios of the baselines' times to ours."""
-    baselines = [row for row in rows if not row.side.startswith("ours")]
-    ours = [row for row in rows if row.side.startswith("ours")]
-    pairs = [(baseline, our) for our in ours for baseline in baselines]
-    head = [f"ms per {unit}", *(row.side for row in rows)]
-    head += [f"{our.side} against {baseline.side.split()[0]}" for baseline, our in pairs]
-
-    def line(name: str, value: Callable[[Any], float | None]) -> list[str]:
-        ratios = [_ratio(value(baseline), value(our)) for baseline, our in pairs]
-        return [name, *(number(value(row)) for row in rows), *ratios]
-
-    stages = {stage for row in rows for stage in row.stages}
-    lines = [
-        line(stage, lambda row, stage=stage: row.stages.get(stage))
-        for stage in _STAGES
-        if stage in stages
-    ]
-    lines.append(line("**total**", lambda row: row.total))
-    if DATA in stages:
-        lines.append(line("loading (not in total)", lambda row: row.stages.get(DATA)))
-    blank = [""] * len(pairs)
-    lines.append(["images/s", *(number(row.images_per_second, "{:.2f}") for row in rows), *blank])
-    lines.append(["peak memory, MiB", *(number(row.peak_mib, "{:.0f}") for row in rows), *blank])
+    baselines = [row for row in rows if not row["side"].startswith("ours")]
+    ours = [row for row in rows if row["side"].startswith("ours")]
+    pairs = [(baseline["side"], our["side"]) for our in ours for baseline in baselines]
+    times = {row["side"]: {**row["stages"], "total": row["total"]} for row in rows}
+    head = [f"ms per {unit}", *times]
+    head += [f"{our} against {baseline.split()[0]}" for baseline, our in pairs]
+    lines = []
+    for stage, label in _STAGES.items():
+        cells = {name: stages.get(stage) for name, stages in times.items()}
+        if any(stage in stages for stages in times.values()):
+            ratios = [_ratio(cells[baseline], cells[our]) for baseline, our in pairs]
+            lines.append([label, *map(number, cells.values()), *ratios])
+    for label, key, form in (
+        ("images/s", "images_per_second", "{:.2f}"),
+        ("peak memory, MiB", "peak_mib", "{:.0f}"),
+    ):
+        lines.append([label, *(number(row[key], form) for row in rows), *[""] * len(pairs)])
     return markdown_table(head, lines, align_right=True)
 
 
@@ -309,28 +277,35 @@ def _ratio(baseline: float | None, ours: float | None) -> str:
     return f"{baseline / ours:.2f}x" if baseline and ours else "-"
 
 
-def _agreement_table(rows: Sequence[InferenceRow]) -> list[str]:
+def _agreement_table(rows: Sequence[Row]) -> list[str]:
     """How the other implementations' detections agree with the first's."""
     head = [
-        f"against {rows[0].side}",
+        f"against {rows[0]['side']}",
         *("detections", "matched", "score difference: median, largest"),
         *("box difference, px: median, largest", "mask IoU: mean, lowest"),
     ]
     lines = []
     for row in rows[1:]:
-        a = row.agreement
-        scores = [number(a[f"score_difference_{x}"], "{:.2g}") for x in ("median", "largest")]
-        boxes = [number(a[f"box_difference_{x}"], "{:.2g}") for x in ("median", "largest")]
-        masks = [number(a[f"mask_iou_{x}"], "{:.4f}") for x in ("mean", "least")]
-        counts = [f"{a['found']} of {a['expected']}", str(a["matched"])]
-        lines.append([row.side, *counts, *(", ".join(pair) for pair in (scores, boxes, masks))])
+        values = row["agreement"]
+        line = [row["side"], f"{values['found']} of {values['expected']}", str(values["matched"])]
+        for name, kinds, form in (
+            ("score_difference", ("median", "largest"), "{:.2g}"),
+            ("box_difference", ("median", "largest"), "{:.2g}"),
+            ("mask_iou", ("mean", "least"), "{:.4f}"),
+        ):
+            line.append(", ".join(number(values[f"{name}_{kind}"], form) for kind in kinds))
+        lines.append(line)
     return markdown_table(head, lines, align_right=True)
 
 
-def _loss_table(rows: Sequence[TrainingRow]) -> list[str]:
-    steps = [f"step {n + 1}" for n in range(len(rows[0].losses))]
+def _loss_table(rows: Sequence[Row]) -> list[str]:
+    steps = [f"step {n + 1}" for n in range(len(rows[0]["losses"]))]
     lines = [
-        [row.side, *(f"{loss:.4f}" for loss in row.losses), f"{100 * row.loss_difference:.2f} %"]
+        [
+            row["side"],
+            *(f"{loss:.4f}" for loss in row["losses"]),
+            f"{100 * row['loss_difference']:.2f} %",
+        ]
         for row in rows
     ]
     return markdown_table(["loss", *steps, "mean difference"], lines, align_right=True)
@@ -345,32 +320,32 @@ def _precision_table(precisions: dict[str, dict[str, float]]) -> list[str]:
     return markdown_table(["AP (difference)", *first], lines, align_right=True)
 
 
-def _sweep_table(lines: Sequence[Line]) -> list[str]:
+def _sweep_table(lines: Sequence[Row]) -> list[str]:
     head = ["varied", "implementation", "ms per additional one", "intercept, ms"]
     rows = [
         [
-            *(_SWEEP_LABELS[line.kind], line.side, f"{line.slope:.3g}"),
-            *(f"{line.intercept:.1f}", f"{line.determination:.4f}"),
-            ", ".join(f"{count:g}" for count in line.counts),
-            ", ".join(f"{time:.0f}" for time in line.times),
+            *(_SWEEP_LABELS[line["kind"]], line["side"], f"{line['slope']:.3g}"),
+            *(f"{line['intercept']:.1f}", f"{line['determination']:.4f}"),
+            ", ".join(f"{count:g}" for count in line["counts"]),
+            ", ".join(f"{time:.0f}" for time in line["times"]),
         ]
         for line in lines
     ]
     return markdown_table([*head, "R²", "counts", "ms"], rows, align_right=True)
 
 
-def plot(lines: Sequence[Line], path: Path) -> None:
+def plot(lines: Sequence[Row], path: Path) -> None:
     """Draws times and their least-squares lines, one panel per kind of sweep."""
-    kinds = list(dict.fromkeys(line.kind for line in lines))
+    kinds = list(dict.fromkeys(line["kind"] for line in lines))
     figure = Figure(figsize=(5.2 * len(kinds), 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        shown = [line for line in lines if line.kind == kind]
+        shown = [line for line in lines if line["kind"] == kind]
         for color, line in zip(_COLORS, shown, strict=False):
-            label = f"{line.side}: {line.slope:.3g} ms each, R² {line.determination:.4f}"
-            axes.plot(line.counts, line.times, "o", color=color, markersize=5)
-            ends = np.array([0, max(line.counts)])
-            axes.plot(ends, line.intercept + line.slope * ends, color=color, label=label)
+            label = f"{line['side']}: {line['slope']:.3g} ms each, R² {line['determination']:.4f}"
+            axes.plot(line["counts"], line["times"], "o", color=color, markersize=5)
+            ends = np.array([0, max(line["counts"])])
+            axes.plot(ends, line["intercept"] + line["slope"] * ends, color=color, label=label)
         axes.set_xlabel(_SWEEP_LABELS[kind])
         axes.set_ylabel("ms per batch")
         axes.set_xlim(left=0)

@@ -69,12 +69,6 @@ class Implementation:
     timer: StageTimer
     detect: Callable[[Inputs], list[Instances]]
 
-    def timed_detect(self, inputs: Inputs) -> tuple[list[Instances], dict[str, float]]:
-        """The detections and the milliseconds of each stage."""
-        with self.timer.running() as stages:
-            detections = self.detect(inputs)
-        return detections, stages
-
 
 def stock_config(cfg: CfgNode) -> CfgNode:
     """The config with detectron2's own ROI heads and memory layout.

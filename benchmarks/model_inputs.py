@@ -5,6 +5,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -118,23 +120,16 @@ def _loading_times(
 ) -> list[float]:
     """Median milliseconds per image of each mapper, alternately, from the same seeds."""
 
-    def timed(mapper: Callable[[dict[str, Any]], Any], number: int) -> Callable[[int], float]:
-        def measure_turn(turn: int) -> float:
-            seed_all(0, "benchmark", number)
-            start = time.perf_counter()
-            mapper(copy.deepcopy(records[number]))
-            return 1e3 * (time.perf_counter() - start)
+    def load(number: int, index: int, turn: int) -> float:
+        seed_all(0, "benchmark", number)
+        start = time.perf_counter()
+        mappers[index](copy.deepcopy(records[number]))
+        return 1e3 * (time.perf_counter() - start)
 
-        return measure_turn
-
-    runs = {
-        (number, index): timed(mapper, number)
-        for number in range(len(records))
-        for index, mapper in enumerate(mappers)
-    }
-    times = alternate(runs, turns=_LOADING_REPEATS)
+    keys = list(product(range(len(records)), range(len(mappers))))
+    times = alternate({key: partial(load, *key) for key in keys}, turns=_LOADING_REPEATS)
     return [
-        statistics.median(t for number in range(len(records)) for t in times[number, index])
+        statistics.median(t for number, i in keys if i == index for t in times[number, i])
         for index in range(len(mappers))
     ]
 

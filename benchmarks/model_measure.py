@@ -3,7 +3,7 @@
 import copy
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,54 +33,8 @@ _SWEEP_REPEATS = 3
 # Detections of one class whose boxes overlap less are different objects.
 _SAME_OBJECT_IOU = 0.5
 
+Row = dict[str, Any]
 Stages = dict[str, float]
-
-
-@dataclass
-class InferenceRow:
-    """Measurements of one implementation at inference.
-
-    Attributes:
-        side: the implementation's name.
-        stages: median milliseconds per batch of each stage.
-        total: median milliseconds per batch.
-        images_per_second: at the median time.
-        peak_mib: memory beyond what was in use; None if unknown.
-        detections: per image, on average.
-        agreement: with the first implementation.
-    """
-
-    side: str
-    stages: Stages
-    total: float
-    images_per_second: float
-    peak_mib: float | None
-    detections: float
-    agreement: dict[str, float | int | None]
-
-
-@dataclass
-class TrainingRow:
-    """Measurements of one implementation in training.
-
-    Attributes:
-        side: the implementation's name.
-        stages: median milliseconds per step of each stage. ``DATA`` is the time in which one
-            process loads a batch; it is not in the total, since loaders work beside the training.
-        total: median milliseconds per step.
-        images_per_second: at the median time.
-        peak_mib: memory beyond what was in use; None if unknown.
-        losses: of all steps; all implementations start from the same weights and seeds.
-        loss_difference: mean relative difference of the losses from the first implementation's.
-    """
-
-    side: str
-    stages: Stages
-    total: float
-    images_per_second: float
-    peak_mib: float | None
-    losses: list[float]
-    loss_difference: float
 
 
 @torch.no_grad()
@@ -90,7 +44,7 @@ def measure_inference(
     *,
     repeats: int,
     device: str,
-) -> list[InferenceRow]:
+) -> list[Row]:
     """Runs the implementations alternately.
 
     Args:
@@ -98,22 +52,29 @@ def measure_inference(
         batches: of the same size; each turn uses the next one.
         repeats: timed turns.
         device: where the implementations run.
+
+    Returns:
+        a row per implementation: what ``_row`` returns, the average number of "detections" per
+        image, and the "agreement" with the first implementation.
     """
     # These calls are the warm-up too.
-    results = {i.name: [i.detect(batch) for batch in batches] for i in implementations}
+    results = {i.name: [d for batch in batches for d in i.detect(batch)] for i in implementations}
 
-    def timed(implementation: Implementation) -> Callable[[int], Stages]:
-        return lambda turn: implementation.timed_detect(batches[turn % len(batches)])[1]
+    def detect(implementation: Implementation, turn: int) -> Stages:
+        with implementation.timer.running() as stages:
+            implementation.detect(batches[turn % len(batches)])
+        return stages
 
-    runs = {i.name: timed(i) for i in implementations}
+    runs = {i.name: partial(detect, i) for i in implementations}
     times = alternate(runs, turns=repeats, warm_ups=0, label="inference")
+    reference = results[implementations[0].name]
     return [
-        InferenceRow(
-            **_summary(name, times[name], runs[name], images=len(batches[0]), device=device),
-            detections=statistics.fmean(len(one) for batch in results[name] for one in batch),
-            agreement=_agreement(results[implementations[0].name], results[name]),
-        )
-        for name in runs
+        {
+            **_row(name, times[name], run, images=len(batches[0]), device=device),
+            "detections": statistics.fmean(map(len, results[name])),
+            "agreement": agreement(reference, results[name]),
+        }
+        for name, run in runs.items()
     ]
 
 
@@ -126,7 +87,7 @@ def measure_training(
     repeats: int,
     device: str,
     data_ms: tuple[float, float],
-) -> list[TrainingRow]:
+) -> list[Row]:
     """Runs training steps of detectron2 and of ours alternately.
 
     Args:
@@ -136,44 +97,45 @@ def measure_training(
         dtypes: of ours: "fp32" or the dtype of mixed precision.
         repeats: timed steps of each implementation.
         device: where to run.
-        data_ms: milliseconds of loading a batch, by detectron2's mapper and by ours.
+        data_ms: milliseconds of loading a batch, by detectron2's mapper and by ours; a stage of the
+            rows, but not in their totals, since loaders work beside the training.
+
+    Returns:
+        a row per implementation: what ``_row`` returns, the "losses" of all steps, and
+        "loss_difference", their mean relative difference from the first implementation's.
     """
-    steppers = {"stock fp32": _stock_stepper(cfg, model, device)}
-    steppers |= {f"ours {dtype}": _our_stepper(cfg, model, dtype, device) for dtype in dtypes}
-    losses: dict[str, list[float]] = {name: [] for name in steppers}
+    trainers = {"stock fp32": _stock_trainer(cfg, model, device)}
+    trainers |= {f"ours {dtype}": _our_trainer(cfg, model, dtype, device) for dtype in dtypes}
+    losses: dict[str, list[float]] = {name: [] for name in trainers}
 
-    def timed(name: str, stepper: _Stepper) -> Callable[[int], Stages]:
-        def measure_turn(turn: int) -> Stages:
-            with stepper.timer.running() as stages:
-                losses[name].append(stepper.step(batches[turn % len(batches)], turn))
-            return stages
+    def step(name: str, turn: int) -> Stages:
+        with trainers[name].timer.running() as stages:
+            losses[name].append(trainers[name].step(batches[turn % len(batches)], turn))
+        return stages
 
-        return measure_turn
-
-    runs = {name: timed(name, stepper) for name, stepper in steppers.items()}
+    runs = {name: partial(step, name) for name in trainers}
     times = alternate(runs, turns=repeats, label="training")
-    expected = next(iter(losses.values()))[:]
     rows = []
-    for number, name in enumerate(runs):
-        own = losses[name][:]  # without the loss of the memory's run
-        differences = [abs(a - b) / abs(a) for a, b in zip(expected, own, strict=True)]
-        summary = _summary(name, times[name], runs[name], images=len(batches[0]), device=device)
-        summary["stages"][DATA] = data_ms[number > 0]
-        rows.append(
-            TrainingRow(**summary, losses=own, loss_difference=statistics.fmean(differences))
-        )
+    for number, (name, run) in enumerate(runs.items()):
+        own = losses[name][: 1 + repeats]  # without those of the memory's runs
+        pairs = zip(losses["stock fp32"], own, strict=False)
+        row = _row(name, times[name], run, images=len(batches[0]), device=device)
+        row["stages"][DATA] = data_ms[number > 0]
+        difference = statistics.fmean(abs(a - b) / abs(a) for a, b in pairs)
+        rows.append({**row, "losses": own, "loss_difference": difference})
     return rows
 
 
-def _summary(
-    name: str,
-    times: Sequence[Stages],
-    run: Callable[[int], object],
-    *,
-    images: int,
-    device: str,
-) -> dict[str, Any]:
-    """What rows of inference and training have in common."""
+def _row(
+    name: str, times: Sequence[Stages], run: Callable[[int], object], *, images: int, device: str
+) -> Row:
+    """What rows of inference and training have in common.
+
+    Returns:
+        "side", the implementation's name; "stages", the median milliseconds of each stage, and
+        "total", of all; "images_per_second"; "peak_mib", the memory beyond what was in use, None if
+        unknown.
+    """
     # After the timing, since memory that went back to the system makes the next run slower.
     peak_mib = peak_memory(lambda: run(0), device)
     stages = dict.fromkeys(stage for turn in times for stage in turn)
@@ -187,7 +149,7 @@ def _summary(
     }
 
 
-class _Stepper:
+class _Trainer:
     """A trainer that does single steps, timed by stage."""
 
     def __init__(
@@ -221,49 +183,20 @@ class _Stepper:
         return self._storage.latest()["total_loss"][0]
 
 
-def _stock_stepper(cfg: CfgNode, model: nn.Module, device: str) -> _Stepper:
+def _stock_trainer(cfg: CfgNode, model: nn.Module, device: str) -> _Trainer:
     model = copy.deepcopy(model).train()
     optimizer = build_stock_optimizer(cfg, model)
-    return _Stepper(lambda batches: SimpleTrainer(model, batches, optimizer), device)
+    return _Trainer(lambda batches: SimpleTrainer(model, batches, optimizer), device)
 
 
-def _our_stepper(cfg: CfgNode, model: nn.Module, dtype: str, device: str) -> _Stepper:
+def _our_trainer(cfg: CfgNode, model: nn.Module, dtype: str, device: str) -> _Trainer:
     ours = our_config(cfg)
     ours.SOLVER.FUSED = True
     built = build_model(ours).train()
     built.load_state_dict(model.state_dict())
     optimizer = build_optimizer(ours, built)
     amp = "" if dtype == "fp32" else dtype
-    return _Stepper(lambda batches: Steps(built, batches, optimizer, amp=amp), device)
-
-
-@dataclass
-class Line:
-    """Times of one implementation over a range of values, with their least-squares line.
-
-    Attributes:
-        kind: what varies, a key of ``SWEEPS``.
-        side: the implementation's name.
-        counts: images, or detections that the model returned.
-        times: median milliseconds per batch.
-        slope, intercept: of the line, in milliseconds.
-        determination: R^2, the share of the times' variance that the line explains.
-    """
-
-    kind: str
-    side: str
-    counts: list[float]
-    times: list[float]
-    slope: float = 0.0
-    intercept: float = 0.0
-    determination: float = 0.0
-
-    def __post_init__(self) -> None:
-        counts, times = np.array(self.counts), np.array(self.times)
-        self.slope, self.intercept = (float(x) for x in np.polyfit(counts, times, 1))
-        residuals = times - (self.slope * counts + self.intercept)
-        variation = ((times - times.mean()) ** 2).sum()
-        self.determination = float(1 - (residuals**2).sum() / variation) if variation else 1.0
+    return _Trainer(lambda batches: Steps(built, batches, optimizer, amp=amp), device)
 
 
 @torch.no_grad()
@@ -273,7 +206,7 @@ def sweep(
     images: Inputs,
     *,
     detections: int,
-) -> list[Line]:
+) -> list[Row]:
     """Times the implementations alternately at each value of a range.
 
     Args:
@@ -281,36 +214,46 @@ def sweep(
         implementations: left with the limit ``detections``.
         images: for "batch" at least as many as the largest value; otherwise only the first is used.
         detections: the most per image, while the batch varies.
+
+    Returns:
+        a row per implementation: "kind"; "side", the implementation's name; "counts" of images, or
+        of detections that the model returned; "times", the median milliseconds per batch; and the
+        values of ``fit_line``.
     """
     counts: dict[tuple[int, str], float] = {}
 
-    def timed(value: int, implementation: Implementation) -> Callable[[int], float]:
+    def detect(value: int, implementation: Implementation, turn: int) -> float:
         batch, limit = (images[:value], detections) if kind == "batch" else (images[:1], value)
-
-        def measure_turn(turn: int) -> float:
-            set_limits(implementation.model, detections=limit)
-            results, stages = implementation.timed_detect(batch)
-            found = statistics.fmean(map(len, results))
-            counts[value, implementation.name] = len(batch) if kind == "batch" else found
-            return sum(stages.values())
-
-        return measure_turn
+        set_limits(implementation.model, detections=limit)
+        with implementation.timer.running() as stages:
+            results = implementation.detect(batch)
+        found = statistics.fmean(map(len, results))
+        counts[value, implementation.name] = len(batch) if kind == "batch" else found
+        return sum(stages.values())
 
     # Values alternate too, so that a slow minute of the machine does not affect only one.
     values = SWEEPS[kind]
-    runs = {(value, i.name): timed(value, i) for value in values for i in implementations}
+    runs = {(value, i.name): partial(detect, value, i) for value in values for i in implementations}
     times = alternate(runs, turns=_SWEEP_REPEATS, label=f"sweep of {kind}")
+    rows = []
     for implementation in implementations:
+        name = implementation.name
         set_limits(implementation.model, detections=detections)
-    return [
-        Line(
-            kind,
-            i.name,
-            [counts[value, i.name] for value in values],
-            [statistics.median(times[value, i.name]) for value in values],
-        )
-        for i in implementations
-    ]
+        medians = [statistics.median(times[value, name]) for value in values]
+        own = [counts[value, name] for value in values]
+        row = {"kind": kind, "side": name, "counts": own, "times": medians}
+        rows.append({**row, **fit_line(own, medians)})
+    return rows
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """The least-squares line: "slope", "intercept", and "determination" (R^2)."""
+    xs, ys = np.array(x), np.array(y)
+    slope, intercept = (float(c) for c in np.polyfit(xs, ys, 1))
+    residuals = ys - (slope * xs + intercept)
+    variation = ((ys - ys.mean()) ** 2).sum()
+    determination = float(1 - (residuals**2).sum() / variation) if variation else 1.0
+    return {"slope": slope, "intercept": intercept, "determination": determination}
 
 
 def average_precision(
@@ -337,74 +280,55 @@ def average_precision(
     return precisions
 
 
-@dataclass
-class Agreement:
-    """Compares detections with those of a reference, over images.
-
-    Attributes:
-        expected: the number of the reference's detections.
-        found: the number of the other model's.
-        scores: absolute differences of the scores of matched detections.
-        boxes: the largest absolute difference of a coordinate, in pixels, of each match.
-        masks: IoU of the masks of each match.
-    """
-
-    expected: int = 0
-    found: int = 0
-    scores: list[float] = field(default_factory=list)
-    boxes: list[float] = field(default_factory=list)
-    masks: list[float] = field(default_factory=list)
-
-    def summary(self) -> dict[str, float | int | None]:
-        """Counts, medians and extremes; None where nothing matched."""
-
-        def apply(function: Callable, values: Sequence[float]) -> float | None:
-            return function(values) if values else None
-
-        return {
-            "expected": self.expected,
-            "found": self.found,
-            "matched": len(self.scores),
-            "score_difference_median": apply(statistics.median, self.scores),
-            "score_difference_largest": apply(max, self.scores),
-            "box_difference_median": apply(statistics.median, self.boxes),
-            "box_difference_largest": apply(max, self.boxes),
-            "mask_iou_mean": apply(statistics.fmean, self.masks),
-            "mask_iou_least": apply(min, self.masks),
-        }
-
-    def add(self, expected: Instances, found: Instances) -> None:
-        """Compares the detections of one image.
-
-        The reference's detections, by falling score, are matched with the unmatched detection of
-        the same class that overlaps most, at an IoU of at least 0.5.
-        """
-        expected, found = expected.to("cpu"), found.to("cpu")
-        self.expected += len(expected)
-        self.found += len(found)
-        if not len(expected) or not len(found):
-            return
-        overlaps = pairwise_iou(expected.pred_boxes, found.pred_boxes)
-        overlaps[expected.pred_classes[:, None] != found.pred_classes[None]] = 0
-        for index in expected.scores.float().argsort(descending=True).tolist():
-            other = int(overlaps[index].argmax())
-            if overlaps[index, other] < _SAME_OBJECT_IOU:
-                continue
-            overlaps[:, other] = 0
-            self.scores.append(abs(expected.scores[index] - found.scores[other]).item())
-            boxes = expected.pred_boxes.tensor[index], found.pred_boxes.tensor[other]
-            self.boxes.append(torch.sub(*boxes).abs().max().item())
-            if expected.has("rle") and found.has("rle"):
-                iou = mask_util.iou([found.rle[other]], [expected.rle[index]], [0])
-                empty = not mask_util.area(expected.rle[index]) + mask_util.area(found.rle[other])
-                self.masks.append(1.0 if empty else float(iou[0, 0]))
-
-
-def _agreement(
-    expected: Sequence[Sequence[Instances]], found: Sequence[Sequence[Instances]]
+def agreement(
+    expected: Sequence[Instances], found: Sequence[Instances]
 ) -> dict[str, float | int | None]:
-    agreement = Agreement()
-    for expected_batch, found_batch in zip(expected, found, strict=True):
-        for pair in zip(expected_batch, found_batch, strict=True):
-            agreement.add(*pair)
-    return agreement.summary()
+    """How far the detections of a model agree with those of a reference.
+
+    The reference's detections in an image, by falling score, are matched with the unmatched
+    detection of the same class that overlaps most, at an IoU of at least 0.5.
+
+    Args:
+        expected: the reference's, per image.
+        found: the model's, of the same images.
+
+    Returns:
+        the numbers of detections; of the matches the differences of scores, the largest difference
+        of a box's coordinates (in pixels), and the IoU of the masks; None without matches.
+    """
+    scores: list[float] = []
+    boxes: list[float] = []
+    masks: list[float] = []
+    for theirs, ours in ((a.to("cpu"), b.to("cpu")) for a, b in zip(expected, found, strict=True)):
+        for index, other in _matches(theirs, ours):
+            scores.append(abs(theirs.scores[index] - ours.scores[other]).item())
+            difference = theirs.pred_boxes.tensor[index] - ours.pred_boxes.tensor[other]
+            boxes.append(difference.abs().max().item())
+            if theirs.has("rle") and ours.has("rle"):
+                pair = ours.rle[other], theirs.rle[index]
+                empty = not sum(map(mask_util.area, pair))
+                iou = mask_util.iou([pair[0]], [pair[1]], [0])[0, 0]
+                masks.append(1.0 if empty else float(iou))
+    return {
+        "expected": sum(map(len, expected)),
+        "found": sum(map(len, found)),
+        "matched": len(scores),
+        "score_difference_median": statistics.median(scores) if scores else None,
+        "score_difference_largest": max(scores, default=None),
+        "box_difference_median": statistics.median(boxes) if boxes else None,
+        "box_difference_largest": max(boxes, default=None),
+        "mask_iou_mean": statistics.fmean(masks) if masks else None,
+        "mask_iou_least": min(masks, default=None),
+    }
+
+
+def _matches(expected: Instances, found: Instances) -> Iterator[tuple[int, int]]:
+    if not len(expected) or not len(found):
+        return
+    overlaps = pairwise_iou(expected.pred_boxes, found.pred_boxes)
+    overlaps[expected.pred_classes[:, None] != found.pred_classes[None]] = 0
+    for index in expected.scores.float().argsort(descending=True).tolist():
+        overlap, other = overlaps[index].max(0)
+        if overlap >= _SAME_OBJECT_IOU:
+            overlaps[:, other] = 0
+            yield index, int(other)

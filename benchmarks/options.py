@@ -5,8 +5,9 @@ import logging
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         }
         baseline = trainers["baseline"]
         times = alternate(
-            {name: trainer.timed(arguments.steps) for name, trainer in trainers.items()},
+            {name: partial(t.step_time, arguments.steps) for name, t in trainers.items()},
             turns=arguments.rounds,
             # The first trainer of a round reads the images from the disk.
             rotate=True,
@@ -135,16 +136,12 @@ class _OptionTrainer:
         self.device = str(next(self._trainer.model.parameters()).device)
         self.batch = cfg.SOLVER.IMS_PER_BATCH
 
-    def timed(self, steps: int) -> Callable[[int], float]:
-        """A run for ``alternate``: the milliseconds per step."""
-
-        def measure_turn(turn: int) -> float:
-            start = clock(self.device, cpu_time=True)
-            for _ in range(steps):
-                self._step()
-            return (clock(self.device, cpu_time=True) - start) / steps
-
-        return measure_turn
+    def step_time(self, steps: int, turn: int) -> float:
+        """The mean milliseconds of some steps."""
+        start = clock(self.device, cpu_time=True)
+        for _ in range(steps):
+            self._step()
+        return (clock(self.device, cpu_time=True) - start) / steps
 
     def _step(self) -> None:
         trainer = self._trainer

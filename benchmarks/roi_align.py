@@ -7,8 +7,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from detectron2.modeling.poolers import ROIPooler
@@ -79,43 +80,6 @@ data that must be moved once. At most --repeats turns are timed, fewer where the
 """
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What the forward and backward rows in both layouts have in common."""
-
-    rois: int
-    bins: int
-    sampling_ratio: int
-    dtype: str
-
-
-@dataclass
-class Row:
-    """One row of the table.
-
-    Attributes:
-        rois, bins, sampling_ratio, dtype, layout, direction: what was run.
-        milliseconds: median per implementation and of the baseline; implementations that do not
-            support the dtype are missing.
-        speedup: the time of each implementation, and of the baseline, divided by ours.
-        error: per implementation, the largest difference from fp64 relative to the largest value.
-        floor: milliseconds in which the device's memory moves the least data possible.
-        extra_mib: per implementation, the peak memory beyond the inputs; None on the CPU.
-    """
-
-    rois: int
-    bins: int
-    sampling_ratio: int
-    dtype: str
-    layout: str
-    direction: str
-    milliseconds: dict[str, float]
-    speedup: dict[str, float]
-    error: dict[str, float]
-    floor: float
-    extra_mib: dict[str, float | None]
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the benchmark and prints a Markdown table.
 
@@ -170,7 +134,7 @@ def _run(arguments: argparse.Namespace, command: str) -> Report:
     bandwidth = copy_bandwidth(device)
     environment["memory"] = f"{bandwidth / 1e6:.1f} GB/s by copying"
     report = Report(command, environment)
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     report.data |= {
         "channels": arguments.channels,
         "repeats": arguments.repeats,
@@ -178,19 +142,16 @@ def _run(arguments: argparse.Namespace, command: str) -> Report:
         "baseline": BASELINE,
         "rows": rows,
     }
-    settings = [
-        Setting(rois, BINS[rois], ratio, dtype)
-        for rois, ratio, dtype in product(arguments.rois, arguments.sampling, arguments.dtypes)
-    ]
+    settings = list(product(arguments.rois, arguments.sampling, arguments.dtypes))
     pyramids = [make_pyramid(arguments.channels, seed, device) for seed in range(MAX_INPUT_SETS)]
     report.add(*markdown_table(_columns(device), []))
     total = len(settings) * len(LAYOUTS) * 2
     with tqdm(total=total, unit="row", disable=not sys.stderr.isatty(), leave=False) as bar:
         for setting in settings:
             for row in measure(
-                setting, pyramids, repeats=arguments.repeats, bandwidth=bandwidth, device=device
+                *setting, pyramids, repeats=arguments.repeats, bandwidth=bandwidth, device=device
             ):
-                rows.append(asdict(row))
+                rows.append(row)
                 report.add(markdown_row(_cells(row, device)))
                 bar.update()
     return report
@@ -206,19 +167,19 @@ def _columns(device: str) -> list[str]:
     ]
 
 
-def _cells(row: Row, device: str) -> list[str]:
+def _cells(row: dict[str, Any], device: str) -> list[str]:
     # On a GPU, times of tenths of a millisecond need three decimals.
     form = "{:.3f}" if device == "cuda" else "{:.2f}"
-    times, ratios, errors = row.milliseconds, row.speedup, row.error
+    times, ratios, errors = row["milliseconds"], row["speedup"], row["error"]
     return [
-        f"{row.rois} x {row.bins}x{row.bins}",
-        "adaptive" if row.sampling_ratio == 0 else str(row.sampling_ratio),
-        *(row.dtype, row.layout, row.direction),
+        f"{row['rois']} x {row['bins']}x{row['bins']}",
+        str(row["sampling_ratio"] or "adaptive"),
+        *(row["dtype"], row["layout"], row["direction"]),
         *(number(times.get(name), form) for name in (*IMPLEMENTATIONS, BASELINE)),
         *(number(ratios.get(name), "{:.2f}x") for name in (*IMPLEMENTATIONS[1:], BASELINE)),
-        form.format(row.floor),
+        form.format(row["floor"]),
         *(number(errors.get(name), "{:.1e}") for name in IMPLEMENTATIONS[:2]),
-        *(number(row.extra_mib.get(name)) for name in IMPLEMENTATIONS if device == "cuda"),
+        *(number(row["extra_mib"].get(name)) for name in IMPLEMENTATIONS if device == "cuda"),
     ]
 
 
@@ -345,29 +306,37 @@ class _Implementation:
 
 
 def measure(
-    setting: Setting,
+    rois: int,
+    sampling_ratio: int,
+    dtype_name: str,
     pyramids: list[list[Tensor]],
     *,
     repeats: int,
     bandwidth: float,
     device: str,
-) -> Iterator[Row]:
-    """Measures one setting in both layouts.
+) -> Iterator[dict[str, Any]]:
+    """Measures one setting in both layouts, forward and backward.
 
     Args:
-        setting: what to run.
+        rois: how many, a key of ``BINS``.
+        sampling_ratio: samples per bin and axis; 0 adapts to the box.
+        dtype_name: a key of ``DTYPES``.
         pyramids: ``MAX_INPUT_SETS`` lists of fp32 maps (1, C, Hl, Wl).
         repeats: timed turns of each implementation.
         bandwidth: of the device's memory, in bytes per millisecond.
         device: "cpu" or "cuda".
 
     Yields:
-        a row for forward and one for backward, for each layout.
+        a row of the table: the setting; "milliseconds", the median per implementation that supports
+        the dtype, and of the baseline; "speedup", these times divided by ours; "error" per
+        implementation, the largest difference from fp64 relative to the largest value; "floor", the
+        milliseconds in which the device's memory moves the least data possible; "extra_mib" per
+        implementation, the peak memory beyond the inputs, None on the CPU.
     """
-    dtype, bins, ratio = DTYPES[setting.dtype], setting.bins, setting.sampling_ratio
+    dtype, bins, ratio = DTYPES[dtype_name], BINS[rois], sampling_ratio
     channels = pyramids[0][0].shape[1]
-    boxes = [make_boxes(setting.rois, seed, device) for seed in range(len(pyramids))]
-    shape = (setting.rois, channels, bins, bins)
+    boxes = [make_boxes(rois, seed, device) for seed in range(len(pyramids))]
+    shape = (rois, channels, bins, bins)
     generators = [torch.Generator().manual_seed(100 + index) for index in range(len(pyramids))]
     grads = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
     rounded = [[m.to(dtype) for m in maps] for maps in pyramids]
@@ -382,7 +351,7 @@ def measure(
     }
 
     for layout, memory_format in LAYOUTS.items():
-        is_baseline = setting.dtype == "fp32" and layout == "NCHW"
+        is_baseline = dtype_name == "fp32" and layout == "NCHW"
         sets = input_sets(len(names) + (not is_baseline))
         own = (boxes[:sets], grads[:sets])
         implementations = {
@@ -411,16 +380,19 @@ def measure(
             if is_baseline:
                 times[BASELINE] = times["detectron2"]
             moved = (expected.numel() + cells[direction]) * dtype.itemsize
-            yield Row(
-                **asdict(setting),
-                layout=layout,
-                direction=direction,
-                milliseconds=times,
-                speedup={name: t / times["ours"] for name, t in times.items() if name != "ours"},
-                error=error,
-                floor=moved / bandwidth,
-                extra_mib=extra_mib,
-            )
+            yield {
+                "rois": rois,
+                "bins": bins,
+                "sampling_ratio": ratio,
+                "dtype": dtype_name,
+                "layout": layout,
+                "direction": direction,
+                "milliseconds": times,
+                "speedup": {name: t / times["ours"] for name, t in times.items() if name != "ours"},
+                "error": error,
+                "floor": moved / bandwidth,
+                "extra_mib": extra_mib,
+            }
 
 
 def _supports(pooler: Pooler, maps: list[Tensor], boxes: Boxes) -> bool:
@@ -464,21 +436,18 @@ def median_times(runs: Mapping[str, Sequence[Run]], repeats: int, device: str) -
     """
     calls = itertools.count()
 
-    def timed(functions: Sequence[Run]) -> Callable[[int], list[float]]:
-        def measure_turn(turn: int) -> list[float]:
-            times = []
-            for _ in range(TIMINGS_PER_TURN[device]):
-                start = clock(device)
-                for _ in range(CALLS[device]):
-                    functions[next(calls) % len(functions)]()
-                times.append((clock(device) - start) / CALLS[device])
-            return times
-
-        return measure_turn
+    def measure_turn(functions: Sequence[Run], turn: int) -> list[float]:
+        times = []
+        for _ in range(TIMINGS_PER_TURN[device]):
+            start = clock(device)
+            for _ in range(CALLS[device]):
+                functions[next(calls) % len(functions)]()
+            times.append((clock(device) - start) / CALLS[device])
+        return times
 
     start = time.perf_counter()
     times = alternate(
-        {name: timed(functions) for name, functions in runs.items()},
+        {name: partial(measure_turn, functions) for name, functions in runs.items()},
         turns=repeats,
         warm_ups=WARM_UPS[device],
         enough=lambda turns: (
