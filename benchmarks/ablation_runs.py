@@ -25,7 +25,7 @@ DESCRIPTION = "family.json"
 RECORD, CONFIG, LOG = "run.json", "ablation.yaml", "output.txt"
 METRICS = tuple(f"{task} {name}" for task in ("box", "mask") for name in ("AP", "AP50", "AP75"))
 
-_CONFIGS = Path("configs", "ablations")
+_CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
 _KEYS = {"title", "baseline", "order", "paper", "rows", "alone", "classes"}
 _TASKS = {"box": "bbox", "mask": "segm"}
 # glibc returns blocks of some megabytes to the system after each use and requests them again, which
@@ -79,10 +79,8 @@ class Family:
 
 
 def known_families() -> list[str]:
-    """The folders of configs/ablations, in this repository or the working folder."""
-    if not _root().is_dir():
-        return []
-    return sorted(folder.name for folder in _root().iterdir() if _rows(folder))
+    """The folders of configs/ablations."""
+    return sorted(folder.name for folder in _CONFIGS.iterdir() if _rows(folder))
 
 
 def find_families(name: str) -> list[Family]:
@@ -97,20 +95,13 @@ def find_families(name: str) -> list[Family]:
     """
     names = known_families()
     if name == "all":
-        if not names:
-            raise UserError(f"folder {_CONFIGS} not found here: name a folder of configs")
-        families = [_load_family(_root() / known) for known in names]
+        families = [_load_family(_CONFIGS / known) for known in names]
         return [family for family in families if not family.alone]
-    folder = _root() / name if name in names else Path(name)
+    folder = _CONFIGS / name if name in names else Path(name)
     if not folder.is_dir():
         hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, or name a folder"
         raise UserError(f"unknown ablation '{name}'{hint}")
     return [_load_family(folder)]
-
-
-def _root() -> Path:
-    here = Path(__file__).parents[1] / _CONFIGS
-    return here if here.is_dir() else _CONFIGS
 
 
 def _rows(folder: Path) -> list[str]:
