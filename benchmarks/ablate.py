@@ -40,12 +40,12 @@ _EPILOG = f"""
 example:
   {PROGRAM} 2c_pooling --seeds 3 --jobs 2 --output output/ablations
 
-Each run writes into OUTPUT/DATA/FAMILY/ROW/seed_N. {TABLE}, {CSV} and {PLOT} in OUTPUT/DATA/FAMILY
-are updated after each run. The same command continues where it stopped: finished runs are not
-repeated, and rows of several families with the same config run once. NAME may also be a folder of
-your own configs. Its family.json may contain "title", "baseline", "order", "paper", the paper's
-values as "rows", and as "classes" the classes whose own AP is shown. "all" skips a family with
-"alone": true.
+Each run writes into OUTPUT/DATA/FAMILY/ROW/seed_N. After each run {TABLE}, {CSV} and
+{PLOT} in OUTPUT/DATA/FAMILY are updated. The same command continues where it stopped:
+finished runs are not repeated, and rows of several families with the same config run once. NAME may
+also be a folder of your own configs. Its family.json may contain "title", "baseline", "order",
+"paper", the paper's values as "rows", and as "classes" the classes whose own AP is shown. "all"
+skips a family with "alone": true.
 """
 
 
@@ -98,7 +98,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="TRAIN:TEST",
         help="data sets, e.g. nuclei_train:nuclei_val (default: those of the configs)",
     )
-    add("--output", type=Path, default=Path("output", "ablations"), metavar="FOLDER")
+    output = Path("output", "ablations")
+    add("--output", type=Path, default=output, metavar="FOLDER", help=f"default: {output}")
     add("--jobs", type=positive, default=1, help="runs at a time (default: 1)")
     add("--overwrite", action="store_true", help="replace runs of other configs")
     add("--keep-weights", action="store_true", help="keep the checkpoints of finished runs")

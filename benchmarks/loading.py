@@ -85,7 +85,7 @@ def variants(cfg: CfgNode) -> dict[str, dict[str, Any]]:
     middle = max(1, sizes[len(sizes) // 2])
     size = tuple(cfg.INPUT.JITTER.SIZE) if cfg.INPUT.JITTER.ENABLED else (middle, middle)
     jitter = {"INPUT.JITTER.ENABLED": True, "INPUT.CROP.ENABLED": False, "INPUT.JITTER.SIZE": size}
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "none": {},
         f"jitter 0.1 to 2, {size[0]} x {size[1]}": {**jitter, "INPUT.JITTER.SCALE": (0.1, 2.0)},
         "brightness 0.4": {"INPUT.COLOR.BRIGHTNESS": 0.4},

@@ -68,10 +68,10 @@ _EPILOG = f"""
 The implementations run alternately in one process. A baseline is the config's model in fp32, as
 detectron2 (its own heads, poolers, pasting and pycocotools, NCHW) or torchvision (only R50-FPN)
 runs it; ours has the same weights. Times are medians; "2.0x" means that ours is twice as fast.
-Hooks time the stages, which add up to the total. Memory is the peak beyond what was in use. With
---output, {MARKDOWN}, {JSON} and, with --sweep, {PLOT} contain the results with the hardware,
-versions and command. Without --weights the weights are random, and set so that each image has
---detections objects.
+Hooks time the stages, which add up to the total. Memory is the peak beyond what was in use. Without
+--weights the weights are random, and set so that each image has --detections objects.
+With --output, {MARKDOWN}, {JSON} and, with --sweep, {PLOT} contain the results with
+hardware, versions and command.
 
 example:
   {PROGRAM} --config-file configs/torchvision_R_50_FPN.yaml --threads 2 \\
@@ -139,9 +139,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add_arguments(parser, "--config-file")
     add("--weights", default="", metavar="FILE", help="default: random weights")
     add("--data", metavar="NAME", help="data set for images and AP (default: generated images)")
-    add("--dtype", type=choices(DTYPES), default=["fp32", "bf16"], help="of ours: fp32,bf16,fp16")
-    add("--against", type=choices(BASELINES), default=["stock"], help="stock,torchvision")
-    add("--mode", type=choices(MODES), default=list(MODES), help="default: inference,training")
+    add("--dtype", type=choices(DTYPES), default=["fp32", "bf16"], help="ours (default: fp32,bf16)")
+    add(
+        "--against",
+        type=choices(BASELINES),
+        default=["stock"],
+        help="stock,torchvision (default: stock)",
+    )
+    add("--mode", type=choices(MODES), default=list(MODES), help="inference,training (the default)")
     add("--sweep", type=choices(SWEEPS), default=[], help="batch,detections")
     add("--batch", type=positive, default=1, help="images per batch (default: 1)")
     add("--train-batch", type=positive, default=2, help="images per step (default: 2)")

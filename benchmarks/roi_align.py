@@ -65,7 +65,7 @@ PATIENCE_SECONDS = 20
 FEWEST_REPEATS = 3
 
 Pooler = Callable[[list[Tensor], list[Boxes]], Tensor]
-Run = Callable[[], object]
+Run = Callable[[], Any]
 
 _EPILOG = f"""\
 example:
@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     add = parser.add_argument
-    add("--rois", type=int, nargs="+", choices=BINS, default=list(BINS))
+    add("--rois", type=int, nargs="+", choices=BINS, default=list(BINS), help="per image")
     add(
         "--sampling",
         type=int,
@@ -119,7 +119,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="samples per bin and axis; 0 adapts to the box",
     )
     add("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    add("--channels", type=positive, default=256)
+    add("--channels", type=positive, default=256, help="of the maps (default: 256)")
     add_arguments(parser, "--device", "--repeats", "--threads", "--output", "--overwrite")
     return parser.parse_args(argv)
 
@@ -246,11 +246,12 @@ def _torchvision_pooler(bins: int, sampling_ratio: int) -> Pooler:
 
 def _reference(
     maps: Sequence[Tensor], boxes: Boxes, grad: Tensor, bins: int, sampling_ratio: int
-) -> tuple[Tensor, list[Tensor]]:
+) -> dict[str, list[Tensor]]:
     """Output and the maps' gradients in fp64, by torchvision, which shares no code with ours."""
     wide = [m.detach().double().contiguous().requires_grad_() for m in maps]
     out = _torchvision_pooler(bins, sampling_ratio)(wide, [boxes])
-    return out.detach(), list(torch.autograd.grad(out, wide, grad.double()))
+    grads = torch.autograd.grad(out, wide, grad.double())
+    return {"forward": [out.detach()], "backward": list(grads)}
 
 
 def touched_cells(boxes: Boxes, bins: int, sampling_ratio: int) -> int:
@@ -274,32 +275,27 @@ class _Implementation:
     ) -> None:
         self._pooler = pooler
         self._boxes = boxes
-        self._grads = grads
         self._maps = [
             [m.detach().contiguous(memory_format=layout).requires_grad_() for m in pyramid]
             for pyramid in maps
         ]
         self._outputs = [pooler(m, [b]) for m, b in zip(self._maps, boxes, strict=True)]
+        # The next layer's backward returns the gradient in the output's layout.
+        outputs = zip(self._outputs, grads, strict=True)
+        self._grads = [torch.empty_like(out).copy_(grad) for out, grad in outputs]
 
     def runs(self, direction: str) -> list[Run]:
         """One function per input set, which returns the output or the maps' gradients."""
-        method = self._forward if direction == "forward" else self._backward
-        return [method(index) for index in range(len(self._maps))]
+        run = self._forward if direction == "forward" else self._backward
+        return [partial(run, index) for index in range(len(self._maps))]
 
-    def _forward(self, index: int) -> Run:
-        maps, boxes = self._maps[index], [self._boxes[index]]
+    def _forward(self, index: int) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return [self._pooler(self._maps[index], [self._boxes[index]])]
 
-        def run() -> Tensor:
-            with torch.no_grad():
-                return self._pooler(maps, boxes)
-
-        return run
-
-    def _backward(self, index: int) -> Run:
-        out, maps = self._outputs[index], self._maps[index]
-        # The next layer's backward returns the gradient in the output's layout.
-        grad = torch.empty_like(out).copy_(self._grads[index])
-        return lambda: torch.autograd.grad(out, maps, grad, retain_graph=True)
+    def _backward(self, index: int) -> Sequence[Tensor]:
+        out, maps, grad = self._outputs[index], self._maps[index], self._grads[index]
+        return torch.autograd.grad(out, maps, grad, retain_graph=True)
 
 
 # --- Measuring ---
@@ -340,7 +336,7 @@ def measure(
     generators = [torch.Generator().manual_seed(100 + index) for index in range(len(pyramids))]
     grads = [torch.randn(shape, generator=g).to(device, dtype) for g in generators]
     rounded = [[m.to(dtype) for m in maps] for maps in pyramids]
-    expected, expected_grads = _reference(rounded[0], boxes[0], grads[0], bins, ratio)
+    expected = _reference(rounded[0], boxes[0], grads[0], bins, ratio)
     poolers = make_poolers(bins, ratio)
     names = [name for name in IMPLEMENTATIONS if _supports(poolers[name], rounded[0], boxes[0])]
     # The least traffic: forward reads the cells that the output depends on and writes the output;
@@ -364,13 +360,7 @@ def measure(
             )
         for direction in ("forward", "backward"):
             runs = {name: i.runs(direction) for name, i in implementations.items()}
-            forward = direction == "forward"
-            error = {
-                name: _relative_error([runs[name][0]()], [expected])
-                if forward
-                else _relative_error(runs[name][0](), expected_grads)
-                for name in names
-            }
+            error = {name: _relative_error(runs[name][0](), expected[direction]) for name in names}
             # Only CUDA counts the memory of so short a run.
             extra_mib = {
                 name: peak_memory(runs[name][0], device) if device == "cuda" else None
@@ -379,7 +369,7 @@ def measure(
             times = median_times(runs, repeats, device)
             if is_baseline:
                 times[BASELINE] = times["detectron2"]
-            moved = (expected.numel() + cells[direction]) * dtype.itemsize
+            moved = (expected["forward"][0].numel() + cells[direction]) * dtype.itemsize
             yield {
                 "rois": rois,
                 "bins": bins,
