@@ -72,9 +72,9 @@ def main(argv: Sequence[str]) -> int:
     if arguments.list:
         _list()
         return 0
-    if not arguments.words:
+    if not arguments.positionals:
         raise UsageError(f"name an ablation: {', '.join(known_families())}, all, or a folder")
-    families = find_families(arguments.words[0])
+    families = find_families(arguments.positionals[0])
     prepare_output(arguments.output, (), overwrite=True)
     plans = [_plan(family, arguments) for family in families]
     runs = [run for plan in plans for run in plan.runs]
@@ -105,7 +105,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--keep-weights", action="store_true", help="keep the checkpoints of finished runs")
     add("--list", action="store_true", help="print the ablations and exit")
     add(
-        "words",
+        "positionals",
         nargs="*",
         metavar="NAME [KEY VALUE]",
         help="an ablation (see --list), all, or a folder; then config keys, as for train_net.py",
@@ -131,7 +131,7 @@ def _list() -> None:
 
 def _plan(family: Family, arguments: argparse.Namespace) -> Plan:
     """The family's runs, checked as far as is possible without running them."""
-    overrides = arguments.words[1:]
+    overrides = arguments.positionals[1:]
     if arguments.data:
         train, test = arguments.data
         data = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]

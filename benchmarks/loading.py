@@ -27,7 +27,7 @@ Times reading, augmenting and preparing an image and its objects, in one process
 image by image; other processes hardly change CPU time. The first row is the config without any
 augmentation of this project. Copy-paste is timed with objects pasted into every image; with
 INPUT.COPY_PASTE.PROB 0.5 it costs half as much. In training, loader workers
-(DATALOADER.NUM_WORKERS) do this work beside the training.
+(DATALOADER.NUM_WORKERS) do this while the model trains.
 """
 _OFF = {
     "INPUT.JITTER.ENABLED": False,

@@ -252,7 +252,7 @@ def _normalize_once(std: float) -> Any:
         axes = [d for d in range(output.dim()) if d != 1]
         scale = std / output.std(axes).clamp(min=1e-6)
         mean = output.mean(axes)
-        # Output channels come first in all layers but nn.ConvTranspose2d, which is no last layer.
+        # Output channels come first, except in nn.ConvTranspose2d, which is never a last layer.
         layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.dim() - 1)))
         layer.bias.copy_((layer.bias - mean) * scale)
         shape = [1, -1, *[1] * (output.dim() - 2)]

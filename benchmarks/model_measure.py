@@ -98,7 +98,7 @@ def measure_training(
         repeats: timed steps of each implementation.
         device: where to run.
         data_ms: milliseconds of loading a batch, by detectron2's mapper and by ours; a stage of the
-            rows, but not in their totals, since loaders work beside the training.
+            rows, but not in their totals, since loaders work while the model trains.
 
     Returns:
         a row per implementation: what ``_row`` returns, the "losses" of all steps, and
@@ -117,11 +117,11 @@ def measure_training(
     times = alternate(runs, turns=repeats, label="training")
     rows = []
     for number, (name, run) in enumerate(runs.items()):
-        own = losses[name][: 1 + repeats]  # without those of the memory's runs
-        pairs = zip(losses["stock fp32"], own, strict=False)
+        # Later losses are those of the memory measurements.
+        own, stock = (losses[key][: 1 + repeats] for key in (name, "stock fp32"))
         row = _row(name, times[name], run, images=len(batches[0]), device=device)
         row["stages"][DATA] = data_ms[number > 0]
-        difference = statistics.fmean(abs(a - b) / abs(a) for a, b in pairs)
+        difference = statistics.fmean(abs(a - b) / abs(a) for a, b in zip(stock, own, strict=True))
         rows.append({**row, "losses": own, "loss_difference": difference})
     return rows
 

@@ -44,4 +44,4 @@ def test_markdown_escapes_bars_in_cells() -> None:
 )
 def test_options_may_stand_before_and_after_overrides(argv: list[str]) -> None:
     arguments = ablate._parse(argv)
-    assert arguments.seeds == 2 and arguments.words == ["training", "SOLVER.BASE_LR", "-1"]
+    assert arguments.seeds == 2 and arguments.positionals == ["training", "SOLVER.BASE_LR", "-1"]
