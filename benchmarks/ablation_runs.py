@@ -1,4 +1,4 @@
-"""One training run of an ablation: its folder, what is known of it, the process behind it."""
+"""Families of an ablation, the training runs of their rows, and the processes behind the runs."""
 
 import hashlib
 import json
@@ -19,19 +19,146 @@ from detectron2.config import CfgNode
 
 import mask_rcnn_plus
 from mask_rcnn_plus.config import get_cfg
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
+DESCRIPTION = "family.json"
 RECORD, CONFIG, LOG = "run.json", "ablation.yaml", "output.txt"
 METRICS = tuple(f"{task} {name}" for task in ("box", "mask") for name in ("AP", "AP50", "AP75"))
+
+_CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
+_KEYS = {"title", "baseline", "order", "paper", "rows", "alone", "classes"}
 _TASKS = {"box": "bbox", "mask": "segm"}
-# glibc gives maps of some megabytes back to the system after each use, and takes them anew: a
-# seventh of a run's CPU time.
+# glibc returns blocks of some megabytes to the system after each use and requests them again, which
+# takes a seventh of a run's CPU time.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-# Threads that wait for each other by spinning hold up whatever else runs on their core.
+# Threads that spin while they wait slow down other processes on their core.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-# What reading a damaged config may raise: yacs does not look at what YAML gives.
-_UNREADABLE = (OSError, ValueError, TypeError, AttributeError, AssertionError, RecursionError)
+# What a damaged config may raise: yacs does not check what YAML returns.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, AttributeError, AssertionError, RecursionError),
+    yaml.YAMLError,
+)
 _TRAIN = "import sys; from mask_rcnn_plus.engine import main; sys.exit(main(sys.argv[1:]))"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Rows that differ in one choice: a folder of configs.
+
+    Attributes:
+        name: the folder's name.
+        folder: of the configs.
+        rows: names of the config files without their suffix, in the table's order.
+        baseline: the row that the others are compared with.
+        title: of the table.
+        paper: the source of the paper's values; "" if there are none.
+        paper_rows: row -> metric, e.g. "mask AP" -> the paper's value in percent.
+        alone: "all" skips this family, since it is no table of the paper or needs other data.
+        classes: names of classes whose own AP is shown too.
+    """
+
+    name: str
+    folder: Path
+    rows: tuple[str, ...]
+    baseline: str
+    title: str
+    paper: str
+    paper_rows: dict[str, dict[str, float]]
+    alone: bool = False
+    classes: tuple[str, ...] = ()
+
+    def config_file(self, row: str) -> Path:
+        return self.folder / f"{row}.yaml"
+
+    def paper_difference(self, row: str, metric: str) -> float | None:
+        """The row's value minus the baseline's in the paper; None if the paper lacks one."""
+        ours, baseline = (
+            self.paper_rows.get(name, {}).get(metric) for name in (row, self.baseline)
+        )
+        return None if ours is None or baseline is None else ours - baseline
+
+
+def known_families() -> list[str]:
+    """The folders of configs/ablations."""
+    return sorted(folder.name for folder in _CONFIGS.iterdir() if _rows(folder))
+
+
+def find_families(name: str) -> list[Family]:
+    """The families of a name.
+
+    Args:
+        name: a folder of configs/ablations, the path of any folder with configs, or "all" for
+            those of configs/ablations that are not ``alone``.
+
+    Raises:
+        UserError: the folder or its configs are missing, or its family.json is invalid.
+    """
+    names = known_families()
+    if name == "all":
+        families = [_load_family(_CONFIGS / known) for known in names]
+        return [family for family in families if not family.alone]
+    folder = _CONFIGS / name if name in names else Path(name)
+    if not folder.is_dir():
+        hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, or name a folder"
+        raise UserError(f"unknown ablation '{name}'{hint}")
+    return [_load_family(folder)]
+
+
+def _rows(folder: Path) -> list[str]:
+    return sorted(p.stem for p in folder.glob("*.yaml") if not p.name.startswith("Base"))
+
+
+def _load_family(folder: Path) -> Family:
+    configs = _rows(folder)
+    if not configs:
+        raise UserError(f"folder '{folder}' has no configs: add one .yaml per row")
+    path = folder / DESCRIPTION
+    try:
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{path}': invalid JSON: {reason(error)}") from error
+
+    def expect(condition: bool, problem: str) -> None:
+        if not condition:
+            raise UserError(f"'{path}': {problem}")
+
+    def expect_list(key: str, default: list[str]) -> list[str]:
+        value = content.get(key, default)
+        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+        expect(names, f"{key}: expected a list of names, got {value!r}")
+        return value
+
+    expect(isinstance(content, dict), "expected a JSON object")
+    for key in content:
+        expect(key in _KEYS, f"unknown key '{key}'{did_you_mean(key, _KEYS)}")
+    order, classes = expect_list("order", configs), expect_list("classes", [])
+    baseline, paper_rows = content.get("baseline", configs[0]), content.get("rows", {})
+    expect(
+        _are_values(paper_rows),
+        f'rows: expected numbers as in {{"ROW": {{"mask AP": 30.3}}}}, '
+        f"got {json.dumps(paper_rows)[:80]}",
+    )
+    for row in (baseline, *order, *paper_rows):
+        expect(row in configs, f"row '{row}' has no config{did_you_mean(str(row), configs)}")
+    return Family(
+        name=folder.resolve().name,
+        folder=folder,
+        # Configs that the order lacks come last.
+        rows=tuple(dict.fromkeys((*order, *configs))),
+        baseline=baseline,
+        title=content.get("title", folder.resolve().name),
+        paper=content.get("paper", ""),
+        paper_rows=paper_rows,
+        alone=content.get("alone", False),
+        classes=tuple(dict.fromkeys(classes)),
+    )
+
+
+def _are_values(rows: Any) -> bool:
+    if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+        return False
+    values = [value for row in rows.values() for value in row.values()]
+    return all(isinstance(value, int | float | None) for value in values)
 
 
 @dataclass
@@ -39,12 +166,12 @@ class Run:
     """A row's config with one seed.
 
     Attributes:
-        row: the config file's name without its ending.
+        row: the config file's name without its suffix.
         seed: SEED of the config.
         config: the resolved config, as YAML, without its OUTPUT_DIR.
-        data: name of the data set that is evaluated.
+        data: name of the data set for evaluation.
         folder: where the run writes.
-        record: what ``run.json`` in the folder says; empty before the run has started.
+        record: the contents of ``run.json`` in the folder; empty before the run starts.
     """
 
     row: str
@@ -56,7 +183,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """The same for runs that would give the same."""
+        """Equal for runs with the same values of all config keys."""
         return _digest(self.config)
 
     @property
@@ -69,62 +196,58 @@ class Run:
 
     @property
     def results(self) -> dict[str, float]:
-        """Metric, e.g. "mask AP", to its value in percent, for what the run has measured."""
+        """Metric, e.g. "mask AP" -> its value in percent; empty unless the run is finished."""
         return self.record.get("results", {}) if self.finished else {}
 
 
 def make_run(row: str, cfg: CfgNode, folder: Path) -> Run:
-    """A run of a resolved config; its SEED is the run's."""
+    """A run of a resolved config, whose SEED is the run's."""
     bare = cfg.clone()
     bare.OUTPUT_DIR = ""
     return Run(row, bare.SEED, bare.dump(), bare.DATASETS.TEST[0], folder)
 
 
 def share_finished(runs: list[Run], root: Path) -> None:
-    """Points runs of one config at one folder, and reads what lies there.
+    """Assigns one folder to runs with the same config, and reads the folders' records.
 
     Args:
-        runs: changed in place. The first of those with one config keeps its folder, unless a run
-            with that config lies in another folder already.
-        root: below it, FAMILY/ROW/seed_N are folders of earlier runs.
+        runs: changed in place. The first run with a config keeps its folder, unless another folder
+            already contains a run with that config.
+        root: FAMILY/ROW/seed_N below it are the folders of earlier runs.
     """
-    places: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for record in sorted(root.glob(f"*/*/seed_*/{RECORD}")):
-        places.setdefault(_read_record(record.parent).get("digest", ""), record.parent)
+        folders.setdefault(_read_record(record.parent).get("digest", ""), record.parent)
     for run in runs:
-        own = _read_record(run.folder)
-        if own.get("digest") == run.digest:
-            places[run.digest] = run.folder
+        if _read_record(run.folder).get("digest") == run.digest:
+            folders[run.digest] = run.folder
     for run in runs:
-        run.folder = places.setdefault(run.digest, run.folder)
+        run.folder = folders.setdefault(run.digest, run.folder)
         run.record = _read_record(run.folder)
 
 
 def refuse_changed(runs: list[Run], *, overwrite: bool) -> None:
-    """Makes room for runs whose folder holds a run of another config.
+    """Removes folders that contain a run of another config, if ``overwrite`` allows it.
 
     Raises:
-        UserError: there is such a folder, and overwrite is off.
+        UserError: there is such a folder, and ``overwrite`` is off; nothing has been removed.
     """
-    for run in runs:
-        if not run.record or run.record.get("digest") == run.digest:
-            continue
+    changed = [run for run in runs if run.record and run.record.get("digest") != run.digest]
+    for run in changed:
         if not overwrite:
             raise UserError(
-                f"{run.folder} holds a run of another config ({_difference(run)}); name another "
-                "--output, or give --overwrite"
+                f"{run.folder} contains a run of another config ({_difference(run)}); name another "
+                "--output, or use --overwrite"
             )
-    for run in runs:
-        if run.record and run.record.get("digest") != run.digest:
-            shutil.rmtree(run.folder, ignore_errors=True)
-            run.record = {}
+        shutil.rmtree(run.folder, ignore_errors=True)
+        run.record = {}
 
 
 class Processes:
-    """The training processes that are running, so that an interruption can end them."""
+    """Trains runs in processes of their own, and stops the processes on an interruption."""
 
     def __init__(self, threads: int, *, keep_weights: bool) -> None:
-        """Takes the CPU threads of each process, and whether finished checkpoints (150 MB) stay."""
+        """Sets the CPU threads per process, and whether to keep checkpoints (150 MB) at the end."""
         self._threads = threads
         self._keep_weights = keep_weights
         self._running: set[subprocess.Popen] = set()
@@ -132,34 +255,34 @@ class Processes:
         self._stopped = False
 
     def train(self, run: Run) -> None:
-        """Trains and evaluates, or goes on where an interrupted run has stopped.
+        """Trains and evaluates, or continues an interrupted run.
 
-        Whatever happens in the process, this ends with a record in the run's folder.
+        However the process ends, the run's folder has a record afterwards.
         """
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / CONFIG).write_text(run.config)
-        spent = run.record.get("cpu_seconds", 0.0)
-        self._note(run, {"state": "running", "cpu_seconds": spent})
+        cpu_seconds = run.record.get("cpu_seconds", 0.0)
+        self._save_record(run, state="running", cpu_seconds=cpu_seconds)
         command = [sys.executable, "-c", _TRAIN, "--config-file", str(run.folder / CONFIG)]
         command += ["--resume", "OUTPUT_DIR", str(run.folder)]
         with (run.folder / LOG).open("a") as log:
             with self._lock:
                 if self._stopped:
-                    return None
+                    return
                 process = subprocess.Popen(
                     command, stdout=log, stderr=subprocess.STDOUT, env=self._environment()
                 )
                 self._running.add(process)
-            # wait4 and not wait: it knows this one child's CPU time.
+            # Unlike wait, wait4 returns this child's CPU time.
             _, status, usage = os.wait4(process.pid, 0)
             with self._lock:
                 process.returncode = os.waitstatus_to_exitcode(status)
                 self._running.discard(process)
-        spent += usage.ru_utime + usage.ru_stime
+        cpu_seconds += usage.ru_utime + usage.ru_stime
         if self._stopped:
-            return self._note(run, {"state": "running", "cpu_seconds": spent})
-        self._conclude(run, process.returncode, spent)
-        return None
+            self._save_record(run, state="running", cpu_seconds=cpu_seconds)
+        else:
+            self._conclude(run, process.returncode, cpu_seconds)
 
     def stop(self) -> None:
         """Ends the processes; their runs count as interrupted."""
@@ -168,101 +291,114 @@ class Processes:
             for process in self._running:
                 process.terminate()
 
-    def _conclude(self, run: Run, code: int, spent: float) -> None:
+    def _conclude(self, run: Run, code: int, cpu_seconds: float) -> None:
+        """Records the results of a process that has ended, or its error."""
         try:
             if code:
                 raise ValueError(f"exit code {code}: {_last_line(run.folder / LOG)}")
-            # Where weights are averaged, the averages are what the run is for.
+            # If the run averages its weights, the averages' results count.
             folders = [run.folder / "ema", run.folder]
-            measured = [one / "inference" / run.data / "metrics.json" for one in folders]
-            results = _read_results(next(filter(Path.is_file, measured), measured[-1]))
+            paths = [folder / "inference" / run.data / "metrics.json" for folder in folders]
+            results = _read_results(next(filter(Path.is_file, paths), paths[-1]))
         except (OSError, ValueError) as error:
-            return self._note(run, {"state": "failed", "error": str(error), "cpu_seconds": spent})
-        self._note(
+            self._save_record(run, state="failed", error=str(error), cpu_seconds=cpu_seconds)
+            return
+        self._save_record(
             run,
-            {
-                "state": "finished",
-                "results": results,
-                "train_seconds": _training_seconds(run),
-                "cpu_seconds": round(spent, 1),
-            },
+            state="finished",
+            results=results,
+            train_seconds=_training_seconds(run),
+            cpu_seconds=round(cpu_seconds, 1),
         )
         if not self._keep_weights:
             for checkpoint in [*run.folder.glob("*.pth"), run.folder / "last_checkpoint"]:
                 checkpoint.unlink(missing_ok=True)
-        return None
 
-    def _note(self, run: Run, record: dict[str, Any]) -> None:
-        run.record = {"digest": run.digest, "row": run.row, "seed": run.seed, **record}
+    def _save_record(self, run: Run, **values: Any) -> None:
+        run.record = {"digest": run.digest, "row": run.row, "seed": run.seed, **values}
         new = run.folder / f".{RECORD}"
         new.write_text(json.dumps(run.record, indent=1) + "\n")
-        new.replace(run.folder / RECORD)  # never half written
+        new.replace(run.folder / RECORD)  # atomic: never half written
 
     def _environment(self) -> dict[str, str]:
-        # The processes are to import this very package, wherever it lies.
+        # The processes import the same package as this one, wherever it is.
         package = str(Path(mask_rcnn_plus.__file__).parents[1])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         threads = str(self._threads)
         return {**_MEMORY, **_WAITING, **os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A record; empty where there is none, or it is damaged."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    results = content.get("results", {}) if isinstance(content, dict) else None
-    if not isinstance(results, dict):
-        return {}
-    numbers = [*results.values(), *(content.get(f"{of}_seconds") or 0 for of in ("cpu", "train"))]
-    return content if all(isinstance(number, int | float) for number in numbers) else {}
-
-
 def _read_record(folder: Path) -> dict[str, Any]:
-    """What a run says of itself; nothing where there is none.
+    """A run's record; empty if it is missing or damaged.
 
-    The digest is made anew from its config, since what an earlier version wrote lacks the keys that
-    have come since.
+    The digest is computed from the run's config, since the one that an earlier version recorded
+    lacks the keys added since then.
     """
-    record = _read(folder / RECORD)
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        results = record.get("results", {})
+        seconds = [record.get(f"{kind}_seconds") or 0 for kind in ("cpu", "train")]
+        if not all(isinstance(n, int | float) for n in (*results.values(), *seconds)):
+            return {}
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return {}
     if record:
         try:
             record["digest"] = _digest((folder / CONFIG).read_text())
-        except (*_UNREADABLE, yaml.YAMLError):
+        except _UNREADABLE:
             record["digest"] = "unreadable"
     return record
 
 
 @cache
 def _values(config: str) -> dict[str, Any]:
-    """The values of a config by key; keys that it lacks are at their defaults, and change nothing.
+    """All config keys and their values; keys that the config lacks have their defaults.
 
-    So an update of this project does not make finished runs those of another config.
+    Thus new keys in an update of this project do not change the config of finished runs.
     """
-    there = _leaves(CfgNode.load_cfg(config))
-    # By way of YAML, where tuples become lists.
-    return {**_leaves(CfgNode.load_cfg(get_cfg().dump())), **there}
+    values = _flatten(CfgNode.load_cfg(config))
+    # The dump turns tuples into lists, as in the config.
+    return {**_flatten(CfgNode.load_cfg(get_cfg().dump())), **values}
 
 
 def _digest(config: str) -> str:
     return hashlib.sha256(json.dumps(_values(config), sort_keys=True).encode()).hexdigest()
 
 
+def _flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        nested = isinstance(value, CfgNode) and value
+        values |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return values
+
+
+def _difference(run: Run) -> str:
+    """The first keys in which the folder's config differs from the run's."""
+    try:
+        old = _values((run.folder / CONFIG).read_text())
+    except _UNREADABLE:
+        return "its config is unreadable"
+    new = _values(run.config)
+    keys = [key for key in {**new, **old} if new.get(key) != old.get(key)]
+    changes = [f"{key} was {old.get(key)}, is now {new.get(key)}" for key in keys[:3]]
+    return "; ".join(changes) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
 def _read_results(path: Path) -> dict[str, float]:
-    measured = json.loads(path.read_text())
+    metrics = json.loads(path.read_text())
     results = {}
     for task, key in _TASKS.items():
-        for name, value in measured.get(key, {}).items():
+        for name, value in metrics.get(key, {}).items():
             metric = f"{task} {name}"
-            # AP-NAME is that of a class.
+            # AP-NAME is the AP of a class.
             if (metric in METRICS or name.startswith("AP-")) and not math.isnan(value):
                 results[metric] = float(value)
     return results
 
 
 def _training_seconds(run: Run) -> float | None:
-    """Iterations times an iteration's median time, which a machine's pauses leave as it is."""
+    """Iterations times the median time per iteration, which pauses of the machine do not change."""
     try:
         lines = (run.folder / "metrics.json").read_text().splitlines()
         steps = [step for step in map(json.loads, lines) if "time" in step]
@@ -270,7 +406,7 @@ def _training_seconds(run: Run) -> float | None:
         return None
     if not steps:
         return None
-    # Not MAX_ITER, which a run may scale with its batch, or end before.
+    # Not MAX_ITER, which a run may scale with its batch, or not reach.
     iterations = 1 + max(step["iteration"] for step in steps)
     return round(iterations * statistics.median(step["time"] for step in steps), 1)
 
@@ -278,23 +414,3 @@ def _training_seconds(run: Run) -> float | None:
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip()[:300] if lines else "no output"
-
-
-def _difference(run: Run) -> str:
-    """The first keys in which the folder's config differs."""
-    try:
-        old = _values((run.folder / CONFIG).read_text())
-    except (*_UNREADABLE, yaml.YAMLError):
-        return "it cannot be read"
-    here = _values(run.config)
-    keys = [key for key in {**here, **old} if here.get(key) != old.get(key)]
-    words = [f"{key} {old.get(key)} there, {here.get(key)} here" for key in keys[:3]]
-    return "; ".join(words) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in node.items():
-        nested = isinstance(value, CfgNode) and value
-        leaves.update(_leaves(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
-    return leaves

@@ -1,36 +1,37 @@
-"""What an ablation's runs add up to: means, spreads, differences by seed, as Markdown and CSV."""
+"""The results of an ablation: means, spreads and differences per seed, as tables and a plot."""
 
 import csv
 import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from benchmarks.ablation_family import Family
-from benchmarks.ablation_runs import METRICS, Run
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
+from benchmarks.ablation_runs import METRICS, Family, Run
+from benchmarks.harness import markdown_table, number
+
+_SECONDS = {"training s": "train_seconds", "CPU s": "cpu_seconds"}
 _CSV_COLUMNS = (
-    "row",
-    "metric",
-    "n",
-    "mean",
-    "sd",
-    "difference",
-    "difference_sd",
-    "difference_n",
-    "paper",
-    "values",
+    *("row", "metric", "n", "mean", "sd"),
+    *("difference", "difference_sd", "difference_n", "paper", "values"),
 )
+_PANELS = ("mask AP", "mask AP75", "box AP")
+_SEED, _MEAN, _PAPER = "#5b8db8", "#1b1b1b", "#c8553d"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Figures of several seeds.
+    """Mean and spread of one metric over seeds.
 
     Attributes:
-        n: how many.
-        mean: their mean; None of none.
-        sd: their sample standard deviation, over n - 1; None of fewer than two.
+        n: the number of seeds.
+        mean: None without seeds.
+        sd: the sample standard deviation (over n - 1); None with fewer than two seeds.
     """
 
     n: int
@@ -46,119 +47,148 @@ class Spread:
         )
 
     def text(self, form: str = "{:.1f}") -> str:
-        """ "31.2 ± 0.8"; without a spread where there is one figure; "-" where there is none."""
-        if self.mean is None:
-            return "-"
+        """As "31.2 ± 0.8"; only the mean with one seed; "-" without seeds."""
         spread = "" if self.sd is None else " ± " + form.replace("+", "").format(self.sd)
-        return form.format(self.mean) + spread
+        return number(self.mean, form) + spread
 
 
-def values_of(runs: Sequence[Run], row: str, metric: str) -> dict[int, float]:
-    """A row's figures by seed, in the order of seeds: of a metric, or "training s" or "CPU s"."""
-    keys = {"training s": "train_seconds", "CPU s": "cpu_seconds"}
-    figures = {}
+def row_values(runs: Sequence[Run], row: str, metric: str) -> dict[int, float]:
+    """A row's values of a metric, "training s" or "CPU s" by seed, in the order of seeds."""
+    values = {}
     for run in sorted(runs, key=lambda run: run.seed):
         if run.row == row and run.finished:
-            value = run.record.get(keys[metric]) if metric in keys else run.results.get(metric)
+            source = run.record if metric in _SECONDS else run.results
+            value = source.get(_SECONDS.get(metric, metric))
             if value is not None:
-                figures[run.seed] = value
-    return figures
+                values[run.seed] = value
+    return values
 
 
 def differences(runs: Sequence[Run], row: str, baseline: str, metric: str) -> dict[int, float]:
-    """By seed, how much more the row has than the baseline with the same seed."""
-    ours, theirs = (values_of(runs, name, metric) for name in (row, baseline))
+    """The row's value minus the baseline's, by seed."""
+    ours, theirs = (row_values(runs, name, metric) for name in (row, baseline))
     return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
 
 
 def measured_metrics(family: Family, runs: Sequence[Run]) -> list[str]:
-    """The metrics of which there is a figure: METRICS, and the AP of the family's classes."""
-    named = [f"{task} AP-{name}" for name in family.classes for task in ("box", "mask")]
-    return [metric for metric in (*METRICS, *named) if any(metric in run.results for run in runs)]
+    """The metrics that a run has measured: of METRICS, and the AP of the family's classes."""
+    classes = [f"{task} AP-{name}" for name in family.classes for task in ("box", "mask")]
+    return [metric for metric in (*METRICS, *classes) if any(metric in run.results for run in runs)]
 
 
 def markdown(family: Family, runs: Sequence[Run], facts: Sequence[str]) -> str:
-    """The family's table, its differences from the baseline, and what is missing.
+    """The family's table, its differences from the baseline, and the missing runs.
 
     Args:
-        family: whose rows the runs have.
+        family: of the runs.
         runs: finished or not.
-        facts: paragraphs to put under the title: command, data, machine.
+        facts: paragraphs below the title: command, data, machine.
     """
     metrics = measured_metrics(family, runs)
-    paper = [m for m in METRICS if any(m in figures for figures in family.paper_rows.values())]
-    head = ["row", "n", *metrics, "training s", "CPU s", *(f"paper's {m}" for m in paper)]
-    body = []
+    in_paper = [m for m in METRICS if any(m in values for values in family.paper_rows.values())]
+    paper_head = [f"paper's {metric}" for metric in in_paper]
+    rows, difference_rows = [], []
     for row in family.rows:
-        figures = [Spread.of(list(values_of(runs, row, m).values())) for m in metrics]
-        times = [Spread.of(list(values_of(runs, row, m).values())) for m in ("training s", "CPU s")]
-        known = [_number(family.paper_rows.get(row, {}).get(m)) for m in paper]
         finished = sum(run.row == row and run.finished for run in runs)
-        texts = [f.text() for f in figures] + [t.text("{:.0f}") for t in times]
-        body.append([row, str(finished), *texts, *known])
-    parts = [f"# {family.title}", *facts, _table(head, body)]
-    parts.append(
-        "Mean ± sample standard deviation over n seeds. Training s: iterations times an "
-        "iteration's median time. CPU s: of the whole run, start and evaluation included."
-        + (f" Paper: {family.paper}." if family.paper else "")
-    )
-    if len(family.rows) > 1:
-        parts += _difference_part(family, runs, metrics, paper)
-    return "\n\n".join([*parts, *_missing(runs)]) + "\n"
-
-
-def _difference_part(
-    family: Family, runs: Sequence[Run], metrics: Sequence[str], paper: Sequence[str]
-) -> list[str]:
-    baseline = family.baseline
-    head = ["row", "n", *metrics, *(f"paper's {m}" for m in paper)]
-    body = []
-    for row in family.rows:
-        if row == baseline:
-            continue
-        each = [differences(runs, row, baseline, metric) for metric in metrics]
-        known = [_number(family.paper_difference(row, m), "{:+.1f}") for m in paper]
-        n = str(max(map(len, each), default=0))
-        body.append([row, n, *(Spread.of(list(d.values())).text("{:+.1f}") for d in each), *known])
-    return [f"## Less {baseline}, seed by seed", _table(head, body)]
-
-
-def _missing(runs: Sequence[Run]) -> list[str]:
+        spreads = {
+            m: Spread.of([*row_values(runs, row, m).values()]) for m in (*metrics, *_SECONDS)
+        }
+        texts = [s.text("{:.0f}" if m in _SECONDS else "{:.1f}") for m, s in spreads.items()]
+        paper = [number(family.paper_rows.get(row, {}).get(m)) for m in in_paper]
+        rows.append([row, str(finished), *texts, *paper])
+        if row != family.baseline:
+            each = [
+                Spread.of([*differences(runs, row, family.baseline, m).values()]) for m in metrics
+            ]
+            paper = [number(family.paper_difference(row, m), "{:+.1f}") for m in in_paper]
+            n = max((spread.n for spread in each), default=0)
+            difference_rows.append([row, str(n), *(s.text("{:+.1f}") for s in each), *paper])
+    parts = [
+        *(f"# {family.title}", *facts),
+        _table(["row", "n", *metrics, *_SECONDS, *paper_head], rows),
+        "Mean ± sample standard deviation over n seeds. Training s: iterations times the median "
+        "time per iteration. CPU s: of the whole run, including start and evaluation."
+        + (f" Paper: {family.paper}." if family.paper else ""),
+    ]
+    if difference_rows:
+        parts.append(f"## Difference from {family.baseline}, by seed")
+        parts.append(_table(["row", "n", *metrics, *paper_head], difference_rows))
     failed = [f"- {r.row} seed {r.seed}: {r.record.get('error', '')}" for r in runs if r.failed]
-    waiting = sum(not run.finished and not run.failed for run in runs)
-    parts = ["Failed:\n\n" + "\n".join(failed)] if failed else []
-    return parts + ([f"{waiting} of {len(runs)} runs are not finished."] if waiting else [])
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed))
+    unfinished = sum(not run.finished and not run.failed for run in runs)
+    if unfinished:
+        parts.append(f"{unfinished} of {len(runs)} runs are not finished.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(markdown_table(head, rows))
 
 
 def to_csv(family: Family, runs: Sequence[Run]) -> str:
-    """A line a row and metric; ``values`` are the seeds' figures as SEED=FIGURE."""
+    """One line per row and metric; ``values`` are the seeds' values as SEED=VALUE."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
     for row in family.rows:
-        for metric in (*measured_metrics(family, runs), "training s", "CPU s"):
-            values = values_of(runs, row, metric)
-            difference = Spread.of(
-                list(differences(runs, row, family.baseline, metric).values())
-                if row != family.baseline
-                else []
+        for metric in (*measured_metrics(family, runs), *_SECONDS):
+            by_seed = row_values(runs, row, metric)
+            less = differences(runs, row, family.baseline, metric) if row != family.baseline else {}
+            values, difference = Spread.of([*by_seed.values()]), Spread.of([*less.values()])
+            moments = (values.mean, values.sd, difference.mean, difference.sd)
+            mean, sd, less_mean, less_sd = (number(m, "{:.4f}", "") for m in moments)
+            paper = number(family.paper_rows.get(row, {}).get(metric), missing="")
+            listed = " ".join(f"{seed}={value:.4f}" for seed, value in by_seed.items())
+            writer.writerow(
+                [row, metric, values.n, mean, sd, less_mean, less_sd, difference.n, paper, listed]
             )
-            every = Spread.of(list(values.values()))
-            numbers = [every.mean, every.sd, difference.mean, difference.sd]
-            mean, sd, more, more_sd = (_number(number, "{:.4f}", "") for number in numbers)
-            known = _number(family.paper_rows.get(row, {}).get(metric), "{:.1f}", "")
-            listed = " ".join(f"{seed}={value:.4f}" for seed, value in values.items())
-            line = [row, metric, every.n, mean, sd, more, more_sd, difference.n, known, listed]
-            writer.writerow(line)
     return text.getvalue()
 
 
-def _number(value: float | None, form: str = "{:.1f}", none: str = "-") -> str:
-    return none if value is None else form.format(value)
+def plot(family: Family, runs: Sequence[Run], path: Path) -> None:
+    """Draws a family as PNG: above the AP by row, below the difference from the baseline."""
+    measured = measured_metrics(family, runs)
+    classes = [metric for metric in measured if metric.startswith("mask AP-")]
+    metrics = [metric for metric in _PANELS if metric in measured] + classes
+    figure = Figure(figsize=(3.8 * max(1, len(metrics)) + 1.2, 1.9 + 0.75 * len(family.rows)))
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(family.title)
+    if metrics:
+        axes = figure.subplots(2, len(metrics), squeeze=False, sharey=True)
+        for (above, below), metric in zip(axes.T, metrics, strict=True):
+            _panel(above, {row: row_values(runs, row, metric) for row in family.rows})
+            above.set_xlabel(f"{metric} (%)")
+            less = {row: differences(runs, row, family.baseline, metric) for row in family.rows}
+            _panel(below, less, {row: family.paper_difference(row, metric) for row in family.rows})
+            below.axvline(0, color="0.7", linewidth=1, zorder=0)
+            below.set_xlabel(f"{metric}, difference from {family.baseline}")
+        axes[0][0].invert_yaxis()
+        handles = axes[1][0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=130)
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    # A class may be called "a|b".
-    cells = [[cell.replace("|", r"\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def _panel(
+    axes: Axes, values: dict[str, dict[int, float]], paper: dict[str, float | None] | None = None
+) -> None:
+    """One line per row: a dot per seed, a bar at the mean, a diamond for the paper's value."""
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(-0.6, len(values) - 0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+    def scatter(points: list[tuple[float, int]], **style: Any) -> None:
+        axes.scatter([x for x, _ in points], [y for _, y in points], **style)
+
+    seeds = [(value, y) for y, row in enumerate(values.values()) for value in row.values()]
+    means = [(statistics.fmean(row.values()), y) for y, row in enumerate(values.values()) if row]
+    known = [(value, y) for y, value in enumerate((paper or {}).values()) if value is not None]
+    scatter(seeds, color=_SEED, s=28, label="a seed")
+    scatter(means, marker="|", color=_MEAN, s=330, linewidths=2, label="mean of seeds")
+    if known:  # otherwise the legend shows a marker that the plot lacks
+        style: dict[str, Any] = {"marker": "D", "facecolors": "none", "edgecolors": _PAPER, "s": 46}
+        scatter(known, **style, label="the paper (COCO)")

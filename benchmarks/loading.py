@@ -1,15 +1,15 @@
-"""Measures the CPU time that augmentations take, beside loading training images without them."""
+"""Measures the CPU time of augmentations, compared with loading training images without them."""
 
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
-from tqdm import tqdm
 
+from benchmarks.harness import add_arguments, alternate, clock, facts, markdown_table
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import build_train_batches, build_train_mapper, require_dataset
 from mask_rcnn_plus.engine.setup import prepare_datasets
@@ -23,11 +23,11 @@ _EPILOG = f"""
 example:
   {PROGRAM} --config-file configs/small_data.yaml DATASETS.TRAIN "('balloons_train',)"
 
-Reading, augmenting and preparing an image and its objects, in one process; the rows take turns,
-image by image, and CPU time hardly minds what else the machine does. The first row is the config
-with no augmentation of this project; copy-paste is timed where every image gets objects, and costs
-half as much with INPUT.COPY_PASTE.PROB 0.5. Loader workers (DATALOADER.NUM_WORKERS) do this beside
-the training.
+Times reading, augmenting and preparing an image and its objects, in one process. The rows alternate
+image by image; other processes hardly change CPU time. The first row is the config without any
+augmentation of this project. Copy-paste is timed with objects pasted into every image; with
+INPUT.COPY_PASTE.PROB 0.5 it costs half as much. In training, loader workers
+(DATALOADER.NUM_WORKERS) do this while the model trains.
 """
 _OFF = {
     "INPUT.JITTER.ENABLED": False,
@@ -42,16 +42,14 @@ _WARM_UPS = 2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Times, and prints a Markdown table.
-
-    Args:
-        argv: the arguments; see ``--help``.
+    """Times the augmentations and prints a Markdown table.
 
     Returns:
         the exit code, 0.
 
     Raises:
-        UserError: an argument does not fit, or the data cannot be used.
+        UserError: the config or the data are invalid.
+        UsageError: invalid arguments.
     """
     arguments = _parse(argv)
     cfg = load_config(arguments.config_file, arguments.opts)
@@ -61,35 +59,33 @@ def main(argv: Sequence[str]) -> int:
     for name in cfg.DATASETS.TRAIN:
         require_dataset(name, training=True)
     times = measure(cfg, variants(cfg), images=arguments.images)
-    print("; ".join(f"{name} {value}" for name, value in describe_environment("cpu").items()))
-    print(f"{', '.join(cfg.DATASETS.TRAIN)}, {arguments.images} images a row\n")
-    print("| augmentation | CPU ms an image | more than without |\n| --- | --- | --- |")
+    print(facts(describe_environment("cpu")))
+    print(f"{', '.join(cfg.DATASETS.TRAIN)}, {arguments.images} images per row\n")
     base = next(iter(times.values()))
-    for name, milliseconds in times.items():
-        print(f"| {name} | {milliseconds:.1f} | {milliseconds - base:+.1f} |")
+    rows = [[name, f"{ms:.1f}", f"{ms - base:+.1f}"] for name, ms in times.items()]
+    head = ["augmentation", "CPU ms per image", "more than without"]
+    print("\n".join(markdown_table(head, rows)))
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("--config-file", required=True, metavar="YAML")
-    parser.add_argument("--images", type=positive, default=60, help="of each row (default: 60)")
-    parser.add_overrides()
-    return parser.parse_args(argv)
+    parser.add_argument("--images", type=positive, default=60, help="per row (default: 60)")
+    add_arguments(parser, "--config-file", "opts")
+    return parser.parse_intermixed_args(argv)
 
 
 def variants(cfg: CfgNode) -> dict[str, dict[str, Any]]:
-    """What each row changes in the config.
+    """The rows' names and the config keys that each changes.
 
-    Args:
-        cfg: where it asks for jitter, its size is timed; else windows as high and wide as the
-            middle one of INPUT.MIN_SIZE_TRAIN.
+    Jitter is timed at the config's size if the config uses it, otherwise with square windows of
+    the middle size of INPUT.MIN_SIZE_TRAIN.
     """
-    sides = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
-    side = max(1, sides[len(sides) // 2])
-    size = tuple(cfg.INPUT.JITTER.SIZE) if cfg.INPUT.JITTER.ENABLED else (side, side)
+    sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
+    middle = max(1, sizes[len(sizes) // 2])
+    size = tuple(cfg.INPUT.JITTER.SIZE) if cfg.INPUT.JITTER.ENABLED else (middle, middle)
     jitter = {"INPUT.JITTER.ENABLED": True, "INPUT.CROP.ENABLED": False, "INPUT.JITTER.SIZE": size}
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "none": {},
         f"jitter 0.1 to 2, {size[0]} x {size[1]}": {**jitter, "INPUT.JITTER.SCALE": (0.1, 2.0)},
         "brightness 0.4": {"INPUT.COLOR.BRIGHTNESS": 0.4},
@@ -99,42 +95,44 @@ def variants(cfg: CfgNode) -> dict[str, dict[str, Any]]:
         "blur, sigma 0.1 to 2": {"INPUT.BLUR.PROB": 1.0, "INPUT.BLUR.SIGMA": (0.1, 2.0)},
     }
     if cfg.MODEL.MASK_ON:
-        # Of it, bitmaps instead of polygons are a part.
+        # Copy-paste needs bitmaps, whose cost is a part of its own.
         rows["no augmentation, bitmap masks"] = {"INPUT.MASK_FORMAT": "bitmask"}
         rows["copy-paste"] = {"INPUT.COPY_PASTE.PROB": 1.0}
     return {name: {**_OFF, **changes} for name, changes in rows.items()}
 
 
 def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> dict[str, float]:
-    """Milliseconds of CPU time an image: the mean over images, the same ones for each row.
+    """Mean milliseconds of CPU time per image; each row loads the same images.
 
     Args:
         cfg: from ``load_config``; its data sets are registered.
-        rows: name -> keys and values to change.
-        images: how many of each row, after some to warm up.
+        rows: name -> config keys and values to change.
+        images: how many per row, after some to warm up.
     """
-    loaders = {}
+
+    def load(batches: Iterator[Any], turn: int) -> float:
+        start = clock("cpu", cpu_time=True)
+        next(batches)
+        return clock("cpu", cpu_time=True) - start
+
+    runs = {}
     for name, changes in rows.items():
         own = cfg.clone()
         own.merge_from_list([part for pair in changes.items() for part in pair])
         own.DATALOADER.NUM_WORKERS = 0
         own.SOLVER.IMS_PER_BATCH = 1
         batches = build_train_batches(own, build_train_mapper(own), seed=max(0, cfg.SEED))
-        loaders[name] = iter(batches)
-    times: dict[str, list[float]] = {name: [] for name in rows}
-    hidden = not sys.stderr.isatty()
-    for turn in tqdm(range(_WARM_UPS + images), unit="turn", disable=hidden):
-        for name, loader in loaders.items():
-            start = time.process_time()
-            next(loader)
-            if turn >= _WARM_UPS:
-                times[name].append(1e3 * (time.process_time() - start))
-    # Not the median: how much an augmentation costs, it draws; the slowest tenth is the machine's.
-    return {name: statistics.mean(_without_slowest(values)) for name, values in times.items()}
+        runs[name] = partial(load, iter(batches))
+    times = alternate(runs, turns=images, warm_ups=_WARM_UPS, label="images")
+    return {name: _trimmed_mean(values) for name, values in times.items()}
 
 
-def _without_slowest(values: list[float]) -> list[float]:
-    return sorted(values)[: max(1, len(values) * 9 // 10)]
+def _trimmed_mean(values: list[float]) -> float:
+    """The mean without the slowest tenth, which the machine causes.
+
+    Not the median, since the cost of an augmentation depends on its random values.
+    """
+    return statistics.mean(sorted(values)[: max(1, len(values) * 9 // 10)])
 
 
 if __name__ == "__main__":

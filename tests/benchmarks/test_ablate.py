@@ -1,4 +1,4 @@
-"""python -m benchmarks.ablate: its arithmetic by hand, what it runs again and what it does not."""
+"""python -m benchmarks.ablate: its arithmetic, and which runs it repeats."""
 
 import csv
 import hashlib
@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import ablate
-from benchmarks.ablation_family import Family, find_families, known_families
-from benchmarks.ablation_runs import Processes, Run
+from benchmarks.ablation_runs import Family, Processes, Run, find_families, known_families
 from benchmarks.ablation_table import Spread, differences, markdown, to_csv
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import run_command
@@ -35,25 +34,25 @@ FAMILY = Family(
     paper="a table",
     paper_rows={"pool": {"mask AP": 26.9}, "align": {"mask AP": 30.3}},
 )
-# By seed: 10, 12, 14 and 13, 14, 18; more by 3, 2, 4.
+# By seed: 10, 12, 14 and 13, 14, 18; the differences are 3, 2, 4.
 RUNS = [finished("pool", s, ap) for s, ap in ((1, 10.0), (2, 12.0), (3, 14.0))]
 RUNS += [finished("align", s, ap) for s, ap in ((1, 13.0), (2, 14.0), (3, 18.0))]
 
 
 def test_mean_and_sample_standard_deviation() -> None:
-    # Of 10, 12, 14: squares 4 + 0 + 4 over 2.
+    # The squared differences from 12 are 4, 0 and 4; their sum over n - 1 is 4.
     assert Spread.of([10.0, 12.0, 14.0]) == Spread(3, 12.0, 2.0)
     assert Spread.of([10.0]).text() == "10.0"
     assert Spread.of([]).text() == "-"
 
 
-def test_differences_are_those_of_the_same_seed() -> None:
+def test_differences_compare_runs_with_the_same_seed() -> None:
     assert differences(RUNS, "align", "pool", "mask AP") == {1: 3.0, 2: 2.0, 3: 4.0}
-    # A seed that the baseline lacks says nothing.
+    # A seed that the baseline lacks is skipped.
     assert differences(RUNS[1:], "align", "pool", "mask AP") == {2: 2.0, 3: 4.0}
 
 
-def test_the_table_holds_rows_differences_and_the_papers_figures() -> None:
+def test_tables_contain_rows_differences_and_the_papers_values() -> None:
     text = markdown(FAMILY, RUNS, ["`command`"])
     lines = text.splitlines()
     assert "| pool | 3 | 12.0 ± 2.0 | 60 ± 0 | 90 ± 0 | 26.9 |" in lines
@@ -69,14 +68,14 @@ def test_the_table_holds_rows_differences_and_the_papers_figures() -> None:
     assert align["values"] == "1=13.0000 2=14.0000 3=18.0000"
 
 
-def test_failed_and_missing_runs_are_said() -> None:
+def test_failed_and_unfinished_runs_are_listed() -> None:
     failed = Run("align", 1, "", "val", Path("x"), {"state": "failed", "error": "exit code 1: no"})
     text = markdown(FAMILY, [RUNS[0], failed, Run("align", 2, "", "val", Path("y"))], [])
     assert "- align seed 1: exit code 1: no" in text
     assert "1 of 3 runs are not finished." in text
 
 
-def test_the_repositorys_families_are_whole() -> None:
+def test_the_families_of_the_repository_are_complete() -> None:
     assert known_families() == [
         "2b_mask_loss",
         "2c_pooling",
@@ -87,7 +86,7 @@ def test_the_repositorys_families_are_whole() -> None:
         "rare_class",
         "training",
     ]
-    # Not those that are no tables of the paper.
+    # Without the families that are not in the paper.
     assert sum(len(family.rows) for family in find_families("all")) == 15
     (training,) = find_families("training")
     assert set(training.rows) == {
@@ -98,7 +97,7 @@ def test_the_repositorys_families_are_whole() -> None:
     }
 
 
-def test_a_run_that_averages_is_measured_on_the_averages(tmp_path: Path) -> None:
+def test_results_are_those_of_averaged_weights_if_there_are_any(tmp_path: Path) -> None:
     for folder, value in (("ema", 30.0), (".", 20.0)):
         inference = tmp_path / folder / "inference" / "val"
         inference.mkdir(parents=True)
@@ -109,11 +108,11 @@ def test_a_run_that_averages_is_measured_on_the_averages(tmp_path: Path) -> None
     assert run.results == {"mask AP": 30.0}
 
 
-def test_training_seconds_are_those_of_the_iterations_that_were_done(tmp_path: Path) -> None:
+def test_training_seconds_count_the_iterations_that_ran(tmp_path: Path) -> None:
     inference = tmp_path / "inference" / "val"
     inference.mkdir(parents=True)
     (inference / "metrics.json").write_text(json.dumps({"segm": {"AP": 20.0}}))
-    # 40 of 100 iterations, of 0.5 s, once 9 s; and the evaluation's line.
+    # 40 of 100 iterations, mostly of 0.5 s, and a line of the evaluation.
     lines = [{"iteration": i, "time": t} for i, t in ((9, 0.5), (19, 9.0), (29, 0.4), (39, 0.5))]
     lines.append({"iteration": 40, "segm/AP": 20.0})
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
@@ -124,7 +123,7 @@ def test_training_seconds_are_those_of_the_iterations_that_were_done(tmp_path: P
 
 @pytest.fixture
 def folder(tiny_config: Path) -> Path:
-    """A family of two rows on the tiny shapes, and a second one that repeats a row."""
+    """A family of two rows on the tiny shapes; a second family has one of the configs too."""
     base = yaml.safe_load(tiny_config.read_text())
     for name in ("mine/a", "mine/b", "other/same_as_b"):
         path = tiny_config.parent / f"{name}.yaml"
@@ -141,7 +140,7 @@ def command(folder: Path, *more: str) -> list[str]:
 
 
 class FakeProcesses(Processes):
-    """Writes a result instead of training; keeps the folders that it was asked for."""
+    """Writes a result instead of training, and collects the folders of the runs."""
 
     ran: list[Path]
     failing = ""
@@ -151,10 +150,10 @@ class FakeProcesses(Processes):
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / "ablation.yaml").write_text(run.config)
         if run.row == self.failing:
-            self._note(run, {"state": "failed", "error": "it broke", "cpu_seconds": 1.0})
+            self._save_record(run, state="failed", error="it broke", cpu_seconds=1.0)
         else:
             results = {"box AP": 20.0, "mask AP": 10.0}
-            self._note(run, {"state": "finished", "results": results, "cpu_seconds": 1.0})
+            self._save_record(run, state="finished", results=results, cpu_seconds=1.0)
 
 
 @pytest.fixture
@@ -169,16 +168,16 @@ def names(paths: list[Path]) -> list[str]:
     return ["/".join(path.parts[-3:]) for path in paths]
 
 
-def test_what_is_finished_is_not_run_again(folder: Path, fake: type[FakeProcesses]) -> None:
+def test_finished_runs_are_not_repeated(folder: Path, fake: type[FakeProcesses]) -> None:
     assert main(command(folder)) == 0
     assert names(fake.ran) == ["mine/a/seed_1", "mine/b/seed_1"]
     record = folder.parent / "out" / "shapes_val" / "mine" / "b" / "seed_1" / "run.json"
-    # As a killed process leaves it.
+    # A killed process leaves such a record.
     record.write_text(json.dumps({**json.loads(record.read_text()), "state": "running"}))
     fake.ran.clear()
     assert main(command(folder)) == 0
     assert names(fake.ran) == ["mine/b/seed_1"]
-    # One config, one run, whatever family it belongs to.
+    # Equal configs share one run, even in different families.
     fake.ran.clear()
     assert main(command(folder.parent / "other")) == 0
     assert fake.ran == []
@@ -186,11 +185,11 @@ def test_what_is_finished_is_not_run_again(folder: Path, fake: type[FakeProcesse
     assert "| same_as_b | 1 | 20.0 | 10.0 |" in table.read_text()
 
 
-def test_keys_that_have_come_since_do_not_make_another_config(
+def test_new_config_keys_do_not_invalidate_finished_runs(
     folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(folder)) == 0
-    # As a version without the key has left it.
+    # A version without the key leaves such files.
     seed = folder.parent / "out" / "shapes_val" / "mine" / "a" / "seed_1"
     config = yaml.safe_load((seed / "ablation.yaml").read_text())
     del config["SOLVER"]["ACCUMULATE_STEPS"]
@@ -203,7 +202,7 @@ def test_keys_that_have_come_since_do_not_make_another_config(
     assert main(command(folder)) == 0
     assert fake.ran == []
     assert main(command(folder, "SOLVER.ACCUMULATE_STEPS", "2")) == 2
-    assert "SOLVER.ACCUMULATE_STEPS 1 there, 2 here" in capsys.readouterr().err
+    assert "SOLVER.ACCUMULATE_STEPS was 1, is now 2" in capsys.readouterr().err
 
 
 def test_another_config_in_the_same_folder_is_refused(
@@ -212,7 +211,7 @@ def test_another_config_in_the_same_folder_is_refused(
     assert main(command(folder)) == 0
     fake.ran.clear()
     assert main(command(folder, "SOLVER.MAX_ITER", "3")) == 2
-    assert "SOLVER.MAX_ITER 2 there, 3 here" in capsys.readouterr().err
+    assert "SOLVER.MAX_ITER was 2, is now 3" in capsys.readouterr().err
     assert fake.ran == []
     assert main(command(folder, "--overwrite", "SOLVER.MAX_ITER", "3")) == 0
     assert len(fake.ran) == 2
@@ -231,7 +230,7 @@ def test_another_config_in_the_same_folder_is_refused(
         ("ablation.yaml", "a: " + "[" * 3000, False),
     ],
 )
-def test_damaged_files_of_a_run_are_no_traceback(
+def test_damaged_files_of_a_run_cause_no_traceback(
     folder: Path,
     fake: type[FakeProcesses],
     capsys: pytest.CaptureFixture[str],
@@ -245,10 +244,10 @@ def test_damaged_files_of_a_run_are_no_traceback(
     assert main(command(folder)) == (0 if again else 2)
     assert names(fake.ran) == (["mine/a/seed_1"] if again else [])
     if not again:
-        assert "mine/a/seed_1 holds a run of another config" in capsys.readouterr().err
+        assert "mine/a/seed_1 contains a run of another config" in capsys.readouterr().err
 
 
-def test_a_failed_run_costs_only_itself(
+def test_a_failed_run_does_not_stop_the_others(
     folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.failing = "a"
@@ -262,7 +261,7 @@ def test_a_failed_run_costs_only_itself(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["2c_poling"], "no ablation '2c_poling'; did you mean '2c_pooling'?"),
+        (["2c_poling"], "unknown ablation '2c_poling'; did you mean '2c_pooling'?"),
         (["2c_pooling", "--seeds", "0"], "--seeds"),
         (["MINE", "--data", "nothing_train:nothing_val"], "'nothing_train' is not registered"),
         (["MINE", "SOLVER.MAX_ITR", "3"], "did you mean 'SOLVER.MAX_ITER'?"),
@@ -271,7 +270,7 @@ def test_a_failed_run_costs_only_itself(
         ([], "name an ablation"),
     ],
 )
-def test_mistakes_are_one_line_before_any_run(
+def test_mistakes_end_in_one_line_before_any_run(
     arguments: list[str],
     expected: str,
     folder: Path,
@@ -280,7 +279,7 @@ def test_mistakes_are_one_line_before_any_run(
 ) -> None:
     (folder.parent / "empty").mkdir()
     paths = {"MINE": str(folder), "EMPTY": str(folder.parent / "empty")}
-    arguments = [paths.get(word, word) for word in arguments]
+    arguments = [paths.get(argument, argument) for argument in arguments]
     assert main(["--output", str(folder.parent / "out"), *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
@@ -288,24 +287,27 @@ def test_mistakes_are_one_line_before_any_run(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "expected"),
     [
-        ('{"classes": "circle"}', "classes is 'circle': give a list of names"),
-        ('{"order": 5}', "order is 5: give a list of rows"),
-        ('{"rows": ["a"]}', 'rows is ["a"]: give numbers'),
-        ('{"rows": {"a": {"mask AP": "x"}}}', 'rows is {"a": {"mask AP": "x"}}: give numbers'),
-        ("[" * 10**5, "is no JSON"),
+        ('{"classes": "circle"}', "classes: expected a list of names, got 'circle'"),
+        ('{"order": 5}', "order: expected a list of names, got 5"),
+        ('{"rows": ["a"]}', 'rows: expected numbers as in {"ROW": {"mask AP": 30.3}}, got ["a"]'),
+        ('{"rows": {"a": {"mask AP": "x"}}}', "rows: expected numbers"),
+        ("[" * 10**5, "invalid JSON"),
     ],
 )
-def test_a_wrong_description_of_a_family_is_one_line(folder: Path, text: str, words: str) -> None:
+def test_invalid_descriptions_of_a_family_are_refused(
+    folder: Path, text: str, expected: str
+) -> None:
     (folder / "family.json").write_text(text)
-    with pytest.raises(UserError, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(expected)):
         find_families(str(folder))
 
 
+@pytest.mark.slow
 def test_a_tiny_ablation_from_end_to_end(folder: Path) -> None:
     (folder / "family.json").write_text('{"classes": ["circle", "hexagon"]}')
-    (folder / "b.yaml").write_text((folder / "a.yaml").read_text())  # so one run serves both rows
+    (folder / "b.yaml").write_text((folder / "a.yaml").read_text())  # so both rows share one run
     batch = yaml.safe_load((folder / "a.yaml").read_text())["SOLVER"]["IMS_PER_BATCH"]
     other = yaml.safe_dump({"_BASE_": "a.yaml", "SOLVER": {"IMS_PER_BATCH": batch + 1}})
     (folder / "c.yaml").write_text(other)

@@ -1,4 +1,4 @@
-"""python -m benchmarks.loading: what it times."""
+"""python -m benchmarks.loading: its rows and its refusals."""
 
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ from mask_rcnn_tools.arguments import run_command
 main = partial(run_command, loading.main)
 
 
-def test_a_row_for_each_augmentation(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_augmentation_has_a_row(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--config-file", str(tiny_config), "--images", "2"]
-    # With polygons by default, and a crop, which jitter takes the place of.
+    # The masks are polygons by default; jitter replaces the crop.
     assert main([*command, "INPUT.CROP.ENABLED", "True"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert len(lines) == 2 + 9

@@ -1,4 +1,4 @@
-"""python -m benchmarks.model at a size of seconds: what it writes and what it refuses."""
+"""python -m benchmarks.model on a tiny model: its output and its refusals."""
 
 import copy
 import json
@@ -16,13 +16,16 @@ import torch
 import yaml
 from detectron2.structures import Boxes, Instances
 
-from benchmarks import memory, model, model_sweep
-from benchmarks.model_agreement import Agreement
-from benchmarks.model_case import find_threshold, settle
-from benchmarks.model_data import average_precision, training_batches
-from benchmarks.model_sides import build_sides, our_config, set_limits, stock_config
-from benchmarks.model_sweep import Line
-from benchmarks.model_torchvision import reverted
+from benchmarks import harness, model, model_measure
+from benchmarks.model_implementations import (
+    build_implementations,
+    our_config,
+    set_limits,
+    stock_config,
+    torchvision_weights,
+)
+from benchmarks.model_inputs import find_threshold, set_random_weights, training_batches
+from benchmarks.model_measure import agreement, average_precision, fit_line
 from mask_rcnn_plus.data import register_folder_datasets
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import run_command
@@ -53,36 +56,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict, Path]:
-    """Markdown and JSON of one run, and the folder."""
+    """Markdown and json of one run, and its folder."""
     folder = tmp_path_factory.mktemp("benchmark") / "new"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_sweep, "BATCHES", (1, 2))
-        patch.setattr(model_sweep, "DETECTIONS", (1, 3))
+        patch.setitem(model_measure.SWEEPS, "batch", (1, 2))
+        patch.setitem(model_measure.SWEEPS, "detections", (1, 3))
         arguments = ["--config-file", str(tiny), *SMALL, "--output", str(folder)]
         assert main([*arguments, "--sweep", "batch,detections"]) == 0
     text = (folder / "model.md").read_text()
     return text, json.loads((folder / "model.json").read_text()), folder
 
 
-def test_our_detections_are_those_of_stock_detectron2(result: tuple[str, dict, Path]) -> None:
+def test_our_detections_agree_with_stock_detectron2(result: tuple[str, dict, Path]) -> None:
     stock, ours, bf16 = result[1]["inference"]
     assert [row["side"] for row in (stock, ours, bf16)] == ["stock fp32", "ours fp32", "ours bf16"]
-    # Two images, and random weights that find what was asked for.
+    # Two images, each with the wanted number of detections.
     assert stock["detections"] == 3
-    agreement = ours["agreement"]
-    assert agreement["expected"] == agreement["found"] == agreement["matched"] == 6
-    assert agreement["score_difference_largest"] < 1e-4
-    assert agreement["box_difference_largest"] < 0.05
-    assert agreement["mask_iou_least"] > 0.99
-    assert bf16["agreement"]["score_difference_largest"] > agreement["score_difference_largest"]
+    exact = ours["agreement"]
+    assert exact["expected"] == exact["found"] == exact["matched"] == 6
+    assert exact["score_difference_largest"] < 1e-4
+    assert exact["box_difference_largest"] < 0.05
+    assert exact["mask_iou_least"] > 0.99
+    assert bf16["agreement"]["score_difference_largest"] > exact["score_difference_largest"]
 
 
-def test_stages_add_up(result: tuple[str, dict, Path]) -> None:
+def test_stages_add_up_to_the_total(result: tuple[str, dict, Path]) -> None:
     for row in result[1]["inference"]:
         assert {"backbone", "FPN", "RPN head", "box head", "mask head", "paste, RLE"} <= set(
             row["stages"]
         )
-        # One turn, whose sum is the median.
+        # With one turn, the median of the sums is the sum.
         assert sum(row["stages"].values()) == pytest.approx(row["total"])
         assert row["images_per_second"] == pytest.approx(1000 / row["total"])
     for row in result[1]["training"]:
@@ -93,7 +96,7 @@ def test_stages_add_up(result: tuple[str, dict, Path]) -> None:
         assert row["images_per_second"] == pytest.approx(2000 / row["total"])
 
 
-def test_training_begins_alike_and_learns_alike(result: tuple[str, dict, Path]) -> None:
+def test_training_losses_agree_with_stock_detectron2(result: tuple[str, dict, Path]) -> None:
     stock, ours, bf16 = result[1]["training"]
     assert len(stock["losses"]) == 2 and stock["loss_difference"] == 0
     assert stock["losses"][0] == pytest.approx(ours["losses"][0], rel=1e-4)
@@ -102,12 +105,12 @@ def test_training_begins_alike_and_learns_alike(result: tuple[str, dict, Path]) 
     assert bf16["losses"][0] != ours["losses"][0]
 
 
-def test_the_markdown_shows_what_the_json_holds(result: tuple[str, dict, Path]) -> None:
+def test_markdown_and_json_contain_the_same_values(result: tuple[str, dict, Path]) -> None:
     text, report, folder = result
     assert report["command"] in text and f"torch {torch.__version__}" in text
-    # The first table is inference's.
+    # The first table is that of inference.
     lines = text.split("## Inference")[1].split("\n\n")[1]
-    rows = {row["ms a batch"]: row for row in table(lines.replace("---:", "---"))}
+    rows = {row["ms per batch"]: row for row in table(lines.replace("---:", "---"))}
     stock, ours, _ = report["inference"]
     total = rows["**total**"]
     assert total["stock fp32"] == f"{stock['total']:.1f}"
@@ -131,20 +134,23 @@ def test_the_markdown_shows_what_the_json_holds(result: tuple[str, dict, Path]) 
         (["--weights", "nowhere.pth"], "nowhere.pth"),
         (["--data", "no_such_train"], "'no_such_train' is not registered"),
         (["--against", "torchvision"], "of R50-FPN with masks"),
-        (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIWarp"], "which detectron2 does not have"),
+        (
+            ["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIWarp"],
+            "'ROIWarp' is not in detectron2",
+        ),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_invalid_arguments_are_refused_in_one_line(
     tiny: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
     if "cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("this machine has a GPU")
     assert main(["--config-file", str(tiny), *SMALL, *arguments]) == 2
     out, err = capsys.readouterr()
     assert not out and err.startswith("error: ") and err.count("\n") == 1 and expected in err
 
 
-def test_weights_and_data_that_do_not_fit_are_refused_before_anything_is_printed(
+def test_unsuitable_weights_and_data_are_refused_before_anything_is_printed(
     tiny: Path,
     shapes: Path,
     tmp_path: Path,
@@ -158,7 +164,7 @@ def test_weights_and_data_that_do_not_fit_are_refused_before_anything_is_printed
         shutil.copy(shapes / "shapes" / "images" / image["file_name"], tmp_path / "bare" / "images")
     (tmp_path / "bare" / "train.json").write_text(json.dumps(unlabelled))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    # Without pytest's handlers a warning goes to standard error, as in a command.
+    # Without pytest's handlers warnings go to standard error, as in a command.
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     for arguments, expected in [
         (["--weights", str(tmp_path / "other.pth")], "do not fit this model"),
@@ -171,7 +177,7 @@ def test_weights_and_data_that_do_not_fit_are_refused_before_anything_is_printed
         assert not out and err.startswith("error: ") and err.count("\n") == 1 and expected in err
 
 
-def test_stock_and_ours_differ_in_heads_and_layout_alone() -> None:
+def test_stock_and_our_configs_differ_only_in_heads_and_layout() -> None:
     cfg = config("cascade")
     stock, ours = stock_config(cfg), our_config(stock_config(cfg))
     assert stock.MODEL.ROI_HEADS.NAME == "CascadeROIHeads" and not stock.MODEL.CHANNELS_LAST
@@ -184,13 +190,13 @@ def test_stock_and_ours_differ_in_heads_and_layout_alone() -> None:
         stock_config(cfg)
 
 
-def test_random_weights_find_as_many_objects_as_wanted() -> None:
+def test_random_weights_find_the_wanted_number_of_objects() -> None:
     model = build("fpn", ours=False).eval()
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 255, (3, 64, 64), generator=generator, dtype=torch.uint8)
     inputs = [{"image": image, "height": 64, "width": 64}]
     with torch.no_grad():
-        high = settle(model, inputs, 2)
+        high = set_random_weights(model, inputs, 2)
         (found,) = model.inference(inputs, do_postprocess=False)
         assert len(found) == 2 and found.scores.min() > high
         low = find_threshold(model, inputs, 5)
@@ -210,40 +216,36 @@ def instances(boxes: list, scores: list, classes: list, masks: torch.Tensor) -> 
     )
 
 
-def test_agreement_is_that_of_the_same_objects() -> None:
+def test_agreement_compares_matching_objects() -> None:
     masks = torch.zeros(3, 10, 10)
     masks[0, :4, :4] = masks[1, 5:, 5:] = masks[2, :2] = 1
     boxes = [[0.0, 0, 4, 4], [5, 5, 10, 10], [0, 0, 10, 2]]
     expected = instances(boxes, [0.9, 0.8, 0.7], [1, 2, 1], masks)
-    # The second is of another class; the others in another order, one moved by half a pixel.
+    # The second has another class; the others are in another order, one moved by half a pixel.
     other = masks.flip(0).clone()
     other[2, 0, :4] = 0
     moved = [boxes[2], boxes[1], [0.0, 0.5, 4, 4]]
     found = instances(moved, [0.7, 0.8, 0.75], [1, 3, 1], other)
-    agreement = Agreement()
-    agreement.add(expected, found)
-    summary = agreement.summary()
+    summary = agreement([expected], [found])
     assert (summary["expected"], summary["found"], summary["matched"]) == (3, 3, 2)
     assert summary["score_difference_largest"] == pytest.approx(0.15)
     assert summary["box_difference_largest"] == pytest.approx(0.5)
     assert summary["mask_iou_least"] == pytest.approx(12 / 16)
     assert summary["mask_iou_mean"] == pytest.approx((12 / 16 + 1) / 2)
-    empty = Agreement()
-    empty.add(expected[:0], found)
-    assert empty.summary()["mask_iou_mean"] is None
+    assert agreement([expected[:0]], [found])["mask_iou_mean"] is None
 
 
-def test_growth_is_that_of_the_line_of_least_squares() -> None:
-    line = Line("batch", "ours", [1, 2, 4], [15.0, 25.0, 45.0])
-    assert (line.slope, line.intercept) == (pytest.approx(10), pytest.approx(5))
-    assert line.determination == pytest.approx(1)
+def test_least_squares_line_by_hand() -> None:
+    line = fit_line([1, 2, 4], [15.0, 25.0, 45.0])
+    assert (line["slope"], line["intercept"]) == (pytest.approx(10), pytest.approx(5))
+    assert line["determination"] == pytest.approx(1)
     # Squares: the best line through (0, 0), (1, 1), (2, 4) is 2x - 1/3, which leaves 2/3 of 26/3.
-    bent = Line("batch", "ours", [0, 1, 2], [0.0, 1.0, 4.0])
-    assert bent.slope == pytest.approx(2) and bent.intercept == pytest.approx(-1 / 3)
-    assert bent.determination == pytest.approx(1 - (2 / 3) / (26 / 3))
+    bent = fit_line([0, 1, 2], [0.0, 1.0, 4.0])
+    assert bent["slope"] == pytest.approx(2) and bent["intercept"] == pytest.approx(-1 / 3)
+    assert bent["determination"] == pytest.approx(1 - (2 / 3) / (26 / 3))
 
 
-def test_torchvisions_weights_and_back_are_the_same() -> None:
+def test_conversion_to_torchvision_and_back_keeps_the_weights() -> None:
     generator = torch.Generator().manual_seed(0)
     state = {}
     for _, name in parameter_names(masks=True):
@@ -255,8 +257,8 @@ def test_torchvisions_weights_and_back_are_the_same() -> None:
         elif ".mask_head.predictor." in name:
             shape = (3, 2, 1, 1) if name.endswith("weight") else (3,)
         state[name] = torch.rand(shape, generator=generator) + 0.1
-    theirs = reverted(state)
-    # Background comes first there.
+    theirs = torchvision_weights(state)
+    # torchvision's background class comes first.
     scores = state["roi_heads.box_predictor.cls_score.bias"]
     assert theirs["roi_heads.box_predictor.cls_score.bias"].tolist() == [scores[3], *scores[:3]]
     back = convert(theirs, batch_norm_eps=1e-5)
@@ -264,7 +266,7 @@ def test_torchvisions_weights_and_back_are_the_same() -> None:
     assert all(torch.equal(back[name], state[name]) for name in state)
 
 
-def test_training_pictures_have_the_size_that_was_asked_for() -> None:
+def test_training_images_have_the_wanted_size() -> None:
     cfg = stock_config(config("fpn"))
     batches, (stock, ours) = training_batches(cfg, None, batch=2, batches=1, size=(64, 96))
     assert [tuple(sample["image"].shape) for sample in batches[0]] == [(3, 64, 96)] * 2
@@ -272,15 +274,15 @@ def test_training_pictures_have_the_size_that_was_asked_for() -> None:
     assert stock > 0 and ours > 0
 
 
-def test_peak_memory_is_that_of_the_call() -> None:
+def test_peak_memory_of_a_call() -> None:
     def run() -> None:
         torch.ones(2**24)  # 64 MiB, freed before the call ends
 
-    peak = memory.peak_memory(run, torch.device("cpu"))
+    peak = harness.peak_memory(run, "cpu")
     assert peak is None or math.isclose(peak, 64, abs_tol=16)
 
 
-def test_a_data_set_gives_images_and_ap(trained: Path, shapes: Path, tmp_path: Path) -> None:
+def test_a_data_set_provides_images_and_ap(trained: Path, shapes: Path, tmp_path: Path) -> None:
     arguments = [
         *("--config-file", str(trained / "config.yaml"), "--data", "shapes_val"),
         *("--weights", str(trained / "model_final.pth"), "--output", str(tmp_path)),
@@ -290,27 +292,33 @@ def test_a_data_set_gives_images_and_ap(trained: Path, shapes: Path, tmp_path: P
     report = json.loads((tmp_path / "model.json").read_text())
     assert report["AP"].keys() == {"stock fp32", "ours fp32"}
     for task in ("bbox", "segm"):
-        stock, ours = (report["AP"][side][task] for side in ("stock fp32", "ours fp32"))
+        stock, ours = (report["AP"][name][task] for name in ("stock fp32", "ours fp32"))
         assert ours == pytest.approx(stock, abs=0.01)
     assert report["inference"][0]["detections"] > 0
     assert report["training"][0]["stages"]["data"] > 0
     assert "| ours fp32 |" in (tmp_path / "model.md").read_text()
 
 
-def test_keypoints_are_those_of_the_data_set(
+def test_keypoints_of_a_data_set_replace_those_of_the_config(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "dots"
     (folder / "images").mkdir(parents=True)
     cv2.imwrite(str(folder / "images" / "0.png"), np.full((64, 64, 3), 90, np.uint8))
-    points = [x for place in ([12, 12], [36, 12], [12, 36], [36, 36]) for x in (*place, 2)]
+    points = [x for point in ([12, 12], [36, 12], [12, 36], [36, 36]) for x in (*point, 2)]
     box = {"bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0, "category_id": 1}
     ring = [10, 10, 40, 10, 40, 40, 10, 40]
-    one = {"id": 1, "image_id": 1, "segmentation": [ring], "keypoints": points, "num_keypoints": 4}
+    instance = {
+        "id": 1,
+        "image_id": 1,
+        "segmentation": [ring],
+        "keypoints": points,
+        "num_keypoints": 4,
+    }
     names = ["left_a", "right_a", "left_b", "right_b"]
     content = {
         "images": [{"id": 1, "file_name": "0.png", "height": 64, "width": 64}],
-        "annotations": [{**box, **one}],
+        "annotations": [{**box, **instance}],
         "categories": [{"id": 1, "name": "dot", "keypoints": names, "skeleton": []}],
     }
     (folder / "train.json").write_text(json.dumps(content))
@@ -318,14 +326,16 @@ def test_keypoints_are_those_of_the_data_set(
     register_folder_datasets()
 
     cfg = stock_config(config("keypoint", ROI_HEADS__NUM_CLASSES=1))
-    # The config's own data set has other keypoints, which no image here has.
+    # The config's data set has other keypoints, which these images lack.
     cfg.DATASETS.TRAIN = ["keypoints_coco_2017_train"]
     cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.1] * 4
     cfg.DATALOADER.NUM_WORKERS = 0
     batches, _ = training_batches(cfg, "dots_train", batch=1, batches=1, size=(64, 64))
     assert batches[0][0]["instances"].gt_keypoints.tensor.shape == (1, 4, 3)
     model = build("keypoint", ours=False, ROI_HEADS__NUM_CLASSES=1).eval()
-    sides = build_sides(cfg, model, against=["stock"], dtypes=[], image_size=(64, 64))
+    implementations = build_implementations(
+        cfg, model, against=["stock"], dtypes=[], image_size=(64, 64)
+    )
     set_limits(model, threshold=0.0, detections=5)
-    found = average_precision(cfg, sides, "dots_train")
+    found = average_precision(cfg, implementations, "dots_train")
     assert found["stock fp32"].keys() == {"bbox", "keypoints"}

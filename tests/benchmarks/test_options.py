@@ -1,4 +1,4 @@
-"""python -m benchmarks.options: a row an option, each with the option on."""
+"""python -m benchmarks.options: one row per option."""
 
 import logging
 from pathlib import Path
@@ -9,12 +9,12 @@ from benchmarks.options import OPTIONS, main
 from mask_rcnn_plus import UserError
 
 
-def test_it_times_every_option(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger("detectron2").setLevel(logging.NOTSET)  # as in a process of its own
+def test_every_option_is_timed(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("detectron2").setLevel(logging.NOTSET)  # as in a new process
     command = ["--config-file", str(tiny_config), "--rounds", "1", "--steps", "1"]
     assert main([*command, "MODEL.ROI_HEADS.NAME", "FusedROIHeads"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("| option ")  # and not with a model's layers
+    assert out.startswith("| option ")  # and not with a printed model
     table = out.split("\n\n")[0].splitlines()[2:]
     rows = [line.strip("| ").split(" | ") for line in table]
     assert [row[0] for row in rows] == list(OPTIONS)

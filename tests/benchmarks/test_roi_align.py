@@ -1,4 +1,4 @@
-"""python -m benchmarks.roi_align at a size of seconds: what it writes and what it refuses."""
+"""python -m benchmarks.roi_align on small inputs: its output and its refusals."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import roi_align, timing
-from benchmarks.roi_case import make_boxes, make_poolers, make_pyramid, touched_cells
+from benchmarks import roi_align
+from benchmarks.roi_align import input_sets, make_boxes, make_poolers, make_pyramid, touched_cells
 from mask_rcnn_tools.arguments import run_command
 
 main = partial(run_command, roi_align.main)
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def table(text: str) -> list[dict[str, str]]:
-    """The rows of the Markdown table in a text, by column."""
+    """The rows of the Markdown table in a text: column -> cell."""
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     head, rule, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     assert set(rule) == {"---"}
@@ -32,10 +32,10 @@ def table(text: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
-    """Markdown and JSON of one small run."""
+    """Markdown and json of one small run."""
     folder = tmp_path_factory.mktemp("benchmark") / "new" / "folder"
     arguments = [*SMALL, "--sampling", "2", "--output", str(folder)]
-    # The first run's files, for the second to replace.
+    # The second run replaces the files of the first.
     assert main([*arguments, "--dtypes", "fp32"]) == 0
     assert main([*arguments, "--overwrite"]) == 0
     return (folder / "roi_align.md").read_text(), json.loads(
@@ -43,7 +43,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
     )
 
 
-def test_every_combination_has_its_row(result: tuple[str, dict]) -> None:
+def test_every_combination_has_a_row(result: tuple[str, dict]) -> None:
     rows = result[1]["rows"]
     assert [(r["dtype"], r["layout"], r["direction"]) for r in rows] == [
         (dtype, layout, direction)
@@ -54,7 +54,7 @@ def test_every_combination_has_its_row(result: tuple[str, dict]) -> None:
     assert {(r["rois"], r["bins"], r["sampling_ratio"]) for r in rows} == {(100, 14, 2)}
 
 
-def test_the_sides_compute_the_same(result: tuple[str, dict]) -> None:
+def test_all_implementations_agree_with_fp64(result: tuple[str, dict]) -> None:
     for row in result[1]["rows"]:
         if row["dtype"] == "fp32":
             assert set(row["error"]) == {"ours", "detectron2", "torchvision"}
@@ -64,21 +64,21 @@ def test_the_sides_compute_the_same(result: tuple[str, dict]) -> None:
         assert row["error"]["ours"] > 0
 
 
-def test_ratios_are_those_of_the_times(result: tuple[str, dict]) -> None:
+def test_ratios_follow_from_the_times(result: tuple[str, dict]) -> None:
     for row in result[1]["rows"]:
         times = row["milliseconds"]
-        # torchvision's operator knows no bf16, but fp32 is there to compare with.
+        # torchvision's operator does not support bf16; the fp32 baseline is always there.
         missing = {"detectron2", "torchvision"} if row["dtype"] == "bf16" else set()
         every = {"ours", "detectron2", "torchvision", "detectron2 NCHW fp32"}
         assert set(times) == every - missing
-        for side, ratio in row["speedup"].items():
-            assert ratio == pytest.approx(times[side] / times["ours"])
+        for name, ratio in row["speedup"].items():
+            assert ratio == pytest.approx(times[name] / times["ours"])
         assert row["floor"] > 0 and all(time > 0 for time in times.values())
         if (row["dtype"], row["layout"]) == ("fp32", "NCHW"):
             assert times["detectron2"] == times["detectron2 NCHW fp32"]
 
 
-def test_the_markdown_shows_what_the_json_holds(result: tuple[str, dict]) -> None:
+def test_markdown_and_json_contain_the_same_values(result: tuple[str, dict]) -> None:
     markdown, report = result
     rows = table(markdown)
     assert len(rows) == len(report["rows"])
@@ -91,10 +91,10 @@ def test_the_markdown_shows_what_the_json_holds(result: tuple[str, dict]) -> Non
         ratio = row["speedup"]["detectron2 NCHW fp32"]
         assert shown["against detectron2 NCHW fp32"] == f"{ratio:.2f}x"
         assert float(shown["error ours"]) == pytest.approx(row["error"]["ours"], rel=0.06)
-        assert "extra MiB ours" not in shown  # no one counts the memory of the CPU
+        assert "extra MiB ours" not in shown  # only CUDA counts memory
 
 
-def test_a_report_says_how_and_where_it_was_made(result: tuple[str, dict]) -> None:
+def test_a_report_names_command_versions_and_machine(result: tuple[str, dict]) -> None:
     markdown, report = result
     assert report["command"].startswith("python -m benchmarks.roi_align --channels 2 ")
     assert report["command"].endswith(" --overwrite")
@@ -121,7 +121,7 @@ def test_a_report_says_how_and_where_it_was_made(result: tuple[str, dict]) -> No
         (["--channels", str(10**12)], "too little memory"),
     ],
 )
-def test_wrong_arguments_are_one_line(
+def test_invalid_arguments_are_refused_in_one_line(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments]) == 2
@@ -130,8 +130,8 @@ def test_wrong_arguments_are_one_line(
     assert expected in message
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_an_absent_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--device", "cuda"]) == 2
     assert "no CUDA device here; use --device cpu" in capsys.readouterr().err
 
@@ -139,14 +139,14 @@ def test_an_absent_gpu_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        # Below a file, since root may write into any folder.
+        # Root may write into any folder, but not into a file.
         ("file/below", "cannot write into"),
         ("file", "cannot write into"),
         ("finished", "roi_align.json exists; name another --output, or give --overwrite"),
         ("odd", "roi_align.md is a folder"),
     ],
 )
-def test_output_that_cannot_be_written_is_refused_before_the_run(
+def test_unwritable_output_is_refused_before_the_run(
     name: str,
     expected: str,
     tmp_path: Path,
@@ -154,7 +154,7 @@ def test_output_that_cannot_be_written_is_refused_before_the_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(*arguments: object) -> None:
-        raise AssertionError("the run began")
+        raise AssertionError("the run started")
 
     monkeypatch.setattr("benchmarks.roi_align._run", run)
     (tmp_path / "file").touch()
@@ -186,7 +186,7 @@ def test_the_script_prints_its_table(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    # Piped, so there is no progress bar: nothing on standard error.
+    # Without a terminal there is no progress bar, so standard error is empty.
     assert (process.returncode, process.stderr) == (0, "")
     rows = table(process.stdout)
     assert [row["sampling"] for row in rows] == ["adaptive"] * 4
@@ -195,7 +195,7 @@ def test_the_script_prints_its_table(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_counts_memory(tmp_path: Path) -> None:
+def test_memory_is_counted_on_a_gpu(tmp_path: Path) -> None:
     arguments = ("--device", "cuda", "--sampling", "2", "--output", str(tmp_path))
     assert main([*SMALL, *arguments]) == 0
     report = json.loads((tmp_path / "roi_align.json").read_text())
@@ -209,28 +209,28 @@ def test_a_gpu_counts_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_the_three_poolers_agree_on_every_level(ratio: int) -> None:
     maps, boxes = make_pyramid(3, 0, "cpu"), make_boxes(60, 0, "cpu")
-    sides = make_poolers(7, ratio)
-    expected = sides.pop("detectron2")(maps, [boxes])
+    poolers = make_poolers(7, ratio)
+    expected = poolers.pop("detectron2")(maps, [boxes])
     assert expected.shape == (60, 3, 7, 7)
-    for pool in sides.values():
+    for pool in poolers.values():
         torch.testing.assert_close(pool(maps, [boxes]), expected, rtol=0, atol=1e-4)
 
 
-def test_the_pyramid_is_that_of_a_padded_image() -> None:
+def test_maps_have_the_size_of_a_padded_image() -> None:
     shapes = [tuple(m.shape) for m in make_pyramid(5, 0, "cpu")]
     assert shapes == [(1, 5, 200, 336), (1, 5, 100, 168), (1, 5, 50, 84), (1, 5, 25, 42)]
 
 
-def test_boxes_are_spread_as_the_help_says() -> None:
+def test_boxes_have_the_documented_distribution() -> None:
     boxes = make_boxes(20000, 3, "cpu").tensor.double()
     width, height = (boxes[:, 2] - boxes[:, 0]), (boxes[:, 3] - boxes[:, 1])
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 1333 and boxes[:, 3].max() <= 800
-    side, aspect = (width * height).sqrt(), width / height
-    assert side.min() >= 15.99 and side.max() < 801
-    # Even in the logarithm: a tenth of the way from 16 to 800, in ratio, holds a tenth of them.
+    size, aspect = (width * height).sqrt(), width / height
+    assert size.min() >= 15.99 and size.max() < 801
+    # Log-uniform: the first tenth of the logarithmic range contains a tenth of the boxes.
     for share in (0.1, 0.5, 0.8):
-        assert (side < 16 * 50**share).double().mean() == pytest.approx(share, abs=0.015)
-    whole = side < 400  # larger ones may be cut to the image
+        assert (size < 16 * 50**share).double().mean() == pytest.approx(share, abs=0.015)
+    whole = size < 400  # larger boxes may be cut to the image
     assert aspect[whole].min() >= 0.499 and aspect[whole].max() <= 2.001
     for share in (0.25, 0.5, 0.9):
         found = (aspect[whole] < 2 ** (2 * share - 1)).double().mean()
@@ -243,32 +243,32 @@ def test_touched_cells_by_hand() -> None:
         boxes.tensor[:] = torch.tensor([x0, y0, x1, y1])
         return touched_cells(boxes, 1, 1)
 
-    # One sample in the middle of the box: on a cell's centre, between two, between four.
+    # One sample at the box's center: on the center of a cell, between two cells, between four.
     assert count(40, 40, 44, 44) == 1
     assert count(42, 40, 46, 44) == 2
     assert count(42, 42, 46, 46) == 4
 
 
-@pytest.mark.parametrize("sides", [1, 2, 3, 4])
-def test_sides_take_turns_and_meet_every_input_set(sides: int) -> None:
-    count, seen = timing.input_sets(sides), []
+@pytest.mark.parametrize("implementations", [1, 2, 3, 4])
+def test_implementations_alternate_and_use_every_input_set(implementations: int) -> None:
+    count, seen = input_sets(implementations), []
     runs = {
-        f"side {i}": [lambda i=i, j=j: seen.append((i, j)) for j in range(count)]
-        for i in range(sides)
+        f"implementation {i}": [lambda i=i, j=j: seen.append((i, j)) for j in range(count)]
+        for i in range(implementations)
     }
-    times = timing.alternate(runs, 11, "cpu")  # three timings a turn, and a turn to warm up
+    times = roi_align.median_times(runs, 11, "cpu")  # three timings per turn, and a turn to warm up
     assert set(times) == set(runs) and all(math.isfinite(value) for value in times.values())
-    assert [side for side, _ in seen] == [s for s in range(sides) for _ in range(3)] * 12
-    assert len(set(seen)) == sides * count
-    # No set comes again before all others had their turn.
+    assert [i for i, _ in seen] == [i for i in range(implementations) for _ in range(3)] * 12
+    assert len(set(seen)) == implementations * count
+    # A set is used again only after all the others.
     assert all(len({j for _, j in seen[k : k + count]}) == count for k in range(len(seen) - count))
 
 
 @pytest.mark.parametrize(("patience", "turns"), [(1000.0, 6), (-1.0, 4)])
-def test_slow_sides_are_timed_less_often_but_not_never(
+def test_slow_implementations_are_timed_less_often(
     patience: float, turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timing, "PATIENCE_SECONDS", patience)
+    monkeypatch.setattr(roi_align, "PATIENCE_SECONDS", patience)
     calls = []
-    timing.alternate({"side": [lambda: calls.append(0)]}, 5, "cpu")
-    assert len(calls) == 3 * turns  # with one that warms up
+    roi_align.median_times({"ours": [lambda: calls.append(0)]}, 5, "cpu")
+    assert len(calls) == 3 * turns  # one of them to warm up
