@@ -20,8 +20,8 @@ from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.validation import build_validation
 from mask_rcnn_tools.arguments import Parser, positive, run_command
+from mask_rcnn_tools.config_run import prepare_training
 from mask_rcnn_tools.environment import describe_environment
-from mask_rcnn_tools.lr_range import prepare
 
 PROGRAM = "python -m benchmarks.options"
 
@@ -139,7 +139,7 @@ def _side(arguments: argparse.Namespace, keys: list[str], folder: Path, stack: E
     cfg.SEED = max(cfg.SEED, 0)
     folder.mkdir()
     tests = cfg.DATASETS.TEST
-    prepare(cfg)
+    prepare_training(cfg)
     cfg.defrost()
     cfg.DATASETS.TEST = tests
     cfg.freeze()

@@ -1,6 +1,6 @@
 """What all commands share: arguments, exit codes, and one line for each error.
 
-Imports nothing of the plugin, and torch only in a function, so that help and the doctor start without torch.
+Imports nothing of the plugin, and torch only in a function: help and the doctor start without it.
 """
 
 import argparse

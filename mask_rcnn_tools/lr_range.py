@@ -1,4 +1,4 @@
-"""Finds a learning rate for a config: trains a little while the rate rises, and plots the loss."""
+"""Finds a learning rate for a config: trains briefly while the rate rises, and plots the loss."""
 
 import argparse
 import csv
@@ -17,44 +17,40 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
-from mask_rcnn_plus.engine.checks import check_components, check_datasets, check_solver
-from mask_rcnn_plus.engine.class_weights import settle_class_weights
 from mask_rcnn_plus.engine.freezing import hold
-from mask_rcnn_plus.engine.option_checks import check_options, check_sampler
-from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.engine.steps import Steps, amp_dtype
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser, positive, prepare_output
-from mask_rcnn_tools.check.before_run import check_data
+from mask_rcnn_tools.config_run import prepare_training
 
 PROGRAM = "mask-rcnn-plus lr-range"
 PLOT, CSV = "lr_range.png", "lr_range.csv"
 
-# How much the running loss keeps of itself a step, and how far it may rise above its lowest.
-_SMOOTHING, _DIVERGED = 0.9, 4.0
-_STANDARD_ERRORS = 4.0
-_FEWEST = 10
+_MOMENTUM = 0.9  # of the running loss
+_DIVERGED = 4.0  # stop when the running loss is this multiple of its minimum
+_STANDARD_ERRORS = 4.0  # a smaller fall of the loss is noise
+_MIN_ITERATIONS = 10
 
 _EPILOG = f"""
-Example: {PROGRAM} --config-file configs/small_data.yaml DATASETS.TRAIN "('balloons_train',)"
+example:
+  {PROGRAM} --config-file configs/small_data.yaml DATASETS.TRAIN "('balloons_train',)"
 
-The rate rises from --start to --end by the same factor each iteration (Smith, arXiv:1506.01186), or
-until the loss is four times its lowest. Suggested is the rate at which the smoothed loss fell
-most steeply, for the config's batch size and optimizer. It is a short look: a third or thrice may
-serve as well. The weights are thrown away.
+The rate rises from --start to --end by the same factor at each iteration (Smith, arXiv:1506.01186),
+until the end or until the loss is four times its minimum. The command suggests the rate at which
+the smoothed loss falls most steeply, for the batch size and optimizer of the config. The test is
+short: a third or three times the rate may work as well. The trained weights are not kept.
 """
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a range test has seen.
+    """The result of a range test.
 
     Attributes:
-        rates: of each iteration, rising.
-        losses: of each iteration.
+        rates: learning rate of each iteration, rising.
+        losses: loss of each iteration.
     """
 
     rates: list[float]
@@ -62,19 +58,19 @@ class Curve:
 
     @property
     def running(self) -> list[float]:
-        """The losses' exponential mean up to each iteration, without the pull to 0."""
+        """Bias-corrected exponential mean of the losses up to each iteration."""
         mean, means = 0.0, []
         for step, loss in enumerate(self.losses, 1):
-            mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-            means.append(mean / (1 - _SMOOTHING**step))
+            mean = _MOMENTUM * mean + (1 - _MOMENTUM) * loss
+            means.append(mean / (1 - _MOMENTUM**step))
         return means
 
     @property
     def smoothed(self) -> np.ndarray:
-        """The losses' mean with Gaussian weights around each iteration."""
+        """Mean of the losses with Gaussian weights around each iteration."""
         steps = np.arange(len(self.losses))
         weights = np.exp(-0.5 * ((steps[:, None] - steps) / self._width) ** 2)
-        # The last losses may be of any size.
+        # The last losses may be huge.
         losses = np.minimum(self.losses, _DIVERGED * min(self.running))
         return (weights @ losses) / weights.sum(1)
 
@@ -83,16 +79,17 @@ class Curve:
         return max(1.5, 0.04 * len(self.losses))
 
     def suggestion(self) -> float | None:
-        """The rate of the steepest fall, before the lowest loss.
+        """The rate at which the loss falls most steeply before its minimum.
 
-        None where the fall is within four standard errors of the smoothed loss.
+        None if the fall is within four standard errors of the smoothed loss.
         """
         smoothed = self.smoothed
         lowest = int(smoothed.argmin())
         if lowest < 2:
             return None
         spread = float(np.std(np.array(self.losses[: lowest + 1]) - smoothed[: lowest + 1]))
-        # Of a mean with Gaussian weights, which is one of so many values; of a difference of two.
+        # Standard error of the difference of two means, each with Gaussian weights: these average
+        # 2 * sqrt(pi) * width values.
         error = math.sqrt(2) * spread / math.sqrt(2 * math.sqrt(math.pi) * self._width)
         if smoothed[:lowest].max() - smoothed[lowest] < _STANDARD_ERRORS * error:
             return None
@@ -101,69 +98,57 @@ class Curve:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the test, writes its plot and table, and prints the suggestion.
-
-    Args:
-        argv: the arguments; see ``--help``.
-
-    Returns:
-        the exit code: 0, or 1 if the loss did not fall beyond its noise.
-
-    Raises:
-        UserError: an argument, the config or the data is wrong.
-    """
+    """Runs the command: returns 1 if the loss did not fall beyond its noise, else 0."""
     arguments = _parse(argv)
     cfg = load_config(arguments.config_file, arguments.opts)
     prepare_output(arguments.output, (PLOT, CSV), overwrite=arguments.overwrite)
     cfg.OUTPUT_DIR = str(arguments.output)
-    prepare(cfg)
+    prepare_training(cfg)
     curve = range_test(
         cfg, start=arguments.start, end=arguments.end, iterations=arguments.iterations
     )
-    if len(curve.losses) < _FEWEST:
+    if len(curve.losses) < _MIN_ITERATIONS:
         raise UserError(
-            f"the loss was not finite, or four times its lowest, after {len(curve.losses)} "
-            f"iterations: give a lower --start than {arguments.start:g}"
+            f"the loss was not finite, or four times its minimum, after {len(curve.losses)} "
+            f"iterations: use a --start below {arguments.start:g}"
         )
     suggestion = curve.suggestion()
     _write(curve, arguments.output / CSV)
     plot(curve, suggestion, arguments.output / PLOT)
     print(f"written: {arguments.output / PLOT}, {arguments.output / CSV}", file=sys.stderr)
     if suggestion is None:
-        print(
-            "the loss did not fall beyond its noise: try more --iterations, or start from weights"
-        )
+        print("the loss did not fall beyond its noise: use more --iterations, or set MODEL.WEIGHTS")
         return 1
     smoothed = curve.smoothed
     print(
-        f"steepest fall at {suggestion:.2g}, lowest loss ({min(smoothed):.3f}) at "
-        f"{curve.rates[int(smoothed.argmin())]:.2g}, tried up to {curve.rates[-1]:.2g}"
+        f"steepest fall at {suggestion:.2g}, minimum of the loss ({min(smoothed):.3f}) at "
+        f"{curve.rates[int(smoothed.argmin())]:.2g}, tested up to {curve.rates[-1]:.2g}"
     )
     batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_IMS_PER_BATCH
-    why = f"SOLVER.IMS_PER_BATCH {batch}"
+    note = f"SOLVER.IMS_PER_BATCH {batch}"
     if reference not in (0, batch):
         # A run multiplies BASE_LR by batch / reference.
-        why = f"for {suggestion:.2g} at {why}: SOLVER.REFERENCE_IMS_PER_BATCH is {reference}"
+        note = f"for {suggestion:.2g} at {note}: SOLVER.REFERENCE_IMS_PER_BATCH is {reference}"
         suggestion *= reference / batch
-    print(f"SOLVER.BASE_LR {suggestion:.2g}  ({why})")
+    print(f"SOLVER.BASE_LR {suggestion:.2g}  ({note})")
     return 0
 
 
 def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Curve:
-    """Trains a new model while the learning rate rises, and throws it away.
+    """Trains a new model while the learning rate rises.
 
     Args:
-        cfg: checked, its data sets registered; MODEL.WEIGHTS is where it starts.
-        start: the first rate, above 0.
-        end: the last, above it.
-        iterations: how many at most; fewer where the loss becomes 4 times its lowest, or is not
-            finite.
+        cfg: from :func:`prepare_training`; training starts from MODEL.WEIGHTS.
+        start: first rate, above 0.
+        end: last rate, above start.
+        iterations: largest number of iterations. The test ends early if the loss is not finite, or
+            four times its minimum.
     """
     seed_all_rng(max(cfg.SEED, 0))
     model = Trainer.build_model(cfg)
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     optimizer = Trainer.build_optimizer(cfg, model)
-    # Biases may have a rate of their own, in proportion.
+    # Parameter groups, such as biases, may have their own multiple of the base rate.
     factors = [group["lr"] / cfg.SOLVER.BASE_LR for group in optimizer.param_groups]
     curve = Curve([], [])
     batches = Trainer.build_train_loader(cfg)
@@ -181,7 +166,7 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
                 group["lr"] = rate * factor
             try:
                 steps.run_step()
-            except FloatingPointError:  # the loss or a proposal is not finite
+            except FloatingPointError:  # in the loss or a proposal
                 break
             curve.rates.append(rate)
             curve.losses.append(float(storage.latest()["total_loss"][0]))
@@ -193,11 +178,11 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
 
 
 def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
-    """Draws the losses over the rates, with the suggestion as a line."""
+    """Plots the losses over the rates, with the suggestion as a vertical line."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot(curve.rates, curve.losses, color="0.75", linewidth=1, label="a batch")
+    axes.plot(curve.rates, curve.losses, color="0.75", linewidth=1, label="per batch")
     axes.plot(curve.rates, curve.smoothed, color="#1b1b1b", label="smoothed")
     if suggestion is not None:
         axes.axvline(
@@ -212,18 +197,27 @@ def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("--config-file", required=True, metavar="YAML")
-    parser.add_argument("--start", type=_rate, default=1e-5, metavar="LR", help="default: 1e-5")
-    parser.add_argument("--end", type=_rate, default=1.0, metavar="LR", help="default: 1")
-    parser.add_argument("--iterations", type=positive, default=200, help="default: 200")
-    parser.add_argument("--output", type=Path, default=Path("output", "lr_range"), metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true", help=f"replace {PLOT} and {CSV}")
-    parser.add_overrides()
+    parser.add_config()
+    parser.add_argument(
+        "--start", type=_rate, default=1e-5, metavar="LR", help="first rate (default: 1e-5)"
+    )
+    parser.add_argument(
+        "--end", type=_rate, default=1.0, metavar="LR", help="last rate (default: 1)"
+    )
+    parser.add_argument(
+        "--iterations",
+        type=positive,
+        default=200,
+        metavar="N",
+        help=f"number of iterations, at least {_MIN_ITERATIONS} (default: 200)",
+    )
+    folder = Path("output", "lr_range")
+    parser.add_output("FOLDER", f"where to write {PLOT} and {CSV}", default=folder)
     arguments = parser.parse_args(argv)
     if arguments.start >= arguments.end:
         parser.error(f"--start {arguments.start:g} must be below --end {arguments.end:g}")
-    if arguments.iterations < _FEWEST:
-        parser.error(f"--iterations must be {_FEWEST} or more")
+    if arguments.iterations < _MIN_ITERATIONS:
+        parser.error(f"--iterations must be at least {_MIN_ITERATIONS}")
     return arguments
 
 
@@ -235,23 +229,6 @@ def _rate(text: str) -> float:
     if not 0 < rate < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
     return rate
-
-
-def prepare(cfg: CfgNode) -> None:
-    """Checks a config that is only trained with, and loads its data sets; freezes it."""
-    check_components(cfg)
-    device = resolve_device(cfg.MODEL.DEVICE)
-    check_solver(cfg, device)
-    make_current(device)
-    check_options(cfg)
-    check_sampler(cfg)
-    prepare_datasets(cfg)
-    cfg.DATASETS.TEST = ()  # nothing is evaluated
-    names = check_datasets(
-        cfg, argparse.Namespace(eval_only=False, resume=False), check_data=check_data
-    )
-    settle_class_weights(cfg, names)
-    cfg.freeze()
 
 
 def _rates(start: float, end: float, count: int) -> Iterator[float]:

@@ -1,4 +1,4 @@
-"""Draws training images as the model gets them: resized, augmented, with their objects."""
+"""Draws training images as the model sees them: resized and augmented, with their objects."""
 
 import argparse
 import math
@@ -17,12 +17,11 @@ from detectron2.structures import BitMasks, Instances
 from tqdm import tqdm
 
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.data import build_train_batches, build_train_mapper, require_dataset
-from mask_rcnn_plus.engine.setup import prepare_datasets
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.data import build_train_batches, build_train_mapper
 from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
 from mask_rcnn_plus.evaluation.labels import Image, plain_text, text_size, write_text
-from mask_rcnn_tools.arguments import Parser, positive, require_new
+from mask_rcnn_tools.arguments import Parser, UsageError, positive, require_new, writing
+from mask_rcnn_tools.config_run import training_records
 
 PROGRAM = "mask-rcnn-plus show-data"
 
@@ -31,75 +30,65 @@ example:
   {PROGRAM} --config-file configs/small_data.yaml --output data.png --images 12 \\
       DATASETS.TRAIN "('balloons_train',)" INPUT.JITTER.ENABLED True
 
-The images are the first that train_net.py would train on with this config; another SEED shows
-others. Each has its size in pixels and the number of its objects.
+These are the first images that train_net.py would train on with this config; another SEED shows
+other images. Above each image are its name, its size in pixels and the number of its objects.
 """
-_PAPER, _INK = (255, 255, 255), (40, 40, 40)
-_GAP = 12
-# With more objects than this in an image, boxes and labels would hide it.
-_MANY = 30
+_WHITE, _DARK = (255, 255, 255), (40, 40, 40)
+_GAP = 12  # pixels between images
+# With more objects than this, boxes and labels would hide the image.
+_CROWDED = 30
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draws and writes the picture.
-
-    Args:
-        argv: the arguments; see ``--help``.
-
-    Returns:
-        the exit code, 0.
-
-    Raises:
-        UserError: an argument does not fit, the data cannot be used, or nothing can be written.
-    """
+    """Runs the command."""
     arguments = _parse(argv)
     output: Path = arguments.output
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UserError(f"--output {output}: name a .png or .jpg file")
+        raise UsageError(f"--output {output}: name a .png or .jpg file")
     require_new(output, overwrite=arguments.overwrite)
     cfg = load_config(arguments.config_file, arguments.opts)
-    if not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty: name a data set, e.g. \"('mine_train',)\"")
-    prepare_datasets(cfg)
-    for name in cfg.DATASETS.TRAIN:
-        require_dataset(name, training=True)
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
-    cells = [
-        draw_sample(sample, names, image_format=cfg.INPUT.FORMAT, side=arguments.side)
+    training_records(cfg)
+    class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
+    images = [
+        draw_sample(sample, class_names, image_format=cfg.INPUT.FORMAT, side=arguments.side)
         for sample in first_samples(cfg, arguments.images)
     ]
-    try:
-        output.write_bytes(cv2.imencode(output.suffix, tiled(cells))[1].tobytes())
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    with writing(output):
+        output.write_bytes(cv2.imencode(output.suffix, tile(images))[1].tobytes())
     print(f"written: {output}", file=sys.stderr)
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("--config-file", required=True, metavar="YAML")
-    parser.add_argument("--output", required=True, type=Path, metavar="PICTURE")
-    parser.add_argument("--images", type=positive, default=9, help="how many (default: 9)")
-    parser.add_argument("--side", type=positive, default=400, help="pixels of each one's longer")
-    parser.add_argument("--overwrite", action="store_true", help="replace PICTURE")
-    parser.add_overrides()
+    parser.add_config()
+    parser.add_output("IMAGE", "file to write, .png or .jpg")
+    parser.add_argument(
+        "--images", type=positive, default=9, metavar="N", help="number of images (default: 9)"
+    )
+    parser.add_argument(
+        "--side",
+        type=positive,
+        default=400,
+        metavar="PIXELS",
+        help="longer side of each image in the drawing (default: 400)",
+    )
     return parser.parse_args(argv)
 
 
 def first_samples(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
-    """The first samples of a training by this config, loaded in this process.
+    """Loads the first samples that a training with this config would use.
 
     Args:
-        cfg: from ``load_config``; its data sets are registered. Where SEED is -1, 0 is taken.
-        count: how many.
+        cfg: from ``load_config``; its data sets are registered. SEED -1 counts as 0.
+        count: number of samples.
 
     Raises:
         UserError: an image or annotation cannot be used.
     """
-    alone = cfg.clone()
-    alone.DATALOADER.NUM_WORKERS = 0
-    batches = build_train_batches(alone, build_train_mapper(alone), seed=max(0, cfg.SEED))
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    batches = build_train_batches(cfg, build_train_mapper(cfg), seed=max(0, cfg.SEED))
     samples = islice(chain.from_iterable(batches), count)
     return list(tqdm(samples, total=count, unit="image", disable=not sys.stderr.isatty()))
 
@@ -107,16 +96,16 @@ def first_samples(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
 def draw_sample(
     sample: dict[str, Any], class_names: Sequence[str], *, image_format: str, side: int
 ) -> Image:
-    """A training sample with its objects, and its name, size and number of objects above it.
+    """Draws a training sample with its objects under a caption.
 
     Args:
-        sample: "image" (C, H, W) and "instances", as a mapper makes them.
-        class_names: names of the classes 0, 1, ...
+        sample: "image" (C, H, W) and "instances", as a dataset mapper returns them.
+        class_names: in the order of class ids.
         image_format: INPUT.FORMAT.
-        side: pixels of the drawing's longer side.
+        side: longer side of the drawing in pixels.
 
     Returns:
-        (height, width, 3), BGR.
+        (height, width, 3), uint8, BGR.
     """
     image = np.ascontiguousarray(sample["image"].permute(1, 2, 0).numpy())
     if image.shape[2] == 1:
@@ -127,27 +116,27 @@ def draw_sample(
     scale = side / max(height, width)
     size = max(1, round(scale * height)), max(1, round(scale * width))
     objects = _objects(sample["instances"])
-    drawn = draw_objects(image, objects, class_names, size, crowded=len(objects) > _MANY)
+    drawn = draw_objects(image, objects, class_names, size, crowded=len(objects) > _CROWDED)
     for x, y, _ in _points(sample["instances"]):
-        cv2.circle(drawn, (round(scale * x), round(scale * y)), 2, _PAPER, cv2.FILLED, cv2.LINE_AA)
+        cv2.circle(drawn, (round(scale * x), round(scale * y)), 2, _WHITE, cv2.FILLED, cv2.LINE_AA)
     name = plain_text(Path(sample.get("file_name", "")).name, otherwise="image")
     caption = f"{name[-24:]}  {width} x {height}, {len(objects)} objects"
-    cell = np.full((text_size(caption)[1] + size[0], max(side, text_size(caption)[0]), 3), _PAPER)
-    cell = cell.astype(np.uint8)
-    write_text(cell, caption, (-3, 0), _INK)
-    cell[-size[0] :, : size[1]] = drawn
-    return cell
+    text_width, text_height = text_size(caption)
+    result = np.full((text_height + size[0], max(side, text_width), 3), _WHITE, np.uint8)
+    write_text(result, caption, (-3, 0), _DARK)
+    result[-size[0] :, : size[1]] = drawn
+    return result
 
 
-def tiled(cells: Sequence[Image]) -> Image:
-    """Pictures in rows on white, as many columns as rows or one more."""
-    columns = math.ceil(math.sqrt(len(cells)))
-    rows = math.ceil(len(cells) / columns)
-    height, width = (max(cell.shape[axis] for cell in cells) + _GAP for axis in (0, 1))
-    page = np.full((rows * height + _GAP, columns * width + _GAP, 3), _PAPER, np.uint8)
-    for place, cell in enumerate(cells):
-        top, left = (_GAP + at for at in (place // columns * height, place % columns * width))
-        page[top : top + cell.shape[0], left : left + cell.shape[1]] = cell
+def tile(images: Sequence[Image]) -> Image:
+    """Arranges images in rows on white, with as many columns as rows, or one more."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    height, width = (max(image.shape[axis] for image in images) + _GAP for axis in (0, 1))
+    page = np.full((rows * height + _GAP, columns * width + _GAP, 3), _WHITE, np.uint8)
+    for i, image in enumerate(images):
+        top, left = _GAP + i // columns * height, _GAP + i % columns * width
+        page[top : top + image.shape[0], left : left + image.shape[1]] = image
     return page
 
 
@@ -166,7 +155,7 @@ def _objects(instances: Instances) -> DrawnObjects:
 
 
 def _points(instances: Instances) -> list[list[float]]:
-    """(x, y, visibility) of the labelled keypoints."""
+    """(x, y, visibility) of each labelled keypoint."""
     if not instances.has("gt_keypoints"):
         return []
     points = instances.gt_keypoints.tensor.flatten(0, 1)
