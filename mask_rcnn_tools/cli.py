@@ -16,14 +16,14 @@ COMMANDS = {
     "report": ("report.command", "make an HTML page of an evaluation, or compare two"),
     "convert": ("convert.command", "convert labelme, VIA, VOC, YOLO or mask labels to COCO"),
     "check-data": ("check.command", "find errors in data sets, and repair their json"),
-    "show-data": ("show_data", "draw training images as the model sees them, augmented"),
-    "fit-anchors": ("fit_anchors", "find anchors that cover the boxes of a data set"),
-    "lr-range": ("lr_range", "find a learning rate by training briefly while it rises"),
+    "show-data": ("show_data.command", "draw training images as the model sees them, augmented"),
+    "fit-anchors": ("fit_anchors.command", "find anchors that cover the boxes of a data set"),
+    "lr-range": ("lr_range.command", "find a learning rate by training briefly while it rises"),
     "convert-torchvision": ("convert_torchvision", "convert torchvision's weights to detectron2's"),
     "doctor": ("doctor.command", "check the installation and the machine; for bug reports"),
 }
 # These modules import the plugin only after they have read the arguments, if at all.
-_LIGHT = {"predict", "doctor"}
+LIGHT = {"predict", "show-data", "fit-anchors", "lr-range", "doctor"}
 # Former commands, now scripts that run from a clone.
 _MOVED = {"benchmark": "benchmarks.model", "ablate": "benchmarks.ablate"}
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
     if name in COMMANDS:
-        if name not in _LIGHT:
+        if name not in LIGHT:
             # Before anything else imports detectron2, because the plugin repairs it.
             importlib.import_module("mask_rcnn_plus")
         module = importlib.import_module(f"mask_rcnn_tools.{COMMANDS[name][0]}")

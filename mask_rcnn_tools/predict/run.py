@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,6 @@ from mask_rcnn_tools.predict.outputs import (
     drawing_path,
     read_ids,
 )
-
-_log = partial(tqdm.write, file=sys.stderr)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -100,6 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
         + (f"; {skipped} skipped" if skipped else "")
     )
     return int(skipped > 0)
+
+
+def _log(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)  # above the progress bar
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mask_rcnn_plus import UserError
-from mask_rcnn_tools.cli import COMMANDS, PROGRAM, main
+from mask_rcnn_tools.cli import COMMANDS, LIGHT, PROGRAM, main
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -34,8 +34,7 @@ def test_help_does_not_wait_for_torch() -> None:
         (["--help"], 0),
         (["--version"], 0),
         ([], 2),
-        (["predict", "--help"], 0),
-        (["doctor", "--help"], 0),
+        *(([name, "--help"], 0) for name in LIGHT),
     ):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True)
         assert done.returncode == code, done.stderr
@@ -101,7 +100,7 @@ def test_an_error_of_a_command_is_one_line(
         assert arguments == ["--repeats", "1"]
         raise raised
 
-    monkeypatch.setattr("mask_rcnn_tools.show_data.main", command)
+    monkeypatch.setattr("mask_rcnn_tools.show_data.command.main", command)
     assert main(["show-data", "--repeats", "1"]) == code
     assert capsys.readouterr().err.startswith(expected)
 
@@ -117,7 +116,7 @@ def test_a_terminated_command_runs_its_cleanup(monkeypatch: pytest.MonkeyPatch) 
             ended.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("mask_rcnn_tools.show_data.main", command)
+    monkeypatch.setattr("mask_rcnn_tools.show_data.command.main", command)
     try:
         with pytest.raises(SystemExit) as exit_:
             main(["show-data"])
@@ -142,7 +141,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(arguments: list[str]) -> int:
         raise ModuleNotFoundError("", name="tqdm")
 
-    monkeypatch.setattr("mask_rcnn_tools.show_data.main", command)
+    monkeypatch.setattr("mask_rcnn_tools.show_data.command.main", command)
     with pytest.raises(ModuleNotFoundError):
         main(["show-data"])
 

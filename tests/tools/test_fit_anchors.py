@@ -8,7 +8,7 @@ import yaml
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_tools.cli import main
-from mask_rcnn_tools.fit_anchors import config_anchors
+from mask_rcnn_tools.fit_anchors.fitting import config_anchors
 
 
 def test_the_fitted_anchors_cover_more_and_the_config_accepts_them(

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mask_rcnn_tools import lr_range
 from mask_rcnn_tools.arguments import UsageError
-from mask_rcnn_tools.lr_range import CSV, PLOT, Curve, main
+from mask_rcnn_tools.lr_range import range_test
+from mask_rcnn_tools.lr_range.command import CSV, PLOT, main
+from mask_rcnn_tools.lr_range.range_test import Curve
 
 RATES = list(np.geomspace(1e-6, 1.0, 120))
 
@@ -80,7 +81,7 @@ def test_the_suggestion_is_scaled_to_the_reference_batch_size(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lr_range, "range_test", lambda *_, **__: falling_at(1e-3, 0.0))
+    monkeypatch.setattr(range_test, "range_test", lambda *_, **__: falling_at(1e-3, 0.0))
     suggestions = []
     for number, reference in enumerate((0, 8)):
         keys = ["SOLVER.IMS_PER_BATCH", "2", "SOLVER.REFERENCE_IMS_PER_BATCH", str(reference)]

@@ -10,7 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_tools.cli import main
-from mask_rcnn_tools.show_data import draw_sample, first_samples
+from mask_rcnn_tools.show_data.drawing import draw_sample, first_samples
 
 
 def test_the_first_images_of_a_training_are_drawn(

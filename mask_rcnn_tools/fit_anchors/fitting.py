@@ -1,9 +1,7 @@
-"""Finds anchors that cover the boxes of a data set, at the sizes that a config trains on."""
+"""Fits the anchors of a config to the boxes of data sets."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,69 +9,42 @@ from detectron2.data import detection_utils
 from detectron2.modeling import build_anchor_generator, build_backbone
 from tqdm import tqdm
 
-from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data.anchors import Anchors, coverage, fit
 from mask_rcnn_plus.data.augmentation import build_augmentations
 from mask_rcnn_plus.data.box_sizes import SeenBoxes, seen_boxes
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.arguments import Parser, require_new, write_text
 from mask_rcnn_tools.config_run import training_records
 
-PROGRAM = "mask-rcnn-plus fit-anchors"
-
-_EPILOG = f"""
-example:
-  {PROGRAM} --config-file configs/small_data.yaml balloons_train --output anchors.yaml
-
-The command measures boxes after the config's resizing, cropping and jitter; it augments each image
-several times if there are few. It searches as many anchors as the config has now, on the same
-feature maps, so that weights still match.
-
-Recall is the share of boxes that overlap an anchor, at its positions on the feature map, with an
-IoU of at least 0.5 or 0.7. In the RPN, an IoU of 0.7 makes any anchor positive; below, only the
-best anchor of a box is. The rows "at test size" are for the same boxes after the test's resizing.
-"""
 # More boxes hardly improve the estimate of the recall.
 _MAX_BOXES = 10_000
 _MAX_DRAWS = 20  # of each image
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    arguments = _parse(argv)
-    if arguments.output is not None:
-        require_new(arguments.output, overwrite=arguments.overwrite)
-    cfg = load_config(arguments.config_file)
+def fit_to_datasets(cfg: CfgNode, names: Sequence[str]) -> tuple[str, str]:
+    """Fits the anchors of a config.
+
+    Args:
+        cfg: from ``load_config``.
+        names: of data sets; by default those of DATASETS.TRAIN.
+
+    Returns:
+        a table of the recall before and after; and the lines for the config.
+
+    Raises:
+        UserError: the config has no anchors to fit, or a data set cannot be used.
+    """
     now = config_anchors(cfg)
-    records = training_records(cfg, arguments.names)
-    names = ", ".join(arguments.names or cfg.DATASETS.TRAIN)
+    records = training_records(cfg, names)
+    title = ", ".join(names or cfg.DATASETS.TRAIN)
     training = _boxes(cfg, records, train=True)
     if not len(training):
-        raise UserError(f"data set {names} has no boxes to fit anchors to")
+        raise UserError(f"data set {title} has no boxes to fit anchors to")
     with tqdm(desc="fitting", unit="trial", disable=not sys.stderr.isatty()) as bar:
         fitted = fit(training, now, tick=bar.update)
-    test = _boxes(cfg, records, train=False)
-    print(_table(names, training, test, now, fitted))
+    table = _table(title, training, _boxes(cfg, records, train=False), now, fitted)
     if fitted == now:
-        print("\nFound nothing better: keep the anchors of the config.")
-    text = _yaml(fitted)
-    print(f"\n{text}", end="")
-    if arguments.output is not None:
-        write_text(arguments.output, text)
-    return 0
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="data sets (default: DATASETS.TRAIN)"
-    )
-    parser.add_config(overrides=False)
-    parser.add_argument(
-        "--output", type=Path, metavar="OUT.yaml", help="also write the config lines to this file"
-    )
-    parser.add_overwrite()
-    return parser.parse_args(argv)
+        table += "\n\nFound nothing better: keep the anchors of the config."
+    return table, _yaml(fitted)
 
 
 def config_anchors(cfg: CfgNode) -> Anchors:

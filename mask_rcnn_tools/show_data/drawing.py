@@ -1,6 +1,5 @@
-"""Draws training images as the model sees them: resized and augmented, with their objects."""
+"""Loads and draws the samples that a config trains on."""
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -16,64 +15,39 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BitMasks, Instances
 from tqdm import tqdm
 
-from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import build_train_batches, build_train_mapper
 from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
 from mask_rcnn_plus.evaluation.labels import Image, plain_text, text_size, write_text
-from mask_rcnn_tools.arguments import Parser, UsageError, positive, require_new, writing
 from mask_rcnn_tools.config_run import training_records
 
-PROGRAM = "mask-rcnn-plus show-data"
-
-_EPILOG = f"""
-example:
-  {PROGRAM} --config-file configs/small_data.yaml --output data.png --images 12 \\
-      DATASETS.TRAIN "('balloons_train',)" INPUT.JITTER.ENABLED True
-
-These are the first images that train_net.py would train on with this config; another SEED shows
-other images. Above each image are its name, its size in pixels and the number of its objects.
-"""
 _WHITE, _DARK = (255, 255, 255), (40, 40, 40)
 _GAP = 12  # pixels between images
 # With more objects than this, boxes and labels would hide the image.
 _CROWDED = 30
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    arguments = _parse(argv)
-    output: Path = arguments.output
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"--output {output}: name a .png or .jpg file")
-    require_new(output, overwrite=arguments.overwrite)
-    cfg = load_config(arguments.config_file, arguments.opts)
+def draw_samples(cfg: CfgNode, *, count: int, side: int) -> Image:
+    """Draws the first samples of a training.
+
+    Args:
+        cfg: from ``load_config``.
+        count: number of samples.
+        side: longer side of each sample's drawing in pixels.
+
+    Returns:
+        (height, width, 3), uint8, BGR.
+
+    Raises:
+        UserError: a data set cannot be used.
+    """
     training_records(cfg)
-    class_names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
-    images = [
-        draw_sample(sample, class_names, image_format=cfg.INPUT.FORMAT, side=arguments.side)
-        for sample in first_samples(cfg, arguments.images)
-    ]
-    with writing(output):
-        output.write_bytes(cv2.imencode(output.suffix, tile(images))[1].tobytes())
-    print(f"written: {output}", file=sys.stderr)
-    return 0
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_config()
-    parser.add_output("IMAGE", "file to write, .png or .jpg")
-    parser.add_argument(
-        "--images", type=positive, default=9, metavar="N", help="number of images (default: 9)"
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") or ()
+    return tile(
+        [
+            draw_sample(sample, names, image_format=cfg.INPUT.FORMAT, side=side)
+            for sample in first_samples(cfg, count)
+        ]
     )
-    parser.add_argument(
-        "--side",
-        type=positive,
-        default=400,
-        metavar="PIXELS",
-        help="longer side of each image in the drawing (default: 400)",
-    )
-    return parser.parse_args(argv)
 
 
 def first_samples(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
