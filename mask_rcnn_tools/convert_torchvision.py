@@ -198,7 +198,7 @@ def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[i
         counts = ", ".join(f"{name} {count:g}" for name, count in rows.items())
         raise UserError(f"the heads have different numbers of classes: {counts}")
     if not coco:
-        return list(range(1, rows["cls_score"]))
+        return list(range(1, int(rows["cls_score"])))
     if rows["cls_score"] != 91:
         raise UserError(
             "--coco needs the 91 classes of torchvision's COCO weights; these have "

@@ -237,7 +237,7 @@ class BatchPredictor:
         self, augmented: GeneralizedRCNNWithTTA, batch: list[dict[str, Any]]
     ) -> list[Instances]:
         # After an error, detectron2 leaves the mask head switched off.
-        heads = self.model.roi_heads
+        heads: Any = self.model.roi_heads
         mask_on = getattr(heads, "mask_on", None)
         try:
             return [output["instances"] for output in augmented(batch)]

@@ -64,8 +64,8 @@ class Drawings:
     Args:
         folder: where to write.
         class_names: in the order of class ids.
-        masks, boxes, labels, scores: whether to draw them; None draws masks and scores, and boxes
-            and labels of up to 30 objects.
+        show: whether to draw "masks", "boxes", "labels" and "scores"; None draws masks and scores,
+            and boxes and labels of up to 30 objects.
         log: prints a line for the user.
     """
 
@@ -73,15 +73,11 @@ class Drawings:
         self,
         folder: Path,
         class_names: Sequence[str],
-        *,
-        masks: bool | None,
-        boxes: bool | None,
-        labels: bool | None,
-        scores: bool | None,
+        show: dict[str, bool | None],
         log: Callable[[str], None],
     ) -> None:
         self._folder, self._class_names, self._log = folder, class_names, log
-        self._masks, self._boxes, self._labels, self._scores = masks, boxes, labels, scores
+        self._show = show
         self._video: VideoFile | None = None
         self._source: Source | None = None
 
@@ -109,11 +105,10 @@ class Drawings:
         # Lines and text grow with the image, but less than in proportion, because people look at
         # parts of large images too.
         growth = max(0.8, math.sqrt(image.shape[0] * image.shape[1]) / _SMALL_SIDE)
+        default = {"masks": True, "boxes": not crowded, "labels": not crowded, "scores": True}
+        chosen = {part: value for part, value in self._show.items() if value is not None}
         style = Style(
-            masks=self._masks is not False,
-            boxes=not crowded if self._boxes is None else self._boxes,
-            labels=not crowded if self._labels is None else self._labels,
-            scores=self._scores is not False,
+            **{**default, **chosen},
             line=max(1, round((1 if crowded else 2) * growth**0.6)),
             text=FONT_SCALE * growth**0.75,
             small=True,

@@ -202,6 +202,6 @@ def _outputs(
     if arguments.cutouts:
         outputs.append(Cutouts(folder, names))
     if arguments.pictures:
-        parts = {part: getattr(arguments, part) for part in ("masks", "boxes", "labels", "scores")}
-        outputs.append(Drawings(folder, names, log=_log, **parts))
+        show = {part: getattr(arguments, part) for part in ("masks", "boxes", "labels", "scores")}
+        outputs.append(Drawings(folder, names, show, _log))
     return outputs

@@ -57,8 +57,8 @@ def test_results_equal_the_default_predictors(
 ) -> None:
     cfg = load_config(trained / "config.yaml", ["INPUT.FORMAT", order, "MODEL.WEIGHTS", weights])
     single = DefaultPredictor(cfg)
-    found = BatchPredictor(cfg, batch_size=3)(images[first:])
-    for image, ours in zip(images[first:], found, strict=True):
+    detections = BatchPredictor(cfg, batch_size=3)(images[first:])
+    for image, ours in zip(images[first:], detections, strict=True):
         assert_equal(ours, single(image)["instances"])
 
 
@@ -106,8 +106,8 @@ def test_threads_do_not_disturb_each_other(
         return [(i, predictor([images[i]])[0]) for i in order]
 
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(work, range(4)):
-            for i, instances in found:
+        for detections in pool.map(work, range(4)):
+            for i, instances in detections:
                 assert torch.equal(instances.scores, alone[i].scores)
                 assert torch.equal(instances.pred_masks, alone[i].pred_masks)
 
@@ -160,8 +160,9 @@ def test_an_optimized_copy(
 def test_a_model_without_masks() -> None:
     keypoints = models.build("keypoint").eval()
     resize = ResizeShortestEdge([64, 64], 90)
-    found = BatchPredictor(model=keypoints, resize=resize)([np.zeros((50, 60, 3), np.uint8)])[0]
-    assert found.image_size == (50, 60) and not found.has("pred_masks")
+    predict = BatchPredictor(model=keypoints, resize=resize)
+    (detections,) = predict([np.zeros((50, 60, 3), np.uint8)])
+    assert detections.image_size == (50, 60) and not detections.has("pred_masks")
 
 
 def test_errors_name_the_value(

@@ -25,21 +25,21 @@ class Stub:
 
     def _find(self, image: np.ndarray) -> Instances:
         self.shapes.append(image.shape)
-        found = []
+        detections = []
         for color in range(1, int(image.max()) + 1):
             count, patches = cv2.connectedComponents((image[:, :, 0] == color).astype(np.uint8))
-            found += [(color - 1, patches == number) for number in range(1, count)]
+            detections += [(color - 1, patches == number) for number in range(1, count)]
         result = Instances(image.shape[:2])
         boxes = []
-        for _, mask in found:
+        for _, mask in detections:
             rows, columns = np.nonzero(mask)
             boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
         result.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-        result.scores = torch.tensor([mask.mean() for _, mask in found], dtype=torch.float32)
-        result.pred_classes = torch.tensor([color for color, _ in found], dtype=torch.int64)
+        result.scores = torch.tensor([mask.mean() for _, mask in detections], dtype=torch.float32)
+        result.pred_classes = torch.tensor([color for color, _ in detections], dtype=torch.int64)
         if self.masks:
-            shape = (len(found), *image.shape[:2])
-            masks = np.array([mask for _, mask in found], bool).reshape(shape)
+            shape = (len(detections), *image.shape[:2])
+            masks = np.array([mask for _, mask in detections], bool).reshape(shape)
             result.pred_masks = torch.from_numpy(masks)
         return result
 
@@ -57,12 +57,15 @@ def predict(image: np.ndarray, stub: Stub | None = None, **options: object) -> I
     return SlicedPredictor(stub or Stub(), **options)([image])[0]
 
 
-def as_set(found: Instances) -> set[tuple]:
+def as_set(detections: Instances) -> set[tuple]:
     """The set of (class, box, mask)."""
     return {
         (int(label), tuple(box.tolist()), mask.numpy().tobytes())
         for label, box, mask in zip(
-            found.pred_classes, found.pred_boxes.tensor, found.pred_masks, strict=True
+            detections.pred_classes,
+            detections.pred_boxes.tensor,
+            detections.pred_masks,
+            strict=True,
         )
     }
 
@@ -96,13 +99,13 @@ def test_a_part_of_an_object_merges_with_the_whole_in_another_tile() -> None:
         """Detects only the upper half of an object that a tile's left border cuts."""
 
         def _find(self, image: np.ndarray) -> Instances:
-            found = super()._find(image)
-            for i, box in enumerate(found.pred_boxes.tensor):
+            detections = super()._find(image)
+            for i, box in enumerate(detections.pred_boxes.tensor):
                 if box[0] == 0:
                     half = int(box[1] + box[3]) // 2
-                    found.pred_masks[i, half:] = False
+                    detections.pred_masks[i, half:] = False
                     box[3] = half
-            return found
+            return detections
 
     image = scene((70, 20, 95, 60, 1))  # whole in the first tile, cut in the second
     assert as_set(predict(image, UpperHalf())) == as_set(Stub()([image])[0])
@@ -138,9 +141,9 @@ def test_tiles_cover_the_image_and_have_one_size() -> None:
 
 def test_without_masks_boxes_are_merged() -> None:
     image = scene((70, 20, 130, 60, 1), (10, 150, 30, 170, 2))
-    found = predict(image, Stub(masks=False))
-    assert not found.has("pred_masks")
-    assert sorted(found.pred_boxes.tensor.tolist()) == [[10, 150, 30, 170], [70, 20, 130, 60]]
+    detections = predict(image, Stub(masks=False))
+    assert not detections.has("pred_masks")
+    assert sorted(detections.pred_boxes.tensor.tolist()) == [[10, 150, 30, 170], [70, 20, 130, 60]]
 
 
 def test_no_detections_and_order_by_score() -> None:
@@ -149,7 +152,7 @@ def test_no_detections_and_order_by_score() -> None:
     scores = predict(scene((5, 5, 10, 10, 1), (40, 5, 70, 30, 1), (20, 70, 40, 79, 2))).scores
     assert scores.tolist() == sorted(scores.tolist(), reverse=True) and len(scores) == 3
     many = SlicedPredictor(Stub(), tile=100)([scene(), scene((5, 5, 10, 10, 1))])
-    assert [len(found) for found in many] == [0, 1]
+    assert [len(detections) for detections in many] == [0, 1]
 
 
 @pytest.mark.parametrize(

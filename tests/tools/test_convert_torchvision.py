@@ -82,20 +82,20 @@ def test_the_same_detections() -> None:
     proposals, _ = theirs.rpn(images, features)
     (expected,), _ = theirs.roi_heads(features, proposals, images.image_sizes)
     bgr = {"image": image.flip(0), "height": SIDE, "width": SIDE}
-    (found,) = ours.inference([bgr], do_postprocess=False)
+    (detections,) = ours.inference([bgr], do_postprocess=False)
 
-    assert 20 <= len(found) == len(expected["scores"]) < 100
-    assert len(found.pred_classes.unique()) > 1
+    assert 20 <= len(detections) == len(expected["scores"]) < 100
+    assert len(detections.pred_classes.unique()) > 1
     assert expected["masks"].std() > 0.05
     # Objects with nearly equal scores may have another order.
-    distance = (expected["boxes"][:, None] - found.pred_boxes.tensor).abs().amax(dim=2)
+    distance = (expected["boxes"][:, None] - detections.pred_boxes.tensor).abs().amax(dim=2)
     nearest = distance.argmin(dim=1)
-    assert len(nearest.unique()) == len(found)
+    assert len(nearest.unique()) == len(detections)
     assert distance.min(dim=1).values.max() < 1e-2
-    found = found[nearest]
-    assert torch.equal(found.pred_classes, expected["labels"] - 1)
-    torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.pred_masks, expected["masks"], rtol=0, atol=1e-3)
+    detections = detections[nearest]
+    assert torch.equal(detections.pred_classes, expected["labels"] - 1)
+    torch.testing.assert_close(detections.scores, expected["scores"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(detections.pred_masks, expected["masks"], rtol=0, atol=1e-3)
 
 
 def coco_state(masks: bool = True) -> dict[str, Tensor]:
@@ -142,33 +142,33 @@ def test_the_command_prints_how_to_use_the_file(
 
 
 def test_classes_channels_and_deltas_move_as_documented() -> None:
-    found = convert(coco_state())
+    converted = convert(coco_state())
     predictor = "roi_heads.box_predictor"
-    # Background first becomes background last; it has no boxes and no masks.
-    assert found[f"{predictor}.cls_score.bias"].tolist() == [*range(1, 91), 0]
-    assert found[f"{predictor}.cls_score.weight"].flatten().tolist() == [*range(1, 91), 0]
-    boxes = found[f"{predictor}.bbox_pred.weight"].flatten()
+    # The background moves from the first row to the last; it has no boxes and no masks.
+    assert converted[f"{predictor}.cls_score.bias"].tolist() == [*range(1, 91), 0]
+    assert converted[f"{predictor}.cls_score.weight"].flatten().tolist() == [*range(1, 91), 0]
+    boxes = converted[f"{predictor}.bbox_pred.weight"].flatten()
     assert len(boxes) == 360
     torch.testing.assert_close(boxes[:5], torch.tensor([1, 1.1, 1.2, 1.3, 2]))
-    assert found["roi_heads.mask_head.predictor.bias"].tolist() == [*range(1, 91)]
-    assert found["backbone.bottom_up.stem.conv1.weight"].flatten().tolist() == [2, 1, 0]
+    assert converted["roi_heads.mask_head.predictor.bias"].tolist() == [*range(1, 91)]
+    assert converted["backbone.bottom_up.stem.conv1.weight"].flatten().tolist() == [2, 1, 0]
 
 
 def test_coco_keeps_the_80_categories_in_detectron2s_order() -> None:
-    found = convert(coco_state(), coco=True)
-    classes = found["roi_heads.box_predictor.cls_score.bias"].tolist()
+    converted = convert(coco_state(), coco=True)
+    classes = converted["roi_heads.box_predictor.cls_score.bias"].tolist()
     # COCO has no category 12, 26, ...; 1 is person, 13 stop sign, 90 toothbrush; background last.
     assert len(classes) == 81
     assert (classes[0], classes[10:13], classes[79:]) == (1, [11, 13, 14], [90, 0])
-    assert len(found["roi_heads.mask_head.predictor.bias"]) == 80
-    assert len(found["roi_heads.box_predictor.bbox_pred.bias"]) == 320
+    assert len(converted["roi_heads.mask_head.predictor.bias"]) == 80
+    assert len(converted["roi_heads.box_predictor.bbox_pred.bias"]) == 320
 
 
 def test_batch_norm_is_equal_with_detectron2s_epsilon() -> None:
     state = coco_state()
     state["backbone.body.bn1.running_var"] = torch.full((64,), 1e-5)
     weight = convert(state)["backbone.bottom_up.stem.conv1.norm.weight"]
-    # 1 / sqrt(1e-5) there, weight / sqrt(1e-5 + 1e-5) here.
+    # torchvision: 1 / sqrt(1e-5); detectron2: weight / sqrt(1e-5 + 1e-5).
     torch.testing.assert_close(weight, torch.full((64,), 2.0**0.5))
     same = convert(state, batch_norm_eps=1e-5)["backbone.bottom_up.stem.conv1.norm.weight"]
     torch.testing.assert_close(same, torch.ones(64))
