@@ -41,9 +41,10 @@ from benchmarks.model_measure import (
     sweep,
 )
 from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config.values import check_components
 from mask_rcnn_plus.data import class_names
-from mask_rcnn_plus.engine.checkpoint import Checkpointer, local_weights
-from mask_rcnn_plus.engine.checks import check_components
+from mask_rcnn_plus.engine.checkpoint import Checkpointer
+from mask_rcnn_plus.engine.weights import local_weights
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser, choices, image_size, positive, run_command
 from mask_rcnn_tools.environment import describe_environment

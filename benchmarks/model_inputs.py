@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.harness import alternate
 from benchmarks.model_implementations import Inputs, set_limits
 from mask_rcnn_plus.data import NamingMapper, PolygonMapper, require_dataset
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.errors import UserError
 
 # Photographs are larger than what a network is trained on.

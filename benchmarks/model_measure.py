@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.harness import alternate, peak_memory
 from benchmarks.model_implementations import Implementation, Inputs, our_config, set_limits
 from mask_rcnn_plus.data.build import build_test_batches
-from mask_rcnn_plus.data.draws import seed_all
+from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.engine.optimizer import build_optimizer
 from mask_rcnn_plus.engine.steps import Steps
 from mask_rcnn_plus.evaluation import build_coco_evaluator, run_inference

@@ -19,8 +19,8 @@ from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.validation import build_validation
 from mask_rcnn_tools.arguments import Parser, positive, run_command
+from mask_rcnn_tools.config_run import prepare_training
 from mask_rcnn_tools.environment import describe_environment
-from mask_rcnn_tools.lr_range import prepare
 
 PROGRAM = "python -m benchmarks.options"
 
@@ -112,7 +112,7 @@ def _config(arguments: argparse.Namespace, keys: list[str], folder: Path) -> Cfg
     cfg.SEED = max(cfg.SEED, 0)
     folder.mkdir()
     tests = cfg.DATASETS.TEST
-    prepare(cfg)
+    prepare_training(cfg)
     # It removes the test sets, but the time of their loss is measured here.
     cfg.defrost()
     cfg.DATASETS.TEST = tests

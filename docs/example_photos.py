@@ -1,5 +1,6 @@
-"""Stands in for your own photos in the tutorial: draws pictures, labels as labelme writes them,
-and a short video: ``python docs/example_photos.py photos --number 120``
+"""Draws example photos for the tutorial, with labels in labelme's format, and a short video.
+
+Usage: ``python docs/example_photos.py photos --number 120``
 """
 
 import argparse
@@ -13,17 +14,17 @@ from tqdm import tqdm
 from mask_rcnn_plus.data.drawing import Drawn, draw_image
 from mask_rcnn_plus.data.outlines import mask_to_polygons
 
-_SIDE = 128  # of a picture, in pixels
-_FRAMES = 48
+_SIDE = 128  # of an image, in pixels
+_FRAMES = 48  # of the video
 
 
 def _labels(name: str, objects: list[Drawn]) -> dict:
-    """The labels of one picture as labelme writes them."""
+    """The labels of one image in labelme's format."""
     shapes = [
         {
             "label": drawn.kind,
             "points": np.reshape(polygon, (-1, 2)).tolist(),
-            "group_id": index,  # parts of one object share it
+            "group_id": index,  # the same for all parts of an object
             "shape_type": "polygon",
             "flags": {},
         }
@@ -42,7 +43,7 @@ def _labels(name: str, objects: list[Drawn]) -> dict:
 
 
 def _write_video(path: Path, rng: np.random.Generator) -> None:
-    """A camera that moves over a wide drawing."""
+    """Writes a video in which the camera moves over a wide drawing."""
     wide, _ = draw_image(rng, (_SIDE, 2 * _SIDE))
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 12, (_SIDE, _SIDE))
     for left in np.linspace(0, _SIDE, _FRAMES).round().astype(int):
@@ -51,15 +52,15 @@ def _write_video(path: Path, rng: np.random.Generator) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where they are written")
-    parser.add_argument("--number", type=int, default=300, help="of pictures (default: 300)")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("--number", type=int, default=300, help="number of images (default: 300)")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(args.number), desc="drawing", unit="picture"):
-        picture, objects = draw_image(np.random.default_rng([7, index]), (_SIDE, _SIDE))
+    for index in tqdm(range(args.number), desc="drawing", unit="image"):
+        image, objects = draw_image(np.random.default_rng([7, index]), (_SIDE, _SIDE))
         name = f"{index:04}.jpg"
-        cv2.imwrite(str(args.folder / name), picture)
+        cv2.imwrite(str(args.folder / name), image)
         labels = json.dumps(_labels(name, objects))
         (args.folder / name).with_suffix(".json").write_text(labels)
     _write_video(args.folder / "clip.mp4", np.random.default_rng(8))

@@ -1,4 +1,4 @@
-"""Turns weights of torchvision's maskrcnn_resnet50_fpn or fasterrcnn_ into detectron2's."""
+"""Converts torchvision's weights of maskrcnn_ or fasterrcnn_resnet50_fpn to detectron2."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.weights import explain, local_weights, read_torch
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.arguments import Parser
 
 PROGRAM = "mask-rcnn-plus convert-torchvision"
@@ -21,22 +21,27 @@ _EPILOG = f"""\
 example:
   {PROGRAM} maskrcnn_resnet50_fpn_coco.pth output/torchvision.pth --coco
 
-What is changed: the names; the order of the input channels (RGB to BGR); the background class,
-which torchvision puts first and detectron2 last in the box head, and which has no boxes and no
-masks in detectron2; batch norm's epsilon. What the weights expect of the model is in {CONFIG}:
-that mean and deviation of pixels, RoIAlign without the half pixel at 2 x 2 samples, strides in the
-3 x 3 convolutions. What stays different: torchvision rounds its anchors' corners to whole pixels,
-drops boxes narrower than 0.01 pixels, and resizes images and pastes masks by interpolations of its
-own.
+The command changes:
+  - the names of the parameters
+  - the order of the input channels, from RGB to BGR
+  - the position of the background class: first in torchvision, last in detectron2's box head, and
+    without boxes and masks
+  - the weights of batch norm, for detectron2's epsilon
+{CONFIG} contains what the weights expect of the model: the mean and
+standard deviation of pixels, RoIAlign with aligned=False and 2 x 2 samples, and strides in the
+3 x 3 convolutions.
+
+These differences remain: torchvision rounds the corners of its anchors to whole pixels, drops boxes
+narrower than 0.01 pixels, and interpolates differently when it resizes images and pastes masks.
 """
 
-_STAGES = (3, 4, 6, 3)  # blocks of a ResNet-50
-# BatchNorm counts batches for a momentum of None alone.
+_STAGES = (3, 4, 6, 3)  # blocks per stage of a ResNet-50
+# BatchNorm uses its count of batches only with a momentum of None.
 _IGNORED = ".num_batches_tracked"
 _D2_EPS = 1e-5
-_NAMES_IN_MESSAGE = 4
+_MAX_NAMES = 4  # in a message
 
-# What torchvision before 0.13 called its layers, as in its published COCO_V1 weights.
+# Names of layers before torchvision 0.13, as in its published COCO_V1 weights, and since then.
 _OLD_NAMES = (
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
@@ -48,18 +53,7 @@ _OLD_NAMES = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Converts a file.
-
-    Args:
-        argv: the arguments; see ``--help``.
-
-    Returns:
-        the exit code, 0.
-
-    Raises:
-        UserError: a file that does not exist, is no state dict, is another model's or cannot be
-            written.
-    """
+    """Runs the command."""
     arguments = _parse(argv)
     if arguments.output.exists() and not arguments.overwrite:
         raise UserError(f"{arguments.output} exists; name another file, or give --overwrite")
@@ -69,11 +63,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         saving.save({"model": state, "__author__": "torchvision"}, arguments.output)
     except saving.SaveError as error:
-        reason = getattr(error.__cause__, "strerror", None) or error.__cause__
-        raise UserError(f"cannot write {arguments.output}: {reason}") from error
+        cause = reason(error.__cause__ or error)
+        raise UserError(f"cannot write {arguments.output}: {cause}") from error
     classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
     masks = any(name.startswith("roi_heads.mask_head.") for name in state)
-    print(f"written: {arguments.output}; it runs as")
+    print(f"written: {arguments.output}; use it with")
     print(
         f"  --config-file {CONFIG} MODEL.WEIGHTS {arguments.output} "
         f"MODEL.ROI_HEADS.NUM_CLASSES {classes}" + ("" if masks else " MODEL.MASK_ON False")
@@ -86,20 +80,20 @@ def main(argv: Sequence[str]) -> int:
 def convert(
     state: Mapping[str, Tensor], *, coco: bool = False, batch_norm_eps: float = 0.0
 ) -> dict[str, Tensor]:
-    """Names and orders as detectron2's R-50-FPN of ``configs/torchvision_R_50_FPN.yaml`` has them.
+    """Converts a state dict to detectron2's R-50-FPN of ``configs/torchvision_R_50_FPN.yaml``.
 
     Args:
         state: ``state_dict()`` of torchvision's ``maskrcnn_resnet50_fpn`` or
-            ``fasterrcnn_resnet50_fpn``, with the names of any version of torchvision.
-        coco: of the classes 1 to 90 keep the 80 that are COCO categories, in detectron2's order.
-        batch_norm_eps: the epsilon of the model's batch norm: 0 for torchvision's COCO weights and
-            what was trained from them, else 1e-5.
+            ``fasterrcnn_resnet50_fpn``, from any version of torchvision.
+        coco: keep only the 80 of 90 classes that are COCO categories, in detectron2's order.
+        batch_norm_eps: epsilon of the model's batch norm: 0 for torchvision's COCO weights and
+            models trained from them, else 1e-5.
 
     Returns:
-        detectron2's state dict; the tensors that need no change are not copied.
+        detectron2's state dict. Unchanged tensors are not copied.
 
     Raises:
-        UserError: the keys or the numbers of classes are another model's.
+        UserError: the keys or the numbers of classes do not match these models.
     """
     source = {_new_name(n): v for n, v in state.items() if not n.endswith(_IGNORED)}
     masks = any(name.startswith("roi_heads.mask_") for name in source)
@@ -118,7 +112,7 @@ def convert(
         elif new_name.startswith("roi_heads.mask_head.predictor."):
             value = value[keep]
         elif new_name.endswith(".norm.weight"):
-            # In the weight, because a variance below detectron2's epsilon cannot be made smaller.
+            # Changing the variance instead would fail where it is below detectron2's epsilon.
             variance = source[name.removesuffix("weight") + "running_var"]
             value = value * ((variance + _D2_EPS) / (variance + batch_norm_eps)).sqrt()
         result[new_name] = value
@@ -126,29 +120,29 @@ def convert(
 
 
 def parameter_names(*, masks: bool) -> Iterator[tuple[str, str]]:
-    """Every parameter's and buffer's name there and here."""
+    """The name of each parameter and buffer in torchvision, and in detectron2."""
 
-    def both(there: str, here: str, parts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    def pairs(theirs: str, ours: str, parts: Sequence[str]) -> Iterator[tuple[str, str]]:
         for part in parts:
-            yield f"{there}.{part}", f"{here}.{part}"
+            yield f"{theirs}.{part}", f"{ours}.{part}"
 
     affine = ("weight", "bias")
     norm = (*affine, "running_mean", "running_var")
 
-    def convolution(there: str, batch_norm: str, here: str) -> Iterator[tuple[str, str]]:
-        yield from both(there, here, ["weight"])
-        yield from both(batch_norm, f"{here}.norm", norm)
+    def convolution(theirs: str, batch_norm: str, ours: str) -> Iterator[tuple[str, str]]:
+        yield from pairs(theirs, ours, ["weight"])
+        yield from pairs(batch_norm, f"{ours}.norm", norm)
 
     body, bottom_up = "backbone.body", "backbone.bottom_up"
     yield from convolution(f"{body}.conv1", f"{body}.bn1", f"{bottom_up}.stem.conv1")
     for stage, blocks in enumerate(_STAGES, 1):
         for block in range(blocks):
-            there, here = f"{body}.layer{stage}.{block}", f"{bottom_up}.res{stage + 1}.{block}"
+            theirs, ours = f"{body}.layer{stage}.{block}", f"{bottom_up}.res{stage + 1}.{block}"
             for k in (1, 2, 3):
-                yield from convolution(f"{there}.conv{k}", f"{there}.bn{k}", f"{here}.conv{k}")
+                yield from convolution(f"{theirs}.conv{k}", f"{theirs}.bn{k}", f"{ours}.conv{k}")
             if block == 0:
-                downsample = f"{there}.downsample"
-                yield from convolution(f"{downsample}.0", f"{downsample}.1", f"{here}.shortcut")
+                downsample = f"{theirs}.downsample"
+                yield from convolution(f"{downsample}.0", f"{downsample}.1", f"{ours}.shortcut")
     layers = {
         "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
         "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
@@ -166,8 +160,8 @@ def parameter_names(*, masks: bool) -> Iterator[tuple[str, str]]:
     if masks:
         layers["roi_heads.mask_predictor.conv5_mask"] = "roi_heads.mask_head.deconv"
         layers["roi_heads.mask_predictor.mask_fcn_logits"] = "roi_heads.mask_head.predictor"
-    for there, here in layers.items():
-        yield from both(there, here, affine)
+    for theirs, ours in layers.items():
+        yield from pairs(theirs, ours, affine)
 
 
 def _new_name(name: str) -> str:
@@ -180,8 +174,8 @@ def _require_same_keys(source: Mapping[str, Tensor], names: Mapping[str, str]) -
     missing = [name for name in names if name not in source]
     unknown = [name for name in source if name not in names]
     parts = [
-        f"{len(keys)} {title} ({', '.join(keys[:_NAMES_IN_MESSAGE])}"
-        f"{', ...' if len(keys) > _NAMES_IN_MESSAGE else ''})"
+        f"{title}: {len(keys)} keys ({', '.join(keys[:_MAX_NAMES])}"
+        f"{', ...' if len(keys) > _MAX_NAMES else ''})"
         for title, keys in (("missing", missing), ("unknown", unknown))
         if keys
     ]
@@ -193,7 +187,7 @@ def _require_same_keys(source: Mapping[str, Tensor], names: Mapping[str, str]) -
 
 
 def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[int]:
-    """The rows of torchvision's classes in detectron2's order, without background (row 0)."""
+    """The rows of torchvision's heads in detectron2's class order, without background (row 0)."""
     rows = {
         "cls_score": len(source["roi_heads.box_predictor.cls_score.bias"]),
         "bbox_pred": len(source["roi_heads.box_predictor.bbox_pred.bias"]) / 4,
@@ -201,13 +195,13 @@ def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[i
     if masks:
         rows["mask_fcn_logits"] = len(source["roi_heads.mask_predictor.mask_fcn_logits.bias"])
     if len(set(rows.values())) > 1 or rows["cls_score"] < 2:
-        found = ", ".join(f"{name} of {count:g}" for name, count in rows.items())
-        raise UserError(f"the heads have different numbers of classes: {found}")
+        counts = ", ".join(f"{name} {count:g}" for name, count in rows.items())
+        raise UserError(f"the heads have different numbers of classes: {counts}")
     if not coco:
-        return list(range(1, rows["cls_score"]))
+        return list(range(1, int(rows["cls_score"])))
     if rows["cls_score"] != 91:
         raise UserError(
-            f"--coco is for the 91 classes of torchvision's COCO weights; these have "
+            "--coco needs the 91 classes of torchvision's COCO weights; these have "
             f"{rows['cls_score']}"
         )
     return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
@@ -215,31 +209,32 @@ def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[i
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("input", type=Path, metavar="IN.pth", help="torchvision's state dict")
-    parser.add_argument("output", type=Path, metavar="OUT.pth", help="detectron2's checkpoint")
+    parser.add_argument("input", type=Path, metavar="IN.pth", help="state dict of torchvision")
+    parser.add_argument("output", type=Path, metavar="OUT.pth", help="checkpoint to write")
     parser.add_argument(
-        "--coco", action="store_true", help="keep the 80 of 90 classes that COCO uses"
+        "--coco", action="store_true", help="keep only the 80 of 90 classes that COCO uses"
     )
     parser.add_argument(
         "--batch-norm-eps",
         type=float,
         choices=(0.0, 1e-5),
         default=0.0,
-        help="0 for torchvision's COCO weights and what was trained from them (default), else 1e-5",
+        help="epsilon of the batch norm: 0 (default) for torchvision's COCO weights and models "
+        "trained from them, else 1e-5",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.pth")
+    parser.add_overwrite()
     return parser.parse_args(argv)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     path = local_weights(str(path))
     try:
-        # torchvision's reference training keeps its arguments with the weights.
+        # Checkpoints of torchvision's reference training also contain its arguments.
         state = read_torch(path, also=[argparse.Namespace])
     except Exception as error:
         raise UserError(f"weights '{path}' cannot be loaded: {explain(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):
-        raise UserError(f"weights '{path}' are no state dict: save model.state_dict()")
+        raise UserError(f"weights '{path}' are not a state dict: save model.state_dict()")
     return state

@@ -1,4 +1,4 @@
-"""On what a figure was measured: hardware, versions, settings."""
+"""Describes the environment of a measurement: hardware, versions, settings."""
 
 import platform
 from importlib import metadata
@@ -12,13 +12,13 @@ from mask_rcnn_tools.machine import cpu_model, usable_cpus
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
-    """What a benchmark's figures depend on besides the code.
+    """What a measurement depends on besides the code.
 
     Args:
-        device: where the benchmark runs, as "cpu", "cuda" or "cuda:1".
+        device: "cpu", "cuda" or "cuda:1"; where the benchmark runs.
 
     Returns:
-        from names for people to strings and numbers, ready for JSON.
+        names for people -> strings and numbers, ready for JSON.
     """
     facts: dict[str, str | int] = {"device": device}
     if device.startswith("cuda"):
@@ -40,6 +40,6 @@ def describe_environment(device: str) -> dict[str, str | int]:
 
 
 def _origin(package: str) -> str:
-    """Which distribution an importable package came with."""
+    """The distribution that installed a package."""
     names = metadata.packages_distributions().get(package)
     return ", ".join(sorted(set(names))) if names else "a source tree"

@@ -1,4 +1,4 @@
-"""What the machine is and has left, by the standard library alone."""
+"""The machine's hardware and free resources, using only the standard library."""
 
 import os
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 
 def cpu_model() -> str:
     """The processor's name."""
-    # platform.processor() knows no more than the architecture on most Linux systems.
+    # On most Linux systems platform.processor() returns only the architecture.
     for line in _lines("/proc/cpuinfo"):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -16,22 +16,22 @@ def cpu_model() -> str:
 
 
 def usable_cpus() -> int:
-    """How many cores this process may run on."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_quota() -> float | None:
-    """How many cores' time a container allows; None without a limit."""
-    words = " ".join(_lines("/sys/fs/cgroup/cpu.max")).split()
-    if len(words) == 2 and all(word.isdigit() for word in words):
-        return int(words[0]) / int(words[1])
+    """The number of cores that a container's limit allows; None without a limit."""
+    fields = " ".join(_lines("/sys/fs/cgroup/cpu.max")).split()  # "<quota or max> <period>"
+    if len(fields) == 2 and all(field.isdigit() for field in fields):
+        return int(fields[0]) / int(fields[1])
     return None
 
 
 def instruction_sets() -> list[str]:
-    """Those of x86 that the operators are compiled for."""
+    """The x86 extensions of this processor that the operators have code for."""
     for line in _lines("/proc/cpuinfo"):
         if line.startswith("flags"):
             flags = line.split()
@@ -40,7 +40,7 @@ def instruction_sets() -> list[str]:
 
 
 def load() -> float | None:
-    """How many processes wanted to run in the last minute; None where it is not told."""
+    """The load average of the last minute; None if unknown."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
@@ -48,14 +48,12 @@ def load() -> float | None:
 
 
 def memory() -> dict[str, int]:
-    """ "total" and "available" in bytes, less where a container allows less; {} if unknown."""
+    """ "total" and "available" memory in bytes, within a container's limit; {} if unknown."""
     sizes = {}
     for line in _lines("/proc/meminfo"):
-        name, _, rest = line.partition(":")
+        name, _, value = line.partition(":")
         if name in ("MemTotal", "MemAvailable"):
-            sizes[{"MemTotal": "total", "MemAvailable": "available"}[name]] = (
-                int(rest.split()[0]) * 1024
-            )
+            sizes[name.removeprefix("Mem").lower()] = int(value.split()[0]) * 1024
     limit = "".join(_lines("/sys/fs/cgroup/memory.max")).strip()
     used = "".join(_lines("/sys/fs/cgroup/memory.current")).strip()
     if sizes.keys() == {"total", "available"} and limit.isdigit() and used.isdigit():
@@ -64,28 +62,23 @@ def memory() -> dict[str, int]:
     return sizes
 
 
-def nearest_folder(path: Path) -> Path:
-    """The folder itself, or what there is of the way to it."""
-    path = path.absolute()
+def free_space(folder: Path) -> int | None:
+    """Free bytes on the disk of a folder that may not exist yet; None if unknown."""
+    path = folder.absolute()
     while not path.is_dir() and path != path.parent:
         path = path.parent
-    return path
-
-
-def free_space(path: Path) -> int | None:
-    """Bytes that may be written where a folder is or would be; None where it cannot be told."""
     try:
-        return shutil.disk_usage(nearest_folder(path)).free
+        return shutil.disk_usage(path).free
     except OSError:
         return None
 
 
 def nvidia_driver() -> str:
-    """The version of the kernel's driver for NVIDIA GPUs; "" without one."""
+    """The version of the NVIDIA driver; "" without one."""
     for line in _lines("/proc/driver/nvidia/version"):
         if line.startswith("NVRM"):
-            words = line.split("Kernel Module", 1)[-1].replace("for x86_64", "").split()
-            return words[0] if words else "unknown"
+            fields = line.split("Kernel Module", 1)[-1].replace("for x86_64", "").split()
+            return fields[0] if fields else "unknown"
     return ""
 
 

@@ -61,12 +61,12 @@ def test_runs_and_tools_that_train_make_their_gpu_the_current_one(
     _gpus(monkeypatch, 2)
     setup, tool = (
         importlib.import_module(name)
-        for name in ("mask_rcnn_plus.engine.setup", "mask_rcnn_tools.lr_range")
+        for name in ("mask_rcnn_plus.engine.setup", "mask_rcnn_tools.config_run")
     )
     options = ["--config-file", str(tiny_config), "MODEL.DEVICE", "cuda:1"]
     for module, begin in (
         (setup, lambda: setup.setup(default_argument_parser().parse_args(options))),
-        (tool, lambda: tool.prepare(load_config(str(tiny_config), options[2:]))),
+        (tool, lambda: tool.prepare_training(load_config(str(tiny_config), options[2:]))),
     ):
         monkeypatch.setattr(module, "make_current", make)
         with pytest.raises(Made, match="cuda:1"):

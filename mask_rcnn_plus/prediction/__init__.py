@@ -1,4 +1,4 @@
-"""Trained models on people's pictures: batches of any kind of them, and large ones tile by tile."""
+"""Prediction with trained models: batches of images, and large images tile by tile."""
 
 from mask_rcnn_plus.prediction.images import to_bgr
 from mask_rcnn_plus.prediction.predictor import BatchPredictor

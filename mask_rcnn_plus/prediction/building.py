@@ -1,4 +1,4 @@
-"""The config, the model and the class names that a checkpoint stands for."""
+"""Builds the config, the model and the class names from a checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from mask_rcnn_plus.engine.weights import (
     read_metadata,
     read_weights_file,
 )
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 
 
 def read_config(
@@ -27,55 +27,55 @@ def read_config(
     *,
     trusted: bool = False,
 ) -> CfgNode:
-    """The config of a checkpoint, to predict with it on this machine.
+    """Reads the config to predict with.
 
     Args:
         weights: a file, a URL or a ``detectron2://`` name.
-        config_file: what to read instead of the config that a checkpoint from training carries; a
-            ``.pkl`` and other people's checkpoints carry none.
-        opts: keys and values in turn, e.g. ``["TEST.AUG.ENABLED", "True"]``.
-        trusted: read the weights as a full pickle, and run what they say.
+        config_file: read instead of the config in the checkpoint. Needed for a ``.pkl`` and for
+            checkpoints of other programs, which contain no config.
+        opts: config keys and values in turn, e.g. ``["TEST.AUG.ENABLED", "True"]``.
+        trusted: read the weights as a full pickle, which may run any code.
 
     Returns:
-        a new, unfrozen config; MODEL.WEIGHTS is ``weights``, MODEL.DEVICE "auto" unless ``opts``
-        say otherwise.
+        a new, unfrozen config. MODEL.WEIGHTS is ``weights``; MODEL.DEVICE is "auto" unless ``opts``
+        contain it.
 
     Raises:
-        UserError: the weights are missing or no checkpoint, there is no config, or it is no good.
+        UserError: the weights are missing or not a checkpoint, or the config is missing or invalid.
     """
-    here = ["MODEL.DEVICE", "auto", *opts]
+    opts = ["MODEL.DEVICE", "auto", *opts]
     if config_file is not None:
         local_weights(weights)
-        cfg = load_config(config_file, here)
+        cfg = load_config(config_file, opts)
     else:
         text = read_metadata(weights, trusted=trusted).get("config")
         if not isinstance(text, str) or not text:
-            # Of what is no checkpoint, that is the thing to say.
+            # If the file is not a checkpoint at all, this reports that instead.
             read_weights_file(local_weights(weights), name=weights, trusted=trusted)
             raise UserError(
-                f"weights '{weights}' carry no config, as those of train_net.py do: give the one "
-                "that they were trained with by --config-file"
+                f"weights '{weights}' contain no config, as the checkpoints of train_net.py do: "
+                "give the config of their training by --config-file"
             )
-        cfg = parse_config(text, f"the config in weights '{weights}'", here)
+        cfg = parse_config(text, f"the config in weights '{weights}'", opts)
     cfg.MODEL.WEIGHTS = weights
     return cfg
 
 
-def complete(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, list[str]]:
-    """What a model is built from, and what its classes are called.
+def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, list[str]]:
+    """Completes a config with what the checkpoint knows, and finds the class names.
 
     Args:
-        cfg: MODEL.WEIGHTS has to name weights. Stays as it is.
-        trusted: read the weights as a full pickle, and run what they say.
+        cfg: MODEL.WEIGHTS must name weights. Not modified.
+        trusted: read the weights as a full pickle, which may run any code.
 
     Returns:
-        a copy, with the number of classes where MODEL.ROI_HEADS.NUM_CLASSES is -1; and the names,
-        in the order of class ids: the checkpoint's, else those of a data set that DATASETS names
-        and that is known here, else none.
+        a frozen copy with the number of classes where MODEL.ROI_HEADS.NUM_CLASSES is -1; and the
+        class names in the order of class ids: from the checkpoint, or else from a registered data
+        set in DATASETS, or else none.
 
     Raises:
-        UserError: MODEL.WEIGHTS is empty, missing or no checkpoint; or NUM_CLASSES is -1 and the
-            checkpoint does not know better.
+        UserError: MODEL.WEIGHTS is empty, missing or not a checkpoint; or NUM_CLASSES is -1 and the
+            checkpoint contains no class names.
     """
     weights = cfg.MODEL.WEIGHTS
     if not weights:
@@ -86,14 +86,13 @@ def complete(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, list[str]
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
         if not names:
             raise UserError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, which "
-                f"train_net.py alone can read, and weights '{weights}' have no class names: take "
-                "the config.yaml of the run's OUTPUT_DIR, or set the number of classes"
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, and weights "
+                f"'{weights}' contain no class names to count: set the number of classes, or use "
+                "the config.yaml in the run's OUTPUT_DIR"
             )
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
     if "TIMM" in cfg.MODEL:
-        # The checkpoint has all weights; ImageNet's would be fetched to be overwritten.
-        cfg.MODEL.TIMM.PRETRAINED = False
+        cfg.MODEL.TIMM.PRETRAINED = False  # do not download weights that the checkpoint replaces
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if len(names) != count:
         names = _registered_names(cfg, count)
@@ -102,27 +101,27 @@ def complete(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, list[str]
 
 
 def build_model(cfg: CfgNode, *, trusted: bool = False) -> torch.nn.Module:
-    """The model of a config with all its weights, ready to predict.
+    """Builds a model in evaluation mode and loads its weights.
 
     Args:
-        cfg: from :func:`complete`.
-        trusted: read the weights as a full pickle, and run what they say.
+        cfg: from :func:`resolve_classes`.
+        trusted: read the weights as a full pickle, which may run any code.
 
     Raises:
-        UserError: the config describes no model that can be built, or the weights do not fit it.
+        UserError: the model cannot be built, or the weights do not match it.
     """
     if cfg.MODEL.LOAD_PROPOSALS:
-        raise UserError("MODEL.LOAD_PROPOSALS is True: a photo comes without proposals")
+        raise UserError("MODEL.LOAD_PROPOSALS is True, but images come without proposals")
     check_components(cfg)
     try:
         model = modeling.build_model(cfg)
     except UserError:
         raise
-    # Settings that do not go together can fail in any way.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # inconsistent settings can fail in any way
         kind = type(error).__name__
-        raise UserError(f"what the config describes cannot be built: {kind}: {reason}") from error
+        raise UserError(
+            f"the model of this config cannot be built: {kind}: {reason(error, 300)}"
+        ) from error
     checkpointer = Checkpointer(model, strict=True)
     checkpointer.trusted = cfg.MODEL.WEIGHTS if trusted else ""
     checkpointer.load(cfg.MODEL.WEIGHTS)
@@ -130,10 +129,10 @@ def build_model(cfg: CfgNode, *, trusted: bool = False) -> torch.nn.Module:
 
 
 def _registered_names(cfg: CfgNode, count: int) -> list[str]:
+    """The class names of the first registered data set that has this number of classes."""
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        # Asking for what is not registered would register it.
-        if name in MetadataCatalog.list():
+        if name in MetadataCatalog.list():  # MetadataCatalog.get would register it
             names = MetadataCatalog.get(name).get("thing_classes") or []
             if len(names) == count:
-                return [str(one) for one in names]
+                return list(map(str, names))
     return []

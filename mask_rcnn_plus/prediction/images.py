@@ -1,4 +1,4 @@
-"""Any picture as the one that detectron2's predictor takes: (H, W, 3), uint8, BGR, upright."""
+"""Converts any image to what detectron2's predictor accepts: (H, W, 3), uint8, BGR, upright."""
 
 import logging
 import os
@@ -12,35 +12,34 @@ from detectron2.data import detection_utils
 from PIL import Image
 
 from mask_rcnn_plus.data.formats import open_image
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
 
 BGR = npt.NDArray[np.uint8]
+# Formats in which several images are a series. In a JPEG, the others are previews.
 _SERIES = ("GIF", "TIFF", "WEBP", "PNG")
-# PIL's names of 16 bits a pixel.
-_SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # of PIL
 
 
 def to_bgr(image: Any, *, array_format: str = "BGR", named: str = "image") -> BGR:
-    """A picture of any kind that people have, ready for a model.
+    """Converts an image to 8-bit BGR.
 
-    Colours are converted to 8 bits of blue, green and red. Of 16 bits a channel the upper 8 count;
-    transparency is left away, as detectron2 does; files and PIL images are turned upright by
-    their EXIF orientation. Of a file with several pictures the first is taken, which a warning
-    says.
+    16-bit channels are reduced to their upper 8 bits. Transparency is ignored, as in detectron2.
+    Files and PIL images are turned upright by their EXIF orientation. If a file contains several
+    images, the first one is used, and a warning is logged.
 
     Args:
         image: a path; a PIL image; or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 or
             uint16, from 0 to the type's largest value.
-        array_format: the order of an array's colours, "BGR" as OpenCV has them, or "RGB".
-        named: how messages call it, where it is no path.
+        array_format: channel order of arrays: "BGR", as in OpenCV, or "RGB".
+        named: the name of an array or PIL image in messages.
 
     Returns:
-        (H, W, 3), uint8, BGR; the array itself where it is so already.
+        (H, W, 3), uint8, BGR; the array itself if it already has this form.
 
     Raises:
-        UserError: a file is missing, no image or damaged; an array is of another type or shape.
+        UserError: a file is missing, damaged or not an image; the type or shape is unsupported.
     """
     if isinstance(image, str | os.PathLike):
         return _read(Path(image))
@@ -48,9 +47,9 @@ def to_bgr(image: Any, *, array_format: str = "BGR", named: str = "image") -> BG
         return _from_pil(image, named)
     if isinstance(image, np.ndarray):
         return _from_array(image, array_format, named)
-    kind = type(image).__name__
     raise UserError(
-        f"{named} is a {kind}: give a path, a PIL image, or a NumPy array (height, width, 3)"
+        f"{named} is a {type(image).__name__}: give a path, a PIL image, or a NumPy array (height, "
+        "width, 3)"
     )
 
 
@@ -58,37 +57,33 @@ def _read(path: Path) -> BGR:
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if path.is_dir():
-        raise UserError(f"{path} is a folder, no image")
+        raise UserError(f"{path} is a folder, not an image")
     try:
         with warnings.catch_warnings():
-            # Of large images and damaged metadata.
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore")  # about large images and damaged metadata
             with open_image(path) as image:
-                # A GIF or a stack of microscopy; a JPEG's others are previews.
                 if image.format in _SERIES and getattr(image, "is_animated", False):
-                    logger.warning(f"{path} holds several pictures: the first is taken")
+                    logger.warning(f"{path} contains several images: the first one is used")
                 return _from_pil(image, str(path))
     except UserError:
         raise
-    # Pillow's decoders raise what they like on damaged files.
-    except Exception as error:
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "no image" if path.stat().st_size else "an empty file"
-            raise UserError(f"{path} is {reason}") from error
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path} cannot be read: {reason}") from error
+    except Image.UnidentifiedImageError as error:
+        what = "is not an image" if path.stat().st_size else "is an empty file"
+        raise UserError(f"{path} {what}") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        raise UserError(f"{path} cannot be read: {reason(error, 160)}") from error
 
 
 def _from_pil(image: Image.Image, named: str) -> BGR:
     if image.mode in ("F", "I"):
         raise UserError(
-            f"{named} has 32 bits a pixel (mode {image.mode}), of which it is not known what is "
-            "white: convert it to 8 or 16 bits"
+            f"{named} has 32 bits per pixel (mode {image.mode}), and its value for white is "
+            "unknown: convert it to 8 or 16 bits"
         )
-    # detectron2's own, as in training; it forgives damaged EXIF.
+    # detectron2's own function, as in training. It ignores damaged EXIF data.
     image = detection_utils._apply_exif_orientation(image)
-    if image.mode in _SIXTEEN:
-        # Pillow would make white of all above 255.
+    if image.mode in _16_BIT_MODES:
+        # Pillow would clip all values above 255 to white.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return np.ascontiguousarray(detection_utils.convert_PIL_to_numpy(image, "BGR"))
 
@@ -105,7 +100,7 @@ def _from_array(array: npt.NDArray[Any], array_format: str, named: str) -> BGR:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
         raise UserError(
-            f"{named} is an array of the shape {array.shape}: give (height, width), or (height, "
+            f"{named} is an array with shape {array.shape}: give (height, width), or (height, "
             "width, channels) with 1, 3 or 4 channels"
         )
     if array.shape[2] == 1:

@@ -1,10 +1,19 @@
-"""Large pictures tile by tile, so that small objects are as large as the network knows them."""
+"""Prediction on overlapping tiles of large images, so that small objects are large enough.
+
+Where two tiles overlap, both see the same pixels, so an object has the same mask there in both.
+This is how the detections of tiles are merged. Non-maximum suppression of boxes over the whole
+image (SAHI, Akyon et al. 2022, section 3) would keep only one half of an object that a border cuts.
+"""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
@@ -12,21 +21,27 @@ from detectron2.structures import Boxes, Instances
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.modeling import RunLengthMasks
-from mask_rcnn_plus.ops.run_lengths import Window
+from mask_rcnn_plus.ops.run_lengths import Window, crop, placed, window_of
 from mask_rcnn_plus.prediction.images import BGR, to_bgr
-from mask_rcnn_plus.prediction.merging import Piece, join
 
-_SMALLEST = 32  # pixels, of a tile
-_MOST_OVERLAP = 0.9
+_MIN_TILE = 32  # pixels
+_MAX_OVERLAP = 0.9
+# Two masks are one object from this intersection over union in the area that two tiles share, ...
+_SAME_IOU = 0.5
+# ... or, if a tile's border cuts one of them, from this intersection over the smaller mask: models
+# often find only a part of an object at a border.
+_PART_OVERLAP = 0.7
+# A mask is cut if it is this close to an inner border, as a fraction of the tile's side.
+_CUT_DISTANCE = 0.01
 
 
 class SlicedPredictor:
-    """Predicts on overlapping tiles of a picture, and joins what their borders cut.
+    """Predicts on overlapping tiles of an image, and merges objects that tile borders cut.
 
-    A tile goes through the predictor as a picture of its own, resized to INPUT.MIN_SIZE_TEST like
-    any other: tiles smaller than that enlarge what is in them. Objects larger than a tile may
-    stay in parts, so take tiles larger than the largest. Memory grows with the picture and the
-    number of objects, not with their product. How tiles are joined: see ``merging.join``.
+    The predictor gets each tile as an image, resized to INPUT.MIN_SIZE_TEST as usual: smaller tiles
+    enlarge what is in them. An object larger than a tile may stay in parts, so choose tiles larger
+    than the largest object. Memory grows with the image and the number of objects, not with their
+    product. How tiles are merged: see :func:`merge`.
     """
 
     def __init__(
@@ -40,74 +55,74 @@ class SlicedPredictor:
     ) -> None:
         """
         Args:
-            predict: from pictures to their objects, one Instances a picture, such as a
-                BatchPredictor with ``paste=False``.
-            tile: the side of a tile in pixels, at least 32.
-            overlap: the part of its side that a tile shares with the next, from 0 to 0.9. It
-                should hold a small object whole. With 0 nothing is joined.
-            array_format: the order of colours in arrays that are given.
-            tiles_at_a_time: how many tiles ``predict`` gets at once.
+            predict: from images to one Instances per image, such as a BatchPredictor with
+                ``paste=False``.
+            tile: side of a tile in pixels, at least 32.
+            overlap: part of its side that a tile shares with the next one, from 0 to 0.9. The
+                shared area should be able to contain a small object. With 0, nothing is merged.
+            array_format: channel order of input arrays, "BGR" or "RGB".
+            tiles_at_a_time: number of tiles that ``predict`` gets in one call.
 
         Raises:
             UserError: tile or overlap are out of range.
         """
-        if tile < _SMALLEST:
-            raise UserError(f"a slice of {tile} pixels is too small: at least {_SMALLEST}")
-        if not 0 <= overlap <= _MOST_OVERLAP:
-            raise UserError(f"an overlap of {overlap} is none: give 0 to {_MOST_OVERLAP}")
+        if tile < _MIN_TILE:
+            raise UserError(f"tiles (--slice) must have at least {_MIN_TILE} pixels, got {tile}")
+        if not 0 <= overlap <= _MAX_OVERLAP:
+            raise UserError(f"overlap must be between 0 and {_MAX_OVERLAP}, got {overlap}")
         self._predict = predict
         self._tile = tile
         self._overlap = overlap
         self._array_format = array_format
-        self._at_a_time = tiles_at_a_time
+        self._tiles_at_a_time = tiles_at_a_time
 
     def __call__(self, images: Iterable[Any]) -> list[Instances]:
-        """Detects the objects of each picture.
+        """Detects the objects in each image.
 
         Args:
-            images: as BatchPredictor takes them.
+            images: paths, PIL images or arrays, as for BatchPredictor.
 
         Returns:
-            one Instances a picture, in its pixels and on the CPU, best scores first:
-            ``pred_boxes``, ``scores``, ``pred_classes``, and ``pred_masks`` (RunLengthMasks) where
-            the model has masks. Without masks the boxes are joined.
+            one Instances per image, in its pixels, on the CPU, best scores first: ``pred_boxes``,
+            ``scores``, ``pred_classes``, and ``pred_masks`` (RunLengthMasks) if the model predicts
+            masks. Without masks, boxes are merged.
 
         Raises:
-            UserError: one of them is no picture, or the model predicts keypoints.
+            UserError: an item is not an image, or the model predicts keypoints.
         """
         return [
-            self._of_one(to_bgr(image, array_format=self._array_format, named=f"image {number}"))
-            for number, image in enumerate(images)
+            self._predict_one(to_bgr(image, array_format=self._array_format, named=f"image {i}"))
+            for i, image in enumerate(images)
         ]
 
-    def _of_one(self, picture: BGR) -> Instances:
-        height, width = picture.shape[:2]
-        tiles = tiles_of((height, width), self._tile, self._overlap)
-        pieces: list[Piece] = []
-        masks = False
-        for start in range(0, len(tiles), self._at_a_time):
-            part = tiles[start : start + self._at_a_time]
-            # Copies: a tile on the way through must not keep the whole picture's strides.
-            crops = [np.ascontiguousarray(picture[y0:y1, x0:x1]) for x0, y0, x1, y1 in part]
-            for number, found in enumerate(self._predict(crops), start):
-                if found.has("pred_keypoints"):
-                    raise UserError("keypoints cannot be joined across tiles: predict unsliced")
-                masks = masks or found.has("pred_masks")
-                pieces += _pieces(found.to("cpu"), number, tiles[number], (height, width))
-        return _instances(join(pieces), (height, width), masks)
+    def _predict_one(self, image: BGR) -> Instances:
+        height, width = image.shape[:2]
+        tiles = tile_windows((height, width), self._tile, self._overlap)
+        detections: list[TileDetection] = []
+        has_masks = False
+        for start in range(0, len(tiles), self._tiles_at_a_time):
+            windows = tiles[start : start + self._tiles_at_a_time]
+            # Contiguous copies, as the predictor gets for whole images.
+            crops = [np.ascontiguousarray(image[y0:y1, x0:x1]) for x0, y0, x1, y1 in windows]
+            for tile, instances in enumerate(self._predict(crops), start):
+                if instances.has("pred_keypoints"):
+                    raise UserError("keypoints cannot be merged across tiles: predict without them")
+                has_masks = has_masks or instances.has("pred_masks")
+                detections += _detections(instances.to("cpu"), tile, tiles[tile], (height, width))
+        return _to_instances(merge(detections), (height, width), has_masks)
 
 
-def tiles_of(size: tuple[int, int], side: int, overlap: float) -> list[Window]:
-    """Equally large tiles that cover an image, row by row.
+def tile_windows(size: tuple[int, int], side: int, overlap: float) -> list[Window]:
+    """Tiles of equal size that cover an image, row by row.
 
     Args:
         size: (H, W) of the image.
-        side: of a tile; one that the image is smaller than is the image's.
-        overlap: the part of a tile that it shares with the next, at least; the last of a row or
-            column shares more.
+        side: of a tile. If the image is smaller, the tile has the image's side.
+        overlap: smallest part of its side that a tile shares with the next one. The last tile of a
+            row or column shares more.
 
     Returns:
-        (x0, y0, x1, y1) of each, inside the image.
+        (x0, y0, x1, y1) of each tile, inside the image.
     """
     step = max(1, int(side * (1 - overlap)))
     spans = []
@@ -118,32 +133,199 @@ def tiles_of(size: tuple[int, int], side: int, overlap: float) -> list[Window]:
     return [(x0, y0, x1, y1) for (y0, y1), (x0, x1) in itertools.product(*spans)]
 
 
-def _pieces(found: Instances, number: int, frame: Window, size: tuple[int, int]) -> list[Piece]:
-    boxes = found.pred_boxes.tensor.double().numpy()
-    if found.has("pred_masks"):
-        rles = encoded_masks(found.pred_masks)
+def _detections(
+    instances: Instances, tile: int, window: Window, size: tuple[int, int]
+) -> list["TileDetection"]:
+    boxes = instances.pred_boxes.tensor.double().numpy()
+    if instances.has("pred_masks"):
+        rles = encoded_masks(instances.pred_masks)
     else:
-        rles = [_rectangle(box, found.image_size) for box in boxes]
-    boxes = boxes + np.array([*frame[:2], *frame[:2]], np.float64)
-    rows = zip(rles, boxes, found.scores.tolist(), found.pred_classes.tolist(), strict=True)
-    return [Piece(number, frame, *row, size) for row in rows]
+        rles = [_box_mask(box, instances.image_size) for box in boxes]
+    boxes = boxes + np.array([*window[:2], *window[:2]], np.float64)
+    scores, labels = instances.scores.tolist(), instances.pred_classes.tolist()
+    return [
+        TileDetection(tile, window, *row, size)
+        for row in zip(rles, boxes, scores, labels, strict=True)
+    ]
 
 
-def _rectangle(box: np.ndarray, size: tuple[int, int]) -> dict[str, Any]:
-    """A box as a mask, at least a pixel large."""
+def _box_mask(box: npt.NDArray[np.float64], size: tuple[int, int]) -> dict[str, Any]:
+    """A box as a mask of at least one pixel."""
     x0, y0 = np.floor(box[:2]).astype(int)
     x1, y1 = np.maximum(np.ceil(box[2:]).astype(int), (x0 + 1, y0 + 1))
-    filled = np.zeros(size, np.uint8, order="F")
-    filled[max(0, y0) : y1, max(0, x0) : x1] = 1
-    return mask_util.encode(filled)
+    mask = np.zeros(size, np.uint8, order="F")
+    mask[max(0, y0) : y1, max(0, x0) : x1] = 1
+    return mask_util.encode(mask)
 
 
-def _instances(objects: Sequence[Any], size: tuple[int, int], masks: bool) -> Instances:
+def _to_instances(
+    objects: Sequence["MergedObject"], size: tuple[int, int], has_masks: bool
+) -> Instances:
     result = Instances(size)
-    boxes = np.array([found.box for found in objects], np.float32).reshape(-1, 4)
+    boxes = np.array([o.box for o in objects], np.float32).reshape(-1, 4)
     result.pred_boxes = Boxes(torch.from_numpy(boxes))
-    result.scores = torch.tensor([found.score for found in objects], dtype=torch.float32)
-    result.pred_classes = torch.tensor([found.label for found in objects], dtype=torch.int64)
-    if masks:
-        result.pred_masks = RunLengthMasks([found.rle for found in objects], size)
+    result.scores = torch.tensor([o.score for o in objects], dtype=torch.float32)
+    result.pred_classes = torch.tensor([o.label for o in objects], dtype=torch.int64)
+    if has_masks:
+        result.pred_masks = RunLengthMasks([o.rle for o in objects], size)
     return result
+
+
+@dataclass(frozen=True)
+class TileDetection:
+    """A detection in a tile.
+
+    Attributes:
+        tile: index of the tile.
+        tile_window: the tile, in pixels of the image.
+        rle: the mask, in COCO's run-length encoding, of the size of the tile.
+        box: (4,), (x0, y0, x1, y1) in pixels of the image.
+        score: from 0 to 1.
+        label: class id, from 0.
+        size: (H, W) of the image.
+    """
+
+    tile: int
+    tile_window: Window
+    rle: dict[str, Any]
+    box: npt.NDArray[np.float64]
+    score: float
+    label: int
+    size: tuple[int, int]
+
+    @cached_property
+    def window(self) -> Window:
+        """The smallest window of the image that contains the mask."""
+        x0, y0, x1, y1 = window_of(self.rle)
+        x, y = self.tile_window[:2]
+        return x0 + x, y0 + y, x1 + x, y1 + y
+
+    @cached_property
+    def is_cut(self) -> bool:
+        """Whether the object may continue beyond the tile."""
+        (x0, y0, x1, y1), (left, top, right, bottom) = self.window, self.tile_window
+        near_x = max(2, round(_CUT_DISTANCE * (right - left)))
+        near_y = max(2, round(_CUT_DISTANCE * (bottom - top)))
+        height, width = self.size
+        return (
+            (left > 0 and x0 - left < near_x)
+            or (top > 0 and y0 - top < near_y)
+            or (right < width and right - x1 < near_x)
+            or (bottom < height and bottom - y1 < near_y)
+        )
+
+    def crop(self, window: Window) -> npt.NDArray[np.uint8]:
+        """The mask in a window of the image that lies inside the tile."""
+        x, y = self.tile_window[:2]
+        return crop(self.rle, (window[0] - x, window[1] - y, window[2] - x, window[3] - y))
+
+    def image_mask(self) -> dict[str, Any]:
+        """The mask with the size of the image."""
+        return placed(self.rle, self.tile_window[:2], self.size)
+
+
+@dataclass(frozen=True)
+class MergedObject:
+    """An object of the image. As :class:`TileDetection`, but the mask has the image's size."""
+
+    rle: dict[str, Any]
+    box: npt.NDArray[np.float64]
+    score: float
+    label: int
+
+
+def merge(detections: Sequence[TileDetection]) -> list[MergedObject]:
+    """Merges the detections of all tiles of an image into objects, best scores first.
+
+    Two detections of one class in different tiles are the same object if their masks have an
+    intersection over union of at least 0.5 in the area that the tiles share; or, if a border cuts
+    one of them, an intersection over the smaller one of at least 0.7. The most similar pairs are
+    merged first. A merge must not combine two detections of one tile, unless its border cuts both.
+
+    If a tile shows an object whole, the result is the whole detection with the best score.
+    Otherwise it is the union of masks and boxes. Its score is the best score.
+    """
+    detections = [d for d in detections if d.window[2] > d.window[0]]  # no empty masks
+    pairs = sorted(_similar_pairs(detections), key=lambda pair: -pair[0])
+    clusters = {i: [i] for i in range(len(detections))}
+    for _, i, j in pairs:
+        first, second = clusters[i], clusters[j]
+        if first is second or not _may_merge(detections, first, second):
+            continue
+        first += second
+        for member in second:
+            clusters[member] = first
+    distinct = {id(cluster): cluster for cluster in clusters.values()}.values()
+    objects = [_combine([detections[i] for i in cluster]) for cluster in distinct]
+    return sorted(objects, key=lambda merged: -merged.score)
+
+
+def _similar_pairs(detections: Sequence[TileDetection]) -> list[tuple[float, int, int]]:
+    """(similarity, index, index) of detections that show the same object."""
+    by_tile: dict[int, list[int]] = defaultdict(list)
+    for i, detection in enumerate(detections):
+        by_tile[detection.tile].append(i)
+    pairs = []
+    for first, second in itertools.combinations(by_tile.values(), 2):
+        shared = _intersect(detections[first[0]].tile_window, detections[second[0]].tile_window)
+        if shared is None:
+            continue
+        first_parts, second_parts = (
+            {i: part for i in tile if (part := _intersect(detections[i].window, shared))}
+            for tile in (first, second)
+        )
+        for i, j in itertools.product(first_parts, second_parts):
+            if detections[i].label != detections[j].label:
+                continue
+            similarity = _similarity(detections[i], detections[j], first_parts[i], second_parts[j])
+            if similarity > 0:
+                pairs.append((similarity, i, j))
+    return pairs
+
+
+def _similarity(a: TileDetection, b: TileDetection, part_a: Window, part_b: Window) -> float:
+    """Above 0 if two detections are one object, and higher for more similar masks.
+
+    Args:
+        a, b: detections in two tiles.
+        part_a, part_b: their windows in the area that the tiles share.
+    """
+    common = _intersect(part_a, part_b)
+    if common is None:
+        return 0.0
+    intersection = int((a.crop(common) & b.crop(common)).sum())
+    if intersection == 0:
+        return 0.0
+    area_a, area_b = int(a.crop(part_a).sum()), int(b.crop(part_b).sum())
+    iou = intersection / (area_a + area_b - intersection)
+    if iou >= _SAME_IOU:
+        return 1 + iou
+    overlap = intersection / min(area_a, area_b)
+    return overlap if overlap >= _PART_OVERLAP and (a.is_cut or b.is_cut) else 0.0
+
+
+def _may_merge(
+    detections: Sequence[TileDetection], first: Sequence[int], second: Sequence[int]
+) -> bool:
+    return all(
+        detections[i].is_cut and detections[j].is_cut
+        for i, j in itertools.product(first, second)
+        if detections[i].tile == detections[j].tile
+    )
+
+
+def _combine(cluster: Sequence[TileDetection]) -> MergedObject:
+    score = max(detection.score for detection in cluster)
+    whole = [detection for detection in cluster if not detection.is_cut]
+    parts = [max(whole, key=lambda detection: detection.score)] if whole else cluster
+    boxes = np.stack([part.box for part in parts])
+    rle = parts[0].image_mask()
+    if len(parts) > 1:
+        rle = mask_util.merge([part.image_mask() for part in parts])
+    box = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+    return MergedObject(rle, box, score, parts[0].label)
+
+
+def _intersect(a: Window, b: Window) -> Window | None:
+    x0, y0, x1, y1 = max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

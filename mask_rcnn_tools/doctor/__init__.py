@@ -1,1 +1,1 @@
-"""``mask-rcnn-plus doctor``: what is installed and whether it works."""
+"""``mask-rcnn-plus doctor``: examines the installation. Imports nothing of the plugin."""

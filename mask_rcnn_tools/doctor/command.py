@@ -1,17 +1,20 @@
-"""Says what is installed, what the machine has, whether every operator works, and what to do."""
+"""Examines the installation and the machine, tests every operator, and says what to fix."""
 
 import argparse
 import json
+import os
+import platform
 import sys
-import textwrap
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_tools.arguments import Parser, UsageError, require_new
-from mask_rcnn_tools.doctor.examination import look_at_machine, look_at_python, probe_all
-from mask_rcnn_tools.doctor.findings import findings
-from mask_rcnn_tools.doctor.report import text
+from mask_rcnn_tools import machine
+from mask_rcnn_tools.arguments import Parser, require_new, write_text
+from mask_rcnn_tools.doctor.diagnosis import diagnose
+from mask_rcnn_tools.doctor.probes import plugin_folder, run_probes, version
+from mask_rcnn_tools.doctor.report import format_report
 
 PROGRAM = "mask-rcnn-plus doctor"
 
@@ -20,66 +23,31 @@ examples:
   {PROGRAM}
   {PROGRAM} --output output/balloons --json doctor.json
 
-It runs where torch, detectron2 or the operators do not import or end the process, and says so. It
-changes nothing, and needs no network. Paths and the names of data sets are in what it prints: look
-it over before you publish it.
+The doctor also runs if torch, detectron2 or the operators do not import, or crash: it reports that.
+It changes nothing and needs no network. The report contains paths and names of data sets: read it
+before you publish it.
 
-exit code: 0 when nothing is broken, whatever it advises; 1 when something is; 2 for a command line
-that cannot be followed
+exit code: 0 if nothing is broken, even if there is advice; 1 if something is broken; 2 if the
+command line is wrong
 """
+# Environment variables that change how training runs.
+_VARIABLES = (
+    *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "DETECTRON2_DATASETS", "KMP_BLOCKTIME", "LD_PRELOAD"),
+    *("MASK_RCNN_PLUS_CACHE", "MASK_RCNN_PLUS_CPU_ISA", "MKL_NUM_THREADS", "OMP_NUM_THREADS"),
+    *("OMP_WAIT_POLICY", "PYTHONPATH", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+    "TORCH_CUDA_ARCH_LIST",
+)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Examines, and prints what was found.
-
-    Args:
-        argv: the arguments; see ``--help``.
-
-    Returns:
-        the exit code: 0, or 1 if something is broken.
-
-    Raises:
-        UsageError: an argument does not fit, or FILE cannot be written.
-    """
+    """Runs the command: returns 1 if something is broken, else 0."""
     arguments = _parse(argv)
     report = examine(arguments.output)
-    if arguments.json == "-":
-        print(json.dumps(report, indent=1))
-    else:
-        print(text(report))
+    as_json = json.dumps(report, indent=1)
+    print(as_json if arguments.json == "-" else format_report(report))
     if arguments.json not in (None, "-"):
-        try:
-            Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
-        except OSError as error:
-            reason = error.strerror or error
-            raise UsageError(f"cannot write --json {arguments.json}: {reason}") from error
-        print(f"written: {arguments.json}", file=sys.stderr)
+        write_text(Path(arguments.json), as_json + "\n")
     return int(not report["healthy"])
-
-
-def examine(output: Path) -> dict[str, Any]:
-    """The whole report, for json.
-
-    Args:
-        output: OUTPUT_DIR of a run.
-
-    Returns:
-        "healthy", "broken" and "advice", which are sentences, and the facts behind them: "python",
-        "machine", and one entry for each probe.
-    """
-    report: dict[str, Any] = {"python": look_at_python(), "machine": look_at_machine(output)}
-    report |= {name.rstrip("_"): facts for name, facts in probe_all(_tell).items()}
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-    broken, advice = findings(report)
-    return {"healthy": not broken, "broken": broken, "advice": advice, **report}
-
-
-def _tell(name: str) -> None:
-    """Shows on a terminal what takes its time; there may be no library for bars."""
-    if sys.stderr.isatty():
-        what = textwrap.shorten(name.replace("_", " ").strip(), 60)
-        print(f"\r\033[Klooking at {what} ...", end="", file=sys.stderr, flush=True)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -89,13 +57,94 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=Path,
         default=Path("output"),
         metavar="FOLDER",
-        help="OUTPUT_DIR of your runs, whose disk is looked at (default: output)",
+        help="OUTPUT_DIR of your runs, to examine its disk (default: output)",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="write it as json as well; - prints json instead"
+        "--json", metavar="FILE", help="also write the report as json; - prints only json"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     arguments = parser.parse_args(argv)
     if arguments.json not in (None, "-"):
         require_new(Path(arguments.json), overwrite=arguments.overwrite, option="--json")
     return arguments
+
+
+def examine(output: Path) -> dict[str, Any]:
+    """Gathers the facts and concludes from them.
+
+    Args:
+        output: OUTPUT_DIR of a run.
+
+    Returns:
+        "healthy", a bool; "broken" and "advice", lists of sentences; and the facts: "python",
+        "machine", and one entry per probe. Ready for json.
+    """
+    facts = {"python": python_facts(), "machine": machine_facts(output), **run_probes(_announce)}
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    broken, advice = diagnose(facts)
+    return {"healthy": not broken, "broken": broken, "advice": advice, **facts}
+
+
+def _announce(probe: str) -> None:
+    """Shows progress on a terminal, without tqdm, which may be missing."""
+    if sys.stderr.isatty():
+        text = probe.replace("_", " ")
+        print(f"\r\033[Kexamining {text} ...", end="", file=sys.stderr, flush=True)
+
+
+def python_facts() -> dict[str, Any]:
+    """The Python interpreter and the installed plugin."""
+    return {
+        "version": platform.python_version(),
+        "executable": sys.executable,
+        "mask-rcnn-plus": version("mask-rcnn-plus") or "not installed, a source tree",
+        "folder": str(plugin_folder()),
+    }
+
+
+def machine_facts(output: Path) -> dict[str, Any]:
+    """Hardware, memory, disks and environment variables.
+
+    Args:
+        output: OUTPUT_DIR of a run.
+    """
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    shm = Path("/dev/shm")
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "CPU": machine.cpu_model(),
+        "cores": machine.usable_cpus(),
+        "quota": machine.cpu_quota(),
+        "load": machine.load(),
+        "instruction sets": machine.instruction_sets(),
+        "memory": machine.memory(),
+        "shm": machine.free_space(shm) if shm.is_dir() else None,
+        "driver": machine.nvidia_driver(),
+        "output": {
+            "folder": str(output.absolute()),
+            "free": machine.free_space(output),
+            "writable": _is_writable(output),
+        },
+        "datasets": {
+            "folder": str(root.absolute()),
+            "exists": root.is_dir(),
+            "free": machine.free_space(root),
+            "variable": "DETECTRON2_DATASETS" in os.environ,
+        },
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether the folder, or its nearest existing parent, accepts files.
+
+    Creates a nameless file, because permissions do not tell it for root.
+    """
+    path = folder.absolute()
+    try:
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError:
+        return False
+    return True

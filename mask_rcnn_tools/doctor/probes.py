@@ -1,75 +1,146 @@
-"""What the doctor looks at in a process of its own, since any of it may end the process.
+"""Examines each part of the installation in a child process, because a broken part may crash it.
 
-Each probe returns facts; ``broken`` and ``advice`` among them are lists of sentences. Imports are
-within the probes: whatever does not import is a finding, not a failure of the doctor.
+Each probe returns facts; "broken" and "advice" among them are lists of sentences. Probes import
+what they examine: a failed import is a fact about the installation, not a failure of the doctor.
 """
 
 import importlib
 import importlib.util
-import json
+import multiprocessing
 import os
 import re
+import signal
 import sys
+import tempfile
 import traceback
+from collections.abc import Callable
 from importlib import metadata
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-# Module -> the distributions that bring it.
+_TIMEOUT = 180.0  # seconds for one probe, on a slow disk and busy cores
+
+# Module to import -> the distributions that may contain it.
 _LIBRARIES = {
     "numpy": ("numpy",),
     "cv2": ("opencv-python", "opencv-python-headless", "opencv-contrib-python"),
-    "pycocotools": ("pycocotools",),
-    "PIL": ("pillow",),
+    "pycocotools.mask": ("pycocotools",),
+    "PIL.Image": ("pillow",),
     "fvcore": ("fvcore",),
     "iopath": ("iopath",),
     "faster_coco_eval": ("faster-coco-eval",),
-    "shapely": ("shapely",),
+    "shapely.geometry": ("shapely",),
 }
-# What is imported of them: the part that is compiled.
-_PARTS = {"pycocotools": "pycocotools.mask", "PIL": "PIL.Image", "shapely": "shapely.geometry"}
 
 
-def run(names: list[str]) -> None:
-    """Runs probes, and writes a line of json on standard output before and after each.
+def run_probes(announce: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Runs every probe. After a crash, a new child process runs the rest.
 
     Args:
-        names: of functions here, in the order of ``ORDER``.
+        announce: called with the name of each probe before it runs.
+
+    Returns:
+        probe name -> its facts, or {"error": reason, "traceback": text} if it failed.
     """
-    # Whatever else a library prints goes to standard error.
-    with os.fdopen(os.dup(1), "w") as out:
-        os.dup2(2, 1)
-        for name in names:
-            _say(out, {"start": name})
-            try:
-                facts = globals()[name]()
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-                facts = {"error": reason, "traceback": traceback.format_exc(limit=-8)}
-            _say(out, {"done": name, "facts": facts})
-
-
-def _say(out: TextIO, message: dict[str, Any]) -> None:
-    out.write(json.dumps(message) + "\n")
-    out.flush()
-
-
-def libraries() -> dict[str, Any]:
-    """The version of each library, and why it does not import."""
-    facts: dict[str, Any] = {"versions": {}, "broken": []}
-    for module, names in _LIBRARIES.items():
-        versions = [f"{n} {v}" for n in names if (v := version(n))]
-        shown = ", ".join(versions) or names[0]
-        try:
-            importlib.import_module(_PARTS.get(module, module))
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            facts["broken"].append(f"{shown} does not import ({reason}): reinstall {names[0]}")
-        facts["versions"][names[0]] = shown.removeprefix(names[0]).strip() or "missing"
+    facts: dict[str, dict[str, Any]] = {}
+    rest = list(PROBES)
+    context = multiprocessing.get_context("spawn")
+    while rest:
+        with tempfile.NamedTemporaryFile() as log:
+            receiver, sender = context.Pipe(duplex=False)
+            child = context.Process(target=_run, args=(rest, sender, log.name), daemon=True)
+            child.start()
+            sender.close()
+            error = ""
+            while rest and not error:
+                announce(rest[0])
+                try:
+                    if receiver.poll(_TIMEOUT):
+                        facts[rest[0]] = receiver.recv()
+                        rest.pop(0)
+                    else:
+                        child.kill()
+                        error = f"does not end within {_TIMEOUT:g} seconds"
+                except EOFError:
+                    child.join()
+                    error = _exit_reason(child.exitcode or 0)
+            child.join()
+            if error:
+                last = log.read()[-2000:].decode(errors="replace")
+                facts[rest.pop(0)] = {"error": error, "traceback": last}
     return facts
 
 
-def torch_() -> dict[str, Any]:
+def _run(names: list[str], results: Connection, log: str) -> None:
+    """Runs probes in the child process. What libraries print goes to the log."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    for name in names:
+        try:
+            facts = PROBES[name]()
+        except Exception as error:
+            facts = {"error": _reason(error, 400), "traceback": traceback.format_exc(limit=-8)}
+        results.send(facts)
+
+
+def _exit_reason(code: int) -> str:
+    if code >= 0:
+        return f"ends the process with exit code {code}"
+    try:
+        return f"ends the process by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"ends the process by signal {-code}"
+
+
+def _reason(error: Exception, limit: int = 200) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
+
+
+def version(distribution: str) -> str:
+    """The version of an installed distribution, or ""."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def plugin_folder() -> Path:
+    """The folder of the package mask_rcnn_plus, which is not imported."""
+    spec = importlib.util.find_spec("mask_rcnn_plus")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("No module named 'mask_rcnn_plus'")
+    return Path(spec.origin).parent
+
+
+def _load_file(name: str) -> Any:
+    """Imports one file of the plugin without the package, which would import detectron2."""
+    path = plugin_folder() / name
+    spec = importlib.util.spec_from_file_location(f"_doctor_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up their module here
+    spec.loader.exec_module(module)
+    return module
+
+
+def probe_libraries() -> dict[str, Any]:
+    """Imports each library and reads its version."""
+    facts: dict[str, Any] = {"versions": {}, "broken": []}
+    for module, names in _LIBRARIES.items():
+        installed = ", ".join(f"{n} {v}" for n in names if (v := version(n))) or names[0]
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            facts["broken"].append(
+                f"{installed} does not import ({_reason(error)}): reinstall {names[0]}"
+            )
+        facts["versions"][names[0]] = installed.removeprefix(names[0]).strip() or "missing"
+    return facts
+
+
+def probe_torch() -> dict[str, Any]:
     """torch, torchvision, and the devices that torch sees."""
     torch = importlib.import_module("torch")
     facts: dict[str, Any] = {
@@ -80,101 +151,102 @@ def torch_() -> dict[str, Any]:
         "broken": [],
     }
     try:
-        torchvision = importlib.import_module("torchvision")
         importlib.import_module("torchvision.ops")
-        facts["torchvision"] = torchvision.__version__
+        facts["torchvision"] = importlib.import_module("torchvision").__version__
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         facts["broken"].append(
-            f"torchvision {version('torchvision') or ''} does not import ({reason}): install the "
-            f"one that belongs to torch {torch.__version__}"
+            f"torchvision {version('torchvision')} does not import ({_reason(error)}): install the "
+            f"version for torch {torch.__version__}"
         )
     if torch.version.cuda is None:
         return facts
     facts["compiled for"] = torch.cuda.get_arch_list()
-    if not torch.cuda.is_available():
-        return facts
-    for index in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(index)
-        capability = f"{about.major}.{about.minor}"
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.cuda.get_device_properties(index)
+        capability = f"{device.major}.{device.minor}"
         facts["devices"].append(
-            {"name": about.name, "capability": capability, "memory": about.total_memory}
+            {"name": device.name, "capability": capability, "memory": device.total_memory}
         )
-        if not covers(torch.cuda.get_arch_list(), about.major, about.minor):
+        if not supports(facts["compiled for"], device.major, device.minor):
             facts["broken"].append(
-                f"CUDA device {index} ({about.name}) has compute capability {capability}, and this "
-                f"torch is compiled for {', '.join(torch.cuda.get_arch_list())}: install a torch "
-                "for it"
+                f"CUDA device {index} ({device.name}) has compute capability {capability}, but "
+                f"this torch is compiled for {', '.join(facts['compiled for'])}: install a torch "
+                "that supports the device"
             )
     return facts
 
 
-def covers(compiled: list[str], major: int, minor: int) -> bool:
-    """Code for sm_XY runs on X.Z from Y on, and what is for compute_XY on all that came later."""
+def supports(compiled: list[str], major: int, minor: int) -> bool:
+    """Whether a torch compiled for these architectures runs on a GPU.
+
+    Code for sm_XY runs on capability X.Z with Z >= Y; code for compute_XY on any later one.
+    """
     for name in compiled:
         if match := re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name):
-            there = (int(match[2]), int(match[3]))
-            if there <= (major, minor) and (match[1] == "compute" or there[0] == major):
+            target = (int(match[2]), int(match[3]))
+            if target <= (major, minor) and (match[1] == "compute" or target[0] == major):
                 return True
     return False
 
 
-def operators() -> dict[str, Any]:
-    """Which implementation serves each device, and why."""
+def probe_operators() -> dict[str, Any]:
+    """Which implementation of the operators runs on each device, and why."""
     torch = importlib.import_module("torch")
-    library = importlib.import_module("mask_rcnn_plus.ops.library")
+    library = _load_file("ops/library.py")
     facts: dict[str, Any] = {"backend": {}, "reason": {}, "built": {}, "broken": [], "advice": []}
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for device in ("cpu", "cuda"):
         facts["backend"][device] = library.backend(device)
-        path = next(Path(library.__file__).parent.glob(f"_roi_{device}.*"), None)
-        reason = library.why_missing(device)
+        path = next((plugin_folder() / "ops").glob(f"_roi_{device}.*"), None)
         if path is not None and device == "cuda":
-            facts["built"] = _built_for(path)
-        there = device == "cpu" or torch.cuda.is_available()
+            facts["built"] = _read_build(path)
+        reason = library.why_missing(device)
         if reason is None:
             continue
         facts["reason"][device] = reason
-        mend = library.how_to_fix(device)
-        if path is not None and there and "does not load" in reason:
-            facts["broken"].append(f"operators on {device}: {reason}. To mend it, {mend}")
-        elif there:
+        fix = library.how_to_fix(device)
+        if device == "cuda" and not gpus:
+            continue
+        if path is not None and "does not load" in reason:
+            facts["broken"].append(f"operators on {device}: {reason}. To fix it, {fix}")
+        else:
             facts["advice"].append(
                 f"operators on {device} run through torchvision, several times slower: {reason}. "
-                f"To mend it, {mend}"
+                f"To fix it, {fix}"
             )
     if facts["backend"]["cpu"] == "native":
         facts["instruction set"] = torch.ops.mask_rcnn_plus.cpu_isa()
     wanted = os.environ.get("MASK_RCNN_PLUS_CPU_ISA")
-    if wanted and wanted != facts.get("instruction set"):
+    used = facts.get("instruction set", "torchvision")
+    if wanted and wanted != used:
         facts["advice"].append(
-            f"MASK_RCNN_PLUS_CPU_ISA is '{wanted}', which is not what is used "
-            f"({facts.get('instruction set', 'torchvision')}): unset it"
+            f"MASK_RCNN_PLUS_CPU_ISA is '{wanted}', but the operators use {used}: unset it"
         )
     elif wanted:
         facts["advice"].append(
-            f"MASK_RCNN_PLUS_CPU_ISA holds the operators to {wanted}: unset it for the fastest"
+            f"MASK_RCNN_PLUS_CPU_ISA limits the operators to {wanted}: unset it for the fastest"
         )
-    if fault := mismatch(facts["built"].get("CUDA", ""), torch.version.cuda):
-        facts["broken" if torch.cuda.is_available() else "advice"].append(fault)
-    built = facts["built"].get("capabilities", [])
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if fault := older(built, *torch.cuda.get_device_capability(index)):
+    if fault := cuda_mismatch(facts["built"].get("CUDA", ""), torch.version.cuda):
+        facts["broken" if gpus else "advice"].append(fault)
+    for index in range(gpus):
+        capability = torch.cuda.get_device_capability(index)
+        if fault := gpu_too_old(facts["built"].get("capabilities", []), *capability):
             facts["broken"].append(f"operators on CUDA device {index}: {fault}")
     return facts
 
 
-def older(built: list[str], major: int, minor: int) -> str:
-    """What is wrong where a GPU came before all that a library was built for, or ""."""
-    if not built or (major, minor) >= min(tuple(map(int, one.split("."))) for one in built):
+def gpu_too_old(built: list[str], major: int, minor: int) -> str:
+    """What is wrong if a GPU is older than all that a library was built for, or ""."""
+    if not built or (major, minor) >= min(tuple(map(int, c.split("."))) for c in built):
         return ""
     return (
-        f"it has compute capability {major}.{minor}, and they were built for {', '.join(built)}: "
+        f"it has compute capability {major}.{minor}, but they were built for {', '.join(built)}: "
         f"reinstall mask-rcnn-plus with TORCH_CUDA_ARCH_LIST={major}.{minor}"
     )
 
 
-def mismatch(built: str, used: str | None) -> str:
-    """What is wrong with a library of one CUDA version under a torch of another, or ""."""
+def cuda_mismatch(built: str, used: str | None) -> str:
+    """What is wrong if a library was built with another CUDA version than torch, or ""."""
     if not built or used is None or built.split(".")[0] == used.split(".")[0]:
         return ""
     return (
@@ -183,8 +255,8 @@ def mismatch(built: str, used: str | None) -> str:
     )
 
 
-def _built_for(path: Path) -> dict[str, Any]:
-    """With which CUDA, and for which GPUs, a library was compiled: nvcc notes both in it."""
+def _read_build(path: Path) -> dict[str, Any]:
+    """The CUDA version and the GPUs that a library was compiled for, which nvcc notes in it."""
     content = path.read_bytes()
     versions = sorted(set(re.findall(rb"Build cuda_(\d+\.\d+)\.", content)))
     capabilities = sorted({int(code) for code in re.findall(rb"-arch sm_(\d+)", content)})
@@ -194,9 +266,9 @@ def _built_for(path: Path) -> dict[str, Any]:
     }
 
 
-def detectron2() -> dict[str, Any]:
-    """Which detectron2 it is, and the patches in force."""
-    origin = _load_alone("compat/origin.py").detectron2_origin()
+def probe_detectron2() -> dict[str, Any]:
+    """Which detectron2 is installed, and which patches the plugin applies to it."""
+    origin = _load_file("compat/origin.py").detectron2_origin()
     facts: dict[str, Any] = {
         "origin": origin.kind,
         "distribution": origin.distribution,
@@ -206,42 +278,52 @@ def detectron2() -> dict[str, Any]:
     if origin.kind == "redistribution" and origin.differing:
         facts["advice"].append(
             f"{origin.distribution} is not upstream's v0.6: {len(origin.differing)} files differ, "
-            f"as {', '.join(origin.differing[:3])}"
+            f"such as {', '.join(origin.differing[:3])}"
         )
     try:
-        patches = importlib.import_module("mask_rcnn_plus.compat.patches")
-        facts["patches"] = patches.apply()
         facts["version"] = importlib.import_module("detectron2").__version__
-        tools = importlib.import_module("mask_rcnn_plus.compat.tools")
-        facts["compiled operators"] = tools.has_extension()
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         facts["traceback"] = traceback.format_exc(limit=-8)
-        facts["broken"] = [f"detectron2 ({origin.distribution or 'a source tree'}): {reason}"]
+        name = origin.distribution or "a source tree"
+        facts["broken"] = [f"detectron2 ({name}): {_reason(error, 300)}"]
+        return facts
+    try:
+        compat = importlib.import_module("mask_rcnn_plus.compat")
+    except Exception:  # probe_package reports it
+        return facts
+    facts["patches"] = compat.apply()
+    tools = importlib.import_module("mask_rcnn_plus.compat.tools")
+    facts["compiled operators"] = tools.has_extension()
     return facts
 
 
-def _load_alone(name: str) -> Any:
-    """A file of this package without the package that it is in, which imports detectron2."""
-    path = Path(__file__).parents[2] / "mask_rcnn_plus" / name
-    spec = importlib.util.spec_from_file_location(f"_doctor_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # which a dataclass looks itself up in
-    spec.loader.exec_module(module)
-    return module
+def probe_package() -> dict[str, Any]:
+    """The plugin as a whole."""
+    importlib.import_module("mask_rcnn_plus")
+    return {"folder": str(plugin_folder())}
 
 
-def package() -> dict[str, Any]:
-    """This package as a whole."""
-    # What stood in its place so far imports nothing.
-    sys.modules.pop("mask_rcnn_plus", None)
-    module = importlib.import_module("mask_rcnn_plus")
-    return {"folder": str(Path(module.__file__ or "").parent)}
+def probe_self_test() -> dict[str, Any]:
+    """Every operator on every device."""
+    self_test = importlib.import_module("mask_rcnn_tools.doctor.self_test")
+    facts: dict[str, Any] = {"results": [], "broken": []}
+    for device in self_test.devices():
+        facts["results"] += self_test.run(device)
+    for result in facts["results"]:
+        if result["ok"]:
+            continue
+        what = result.get("error") or f"forward off by {result['forward']:.2g}"
+        if result.get("backward"):
+            what += f", backward by {result['backward']:.2g}"
+        facts["broken"].append(
+            f"{result['operator']} on {result['device']} is wrong: {what}; reinstall "
+            "mask-rcnn-plus, and report a bug if that does not help"
+        )
+    return facts
 
 
-def datasets() -> dict[str, Any]:
-    """What is registered by folder, whether it exists, and which of detectron2's own sets do."""
+def probe_datasets() -> dict[str, Any]:
+    """The data sets registered by folder, and those of detectron2's own that exist."""
     folders = importlib.import_module("mask_rcnn_plus.data.folders")
     loading = importlib.import_module("mask_rcnn_plus.data.loading")
     catalog = importlib.import_module("detectron2.data").DatasetCatalog
@@ -256,37 +338,18 @@ def datasets() -> dict[str, Any]:
             "entries": count,
         }
         if count is None:
-            facts["advice"].append(f"data set '{name}' has no folder of images '{images}'")
+            facts["advice"].append(f"data set '{name}': its image folder '{images}' is missing")
     others = [name for name in catalog.list() if name not in facts["by folder"]]
     facts["builtin"] = [name for name in others if loading.coco_files(name)]
     return facts
 
 
-def self_test() -> dict[str, Any]:
-    """Every operator on every device."""
-    tests = importlib.import_module("mask_rcnn_tools.doctor.self_test")
-    facts: dict[str, Any] = {"results": [], "broken": []}
-    for device in tests.devices():
-        facts["results"] += tests.run(device)
-    for result in facts["results"]:
-        if not result["ok"]:
-            what = result.get("error") or (
-                f"forward off by {result['forward']:.2g}"
-                + (f", backward by {result['backward']:.2g}" if result["backward"] else "")
-            )
-            facts["broken"].append(
-                f"{result['operator']} on {result['device']} is wrong: {what}; "
-                "reinstall mask-rcnn-plus, and report it if that does not help"
-            )
-    return facts
-
-
-def version(distribution: str) -> str:
-    """Of what is installed, or ""."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-ORDER = ("libraries", "torch_", "operators", "self_test", "detectron2", "package", "datasets")
+PROBES: dict[str, Callable[[], dict[str, Any]]] = {
+    "libraries": probe_libraries,
+    "torch": probe_torch,
+    "operators": probe_operators,
+    "detectron2": probe_detectron2,
+    "package": probe_package,
+    "self_test": probe_self_test,
+    "datasets": probe_datasets,
+}

@@ -1,19 +1,25 @@
-"""Every operator, forward and backward, on every device, beside its definition in fp64."""
+"""Tests every operator, forward and backward, on every device, against a reference in fp64.
 
+The reference computes each operator from its definition and shares no code with ``ops``. Bilinear
+sampling is separable: a weight for each cell of a row times one for each cell of a column, so all
+samples of a box are one product of matrices. Autograd computes the derivatives.
+"""
+
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mask_rcnn_plus import ops
-from mask_rcnn_tools.doctor import reference
 
 TOLERANCE = 1e-4  # of values from 0 to 1, in fp32; a wrong cell or weight is off by hundredths
 
 _SCALES = [1 / 4, 1 / 8, 1 / 16]
-# Pixels: small, large, thin, over the edge; none whose level or rounding is a matter of rounding.
+# (x0, y0, x1, y1) in pixels: small, large, thin, across the border. Rounding errors do not change
+# their level or their rounded corners.
 _BOXES = (
     (9.3, 5.1, 60.7, 40.9),
     (3.4, 2.2, 250.9, 190.3),
@@ -21,6 +27,8 @@ _BOXES = (
     (200.3, 150.7, 290.1, 230.6),
 )
 _HEIGHT, _WIDTH, _BINS = 192, 256, 3
+
+Operator = Callable[[list[Tensor], Tensor], Tensor]
 
 
 def devices() -> list[str]:
@@ -30,11 +38,11 @@ def devices() -> list[str]:
 
 
 def run(device: str) -> list[dict[str, Any]]:
-    """The results of one device.
+    """Tests every operator on one device.
 
     Returns:
-        for each operator "operator", "device", "ok", "seconds", and the greatest "forward" and
-        "backward" difference, or what went wrong, "error".
+        per operator: "operator", "device", "ok", "seconds", and the largest "forward" and
+        "backward" difference, or the "error".
     """
     results = []
     for name, test in _tests().items():
@@ -42,7 +50,7 @@ def run(device: str) -> list[dict[str, Any]]:
         result: dict[str, Any] = {"operator": name, "device": device}
         try:
             result |= test(device)
-            errors = [result[key] for key in ("forward", "backward") if result.get(key) is not None]
+            errors = [result[key] for key in ("forward", "backward") if result[key] is not None]
             result["ok"] = all(error <= TOLERANCE for error in errors)
         except Exception as error:
             result |= {"ok": False, "error": f"{type(error).__name__}: {error}"[:400]}
@@ -50,82 +58,75 @@ def run(device: str) -> list[dict[str, Any]]:
     return results
 
 
-def _tests() -> dict[str, Callable[[str], dict[str, Any]]]:
-    one = _SCALES[1:2]
-    tests: dict[str, Callable[[str], dict[str, Any]]] = {}
+def _tests() -> dict[str, Callable[[str], dict[str, float | None]]]:
+    """Operator name -> a function that tests it on a device."""
+    scale = _SCALES[1]
+    tests: dict[str, Callable[[str], dict[str, float | None]]] = {}
 
-    def add(name: str, call: Callable[..., Tensor], scales: list[float], *rest: Any) -> None:
-        tests[name] = lambda device: _compare(device, call, scales, *rest)
+    def add(name: str, operator: Operator, *reference: Any) -> None:
+        tests[name] = lambda device: _test_pooling(device, operator, *reference)
 
-    for mode in ("avg", "max"):
+    def add_mode(mode: str) -> None:
         add(
             f"roi_align {mode}",
-            lambda maps, rows, mode=mode: ops.roi_align(
-                maps[0], rows, _BINS, one[0], 2, True, mode
-            ),
-            *(one, 2, "align_half", mode),
+            lambda maps, rois: ops.roi_align(maps[0], rois, _BINS, scale, 2, True, mode),
+            *([scale], 2, "align_half", mode),
         )
         add(
             f"roi_align {mode}, adaptive, not aligned",
-            lambda maps, rows, mode=mode: ops.roi_align(
-                maps[0], rows, _BINS, one[0], 0, False, mode
-            ),
-            *(one, 0, "align", mode),
+            lambda maps, rois: ops.roi_align(maps[0], rois, _BINS, scale, 0, False, mode),
+            *([scale], 0, "align", mode),
         )
         add(
             f"fpn_roi_align {mode}",
-            lambda maps, rows, mode=mode: ops.fpn_roi_align(
-                maps, rows, _BINS, _SCALES, 2, True, mode
-            ),
+            lambda maps, rois: ops.fpn_roi_align(maps, rois, _BINS, _SCALES, 2, True, mode),
             *(_SCALES, 2, "align_half", mode),
         )
         add(
             f"roi_warp {mode}",
-            lambda maps, rows, mode=mode: ops.roi_warp(maps[0], rows, _BINS, one[0], 2, mode),
-            *(one, 2, "warp", mode),
+            lambda maps, rois: ops.roi_warp(maps[0], rois, _BINS, scale, 2, mode),
+            *([scale], 2, "warp", mode),
         )
+
+    add_mode("avg")
+    add_mode("max")
     add(
         "roi_pool",
-        lambda maps, rows: ops.roi_pool(maps[0], rows, _BINS, one[0]),
-        *(one, 0, "pool", "max"),
+        lambda maps, rois: ops.roi_pool(maps[0], rois, _BINS, scale),
+        *([scale], 0, "pool", "max"),
     )
-    tests["paste_masks_rle"] = _compare_paste
+    tests["paste_masks_rle"] = _test_paste
     return tests
 
 
-def _compare(
-    device: str,
-    call: Callable[..., Tensor],
-    scales: list[float],
-    ratio: int,
-    grid: str,
-    mode: str,
-) -> dict[str, float]:
+def _test_pooling(
+    device: str, operator: Operator, scales: list[float], samples: int, grid: str, mode: str
+) -> dict[str, float | None]:
     generator = torch.Generator().manual_seed(0)
-    wide = [
+    maps64 = [
         torch.rand(
             (1, 4, round(_HEIGHT * s), round(_WIDTH * s)), generator=generator, dtype=torch.float64
         ).requires_grad_()
         for s in scales
     ]
-    narrow = [m.detach().float().to(device).requires_grad_() for m in wide]
-    rows = torch.tensor([(0.0, *box) for box in _BOXES], device=device)
-    expected = reference.pool(wide, _BOXES, _BINS, scales, ratio, grid, mode)
-    actual = call(narrow, rows)
+    maps32 = [m.detach().float().to(device).requires_grad_() for m in maps64]
+    rois = torch.tensor([(0.0, *box) for box in _BOXES], device=device)
+    expected = pool(maps64, _BOXES, _BINS, scales, samples, grid, mode)
+    actual = operator(maps32, rois)
     grad = torch.rand(expected.shape, generator=generator, dtype=torch.float64)
-    wanted = torch.autograd.grad(expected, wide, grad, allow_unused=True)
-    found = torch.autograd.grad(actual, narrow, grad.float().to(device))
+    expected_grads = torch.autograd.grad(expected, maps64, grad, allow_unused=True)
+    actual_grads = torch.autograd.grad(actual, maps32, grad.float().to(device))
     return {
         "forward": _difference(actual, expected),
         "backward": max(
-            _difference(f, torch.zeros_like(f) if w is None else w)
-            for f, w in zip(found, wanted, strict=True)
+            _difference(a, torch.zeros_like(a) if e is None else e)
+            for a, e in zip(actual_grads, expected_grads, strict=True)
         ),
     }
 
 
-def _compare_paste(device: str) -> dict[str, float | None]:
-    """The part of the pixels that differ; there is nothing to differentiate."""
+def _test_paste(device: str) -> dict[str, float | None]:
+    """The share of pixels that differ. This operator has no backward."""
     from pycocotools.mask import decode
 
     masks = torch.rand((2, 7, 7), generator=torch.Generator().manual_seed(1))
@@ -134,11 +135,105 @@ def _compare_paste(device: str) -> dict[str, float | None]:
     wrong = 0
     for rle, mask, box in zip(rles, masks, boxes, strict=True):
         pixels = torch.from_numpy(decode(rle)).bool()
-        wrong += int((pixels != reference.paste(mask, box, 50, 60)).sum())
+        wrong += int((pixels != paste(mask, box, 50, 60)).sum())
     return {"forward": wrong / 6000, "backward": None}
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    # NaN is not within any tolerance, and json has none.
     worst = (actual.detach().cpu().double() - expected.detach().cpu().double()).abs().max()
-    return float(worst.nan_to_num(1e9))
+    return float(worst.nan_to_num(1e9))  # NaN would pass no comparison, and json lacks it
+
+
+def pool(
+    features: Sequence[Tensor],
+    boxes: Sequence[tuple[float, ...]],
+    bins: int,
+    scales: Sequence[float],
+    samples: int,
+    grid: str,
+    mode: str,
+) -> Tensor:
+    """Any of the RoI operators, computed from its definition.
+
+    Args:
+        features: maps (1, C, Hl, Wl), fp64.
+        boxes: R boxes (x0, y0, x1, y1) in input-image pixels.
+        bins: output side.
+        scales: 1 / stride of each map.
+        samples: per bin and axis; 0 adapts to the box.
+        grid: "align", "align_half", "warp" or "pool".
+        mode: "avg" or "max".
+
+    Returns:
+        (R, C, bins, bins).
+    """
+    results = []
+    for box in boxes:
+        level = _level(box, scales)
+        cells, corners = features[level][0], [value * scales[level] for value in box]
+        if grid in ("warp", "pool"):
+            corners = [float(math.floor(value + 0.5)) for value in corners]
+            corners[2:] = [max(v, w) + 1 for v, w in zip(corners[2:], corners[:2], strict=True)]
+        if grid == "pool":
+            results.append(_max_of_cells(cells, corners, bins))
+            continue
+        if grid != "align":
+            corners = [value - 0.5 for value in corners]
+        weights = []
+        for start, end, size in zip(corners[1::-1], corners[:1:-1], cells.shape[1:], strict=True):
+            length = max(end - start, 1.0) if grid == "align" else end - start
+            count = bins * (samples or math.ceil(length / bins))
+            points = start + (torch.arange(count).double() + 0.5) * length / count
+            weights.append(_weights(points, size))
+        values = torch.einsum("ih,chw,jw->cij", weights[0], cells, weights[1])
+        values = values.unflatten(2, (bins, -1)).unflatten(1, (bins, -1))
+        results.append(values.mean((2, 4)) if mode == "avg" else values.amax((2, 4)))
+    return torch.stack(results)
+
+
+def paste(mask: Tensor, box: tuple[float, ...], height: int, width: int) -> Tensor:
+    """A mask (M, M) pasted into a box: bool (height, width).
+
+    A pixel is set if the bilinear sample of the mask at the pixel's centre is at least 0.5.
+    """
+    sides = []
+    for start, end, pixels, cells in (
+        (box[1], box[3], height, mask.shape[0]),
+        (box[0], box[2], width, mask.shape[1]),
+    ):
+        points = (torch.arange(pixels).double() + 0.5 - start) / (end - start) * cells - 0.5
+        sides.append((1 - (points[:, None] - torch.arange(cells)).abs()).clamp(min=0))
+    return sides[0] @ mask.double() @ sides[1].T >= 0.5
+
+
+def _level(box: tuple[float, ...], scales: Sequence[float]) -> int:
+    """FPN, equation 1."""
+    if len(scales) == 1:
+        return 0
+    side = math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+    level = math.floor(4 + math.log2(side / 224 + 1e-8)) + round(math.log2(scales[0]))
+    return min(max(level, 0), len(scales) - 1)
+
+
+def _weights(points: Tensor, cells: int) -> Tensor:
+    """Bilinear weights (points, cells); 0 for points more than one cell outside the map."""
+    inside = (points >= -1) & (points <= cells)
+    clamped = points.clamp(0, cells - 1)
+    weights = (1 - (clamped[:, None] - torch.arange(cells)).abs()).clamp(min=0)
+    return weights * inside[:, None]
+
+
+def _max_of_cells(cells: Tensor, corners: Sequence[float], bins: int) -> Tensor:
+    """RoIPool: the largest cell of each bin, 0 for an empty bin."""
+    spans = []
+    for start, end, size in zip(corners[1::-1], corners[:1:-1], cells.shape[1:], strict=True):
+        edges = [(n * (end - start) / bins, (n + 1) * (end - start) / bins) for n in range(bins)]
+        first = [min(max(int(start + math.floor(low)), 0), size) for low, _ in edges]
+        last = [min(max(int(start + math.ceil(high)), 0), size) for _, high in edges]
+        spans.append([slice(a, b) for a, b in zip(first, last, strict=True)])
+    zero = cells.new_zeros(len(cells))
+    rows = []
+    for row in spans[0]:
+        parts = [cells[:, row, column] for column in spans[1]]
+        rows.append(torch.stack([p.amax((1, 2)) if p[0].numel() else zero for p in parts], 1))
+    return torch.stack(rows, 1)

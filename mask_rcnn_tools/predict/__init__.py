@@ -1,1 +1,1 @@
-"""``mask-rcnn-plus predict``: objects in images, folders and videos."""
+"""``mask-rcnn-plus predict``: finds objects in images, folders and videos."""

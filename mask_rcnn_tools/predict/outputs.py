@@ -1,22 +1,28 @@
-"""What ``predict`` writes: pictures and videos, COCO results, a table of objects, cut-outs."""
+"""The files that ``predict`` writes: drawings, COCO results, a table of objects, and cutouts."""
 
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, Protocol
+from pathlib import Path, PurePath
+from typing import IO, Any, Protocol
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks, instances_to_coco_json
+from mask_rcnn_plus.evaluation.drawing import DrawnObjects, Style, draw_styled
+from mask_rcnn_plus.evaluation.labels import FONT_SCALE
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 from mask_rcnn_plus.prediction.images import BGR
-from mask_rcnn_tools.predict.inputs import Shot, Source
+from mask_rcnn_tools.arguments import writing
+from mask_rcnn_tools.predict.inputs import Frame, Source
 from mask_rcnn_tools.predict.video import VIDEO_SUFFIX, VideoFile
 
 RESULTS, IMAGES, TABLE, CUTOUTS = "predictions.json", "images.json", "objects.csv", "cutouts"
@@ -24,54 +30,68 @@ _COLUMNS = (
     *("image", "frame", "object", "class", "score", "x0", "y0", "x1", "y1"),
     *("area", "centroid_x", "centroid_y"),
 )
-_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
+_JPEG_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
+# With more objects than this, boxes and labels would hide the image.
+_CROWDED = 30
+# Up to this side (the root of width times height) in pixels, text has its smallest size.
+_SMALL_SIDE = 800
 
 
-class Sink(Protocol):
-    """What takes one shot with its objects after the other."""
+class Output(Protocol):
+    """Writes one frame with its objects after the other."""
 
-    def add(self, shot: Shot, instances: Instances) -> None: ...
+    def add(self, frame: Frame, instances: Instances) -> None: ...
 
     def close(self) -> None: ...
 
 
-def drawn_path(source: Source, folder: Path) -> Path:
-    """Where the drawing of a source goes: JPEG and PNG as they are, other images as PNG."""
+def class_label(class_names: Sequence[str], index: int) -> str:
+    """The name of a class, or "class 3" if the names do not contain it."""
+    return class_names[index] if index < len(class_names) else f"class {index}"
+
+
+def drawing_path(source: Source, folder: Path) -> Path:
+    """The file of a source's drawing: JPEG and PNG keep their format, other images become PNG."""
     if source.kind != "image":
         return folder / f"{source.name}{VIDEO_SUFFIX}"
-    ending = Path(source.path).suffix.lower()
-    return folder / f"{source.name}{ending if ending in ('.jpg', '.jpeg', '.png') else '.png'}"
+    suffix = Path(source.path).suffix.lower()
+    return folder / f"{source.name}{suffix if suffix in ('.jpg', '.jpeg', '.png') else '.png'}"
 
 
 class Drawings:
-    """A picture of each image, and a video of each video: its frames, rate and size.
+    """Draws the objects into each image, and into each video with its frame rate and size.
 
     Args:
-        folder: where they go.
-        draw: from a picture and its objects to a drawing of its size.
-        say: prints a line for the user.
+        folder: where to write.
+        class_names: in the order of class ids.
+        show: whether to draw "masks", "boxes", "labels" and "scores"; None draws masks and scores,
+            and boxes and labels of up to 30 objects.
+        log: prints a line for the user.
     """
 
     def __init__(
-        self, folder: Path, draw: Callable[[BGR, Instances], BGR], say: Callable[[str], None]
+        self,
+        folder: Path,
+        class_names: Sequence[str],
+        show: dict[str, bool | None],
+        log: Callable[[str], None],
     ) -> None:
-        self._folder = folder
-        self._draw = draw
-        self._say = say
+        self._folder, self._class_names, self._log = folder, class_names, log
+        self._show = show
         self._video: VideoFile | None = None
         self._source: Source | None = None
 
-    def add(self, shot: Shot, instances: Instances) -> None:
-        drawing = self._draw(shot.image, instances)
-        path = drawn_path(shot.source, self._folder)
-        if shot.frame is None:
+    def add(self, frame: Frame, instances: Instances) -> None:
+        drawing = self._draw(frame.image, instances)
+        path = drawing_path(frame.source, self._folder)
+        if frame.index is None:
             write_image(path, drawing)
             return
-        if self._video is None or shot.source is not self._source:
+        if self._video is None or frame.source is not self._source:
             self.close()
             height, width = drawing.shape[:2]
-            self._video = VideoFile(path, shot.rate, (height, width), self._say)
-            self._source = shot.source
+            self._video = VideoFile(path, frame.rate, (height, width), self._log)
+            self._source = frame.source
         self._video.add(drawing)
 
     def close(self) -> None:
@@ -79,15 +99,32 @@ class Drawings:
         if video is not None:
             video.close()
 
+    def _draw(self, image: BGR, instances: Instances) -> BGR:
+        objects = DrawnObjects.from_instances(instances)
+        crowded = len(objects) > _CROWDED
+        # Lines and text grow with the image, but less than in proportion, because people look at
+        # parts of large images too.
+        growth = max(0.8, math.sqrt(image.shape[0] * image.shape[1]) / _SMALL_SIDE)
+        default = {"masks": True, "boxes": not crowded, "labels": not crowded, "scores": True}
+        chosen = {part: value for part, value in self._show.items() if value is not None}
+        style = Style(
+            **{**default, **chosen},
+            line=max(1, round((1 if crowded else 2) * growth**0.6)),
+            text=FONT_SCALE * growth**0.75,
+            small=True,
+            edged=True,
+        )
+        return draw_styled(image, objects, self._class_names, style)
+
 
 class CocoResults:
-    """COCO's results, and the images and categories that they are about, written as they come.
+    """Writes COCO results, and the images and categories that they refer to, as they come.
 
     Args:
-        folder: where the two files go.
+        folder: where to write.
         class_names: in the order of class ids.
-        category_ids: of the classes, in their order.
-        image_ids: of the images, by path; None numbers all shots from 1.
+        category_ids: one per class.
+        image_ids: path -> id; None numbers all frames from 1.
     """
 
     def __init__(
@@ -97,84 +134,150 @@ class CocoResults:
         category_ids: Sequence[int],
         image_ids: dict[str, int] | None,
     ) -> None:
-        self._ids, self._image_ids = category_ids, image_ids
-        self._categories = [
-            {"id": number, "name": name}
-            for number, name in zip(category_ids, class_names, strict=True)
-        ]
+        self._category_ids, self._image_ids = category_ids, image_ids
         self._files = ExitStack()
-        self._results = _JsonList(self._files.enter_context(_open(folder / RESULTS)), "[", "]")
-        end = f'], "annotations": [], "categories": {json.dumps(self._categories)}}}'
-        self._images = _JsonList(
-            self._files.enter_context(_open(folder / IMAGES)), '{"images": [', end
+        categories = json.dumps(
+            [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
         )
+        results = self._files.enter_context(_open(folder / RESULTS))
+        self._results = _JsonList(results, "[", "]")
+        images = self._files.enter_context(_open(folder / IMAGES))
+        end = f'], "annotations": [], "categories": {categories}}}'
+        self._images = _JsonList(images, '{"images": [', end)
         self._count = 0
 
-    def add(self, shot: Shot, instances: Instances) -> None:
+    def add(self, frame: Frame, instances: Instances) -> None:
         self._count += 1
-        path, frame = shot.source.path, shot.frame
-        number = self._count if self._image_ids is None else self._image_ids[path]
-        height, width = shot.image.shape[:2]
-        name = path if frame is None else f"{path}#{frame}"
-        entry = {"id": number, "file_name": name, "height": height, "width": width}
-        self._images.add(entry)
-        for found in instances_to_coco_json(instances, number):
-            self._results.add({**found, "category_id": self._ids[found["category_id"]]})
+        path = frame.source.path
+        image_id = self._count if self._image_ids is None else self._image_ids[path]
+        height, width = frame.image.shape[:2]
+        name = path if frame.index is None else f"{path}#{frame.index}"
+        self._images.add({"id": image_id, "file_name": name, "height": height, "width": width})
+        for result in instances_to_coco_json(instances, image_id):
+            category_id = self._category_ids[result["category_id"]]
+            self._results.add({**result, "category_id": category_id})
 
     def close(self) -> None:
-        with self._files:  # closed on a full disk too
+        with self._files:  # closes the files even if the disk is full
             self._results.close()
             self._images.close()
 
 
 class _JsonList:
-    def __init__(self, file: Any, begin: str, end: str) -> None:
-        self._file, self._end, self._before = file, end, f"{begin}\n"
+    """Writes a list entry by entry."""
+
+    def __init__(self, file: IO[str], begin: str, end: str) -> None:
+        self._file, self._end, self._separator = file, end, f"{begin}\n"
 
     def add(self, entry: dict[str, Any]) -> None:
-        self._file.write(self._before + json.dumps(entry))
-        self._before = ",\n"
+        self._file.write(self._separator + json.dumps(entry))
+        self._separator = ",\n"
 
     def close(self) -> None:
-        self._file.write((self._before if self._before != ",\n" else "\n") + self._end + "\n")
+        last = "\n" if self._separator == ",\n" else self._separator
+        self._file.write(f"{last}{self._end}\n")
+
+
+def category_ids(cfg: CfgNode, class_names: Sequence[str]) -> list[int]:
+    """The category ids of the first registered data set of the config that has these classes.
+
+    Args:
+        cfg: the model's config; DATASETS names the data sets.
+        class_names: of the model, in the order of class ids.
+
+    Returns:
+        one id per class; 1, 2, ... if no data set matches.
+    """
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if name in MetadataCatalog.list():  # MetadataCatalog.get would register it
+            metadata = MetadataCatalog.get(name)
+            known = metadata.get("thing_dataset_id_to_contiguous_id") or {}
+            if list(metadata.get("thing_classes") or []) == list(class_names) and known:
+                return [number for number, _ in sorted(known.items(), key=lambda item: item[1])]
+    return list(range(1, len(class_names) + 1))
+
+
+def read_ids(
+    path: Path, class_names: Sequence[str], sources: Sequence[Source]
+) -> tuple[list[int], dict[str, int]]:
+    """Reads category and image ids from a COCO json, such as the ground truth of an evaluation.
+
+    Args:
+        path: of the json.
+        class_names: of the model; each must be the name of a category.
+        sources: images; the path of each must end with exactly one file_name.
+
+    Returns:
+        category ids in the order of the classes, and path -> image id.
+
+    Raises:
+        UserError: the file is not a COCO json, or a class or image is not in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        categories = {str(entry["name"]): int(entry["id"]) for entry in content["categories"]}
+        images = {str(entry["file_name"]): int(entry["id"]) for entry in content["images"]}
+    except OSError as error:
+        raise UserError(f"--like {path}: {reason(error)}") from error
+    except KeyError as error:
+        raise UserError(f"--like {path} is not a COCO json: {error} is missing") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"--like {path} is not a COCO json: {reason(error, 100)}") from error
+    for name in class_names:
+        if name not in categories:
+            raise UserError(f"--like {path} has no category '{name}', which the model predicts")
+    file_names: dict[str, list[str]] = {}
+    for file_name in images:
+        file_names.setdefault(PurePath(file_name).name, []).append(file_name)
+    image_ids = {}
+    for source in sources:
+        absolute = "/" + Path(source.path).absolute().as_posix().lstrip("/")
+        candidates = file_names.get(PurePath(source.path).name, [])
+        matches = [name for name in candidates if absolute.endswith("/" + name.lstrip("/"))]
+        if source.kind != "image" or len(matches) != 1:
+            where = "in it more than once" if matches else "not in it"
+            raise UserError(f"--like {path}: {source.path} is {where}")
+        image_ids[source.path] = images[matches[0]]
+    return [categories[name] for name in class_names], image_ids
 
 
 class ObjectTable:
-    """A line of CSV an object.
+    """Writes a CSV file with one line per object.
 
     Args:
-        folder: where the file goes.
-        label: from a class id to its name.
+        folder: where to write.
+        class_names: in the order of class ids.
     """
 
-    def __init__(self, folder: Path, label: Callable[[int], str]) -> None:
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         self._file = _open(folder / TABLE)
         self._rows = csv.writer(self._file)
         self._rows.writerow(_COLUMNS)
-        self._label = label
+        self._class_names = class_names
 
-    def add(self, shot: Shot, instances: Instances) -> None:
+    def add(self, frame: Frame, instances: Instances) -> None:
         rles = encoded_masks(instances.pred_masks) if instances.has("pred_masks") else None
-        frame = "" if shot.frame is None else shot.frame
+        index = "" if frame.index is None else frame.index
         for i in range(len(instances)):
             box = instances.pred_boxes.tensor[i].tolist()
-            area, centre = _measured(box) if rles is None else _measured_mask(rles[i])
-            label, score = self._label(int(instances.pred_classes[i])), float(instances.scores[i])
-            row = [shot.source.path, frame, i + 1, label, f"{score:.4f}"]
-            row += [*(f"{value:.2f}" for value in box), area, *(f"{value:.2f}" for value in centre)]
+            area, centroid = _measure_box(box) if rles is None else _measure_mask(rles[i])
+            label = class_label(self._class_names, int(instances.pred_classes[i]))
+            row = [frame.source.path, index, i + 1, label, f"{float(instances.scores[i]):.4f}"]
+            row += [*(f"{v:.2f}" for v in box), area, *(f"{v:.2f}" for v in centroid)]
             self._rows.writerow(row)
 
     def close(self) -> None:
         self._file.close()
 
 
-def _measured(box: Sequence[float]) -> tuple[str, Sequence[float]]:
+def _measure_box(box: Sequence[float]) -> tuple[str, Sequence[float]]:
+    """Area and center."""
     x0, y0, x1, y1 = box
     return f"{(x1 - x0) * (y1 - y0):.2f}", ((x0 + x1) / 2, (y0 + y1) / 2)
 
 
-def _measured_mask(rle: dict[str, Any]) -> tuple[int, Sequence[float]]:
-    """Its pixels, and the mean of their centres; nothing where it is empty."""
+def _measure_mask(rle: dict[str, Any]) -> tuple[int, Sequence[float]]:
+    """The number of pixels, and the mean of their centers; () for an empty mask."""
     x0, y0, x1, y1 = window_of(rle)
     rows, columns = np.nonzero(crop(rle, (x0, y0, x1, y1)))
     if len(rows) == 0:
@@ -183,50 +286,47 @@ def _measured_mask(rle: dict[str, Any]) -> tuple[int, Sequence[float]]:
 
 
 class Cutouts:
-    """A PNG an object, as large as its mask, transparent around it.
+    """Writes a PNG per object, cropped to its mask and transparent around it.
 
     Args:
-        folder: where a folder of them goes.
-        label: from a class id to its name.
+        folder: where to create the folder of PNG files.
+        class_names: in the order of class ids.
     """
 
-    def __init__(self, folder: Path, label: Callable[[int], str]) -> None:
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
         self._folder = folder / CUTOUTS
-        self._label = label
+        self._class_names = class_names
 
-    def add(self, shot: Shot, instances: Instances) -> None:
+    def add(self, frame: Frame, instances: Instances) -> None:
         if not instances.has("pred_masks"):
             raise UserError("--cutouts needs masks, and this model predicts none")
-        frame = "" if shot.frame is None else f"_{shot.frame:06}"
+        index = "" if frame.index is None else f"_{frame.index:06}"
         for i, rle in enumerate(encoded_masks(instances.pred_masks)):
             x0, y0, x1, y1 = window_of(rle)
             if x1 == x0:
                 continue
             alpha = crop(rle, (x0, y0, x1, y1)) * np.uint8(255)
-            label = re.sub(r"[^\w-]+", "_", self._label(int(instances.pred_classes[i])))[:40]
-            path = self._folder / f"{shot.source.name}{frame}_{i + 1:03}_{label}.png"
-            write_image(path, np.dstack([shot.image[y0:y1, x0:x1], alpha]))
+            label = class_label(self._class_names, int(instances.pred_classes[i]))
+            label = re.sub(r"[^\w-]+", "_", label)[:40]
+            path = self._folder / f"{frame.source.name}{index}_{i + 1:03}_{label}.png"
+            write_image(path, np.dstack([frame.image[y0:y1, x0:x1], alpha]))
 
     def close(self) -> None:
         pass
 
 
 def write_image(path: Path, image: BGR) -> None:
-    """Writes a picture, by the ending of its path.
+    """Writes an image in the format of the path's suffix.
 
     Raises:
-        UserError: the disk or the folder refuses it.
+        UsageError: the file cannot be written.
     """
-    _, data = cv2.imencode(path.suffix, image, _QUALITY if path.suffix != ".png" else [])
-    try:
+    _, data = cv2.imencode(path.suffix, image, _JPEG_QUALITY if path.suffix != ".png" else [])
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data.tobytes())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _open(path: Path) -> Any:
-    try:
+def _open(path: Path) -> IO[str]:
+    with writing(path):
         return path.open("w", encoding="utf-8", newline="")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,9 +1,8 @@
-"""Videos of any frame size, odd sides too, written by OpenCV.
+"""Writes videos of any frame size with OpenCV, including odd sides.
 
-OpenCV's writer cuts odd sides to even ones, for the sake of other codecs. MPEG-4 (ISO/IEC 14496-2)
-codes whole blocks of 16 x 16 pixels and says in its header how much of them is the picture, so the
-same frames serve either size: they are written with even sides, and the headers are set right in
-the end.
+OpenCV's writer crops odd sides to even ones, because some codecs need that. MPEG-4 (ISO/IEC
+14496-2) does not: it codes blocks of 16 x 16 pixels, and its header says which part of them to
+show. So this module writes frames with even sides and corrects the header at the end.
 """
 
 import struct
@@ -16,29 +15,29 @@ import cv2
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.prediction.images import BGR
 
-# MPEG-4 in MP4: OpenCV's packages can write it everywhere.
+# MPEG-4 in MP4, which all of OpenCV's packages can write.
 _CODE, VIDEO_SUFFIX = "mp4v", ".mp4"
-_VISUAL_LAYER = b"\0\0\1\x20"  # the start code of a video object layer's header
-_SIZE_IN_ENTRY = 28  # bytes from the entry's name "mp4v" to its width
+_VISUAL_LAYER = b"\0\0\1\x20"  # start code of the header of a video object layer
+_SIZE_OFFSET = 28  # bytes from the name "mp4v" of a sample entry to its width
 
 
 class VideoFile:
     """A video that is written frame by frame.
 
     Args:
-        path: of the file, an MP4.
-        rate: frames a second.
+        path: of the MP4 file.
+        rate: frames per second.
         size: (H, W) in pixels.
-        say: prints a line for the user.
+        log: prints a line for the user.
 
     Raises:
         UserError: OpenCV has no encoder.
     """
 
     def __init__(
-        self, path: Path, rate: float, size: tuple[int, int], say: Callable[[str], None]
+        self, path: Path, rate: float, size: tuple[int, int], log: Callable[[str], None]
     ) -> None:
-        self._path, self._size, self._say = path, size, say
+        self._path, self._size, self._log = path, size, log
         self._even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
         self._count = 0
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,12 +45,11 @@ class VideoFile:
         self._writer = cv2.VideoWriter(str(path), code, rate, self._even[::-1])
         if not self._writer.isOpened():
             raise UserError(
-                f"{path} cannot be written: this OpenCV has no encoder for {_CODE}; "
-                "--no-pictures predicts without"
+                f"cannot write {path}: this OpenCV has no encoder for {_CODE}; use --no-pictures"
             )
 
     def add(self, frame: BGR) -> None:
-        """Writes a frame, (H, W, 3); one of another size is resized, as a player would do it."""
+        """Writes a frame, (H, W, 3), resized if it has another size."""
         if frame.shape[:2] != self._size:
             frame = cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_AREA)
         below, right = (even - side for even, side in zip(self._even, self._size, strict=True))
@@ -61,15 +59,15 @@ class VideoFile:
         self._count += 1
 
     def close(self) -> None:
-        """Ends the file, and says where it has not the frames' size.
+        """Finishes the file. Logs if the header could not be corrected to an odd side.
 
         Raises:
-            UserError: the disk refused some of it, which OpenCV does not say by itself.
+            UserError: frames are missing; OpenCV does not report a full disk.
         """
         self._writer.release()
         exact = self._even == self._size or set_frame_size(self._path, self._even, self._size)
         capture: Any = cv2.VideoCapture(str(self._path))
-        count = max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # -1 of what is no video
+        count = max(0, round(capture.get(cv2.CAP_PROP_FRAME_COUNT)))  # -1 if it is not a video
         capture.release()
         if count != self._count:
             raise UserError(
@@ -78,41 +76,44 @@ class VideoFile:
             )
         if not exact:
             height, width = self._even
-            self._say(f"{self._path} has {width} x {height} pixels: this OpenCV writes even sides")
+            self._log(
+                f"{self._path} has {width} x {height} pixels: this OpenCV writes only even sides"
+            )
 
 
-def set_frame_size(path: Path, there: tuple[int, int], wanted: tuple[int, int]) -> bool:
-    """Changes the size of the frames in the headers of an MP4 file with MPEG-4 video.
+def set_frame_size(path: Path, current: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Changes the frame size in the headers of an MP4 file with MPEG-4 video.
 
     Args:
         path: of the file.
-        there: (H, W) in pixels as its headers have it.
-        wanted: (H, W), of as many blocks of 16 x 16 pixels.
+        current: (H, W) in pixels that the headers contain.
+        new: (H, W) with the same number of blocks of 16 x 16 pixels.
 
     Returns:
-        whether the headers were as expected; if not, the file is as it was.
+        whether the headers were as expected; if not, the file is unchanged.
     """
     with path.open("r+b") as file:
         start, movie = _movie_header(file)
-        old, new = (
+        # The size in the track header, as 16.16 fixed point, and in the sample entry.
+        old_sizes, new_sizes = (
             (struct.pack(">II", width << 16, height << 16), struct.pack(">HH", width, height))
-            for height, width in (there, wanted)
+            for height, width in (current, new)
         )
-        track = movie.find(old[0], movie.find(b"tkhd") + 4)
-        entry = movie.find(b"mp4v") + _SIZE_IN_ENTRY
+        track = movie.find(old_sizes[0], movie.find(b"tkhd") + 4)
+        entry = movie.find(b"mp4v") + _SIZE_OFFSET
         layer = movie.find(_VISUAL_LAYER, movie.find(b"esds", entry)) + len(_VISUAL_LAYER)
         end = movie.find(b"\0\0\1", layer)
         bits = "".join(f"{byte:08b}" for byte in movie[layer:end])
         if (
             min(track, end) < 0
-            or movie[entry : entry + 4] != old[1]
-            or bits.count(_bits(there)) != 1
+            or movie[entry : entry + 4] != old_sizes[1]
+            or bits.count(_bits(current)) != 1
         ):
             return False
-        bits = bits.replace(_bits(there), _bits(wanted))
+        bits = bits.replace(_bits(current), _bits(new))
         for position, content in (
-            (track, new[0]),
-            (entry, new[1]),
+            (track, new_sizes[0]),
+            (entry, new_sizes[1]),
             (layer, bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))),
         ):
             file.seek(start + position)
@@ -121,17 +122,17 @@ def set_frame_size(path: Path, there: tuple[int, int], wanted: tuple[int, int]) 
 
 
 def _bits(size: tuple[int, int]) -> str:
-    """Width and height in the header of a video object layer (14496-2, section 6.2.3)."""
+    """The bits of width and height in a video object layer's header (14496-2, section 6.2.3)."""
     height, width = size
     return f"1{width:013b}1{height:013b}1"
 
 
 def _movie_header(file: BinaryIO) -> tuple[int, bytes]:
-    """Where an MP4's box "moov" begins, and its content; empty where it has none."""
+    """The position and content of an MP4's box "moov"; empty if it is missing."""
     start = 0
     while len(head := file.read(16)) >= 8:
         length, kind = struct.unpack(">I4s", head[:8])
-        if length == 1 and len(head) == 16:  # a box of more than 4 GiB
+        if length == 1 and len(head) == 16:  # a box above 4 GiB
             length = struct.unpack(">Q", head[8:])[0]
         if kind == b"moov":
             file.seek(start)

@@ -1,4 +1,4 @@
-"""Pictures of every kind become (H, W, 3), uint8, BGR, upright; others are refused by name."""
+"""Images of every kind become (H, W, 3), uint8, BGR, upright; errors name what is wrong."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from PIL import Image
 from mask_rcnn_plus import UserError
 from mask_rcnn_plus.prediction import to_bgr
 
-RED = (200, 100, 50)  # in RGB
+RED = (200, 100, 50)  # RGB
 
 
 def test_files_are_read_as_in_training_and_turned_upright(tmp_path: Path) -> None:
-    picture = np.zeros((6, 8, 3), np.uint8)
-    picture[:, :4] = RED
+    pixels = np.zeros((6, 8, 3), np.uint8)
+    pixels[:, :4] = RED
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown a quarter turn clockwise
-    Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
+    exif[0x0112] = 6  # displayed rotated by 90 degrees clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     read = to_bgr(tmp_path / "turned.png")
     assert read.shape == (8, 6, 3)
     assert (read[0, 0] == RED[::-1]).all() and (read[7, 0] == 0).all()
@@ -28,7 +28,7 @@ def test_files_are_read_as_in_training_and_turned_upright(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".webp", ".png"])
-def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(
+def test_the_first_of_several_images_in_a_file_is_used(
     suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = (Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 0, 255)))
@@ -36,7 +36,7 @@ def test_of_several_pictures_in_a_file_the_first_is_taken_and_said(
     first.save(path, save_all=True, append_images=[second])
     blue, green, red = to_bgr(path)[3, 4].astype(int)
     assert red > 240 > 15 > blue + green
-    assert caplog.messages == [f"{path} holds several pictures: the first is taken"]
+    assert caplog.messages == [f"{path} contains several images: the first one is used"]
     caplog.clear()
     first.save(path)
     to_bgr(path)
@@ -77,19 +77,19 @@ def test_arrays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "words"),
+    ("image", "message"),
     [
         (np.zeros((4, 4, 3), np.float32), "image is an array of float32: give uint8"),
-        (np.zeros((4, 4, 2), np.uint8), r"the shape \(4, 4, 2\)"),
-        (np.zeros((0, 4, 3), np.uint8), r"the shape \(0, 4, 3\)"),
-        (Image.new("F", (3, 3)), "32 bits a pixel"),
+        (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (Image.new("F", (3, 3)), "32 bits per pixel"),
         ([1, 2], "image is a list: give a path"),
         ("missing.jpg", "missing.jpg does not exist"),
         (".", "is a folder"),
     ],
 )
-def test_what_is_no_picture_is_named(image: object, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_an_unsupported_image_is_named(image: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         to_bgr(image)
 
 
@@ -97,8 +97,12 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64), RED).save(tmp_path / "cut.png")
     whole = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.jpg").write_text("")
-    for name, words in (("cut.png", "cannot be read"), ("text.jpg", "no image"), ("empty.jpg", "")):
-        with pytest.raises(UserError, match=rf"{name} .*{words}"):
+    for name, message in (
+        ("cut.png", "cannot be read"),
+        ("text.jpg", "not an image"),
+        ("empty.jpg", "an empty file"),
+    ):
+        with pytest.raises(UserError, match=rf"{name} .*{message}"):
             to_bgr(tmp_path / name)

@@ -1,4 +1,4 @@
-"""BatchPredictor beside detectron2's DefaultPredictor, from the same checkpoint."""
+"""BatchPredictor compared with detectron2's DefaultPredictor on the same checkpoint."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +19,12 @@ from mask_rcnn_plus import BatchPredictor, UserError, load_config
 from mask_rcnn_plus.prediction.building import read_config
 from tests.modeling import models
 
-# Of two sizes once they are resized to 64 and padded to 32, and one that is both at once.
+# After resizing to 64 and padding to 32, some of them have the same size.
 SIZES = [(64, 64), (90, 64), (64, 90), (40, 40), (128, 128), (200, 150)]
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[np.ndarray]:
+def images() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 255, (*size, 3), dtype=np.uint8) for size in SIZES]
 
@@ -52,41 +52,41 @@ def assert_equal(ours: Instances, theirs: Instances) -> None:
 
 
 @pytest.mark.parametrize(("order", "first"), [("BGR", 0), ("RGB", 4)])
-def test_equal_to_the_default_predictor_picture_by_picture(
-    order: str, first: int, weights: str, trained: Path, pictures: list[np.ndarray]
+def test_results_equal_the_default_predictors(
+    order: str, first: int, weights: str, trained: Path, images: list[np.ndarray]
 ) -> None:
     cfg = load_config(trained / "config.yaml", ["INPUT.FORMAT", order, "MODEL.WEIGHTS", weights])
     single = DefaultPredictor(cfg)
-    found = BatchPredictor(cfg, batch_size=3)(pictures[first:])
-    for picture, ours in zip(pictures[first:], found, strict=True):
-        assert_equal(ours, single(picture)["instances"])
+    detections = BatchPredictor(cfg, batch_size=3)(images[first:])
+    for image, ours in zip(images[first:], detections, strict=True):
+        assert_equal(ours, single(image)["instances"])
 
 
-def test_only_equally_large_inputs_go_through_together(
-    predictor: BatchPredictor, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+def test_only_inputs_of_one_size_share_a_batch(
+    predictor: BatchPredictor, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
     inference = predictor.model.inference
 
     def spy(batch: list[dict], **kwargs: object) -> list[Instances]:
-        seen.append([tuple(-(-side // 32) for side in one["image"].shape[1:]) for one in batch])
+        seen.append([tuple(-(-side // 32) for side in entry["image"].shape[1:]) for entry in batch])
         return inference(batch, **kwargs)
 
     monkeypatch.setattr(predictor.model, "inference", spy)
-    predictor([*pictures, *pictures])
+    predictor([*images, *images])
     assert all(len(set(batch)) == 1 and len(batch) <= 4 for batch in seen)
-    assert max(map(len, seen)) > 1 and sum(map(len, seen)) == 2 * len(pictures)
+    assert max(map(len, seen)) > 1 and sum(map(len, seen)) == 2 * len(images)
 
 
-def test_paths_pil_images_and_arrays_give_the_same(
-    predictor: BatchPredictor, pictures: list[np.ndarray], tmp_path: Path
+def test_paths_pil_images_and_arrays_are_equivalent(
+    predictor: BatchPredictor, images: list[np.ndarray], tmp_path: Path
 ) -> None:
-    picture = pictures[1]
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
-    rgb = np.ascontiguousarray(picture[:, :, ::-1])
-    given = [picture, str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(rgb)]
-    # Each by itself: the order of sums in a batch is another one.
-    first, *others = (predictor([one])[0] for one in given)
+    array = images[1]
+    cv2.imwrite(str(tmp_path / "a.png"), array)
+    rgb = np.ascontiguousarray(array[:, :, ::-1])
+    given = [array, str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(rgb)]
+    # One by one, because a batch may change the order of sums.
+    first, *others = (predictor([entry])[0] for entry in given)
     for other in others:
         assert torch.equal(first.pred_boxes.tensor, other.pred_boxes.tensor)
         assert torch.equal(first.pred_masks, other.pred_masks)
@@ -95,107 +95,108 @@ def test_paths_pil_images_and_arrays_give_the_same(
 
 
 def test_threads_do_not_disturb_each_other(
-    predictor: BatchPredictor, pictures: list[np.ndarray]
+    predictor: BatchPredictor, images: list[np.ndarray]
 ) -> None:
-    alone = [predictor([picture])[0] for picture in pictures]
+    alone = [predictor([image])[0] for image in images]
     barrier = threading.Barrier(4)
 
     def work(number: int) -> list[tuple[int, Instances]]:
         barrier.wait()
-        order = [(number + step) % len(pictures) for step in range(len(pictures))]
-        return [(i, predictor([pictures[i]])[0]) for i in order]
+        order = [(number + step) % len(images) for step in range(len(images))]
+        return [(i, predictor([images[i]])[0]) for i in order]
 
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(work, range(4)):
-            for i, instances in found:
+        for detections in pool.map(work, range(4)):
+            for i, instances in detections:
                 assert torch.equal(instances.scores, alone[i].scores)
                 assert torch.equal(instances.pred_masks, alone[i].pred_masks)
 
 
 def test_masks_that_are_not_pasted(
-    predictor: BatchPredictor, weights: str, pictures: list[np.ndarray]
+    predictor: BatchPredictor, weights: str, images: list[np.ndarray]
 ) -> None:
     opts = ["MODEL.DEVICE", "cpu"]
-    small = BatchPredictor.from_checkpoint(weights, opts=opts, paste=False)([pictures[5]])[0]
-    dense = predictor([pictures[5]])[0].pred_masks
+    small = BatchPredictor.from_checkpoint(weights, opts=opts, paste=False)([images[5]])[0]
+    dense = predictor([images[5]])[0].pred_masks
     assert torch.equal(small.pred_masks.to_tensor(), dense)
     decoded = mask_util.decode(small.pred_masks.rle()).astype(bool)
     assert (decoded.transpose(2, 0, 1) == dense.numpy()).all()
 
 
-def test_augmentation_by_config_is_detectron2_s(
-    predictor: BatchPredictor, weights: str, pictures: list[np.ndarray]
+def test_augmentation_equals_detectron2s(
+    predictor: BatchPredictor, weights: str, images: list[np.ndarray]
 ) -> None:
     opts = ["MODEL.DEVICE", "cpu", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(48,)"]
     augmented = BatchPredictor.from_checkpoint(weights, opts=opts)
-    ours = augmented([pictures[1]])[0]
+    ours = augmented([images[1]])[0]
     cfg = read_config(weights, opts=opts)
     tta = GeneralizedRCNNWithTTA(cfg, predictor.model)
-    image = torch.as_tensor(pictures[1].transpose(2, 0, 1).copy())
-    height, width = pictures[1].shape[:2]
+    tensor = torch.as_tensor(images[1].transpose(2, 0, 1).copy())
+    height, width = images[1].shape[:2]
     with torch.no_grad():
-        theirs = tta([{"image": image, "height": height, "width": width}])[0]["instances"]
+        theirs = tta([{"image": tensor, "height": height, "width": width}])[0]["instances"]
     assert len(ours) > 0 and torch.equal(ours.scores, theirs.scores)
     assert torch.equal(ours.pred_masks, theirs.pred_masks)
-    plain = predictor([pictures[1]])[0]
+    plain = predictor([images[1]])[0]
     assert len(plain) != len(ours) or not torch.equal(plain.scores, ours.scores)
     augmented._paste = False
-    assert torch.equal(augmented([pictures[1]])[0].pred_masks.to_tensor(), theirs.pred_masks)
+    assert torch.equal(augmented([images[1]])[0].pred_masks.to_tensor(), theirs.pred_masks)
 
-    # detectron2's leaves the mask head switched off after a failure.
+    # After an error, detectron2 leaves the mask head switched off.
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(GeneralizedRCNNWithTTA, "_get_augmented_boxes", lambda *_: 1 / 0)
-        augmented(pictures[:1])
-    assert augmented(pictures[:1])[0].has("pred_masks")
+        augmented(images[:1])
+    assert augmented(images[:1])[0].has("pred_masks")
 
 
-def test_the_optimised_copy(
-    predictor: BatchPredictor, weights: str, pictures: list[np.ndarray]
+def test_an_optimized_copy(
+    predictor: BatchPredictor, weights: str, images: list[np.ndarray]
 ) -> None:
     fast = BatchPredictor.from_checkpoint(weights, opts=["MODEL.DEVICE", "cpu"], optimize_to="fp32")
     assert hasattr(fast.model, "optimization_report")
-    assert_equal(fast(pictures[:1])[0], predictor(pictures[:1])[0])
+    assert_equal(fast(images[:1])[0], predictor(images[:1])[0])
 
 
 def test_a_model_without_masks() -> None:
     keypoints = models.build("keypoint").eval()
     resize = ResizeShortestEdge([64, 64], 90)
-    found = BatchPredictor(model=keypoints, resize=resize)([np.zeros((50, 60, 3), np.uint8)])[0]
-    assert found.image_size == (50, 60) and not found.has("pred_masks")
+    predict = BatchPredictor(model=keypoints, resize=resize)
+    (detections,) = predict([np.zeros((50, 60, 3), np.uint8)])
+    assert detections.image_size == (50, 60) and not detections.has("pred_masks")
 
 
-def test_what_is_wrong_is_said_in_words(
+def test_errors_name_the_value(
     predictor: BatchPredictor, weights: str, trained: Path, tmp_path: Path
 ) -> None:
-    picture = np.zeros((40, 40, 3), np.uint8)
-    for images, words in (
+    image = np.zeros((40, 40, 3), np.uint8)
+    for argument, message in (
         ("photo.jpg", "a list of images, not a single str"),
-        (picture, r"not one array of the shape \(40, 40, 3\)"),
-        ([picture, picture.astype(float)], "image 1 of the list is an array of float64"),
+        (image, r"not one array of shape \(40, 40, 3\)"),
+        ([image, image.astype(float)], "image 1 of the list is an array of float64"),
         ([tmp_path / "none.jpg"], r"none\.jpg does not exist"),
     ):
-        with pytest.raises(UserError, match=words):
-            predictor(images)
+        with pytest.raises(UserError, match=message):
+            predictor(argument)
     with pytest.raises(UserError, match="did you mean"):
         BatchPredictor.from_checkpoint(weights.replace("final", "fnal"))
     bare = {"model": torch.load(weights, weights_only=True)["model"]}
     torch.save(bare, tmp_path / "bare.pth")
-    with pytest.raises(UserError, match=r"carry no config.*--config-file"):
+    with pytest.raises(UserError, match=r"contain no config.*--config-file"):
         BatchPredictor.from_checkpoint(tmp_path / "bare.pth")
     cfg = load_config(trained / "config.yaml", ["MODEL.ROI_HEADS.NUM_CLASSES", "-1"])
     with pytest.raises(UserError, match="NUM_CLASSES is -1"):
         cfg.MODEL.WEIGHTS = str(tmp_path / "bare.pth")
         BatchPredictor(cfg)
-    cfg.MODEL.WEIGHTS = weights  # whose class names tell how many there are
+    cfg.MODEL.WEIGHTS = weights  # its class names are counted
     assert BatchPredictor(cfg).class_names == predictor.class_names
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
         BatchPredictor(cfg)
-    for key, value, words in (
+    for key, value, message in (
         ("INPUT.FORMAT", "L", "INPUT.FORMAT"),
         ("MODEL.ROI_HEADS.NAME", "NoHeads", "not registered"),
     ):
-        with pytest.raises(UserError, match=words):
+        with pytest.raises(UserError, match=message):
             BatchPredictor.from_checkpoint(weights, opts=[key, value])
     with pytest.raises(UserError, match="array_format"):
         BatchPredictor.from_checkpoint(weights, array_format="GBR")

@@ -1,4 +1,4 @@
-"""The command mask-rcnn-plus: help, mistakes in the command's name, errors of a tool."""
+"""The program mask-rcnn-plus: help, unknown commands, errors of a command."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mask_rcnn_plus import UserError
-from mask_rcnn_tools.cli import COMMANDS, PROGRAM, main
+from mask_rcnn_tools.cli import COMMANDS, LIGHT, PROGRAM, main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "datasets/README.md", *(ROOT / "docs").glob("*.md")]
@@ -31,7 +31,12 @@ def test_help_does_not_wait_for_torch() -> None:
         code = main()
         sys.exit(9 if "torch" in sys.modules else code)
     """
-    for arguments, code in (["--help"], 0), (["--version"], 0), ([], 2):
+    for arguments, code in (
+        (["--help"], 0),
+        (["--version"], 0),
+        ([], 2),
+        *(([name, "--help"], 0) for name in LIGHT),
+    ):
         done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True)
         assert done.returncode == code, done.stderr
 
@@ -59,7 +64,7 @@ def test_without_a_command_the_help_is_an_error(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("arguments", "expected"),
     [
         (["chek-data", "balloons_train"], "no command 'chek-data'; did you mean 'check-data'?"),
         (["benchmark", "roi-align"], "benchmarks"),
@@ -69,9 +74,9 @@ def test_without_a_command_the_help_is_an_error(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_an_unknown_command_is_one_line(
-    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(words) == 2
+    assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
@@ -81,30 +86,30 @@ def test_an_unknown_command_is_one_line(
 @pytest.mark.parametrize(
     ("raised", "code", "expected"),
     [
-        (UserError("photo.jpg is no image"), 2, "error: photo.jpg is no image\n"),
+        (UserError("photo.jpg is not an image"), 2, "error: photo.jpg is not an image\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
     ],
 )
-def test_what_a_tool_raises_becomes_one_line(
+def test_an_error_of_a_command_is_one_line(
     raised: BaseException,
     code: int,
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def tool(arguments: list[str]) -> int:
+    def command(arguments: list[str]) -> int:
         assert arguments == ["--repeats", "1"]
         raise raised
 
-    monkeypatch.setattr("mask_rcnn_tools.show_data.main", tool)
+    monkeypatch.setattr("mask_rcnn_tools.show_data.command.main", command)
     assert main(["show-data", "--repeats", "1"]) == code
     assert capsys.readouterr().err.startswith(expected)
 
 
-def test_a_tool_that_is_terminated_ends_its_own_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminated_command_runs_its_cleanup(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
 
-    def tool(arguments: list[str]) -> int:
+    def command(arguments: list[str]) -> int:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             return 0
@@ -112,7 +117,7 @@ def test_a_tool_that_is_terminated_ends_its_own_processes(monkeypatch: pytest.Mo
             ended.append(True)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("mask_rcnn_tools.show_data.main", tool)
+    monkeypatch.setattr("mask_rcnn_tools.show_data.command.main", command)
     try:
         with pytest.raises(SystemExit) as exit_:
             main(["show-data"])
@@ -121,31 +126,29 @@ def test_a_tool_that_is_terminated_ends_its_own_processes(monkeypatch: pytest.Mo
     assert exit_.value.code == 143 and ended == [True]
 
 
-def test_output_that_nobody_reads_is_no_traceback() -> None:
+def test_a_closed_output_prints_no_traceback() -> None:
     code = "import sys; from mask_rcnn_tools.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "check-data", "--help"]
+    args = [sys.executable, "-c", code, "check-data", "--help"]
     read, write = os.pipe()
     os.close(read)
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered)
+    done = subprocess.run(args, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered)
     os.close(write)
     assert done.returncode == 141
     assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
-def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def tool(arguments: list[str]) -> int:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(arguments: list[str]) -> int:
         raise ModuleNotFoundError("", name="tqdm")
 
-    monkeypatch.setattr("mask_rcnn_tools.show_data.main", tool)
+    monkeypatch.setattr("mask_rcnn_tools.show_data.command.main", command)
     with pytest.raises(ModuleNotFoundError):
         main(["show-data"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_of_the_table_says_what_it_takes(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_has_a_usage(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     module, _ = COMMANDS[name]
     assert callable(importlib.import_module(f"mask_rcnn_tools.{module}").main)
     with pytest.raises(SystemExit) as exit_:
@@ -154,9 +157,9 @@ def test_every_command_of_the_table_says_what_it_takes(
     assert capsys.readouterr().out.startswith(f"usage: {PROGRAM} {name} ")
 
 
-def test_the_pages_name_commands_that_exist() -> None:
+def test_the_commands_in_the_pages_exist() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     named = re.findall(r"uv run mask-rcnn-plus ([a-z][^`\n]*)", text)
     assert len(named) > 15
-    for words in named:  # and, after convert, its format and files
-        assert any(words.strip() == n or words.startswith(f"{n} ") for n in COMMANDS), words
+    for command in named:
+        assert any(command.strip() == n or command.startswith(f"{n} ") for n in COMMANDS), command

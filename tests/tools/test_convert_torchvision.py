@@ -1,4 +1,4 @@
-"""mask-rcnn-plus convert-torchvision: torchvision's model and ours find the same objects."""
+"""mask-rcnn-plus convert-torchvision: torchvision's model and ours detect the same objects."""
 
 import argparse
 from pathlib import Path
@@ -21,7 +21,7 @@ THRESHOLD = 0.75
 
 
 def randomise(model: nn.Module) -> None:
-    """Weights that find distinct objects with confidence, in maps that do not grow."""
+    """Sets weights with which the model detects distinct objects with high scores."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(tensor: Tensor, mean: float, std: float) -> None:
@@ -31,7 +31,7 @@ def randomise(model: nn.Module) -> None:
     with torch.no_grad():
         for name, value in state.items():
             if name.endswith("running_var"):
-                # Some are as small as epsilon, where it counts; the weights make up for it.
+                # Some are as small as epsilon, where it matters; the weights compensate.
                 value.copy_(10 ** (-5 + 5 * torch.rand(value.shape, generator=generator)))
                 weight = state[name.replace("running_var", "weight")]
                 normal(weight, 0.5, 0.2)
@@ -45,7 +45,7 @@ def randomise(model: nn.Module) -> None:
             elif "bbox_pred" in name:
                 normal(value, 0.0, 0.02)
             elif "box_head" in name and value.dim() == 2:
-                # Boxes are told apart by what is in them.
+                # The scores of boxes depend on their content.
                 normal(value, 0.0, (6 / value.shape[1]) ** 0.5)
 
 
@@ -66,44 +66,44 @@ def test_the_same_detections() -> None:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 4
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = THRESHOLD
     ours = build_model(cfg).eval()
-    # A BatchNorm2d, whose epsilon is 1e-5: torchvision's COCO weights have none.
+    # This is a BatchNorm2d with epsilon 1e-5; for torchvision's COCO weights, epsilon is 0.
     state = convert(theirs.state_dict(), batch_norm_eps=1e-5)
     ours.load_state_dict(state, strict=True)
-    # The documented difference: torchvision's anchors are rounded.
+    # The documented difference: torchvision rounds its anchors.
     for anchors in ours.proposal_generator.anchor_generator.cell_anchors:
         anchors.copy_(anchors.round())
     generator = torch.Generator().manual_seed(3)
     coarse = torch.randint(0, 255, (1, 3, 16, 16), generator=generator).float()
     image = nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic").clamp(0, 255).byte()[0]
 
-    # Up to the pasting of masks, which differs too.
+    # Without pasting masks, which differs too.
     images, _ = theirs.transform([image / 255])
     features = theirs.backbone(images.tensors)
     proposals, _ = theirs.rpn(images, features)
     (expected,), _ = theirs.roi_heads(features, proposals, images.image_sizes)
     bgr = {"image": image.flip(0), "height": SIDE, "width": SIDE}
-    (found,) = ours.inference([bgr], do_postprocess=False)
+    (detections,) = ours.inference([bgr], do_postprocess=False)
 
-    assert 20 <= len(found) == len(expected["scores"]) < 100
-    assert len(found.pred_classes.unique()) > 1
+    assert 20 <= len(detections) == len(expected["scores"]) < 100
+    assert len(detections.pred_classes.unique()) > 1
     assert expected["masks"].std() > 0.05
-    # Scores that are nearly equal may stand in another order.
-    distance = (expected["boxes"][:, None] - found.pred_boxes.tensor).abs().amax(dim=2)
+    # Objects with nearly equal scores may have another order.
+    distance = (expected["boxes"][:, None] - detections.pred_boxes.tensor).abs().amax(dim=2)
     nearest = distance.argmin(dim=1)
-    assert len(nearest.unique()) == len(found)
+    assert len(nearest.unique()) == len(detections)
     assert distance.min(dim=1).values.max() < 1e-2
-    found = found[nearest]
-    assert torch.equal(found.pred_classes, expected["labels"] - 1)
-    torch.testing.assert_close(found.scores, expected["scores"], rtol=0, atol=1e-4)
-    torch.testing.assert_close(found.pred_masks, expected["masks"], rtol=0, atol=1e-3)
+    detections = detections[nearest]
+    assert torch.equal(detections.pred_classes, expected["labels"] - 1)
+    torch.testing.assert_close(detections.scores, expected["scores"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(detections.pred_masks, expected["masks"], rtol=0, atol=1e-3)
 
 
 def coco_state(masks: bool = True) -> dict[str, Tensor]:
-    """A state dict of the published names and numbers of classes; row k of a head holds k."""
+    """A state dict with the published names and numbers of classes; row k of a head contains k."""
     make = maskrcnn_resnet50_fpn if masks else fasterrcnn_resnet50_fpn
     with torch.device("meta"):
         shapes = make(weights=None, weights_backbone=None).state_dict()
-    # One channel of everything is enough: the conversion does not look at widths.
+    # One channel is enough: the conversion does not depend on widths.
     state = {
         name: torch.ones((len(value), *[1] * (value.dim() - 1)) if value.dim() else ())
         for name, value in shapes.items()
@@ -118,7 +118,7 @@ def coco_state(masks: bool = True) -> dict[str, Tensor]:
     return state
 
 
-def test_the_command_says_how_the_file_runs(
+def test_the_command_prints_how_to_use_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, out = tmp_path / "in.pth", tmp_path / "out.pth"
@@ -142,40 +142,40 @@ def test_the_command_says_how_the_file_runs(
 
 
 def test_classes_channels_and_deltas_move_as_documented() -> None:
-    found = convert(coco_state())
+    converted = convert(coco_state())
     predictor = "roi_heads.box_predictor"
-    # Background first becomes background last; it has no boxes and no masks.
-    assert found[f"{predictor}.cls_score.bias"].tolist() == [*range(1, 91), 0]
-    assert found[f"{predictor}.cls_score.weight"].flatten().tolist() == [*range(1, 91), 0]
-    boxes = found[f"{predictor}.bbox_pred.weight"].flatten()
+    # The background moves from the first row to the last; it has no boxes and no masks.
+    assert converted[f"{predictor}.cls_score.bias"].tolist() == [*range(1, 91), 0]
+    assert converted[f"{predictor}.cls_score.weight"].flatten().tolist() == [*range(1, 91), 0]
+    boxes = converted[f"{predictor}.bbox_pred.weight"].flatten()
     assert len(boxes) == 360
     torch.testing.assert_close(boxes[:5], torch.tensor([1, 1.1, 1.2, 1.3, 2]))
-    assert found["roi_heads.mask_head.predictor.bias"].tolist() == [*range(1, 91)]
-    assert found["backbone.bottom_up.stem.conv1.weight"].flatten().tolist() == [2, 1, 0]
+    assert converted["roi_heads.mask_head.predictor.bias"].tolist() == [*range(1, 91)]
+    assert converted["backbone.bottom_up.stem.conv1.weight"].flatten().tolist() == [2, 1, 0]
 
 
 def test_coco_keeps_the_80_categories_in_detectron2s_order() -> None:
-    found = convert(coco_state(), coco=True)
-    classes = found["roi_heads.box_predictor.cls_score.bias"].tolist()
+    converted = convert(coco_state(), coco=True)
+    classes = converted["roi_heads.box_predictor.cls_score.bias"].tolist()
     # COCO has no category 12, 26, ...; 1 is person, 13 stop sign, 90 toothbrush; background last.
     assert len(classes) == 81
     assert (classes[0], classes[10:13], classes[79:]) == (1, [11, 13, 14], [90, 0])
-    assert len(found["roi_heads.mask_head.predictor.bias"]) == 80
-    assert len(found["roi_heads.box_predictor.bbox_pred.bias"]) == 320
+    assert len(converted["roi_heads.mask_head.predictor.bias"]) == 80
+    assert len(converted["roi_heads.box_predictor.bbox_pred.bias"]) == 320
 
 
-def test_batch_norm_gives_the_same_with_detectron2s_epsilon() -> None:
+def test_batch_norm_is_equal_with_detectron2s_epsilon() -> None:
     state = coco_state()
     state["backbone.body.bn1.running_var"] = torch.full((64,), 1e-5)
     weight = convert(state)["backbone.bottom_up.stem.conv1.norm.weight"]
-    # 1 / sqrt(1e-5) there, weight / sqrt(1e-5 + 1e-5) here.
+    # torchvision: 1 / sqrt(1e-5); detectron2: weight / sqrt(1e-5 + 1e-5).
     torch.testing.assert_close(weight, torch.full((64,), 2.0**0.5))
     same = convert(state, batch_norm_eps=1e-5)["backbone.bottom_up.stem.conv1.norm.weight"]
     torch.testing.assert_close(same, torch.ones(64))
 
 
-def test_the_published_weights_old_names() -> None:
-    """COCO_V1 was saved before torchvision 0.13 put its convolutions into blocks."""
+def test_the_old_names_of_the_published_weights() -> None:
+    """COCO_V1 was saved before torchvision 0.13, which moved its convolutions into blocks."""
     old = {}
     for name, value in coco_state().items():
         for there, here in (
@@ -198,7 +198,7 @@ def test_the_published_weights_old_names() -> None:
 def test_faster_rcnn_and_reference_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without masks, and in the file that torchvision's reference training writes."""
+    """Without masks, in a checkpoint of torchvision's reference training."""
     path = tmp_path / "model_25.pth"
     torch.save({"model": coco_state(masks=False), "args": argparse.Namespace(lr=1)}, path)
     assert main(["convert-torchvision", str(path), str(tmp_path / "out.pth")]) == 0
@@ -224,14 +224,14 @@ def classes_that_differ() -> object:
     [
         (None, [], "in.pth' do not exist"),
         (b"not a checkpoint", [], "in.pth' cannot be loaded: "),
-        ([torch.zeros(1)], [], "are no state dict: save model.state_dict()"),
-        ({"a": 1}, [], "are no state dict: save model.state_dict()"),
-        (resnet, [], r"missing (backbone.body.conv1.weight, "),
-        (classes_that_differ, [], "cls_score of 91, bbox_pred of 91, mask_fcn_logits of 3"),
+        ([torch.zeros(1)], [], "are not a state dict: save model.state_dict()"),
+        ({"a": 1}, [], "are not a state dict: save model.state_dict()"),
+        (resnet, [], "missing: 295 keys (backbone.body.conv1.weight, "),
+        (classes_that_differ, [], "cls_score 91, bbox_pred 91, mask_fcn_logits 3"),
         (coco_state, ["--batch-norm-eps", "1"], "invalid choice: 1.0"),
     ],
 )
-def test_wrong_inputs_are_one_line(
+def test_a_wrong_input_is_one_line(
     content: object,
     options: list[str],
     expected: str,
@@ -249,7 +249,7 @@ def test_wrong_inputs_are_one_line(
     assert not out.exists()
 
 
-def test_a_pickled_model_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickled_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(nn.Linear(1, 1), tmp_path / "in.pth")
     assert main(["convert-torchvision", str(tmp_path / "in.pth"), str(tmp_path / "out.pth")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -270,7 +270,7 @@ def test_coco_needs_cocos_classes() -> None:
     for name in state:
         if "predictor" in name and "conv5" not in name:
             state[name] = state[name][: len(state[name]) // 91 * 5]
-    with pytest.raises(UserError, match=r"--coco is for the 91 classes .* these have 5"):
+    with pytest.raises(UserError, match=r"--coco needs the 91 classes .* these have 5"):
         convert(state, coco=True)
 
 

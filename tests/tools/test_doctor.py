@@ -1,7 +1,8 @@
-"""mask-rcnn-plus doctor, on this machine as it is and as it might be."""
+"""mask-rcnn-plus doctor, on this machine and on simulated ones."""
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,15 +16,15 @@ from mask_rcnn_plus import ops
 from mask_rcnn_plus.compat import apply
 from mask_rcnn_tools.cli import main
 from mask_rcnn_tools.doctor import probes, self_test
-from mask_rcnn_tools.doctor.examination import look_at_machine
-from mask_rcnn_tools.doctor.findings import findings
-from mask_rcnn_tools.doctor.report import text
+from mask_rcnn_tools.doctor.command import machine_facts
+from mask_rcnn_tools.doctor.diagnosis import diagnose
+from mask_rcnn_tools.doctor.report import format_report
 
 ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, *arguments: str, root: Path = ROOT) -> tuple[int, dict[str, Any]]:
-    """The command as it starts, with a folder's modules in the place of those installed."""
+    """Runs the command in a new process; the modules in ``folder`` replace installed ones."""
     done = subprocess.run(
         [sys.executable, "-m", "mask_rcnn_tools.cli", "doctor", "--json", "-", *arguments],
         cwd=folder,
@@ -37,7 +38,7 @@ def run(folder: Path, *arguments: str, root: Path = ROOT) -> tuple[int, dict[str
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, shapes_root: Path) -> dict[str, Any]:
-    """What the doctor says here."""
+    """The report for this machine."""
     path = tmp_path_factory.mktemp("doctor") / "doctor.json"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(shapes_root))
@@ -45,7 +46,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, shapes_root: Path) -> dict[
     return json.loads(path.read_text())
 
 
-def test_a_sound_machine_is_healthy(report: dict[str, Any]) -> None:
+def test_a_working_installation_is_healthy(report: dict[str, Any]) -> None:
     assert report["healthy"] and report["broken"] == []
     assert report["torch"]["version"] == torch.__version__
     assert report["detectron2"]["patches"] == apply()
@@ -57,8 +58,10 @@ def test_a_sound_machine_is_healthy(report: dict[str, Any]) -> None:
     assert sets["shapes_train"]["entries"] > 0
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="a folder where not even root makes files")
-def test_an_output_folder_that_takes_no_files(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    not Path("/proc").is_dir(), reason="needs a folder where not even root can create files"
+)
+def test_an_output_folder_that_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     before = list(tmp_path.iterdir())
     for folder, writable in (
@@ -67,7 +70,7 @@ def test_an_output_folder_that_takes_no_files(tmp_path: Path) -> None:
         (tmp_path / "file" / "output", False),
         (Path("/proc/output"), False),
     ):
-        assert look_at_machine(folder)["output"]["writable"] is writable, folder
+        assert machine_facts(folder)["output"]["writable"] is writable, folder
     assert list(tmp_path.iterdir()) == before
 
 
@@ -82,9 +85,9 @@ def test_every_operator_is_tested_on_every_device(report: dict[str, Any]) -> Non
         assert name == "paste_masks_rle" or result["backward"] < 1e-5
 
 
-def test_the_report_for_people_says_it_all(report: dict[str, Any]) -> None:
-    shown = text(report)
-    for word in (
+def test_the_report_shows_every_section(report: dict[str, Any]) -> None:
+    shown = format_report(report)
+    for text in (
         torch.__version__,
         "pycocotools",
         "layers",
@@ -92,94 +95,125 @@ def test_the_report_for_people_says_it_all(report: dict[str, Any]) -> None:
         "shapes_val",
         "/dev/shm",
     ):
-        assert word in shown
-    assert text({**report, "advice": []}).splitlines()[-1] == "healthy"
-    # Whoever reads the last line alone must not miss it.
-    advised = text({**report, "advice": ["install a compiler"]})
+        assert text in shown
+    assert format_report({**report, "advice": []}).splitlines()[-1] == "healthy"
+    # Some read only the last line.
+    advised = format_report({**report, "advice": ["install a compiler"]})
     assert "the advice above" in advised.splitlines()[-1]
-    spoilt = {**report, "broken": ["a thing: it fails"], "self_test": {"error": "ends"}}
-    assert "1 thing is broken" in text(spoilt) and "  - a thing: it fails" in text(spoilt)
+    broken = {**report, "broken": ["a part: it fails"], "self_test": {"error": "ends"}}
+    shown = format_report(broken)
+    assert "1 part is broken" in shown and "  - a part: it fails" in shown
 
 
-def test_it_runs_where_detectron2_and_a_library_are_broken(tmp_path: Path) -> None:
-    # A copy of the package whose compiled library is none.
-    root = tmp_path / "copy"
-    shutil.copytree(
-        ROOT / "mask_rcnn_plus",
-        root / "mask_rcnn_plus",
-        ignore=shutil.ignore_patterns("*.so", "csrc"),
-    )
+@pytest.fixture(scope="module")
+def corrupt_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages with a corrupt compiled library."""
+    root = tmp_path_factory.mktemp("copy")
+    plugin = root / "mask_rcnn_plus"
+    ignored = shutil.ignore_patterns("*.so", "csrc")
+    shutil.copytree(ROOT / "mask_rcnn_plus", plugin, ignore=ignored)
     shutil.copytree(ROOT / "mask_rcnn_tools", root / "mask_rcnn_tools")
-    (root / "mask_rcnn_plus" / "ops" / "_roi_cpu.abi3.so").write_bytes(b"\x7fELF no library")
-    folder = tmp_path / "modules"
-    (folder / "detectron2").mkdir(parents=True)
-    (folder / "detectron2" / "__init__.py").write_text(
-        "raise ImportError('built for another torch')"
-    )
-    # One that takes the process with it.
-    (folder / "cv2.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    code, report = run(folder, root=root)
+    (plugin / "ops" / "_roi_cpu.abi3.so").write_bytes(b"\x7fELF not a library")
+    return root
+
+
+def test_detectron2_a_library_and_the_operators_may_be_broken(
+    tmp_path: Path, corrupt_copy: Path
+) -> None:
+    (tmp_path / "detectron2").mkdir()
+    broken_detectron2 = "raise ImportError('built for another torch')"
+    (tmp_path / "detectron2" / "__init__.py").write_text(broken_detectron2)
+    # This library crashes its process.
+    (tmp_path / "cv2.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    code, report = run(tmp_path, root=corrupt_copy)
     assert code == 1 and not report["healthy"]
-    said = "\n".join(report["broken"])
-    assert "a library: ends the process by SIGSEGV" in said
-    assert "_roi_cpu.abi3.so does not load" in said and "reinstall mask-rcnn-plus" in said
-    assert "built for another torch" in said
-    assert report["detectron2"]["origin"]  # found without importing it
-    # The operators work all the same, through torchvision.
+    broken = "\n".join(report["broken"])
+    assert "a library: ends the process by SIGSEGV" in broken
+    assert "_roi_cpu.abi3.so does not load" in broken and "reinstall mask-rcnn-plus" in broken
+    assert "detectron2 (a source tree): ImportError: built for another torch" in broken
+    assert report["detectron2"]["origin"]  # known without an import
     assert report["operators"]["backend"]["cpu"] == "torchvision"
+    # The plugin does not import, so the operators are not tested; both have one reason, one line.
+    assert "mask_rcnn_plus: ImportError: built for another torch" in broken
+    assert "self-test" not in broken
+    shown = format_report(report)
+    assert re.search(r"not run +ImportError: built for another torch", shown)
+    assert "mask_rcnn_plus does not import" in shown
+
+
+def test_a_corrupt_library_leaves_torchvisions_operators(
+    tmp_path: Path, corrupt_copy: Path
+) -> None:
+    code, report = run(tmp_path, root=corrupt_copy)
+    assert code == 1
+    assert "_roi_cpu.abi3.so does not load" in "\n".join(report["broken"])
+    assert report["operators"]["backend"]["cpu"] == "torchvision"
+    assert report["self_test"]["results"]
     assert all(result["ok"] for result in report["self_test"]["results"])
-    assert "mask_rcnn_plus does not import" in text(report)
+    assert report["package"]["folder"] == str(corrupt_copy / "mask_rcnn_plus")
 
 
-def test_it_runs_where_torch_is_missing(tmp_path: Path) -> None:
+def test_torch_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
     code, report = run(tmp_path)
     assert code == 1
     assert any("install torch" in sentence for sentence in report["broken"])
-    versions = [line.split() for line in text(report).splitlines()]
-    assert ["torch", "does", "not", "import"] in versions
+    lines = [line.split() for line in format_report(report).splitlines()]
+    assert ["torch", "does", "not", "import"] in lines
+
+
+def test_a_probe_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_TIMEOUT", 0)
+    monkeypatch.setattr(probes, "PROBES", {"libraries": probes.probe_libraries})
+    names: list[str] = []
+    facts = probes.run_probes(names.append)
+    assert names == ["libraries"]
+    assert facts["libraries"]["error"] == "does not end within 0 seconds"
 
 
 def test_a_wrong_operator_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    good = ops.roi_align
-    monkeypatch.setattr(ops, "roi_align", lambda *args: good(*args) * 1.01)
+    correct = ops.roi_align
+    monkeypatch.setattr(ops, "roi_align", lambda *args: correct(*args) * 1.01)
     wrong = [result["operator"] for result in self_test.run("cpu") if not result["ok"]]
     assert len(wrong) == 4 and all(name.startswith("roi_align") for name in wrong)
-    assert (
-        sum("is wrong: forward off by" in sentence for sentence in probes.self_test()["broken"])
-        == 4
-    )
+    broken = probes.probe_self_test()["broken"]
+    assert sum("is wrong: forward off by" in sentence for sentence in broken) == 4
 
     def fail(*_: Any) -> None:
         raise RuntimeError("CUDA error: no kernel image")
 
     monkeypatch.setattr(ops, "roi_pool", fail)
-    assert any("no kernel image" in sentence for sentence in probes.self_test()["broken"])
+    assert any("no kernel image" in sentence for sentence in probes.probe_self_test()["broken"])
 
 
 def test_libraries_for_another_cuda_or_gpu() -> None:
-    assert probes.mismatch("13.0", "13.1") == "" == probes.mismatch("13.0", None)
-    assert "CUDA 13.0, and torch with 12.8: reinstall" in probes.mismatch("13.0", "12.8")
-    assert probes.covers(["sm_80"], 8, 6) and not probes.covers(["sm_80"], 9, 0)
-    assert probes.covers(["sm_80", "compute_80"], 9, 0) and not probes.covers(["sm_86"], 8, 0)
-    assert probes.covers(["sm_90a", "sm_120"], 12, 0)
-    # What is newer takes PTX.
-    assert probes.older(["8.0", "12.0"], 8, 0) == "" == probes.older(["9.0"], 13, 0)
-    assert probes.older([], 5, 0) == ""
-    assert "with TORCH_CUDA_ARCH_LIST=7.0" in probes.older(["10.0", "7.5"], 7, 0)
+    assert probes.cuda_mismatch("13.0", "13.1") == "" == probes.cuda_mismatch("13.0", None)
+    assert "CUDA 13.0, and torch with 12.8: reinstall" in probes.cuda_mismatch("13.0", "12.8")
+    assert probes.supports(["sm_80"], 8, 6) and not probes.supports(["sm_80"], 9, 0)
+    assert probes.supports(["sm_80", "compute_80"], 9, 0) and not probes.supports(["sm_86"], 8, 0)
+    assert probes.supports(["sm_90a", "sm_120"], 12, 0)
+    # Newer GPUs compile PTX.
+    assert probes.gpu_too_old(["8.0", "12.0"], 8, 0) == "" == probes.gpu_too_old(["9.0"], 13, 0)
+    assert probes.gpu_too_old([], 5, 0) == ""
+    assert "with TORCH_CUDA_ARCH_LIST=7.0" in probes.gpu_too_old(["10.0", "7.5"], 7, 0)
 
 
-def test_an_instruction_set_held_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limited_instruction_set_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     if ops.backend("cpu") != "native":
         pytest.skip("no compiled operators")
-    monkeypatch.setenv("MASK_RCNN_PLUS_CPU_ISA", "avx1024")
-    assert any("'avx1024', which is not what is used" in s for s in probes.operators()["advice"])
-    monkeypatch.setenv("MASK_RCNN_PLUS_CPU_ISA", torch.ops.mask_rcnn_plus.cpu_isa())
-    assert any("holds the operators to" in s for s in probes.operators()["advice"])
+
+    def advice_for(instruction_set: str) -> str:
+        monkeypatch.setenv("MASK_RCNN_PLUS_CPU_ISA", instruction_set)
+        return "\n".join(probes.probe_operators()["advice"])
+
+    used = torch.ops.mask_rcnn_plus.cpu_isa()
+    assert f"'avx1024', but the operators use {used}" in advice_for("avx1024")
+    assert f"limits the operators to {used}" in advice_for(used)
 
 
 def advice(report: dict[str, Any], **machine: Any) -> str:
-    quiet = {
+    """The advice for an idle machine with these changes."""
+    idle = {
         "load": 0.0,
         "quota": None,
         "cores": 4,
@@ -195,9 +229,9 @@ def advice(report: dict[str, Any], **machine: Any) -> str:
         "datasets": report["datasets"],
         "python": report["python"],
     }
-    broken, said = findings({**facts, "machine": {**quiet, **machine}})
+    broken, sentences = diagnose({**facts, "machine": {**idle, **machine}})
     assert not broken
-    return "\n".join(said)
+    return "\n".join(sentences)
 
 
 def test_advice(report: dict[str, Any]) -> None:
@@ -210,10 +244,10 @@ def test_advice(report: dict[str, Any]) -> None:
     assert "SOLVER.IMS_PER_BATCH" in advice(report, memory={"total": 2**34, "available": 2**29})
     full = {"folder": "/output", "free": 2**20, "writable": True}
     assert "1 MiB are free for '/output'" in advice(report, output=full)
-    closed = {**full, "writable": False}
-    assert "cannot be written into" in advice(report, output=closed)
-    gone = {"folder": "/datasets", "exists": False, "free": 1, "variable": False}
-    assert "DETECTRON2_DATASETS" in advice(report, datasets=gone)
+    read_only = {**full, "writable": False}
+    assert "cannot write into '/output'" in advice(report, output=read_only)
+    missing = {"folder": "/datasets", "exists": False, "free": 1, "variable": False}
+    assert "DETECTRON2_DATASETS" in advice(report, datasets=missing)
     assert "datasets/README.md" in advice({**report, "datasets": {"by folder": {}, "builtin": []}})
 
 

@@ -1,4 +1,4 @@
-"""mask-rcnn-plus show-data: a picture of what a config trains on."""
+"""mask-rcnn-plus show-data: a drawing of the images that a config trains on."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_tools.cli import main
-from mask_rcnn_tools.show_data import draw_sample, first_samples
+from mask_rcnn_tools.show_data.drawing import draw_sample, first_samples
 
 
-def test_the_picture_holds_the_images_that_a_training_begins_with(
+def test_the_first_images_of_a_training_are_drawn(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = tmp_path / "data.png"
-    command = ["show-data", "--config-file", str(tiny_config), "--output", str(picture)]
+    output = tmp_path / "data.png"
+    command = ["show-data", "--config-file", str(tiny_config), "--output", str(output)]
     command += ["--images", "5", "--side", "100"]
     assert main([*command, "INPUT.JITTER.ENABLED", "True"]) == 0
-    height, width = cv2.imread(str(picture)).shape[:2]
+    height, width = cv2.imread(str(output)).shape[:2]
     # Three columns, two rows.
     assert width >= 3 * 100 and 2 * 100 <= height < 3 * 100
     assert main([*command, "INPUT.JITTER.ENABLED", "True"]) == 2
@@ -35,7 +35,7 @@ def test_the_picture_holds_the_images_that_a_training_begins_with(
     assert [sample["file_name"] for sample in first_samples(cfg, 4)] != names
 
 
-def test_a_sample_is_drawn_with_masks_and_keypoints_where_they_are() -> None:
+def test_masks_and_keypoints_are_drawn_at_their_positions() -> None:
     objects = Instances((20, 40))
     objects.gt_boxes = Boxes(torch.tensor([[20.0, 0, 40, 20]]))
     objects.gt_classes = torch.tensor([0])
@@ -43,7 +43,7 @@ def test_a_sample_is_drawn_with_masks_and_keypoints_where_they_are() -> None:
     masks[:, :, 20:] = True
     objects.gt_masks = BitMasks(masks)
     objects.gt_keypoints = Keypoints(torch.tensor([[[5.0, 10, 2], [0, 0, 0]]]))
-    # Blue in RGB.
+    # Blue, in RGB.
     image = torch.zeros(3, 20, 40, dtype=torch.uint8)
     image[2] = 200
     sample = {"image": image, "instances": objects, "file_name": "a.png"}

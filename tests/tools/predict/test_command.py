@@ -1,4 +1,4 @@
-"""mask-rcnn-plus predict: what it reads, writes, refuses, and returns."""
+"""mask-rcnn-plus predict: inputs, outputs, errors and exit codes."""
 
 import csv
 import json
@@ -13,8 +13,8 @@ import pytest
 from pycocotools.coco import COCO
 
 from mask_rcnn_tools.cli import main
-from mask_rcnn_tools.predict import command as tool
-from mask_rcnn_tools.predict import inputs as predict_inputs
+from mask_rcnn_tools.predict import inputs
+from mask_rcnn_tools.predict import run as predict_run
 from mask_rcnn_tools.predict.inputs import find_sources
 
 
@@ -25,7 +25,7 @@ def weights(trained: Path) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_model(weights: str) -> None:
-    """The same predictor for all tests of one config: building it takes longer than predicting."""
+    """Reuses predictors with the same config, because building one takes longer than predicting."""
     built = {}
 
     def cached(cfg: object, **options: object) -> object:
@@ -34,13 +34,13 @@ def _one_model(weights: str) -> None:
             built[key] = predictor(cfg, **options)
         return built[key]
 
-    predictor = tool.BatchPredictor
+    predictor = predict_run.BatchPredictor
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool, "BatchPredictor", cached)
+        patch.setattr(predict_run, "BatchPredictor", cached)
         yield
 
 
-def picture(seed: int, height: int = 64, width: int = 80) -> np.ndarray:
+def random_image(seed: int, height: int = 64, width: int = 80) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("a/x.png", "b/x.png", "y.jpg")):
         (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(tmp_path / "photos" / name), picture(number))
+        cv2.imwrite(str(tmp_path / "photos" / name), random_image(number))
     return tmp_path
 
 
@@ -82,7 +82,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_weights_and_a_photo_are_enough(folder: Path, weights: str) -> None:
+def test_weights_and_an_image_are_enough(folder: Path, weights: str) -> None:
     code = "import sys; from mask_rcnn_tools.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "predict", "--weights", weights, "photos/y.jpg"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -91,19 +91,17 @@ def test_weights_and_a_photo_are_enough(folder: Path, weights: str) -> None:
     assert cv2.imread("output/predictions/y.jpg").shape == (64, 80, 3)
 
 
-def test_everything_written_agrees(
-    folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (folder / "photos" / "z.jpg").write_text("no picture")
+def test_all_outputs_agree(folder: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "photos" / "z.jpg").write_text("not an image")
     given = ["photos/a/x.png", "photos/b/x.png", "photos", "photos/*.jpg"]
     assert run(weights, *given, "--output", "out", "--json", "--csv", "--cutouts") == 1
     captured = capsys.readouterr()
-    assert "skipped: photos/z.jpg is no image" in captured.err and "1 skipped" in captured.out
+    assert "skipped: photos/z.jpg is not an image" in captured.err and "1 skipped" in captured.out
 
-    # Each file once; of two x.png the second has a name of its own.
+    # Each file once; the second x.png gets another name.
     drawn = {path.name for path in (folder / "out").iterdir() if path.suffix in (".png", ".jpg")}
     assert drawn == {"x.png", "x_2.png", "y.jpg"}
-    assert (cv2.imread("photos/a/x.png") == picture(0)).all()
+    assert (cv2.imread("photos/a/x.png") == random_image(0)).all()
 
     with Path("out/objects.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -113,31 +111,31 @@ def test_everything_written_agrees(
         *("photos/a/x.png", "photos/b/x.png", "photos/y.jpg")
     ]
     assert [c["name"] for c in coco.loadCats([1, 2, 3])] == ["circle", "square", "triangle"]
-    found = list(results.anns.values())
-    assert len(rows) == len(found) > 0
-    for row, one in zip(rows, found, strict=True):
-        assert row["image"] == coco.imgs[one["image_id"]]["file_name"]
-        assert row["class"] == coco.cats[one["category_id"]]["name"]
-        assert float(row["score"]) == pytest.approx(one["score"], abs=1e-4)
-        x, y, w, h = one["bbox"]
+    detections = list(results.anns.values())
+    assert len(rows) == len(detections) > 0
+    for row, detection in zip(rows, detections, strict=True):
+        assert row["image"] == coco.imgs[detection["image_id"]]["file_name"]
+        assert row["class"] == coco.cats[detection["category_id"]]["name"]
+        assert float(row["score"]) == pytest.approx(detection["score"], abs=1e-4)
+        x, y, w, h = detection["bbox"]
         corners = [float(row[key]) for key in ("x0", "y0", "x1", "y1")]
         np.testing.assert_allclose(corners, [x, y, x + w, y + h], atol=0.01)
-        mask = results.annToMask(one)
+        mask = results.annToMask(detection)
         assert int(row["area"]) == mask.sum()
         if mask.any():
             ys, xs = np.nonzero(mask)
-            centre = [float(row["centroid_x"]), float(row["centroid_y"])]
-            np.testing.assert_allclose(centre, [xs.mean() + 0.5, ys.mean() + 0.5], atol=0.01)
+            centroid = [float(row["centroid_x"]), float(row["centroid_y"])]
+            np.testing.assert_allclose(centroid, [xs.mean() + 0.5, ys.mean() + 0.5], atol=0.01)
             name = Path(row["image"]).stem + ("_2" if "/b/" in row["image"] else "")
             path = f"out/cutouts/{name}_{int(row['object']):03}_{row['class']}.png"
             cutout = cv2.imread(path, cv2.IMREAD_UNCHANGED)
             assert (cutout[:, :, 3] > 0).sum() == mask.sum()
-            whole = cv2.imread(row["image"])
+            image = cv2.imread(row["image"])
             inside = cutout[:, :, 3] > 0
-            assert (cutout[inside][:, :3] == whole[mask > 0]).all()
+            assert (cutout[inside][:, :3] == image[mask > 0]).all()
 
 
-def test_existing_files_and_inputs_are_never_replaced_unasked(
+def test_existing_files_are_replaced_only_with_overwrite_and_inputs_never(
     folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--weights", weights, "photos/y.jpg"]
@@ -150,29 +148,28 @@ def test_existing_files_and_inputs_are_never_replaced_unasked(
     assert cv2.imread("out/y.jpg") is not None
 
 
-def test_a_selection_of_objects(folder: Path, weights: str) -> None:
+def test_classes_max_detections_and_score_threshold(folder: Path, weights: str) -> None:
     def objects(*options: str) -> list[dict]:
         given = ["photos", "--recursive", "--no-pictures", "--json", "--overwrite", *options]
         assert run(weights, *given) == 0
         return json.loads(Path("output/predictions/predictions.json").read_text())
 
     everything = objects()
-    kinds = {one["category_id"] for one in everything}
-    wanted = ("circle", "square", "triangle")[min(kinds) - 1]
-    chosen = objects("--classes", wanted)
-    assert {one["category_id"] for one in chosen} == {min(kinds)}
-    assert len(chosen) >= sum(one["category_id"] == min(kinds) for one in everything)
+    category = min(o["category_id"] for o in everything)
+    kept = objects("--classes", ("circle", "square", "triangle")[category - 1])
+    assert {o["category_id"] for o in kept} == {category}
+    assert len(kept) >= sum(o["category_id"] == category for o in everything)
     best = objects("--max-detections", "1")
     assert len(best) == 3
     for image in range(1, 4):
-        scores = [one["score"] for one in everything if one["image_id"] == image]
+        scores = [o["score"] for o in everything if o["image_id"] == image]
         assert [o["score"] for o in best if o["image_id"] == image] == pytest.approx([max(scores)])
-    middle = sorted(one["score"] for one in everything)[len(everything) // 2]
-    above = objects("--score-threshold", str(middle))
-    assert 0 < len(above) < len(everything) and all(one["score"] >= middle for one in above)
+    median = sorted(o["score"] for o in everything)[len(everything) // 2]
+    above = objects("--score-threshold", str(median))
+    assert 0 < len(above) < len(everything) and all(o["score"] >= median for o in above)
 
 
-def test_results_numbered_as_the_ground_truth(
+def test_like_uses_the_ids_of_a_coco_json(
     folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = {
@@ -186,7 +183,7 @@ def test_results_numbered_as_the_ground_truth(
     assert run(weights, "photos/b/x.png", *given) == 0
     results = json.loads(Path("output/predictions/predictions.json").read_text())
     images = json.loads(Path("output/predictions/images.json").read_text())
-    assert {one["image_id"] for one in results} == {80}
+    assert {result["image_id"] for result in results} == {80}
     assert [(c["id"], c["name"]) for c in images["categories"]] == [
         *((12, "circle"), (11, "square"), (10, "triangle"))
     ]
@@ -200,7 +197,7 @@ def test_videos_keep_frames_rate_and_size(
 ) -> None:
     odd = size[0] % 2 == 1
     if odd:
-        # Only OpenCV's own writer of Motion JPEG knows odd sides.
+        # Only OpenCV's own Motion JPEG writer supports odd sides.
         code = cv2.VideoWriter_fourcc(*"MJPG")
         writer = cv2.VideoWriter("clip.avi", cv2.CAP_OPENCV_MJPEG, code, 30, size)
         for number in range(7):
@@ -219,15 +216,15 @@ def test_videos_keep_frames_rate_and_size(
     assert [image["file_name"] for image in images] == [f"{clip}#{n}" for n in range(7)]
 
 
-def test_a_video_that_breaks_off_is_named(
+def test_a_truncated_video_is_reported(
     folder: Path, weights: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_video(folder / "clip.mp4", 4, 25, (64, 64))
-    Path("broken.mp4").write_bytes(b"no video")
-    monkeypatch.setattr(predict_inputs, "_promised", lambda _: 10)
+    Path("broken.mp4").write_bytes(b"not a video")
+    monkeypatch.setattr(inputs, "_announced_frames", lambda _: 10)
     assert run(weights, "broken.mp4", "clip.mp4", "photos/y.jpg", "--output", "out") == 1
     err = capsys.readouterr().err
-    assert "broken.mp4 is no video" in err and "clip.mp4 ends after 4 of 10 frames" in err
+    assert "broken.mp4 is not a video" in err and "clip.mp4 ends after 4 of 10 frames" in err
     assert read_video(folder / "out" / "clip.mp4")[0] == 4 and Path("out/y.jpg").exists()
 
 
@@ -244,27 +241,27 @@ def test_a_camera_ends_with_ctrl_c(
             self.frames += 1
             if self.frames > 5:
                 raise KeyboardInterrupt
-            return True, picture(self.frames)
+            return True, random_image(self.frames)
 
         def release(self) -> None:
             pass
 
-    monkeypatch.setattr(tool, "open_camera", lambda _: Camera())
+    monkeypatch.setattr(predict_run, "open_camera", lambda _: Camera())
     assert run(weights, "0", "--output", "out", "--json", "--batch-size", "1") == 0
     assert read_video(folder / "out" / "camera_0.mp4")[0] == 5
     assert len(json.loads((folder / "out" / "images.json").read_text())["images"]) == 5
 
 
-def test_slices_and_their_overlap(folder: Path, weights: str) -> None:
-    cv2.imwrite("large.png", picture(9, 120, 200))
+def test_slice_and_overlap(folder: Path, weights: str) -> None:
+    cv2.imwrite("large.png", random_image(9, 120, 200))
     given = ["large.png", "--slice", "64", "--overlap", "0.25", "--output", "out", "--json"]
     assert run(weights, *given) == 0
-    found = json.loads(Path("out/predictions.json").read_text())
-    assert found and all(one["segmentation"]["size"] == [120, 200] for one in found)
-    assert max(one["bbox"][0] for one in found) > 100
+    results = json.loads(Path("out/predictions.json").read_text())
+    assert results and all(r["segmentation"]["size"] == [120, 200] for r in results)
+    assert max(r["bbox"][0] for r in results) > 100
 
 
-def test_folders_names_and_what_lies_in_the_output(folder: Path) -> None:
+def test_find_sources(folder: Path) -> None:
     def names(*inputs: str, recursive: bool = False) -> list[tuple[str, str]]:
         sources = find_sources(inputs, recursive=recursive, output=Path("photos/out"))
         return [(source.path, source.name) for source in sources]
@@ -307,7 +304,7 @@ def test_a_full_disk_is_one_line(
     assert line == "error: cannot write into --output out: No space left on device"
 
 
-def test_opencv_adds_nothing_to_the_line(folder: Path, weights: str) -> None:
+def test_opencv_prints_nothing(folder: Path, weights: str) -> None:
     code = "import sys; from mask_rcnn_tools.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "predict", "--weights", weights, "99"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV_")}
@@ -316,7 +313,7 @@ def test_opencv_adds_nothing_to_the_line(folder: Path, weights: str) -> None:
     assert done.stderr.startswith("error: camera 99") and done.stderr.count("\n") == 1
 
 
-def test_wrong_arguments_are_one_line(
+def test_a_wrong_argument_is_one_line(
     folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = ("--weights", weights, "photos/y.jpg")
@@ -333,23 +330,23 @@ def test_wrong_arguments_are_one_line(
         (("photos/y.jpg",), "--weights"),
         ((*good, "--classes", "circl"), "no class 'circl'; did you mean 'circle'?"),
         ((*good, "--classes", " ,"), "--classes names no class"),
-        ((*good, "--set", "MODEL.DEVICE", "cpu"), "no effect: give --device"),
+        ((*good, "--set", "MODEL.DEVICE", "cpu"), "no effect: use --device"),
         (
             (*good, "--set", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9"),
-            "no effect: give --score-threshold",
+            "no effect: use --score-threshold",
         ),
         ((*good, "--device", "cuda:77"), "--device is 'cuda:77'"),
-        # The weights, which are read last, are not asked for.
+        # Refused before the weights are read.
         (
             ("--weights", "no.pth", "photos/y.jpg", "--device", "cpu", "--optimize", "fp16"),
-            "--optimize fp16, which CPUs compute slower than fp32: give bf16",
+            "--optimize fp16 is slower than fp32 on a CPU: use bf16",
         ),
         ((*good, "--score-threshold", "1.5"), "from 0 to 1, not '1.5'"),
         ((*good, "--batch-size", "0"), "at least 1, not '0'"),
         ((*good, "--no-pictures"), "leaves nothing to write"),
-        ((*good, "--overlap", "0.1"), "--overlap belongs to --slice"),
-        ((*good, "--slice", "8"), "at least 32"),
-        ((*good, "--like", "gt.json"), "--like belongs to --json"),
+        ((*good, "--overlap", "0.1"), "--overlap needs --slice"),
+        ((*good, "--slice", "8"), "at least 32 pixels, got 8"),
+        ((*good, "--like", "gt.json"), "--like needs --json"),
         ((*good, "--json", "--like", "gt.json"), "--like gt.json: No such file"),
         ((*good, "--set", "TEST.AUG.ENABLD", "True"), "did you mean 'TEST.AUG.ENABLED'"),
         ((*good, "--config-file", "no.yaml"), "'no.yaml' does not exist"),

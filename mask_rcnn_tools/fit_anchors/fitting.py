@@ -1,0 +1,128 @@
+"""Fits the anchors of a config to the boxes of data sets."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.modeling import build_anchor_generator, build_backbone
+from tqdm import tqdm
+
+from mask_rcnn_plus.data.anchors import Anchors, SeenBoxes, coverage, fit, seen_boxes
+from mask_rcnn_plus.data.augmentation import build_augmentations
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_tools.config_run import training_records
+
+# More boxes hardly improve the estimate of the recall.
+_MAX_BOXES = 10_000
+_MAX_DRAWS = 20  # of each image
+
+
+def fit_to_datasets(cfg: CfgNode, names: Sequence[str]) -> tuple[str, str]:
+    """Fits the anchors of a config.
+
+    Args:
+        cfg: from ``load_config``.
+        names: of data sets; by default those of DATASETS.TRAIN.
+
+    Returns:
+        a table of the recall before and after; and the lines for the config.
+
+    Raises:
+        UserError: the config has no anchors to fit, or a data set cannot be used.
+    """
+    now = config_anchors(cfg)
+    records = training_records(cfg, names)
+    title = ", ".join(names or cfg.DATASETS.TRAIN)
+    training = _boxes(cfg, records, train=True)
+    if not len(training):
+        raise UserError(f"data set {title} has no boxes to fit anchors to")
+    with tqdm(desc="fitting", unit="trial", disable=not sys.stderr.isatty()) as bar:
+        fitted = fit(training, now, tick=bar.update)
+    table = _table(title, training, _boxes(cfg, records, train=False), now, fitted)
+    if fitted == now:
+        table += "\n\nFound nothing better: keep the anchors of the config."
+    return table, _yaml(fitted)
+
+
+def config_anchors(cfg: CfgNode) -> Anchors:
+    """The anchors of a config's RPN.
+
+    Raises:
+        UserError: the anchors are of another kind, or their number differs between feature maps.
+    """
+    generator = cfg.MODEL.ANCHOR_GENERATOR
+    if generator.NAME != "DefaultAnchorGenerator":
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR.NAME is '{generator.NAME}': can fit only "
+            "DefaultAnchorGenerator"
+        )
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.TIMM.PRETRAINED = False  # the weights do not matter
+    maps = build_backbone(cfg).output_shape()
+    missing = [name for name in cfg.MODEL.RPN.IN_FEATURES if name not in maps]
+    if missing:
+        raise UserError(
+            f"MODEL.RPN.IN_FEATURES names '{missing[0]}'; the backbone has {', '.join(maps)}"
+        )
+    shapes = [maps[name] for name in cfg.MODEL.RPN.IN_FEATURES]
+    levels = len(shapes)
+    try:
+        build_anchor_generator(cfg, shapes)
+    except AssertionError as error:
+        raise UserError(
+            "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS must be lists of 1 list, or of "
+            f"{levels}: one per name in MODEL.RPN.IN_FEATURES"
+        ) from error
+
+    def per_level(values: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+        """Repeats a single list for all feature maps, as detectron2 does."""
+        lists = values if isinstance(values[0], list | tuple) else [values]
+        rows = [tuple(float(value) for value in row) for row in lists]
+        return tuple(rows * levels if len(rows) == 1 else rows)
+
+    sizes, ratios = per_level(generator.SIZES), per_level(generator.ASPECT_RATIOS)
+    if len(set(map(len, sizes))) > 1 or len(set(map(len, ratios))) > 1:
+        raise UserError(
+            "MODEL.ANCHOR_GENERATOR: SIZES and ASPECT_RATIOS must have the same number of values "
+            "on each feature map"
+        )
+    strides = tuple(int(shape.stride) for shape in shapes)
+    return Anchors(sizes, ratios, strides, float(generator.OFFSET))
+
+
+def _boxes(cfg: CfgNode, records: list[dict[str, Any]], *, train: bool) -> SeenBoxes:
+    augmentations = detection_utils.build_augmentation(cfg, is_train=False)
+    draws = 1
+    if train:
+        augmentations = build_augmentations(cfg)
+        count = sum(len(record.get("annotations", ())) for record in records)
+        draws = max(1, min(_MAX_DRAWS, _MAX_BOXES // max(1, count)))
+    seed = max(0, cfg.SEED)
+    bar = tqdm(records, unit="image", disable=not sys.stderr.isatty())
+    return seen_boxes(bar, augmentations, seed=seed, draws=draws).some(_MAX_BOXES, seed=seed)
+
+
+def _table(names: str, training: SeenBoxes, test: SeenBoxes, now: Anchors, fitted: Anchors) -> str:
+    lines = [
+        f"{names}: {len(training)} boxes at training size, {len(test)} at test size",
+        f"{'':26}{'IoU >= 0.5':>12}{'IoU >= 0.7':>12}{'mean IoU':>12}",
+    ]
+    for size, boxes in (("training", training), ("test", test)):
+        for name, anchors in (("now", now), ("fitted", fitted)):
+            result = coverage(boxes, anchors)
+            values = f"{result.recall_50:12.1%}{result.recall_70:12.1%}{result.mean:12.3f}"
+            lines.append(f"{f'at {size} size, {name}':26}{values}")
+    return "\n".join(lines)
+
+
+def _yaml(anchors: Anchors) -> str:
+    sizes, ratios = (
+        ", ".join(f"[{', '.join(f'{value:g}' for value in level)}]" for level in levels)
+        for levels in (anchors.sizes, anchors.ratios)
+    )
+    if len(set(anchors.ratios)) == 1:
+        ratios = ratios[: ratios.index("]") + 1]
+    return f"MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: [{sizes}]\n    ASPECT_RATIOS: [{ratios}]\n"
