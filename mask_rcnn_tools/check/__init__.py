@@ -1,11 +1,10 @@
-"""The data check: every problem of a COCO json and its images, and how it can be mended."""
+"""The data check: finds the problems of a COCO json and its images, and repairs the json."""
 
-from mask_rcnn_tools.check.cache import write_whole
-from mask_rcnn_tools.check.checking import check_coco, mend, note_leaks
+from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
 from mask_rcnn_tools.check.images import MODES
 from mask_rcnn_tools.check.problems import ERROR, KINDS, NOTE, WARNING, Problem
 from mask_rcnn_tools.check.repair import Repaired
-from mask_rcnn_tools.check.report import Report, describe, write_json
+from mask_rcnn_tools.check.result import CheckResult, describe, write_json
 from mask_rcnn_tools.check.statistics import AnchorSettings
 
 __all__ = [
@@ -15,13 +14,12 @@ __all__ = [
     "NOTE",
     "WARNING",
     "AnchorSettings",
+    "CheckResult",
     "Problem",
     "Repaired",
-    "Report",
     "check_coco",
     "describe",
-    "mend",
     "note_leaks",
+    "repair_coco",
     "write_json",
-    "write_whole",
 ]

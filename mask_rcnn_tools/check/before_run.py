@@ -1,4 +1,4 @@
-"""The data check before training and evaluation, as DATA_CHECK asks for."""
+"""The data check before training and evaluation, according to DATA_CHECK."""
 
 import logging
 from collections import Counter
@@ -10,75 +10,72 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.data import coco_files, use_json
 from mask_rcnn_plus.data.coco_json import file_stamp, mark_vetted
-from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_tools.check import (
-    ERROR,
-    WARNING,
-    AnchorSettings,
-    Report,
-    check_coco,
-    describe,
-    mend,
-    note_leaks,
-    write_whole,
-)
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
+from mask_rcnn_tools.check.cache import write_atomically
+from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
+from mask_rcnn_tools.check.problems import ERROR, WARNING
+from mask_rcnn_tools.check.result import CheckResult, counted, describe
+from mask_rcnn_tools.check.statistics import AnchorSettings
 
-# Below the plugin's logger, whose handlers write the console and log.txt of a run.
+# Below the plugin's logger, whose handlers write to the console and to the run's log.txt.
 logger = logging.getLogger("mask_rcnn_plus.data_check")
 
 _CHOICES = ("strict", "repair", "off")
-# What loading refuses in better words than a count of problems would.
+# For these kinds, loading the data set raises a clearer error than the check could.
 _LEFT_TO_LOADING = {"no-json", "no-coco", "no-images", "file-missing"}
 
 
 def check_data(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Checks data sets in COCO format; those of other kinds are passed over.
+    """Checks data sets in COCO format; ignores other data sets.
 
-    With several processes, the first of each machine checks and all of them follow it.
+    With several processes, the first one of each machine checks, and the others use its result.
 
     Args:
-        cfg: the config; DATA_CHECK "strict" refuses what has an error, "repair" lets the data sets
-            (and their evaluation) use mended jsons in OUTPUT_DIR/data_check, "off" does nothing.
-        names: data sets that will be used.
+        cfg: the config. DATA_CHECK "strict" refuses data sets with errors; "repair" writes repaired
+            jsons into OUTPUT_DIR/data_check and uses them for training and evaluation; "off" does
+            nothing.
+        names: the data sets that the run uses.
 
     Raises:
-        UserError: DATA_CHECK is none of these, or there are errors that it does not let pass.
+        UserError: DATA_CHECK is invalid, or a data set has errors that it does not accept.
     """
     choice = cfg.DATA_CHECK
     if choice not in _CHOICES:
-        hint = did_you_mean(str(choice), _CHOICES) or ""
-        raise UserError(f"DATA_CHECK is '{choice}': set it to strict, repair or off{hint}")
+        hint = did_you_mean(str(choice), _CHOICES)
+        raise UserError(f"DATA_CHECK: expected strict, repair or off, got '{choice}'{hint}")
     if choice == "off":
         return
-    files = {name: found for name in names if (found := coco_files(name))}
 
     def check() -> dict[str, Path]:
-        reports = [
-            check_coco(*found, name=name, anchors=anchor_settings(cfg))
-            for name, found in files.items()
+        """The repaired json of each data set that needs one."""
+        results = [
+            check_coco(*files, name=name, anchors=anchor_settings(cfg))
+            for name in dict.fromkeys(names)
+            if (files := coco_files(name))
         ]
-        note_leaks(reports)
-        return {
-            report.name: path
-            for report in reports
-            if (path := _judge(cfg, report, choice)) is not None
-        }
+        note_leaks(results)
+        repaired = {result.name: _accept(cfg, result) for result in results}
+        return {name: path for name, path in repaired.items() if path is not None}
 
     for name, path in _on_each_machine(check).items():
         use_json(name, path)
         logger.warning(
-            f"Data set '{name}' is read from the mended '{path}' (DATA_CHECK repair); where it is "
-            "evaluated on, that is the ground truth"
+            f"Data set '{name}': training and evaluation use the repaired json '{path}' "
+            "(DATA_CHECK repair), also as ground truth"
         )
 
 
 def anchor_settings(cfg: CfgNode) -> AnchorSettings | None:
-    """What the config's anchors and resizing come to; None without anchors, and with jitter, whose
-    sizes ``mask-rcnn-plus fit-anchors`` follows."""
+    """The anchors and the resizing of a config.
+
+    Returns:
+        None if the config has no anchors, or uses jitter, for which there is
+        ``mask-rcnn-plus fit-anchors``.
+    """
     anchors = cfg.MODEL.ANCHOR_GENERATOR
-    sizes = [float(size) for level in anchors.SIZES for size in _listed(level)]
-    ratios = sorted({float(ratio) for level in anchors.ASPECT_RATIOS for ratio in _listed(level)})
-    shorter = sorted(_listed(cfg.INPUT.MIN_SIZE_TRAIN))
+    sizes = [float(size) for level in anchors.SIZES for size in _as_list(level)]
+    ratios = sorted({float(ratio) for level in anchors.ASPECT_RATIOS for ratio in _as_list(level)})
+    shorter = sorted(_as_list(cfg.INPUT.MIN_SIZE_TRAIN))
     if not sizes or not ratios or not shorter or cfg.INPUT.JITTER.ENABLED:
         return None
     return AnchorSettings(
@@ -86,62 +83,51 @@ def anchor_settings(cfg: CfgNode) -> AnchorSettings | None:
     )
 
 
-def _judge(cfg: CfgNode, report: Report, choice: str) -> Path | None:
-    """Logs what was found; the mended json where one is needed."""
-    _log(report)
-    errors = report.kinds(ERROR)
+def _accept(cfg: CfgNode, result: CheckResult) -> Path | None:
+    """Logs a result, and raises UserError or writes a repaired json if the data set has errors."""
+    command = f"mask-rcnn-plus check-data {result.name}"
+    if warnings := result.kinds(WARNING):
+        logger.warning(f"Data set '{result.name}': {counted(warnings)}; `{command}` explains them")
+    for line in result.statistics:
+        logger.info(f"Data set '{result.name}': {line}")
+    errors = result.kinds(ERROR)
     if not cfg.MODEL.MASK_ON:
         del errors["mask-missing"]
-    if not report.is_coco() or (choice == "strict" and errors.keys() <= _LEFT_TO_LOADING):
+    strict = cfg.DATA_CHECK == "strict"
+    if not errors or not result.is_coco() or (strict and errors.keys() <= _LEFT_TO_LOADING):
         return None
-    if not errors:
-        return None
-    command = f"mask-rcnn-plus check-data {report.name}"
-    if choice == "strict":
-        first = next(problem for problem in report.problems if problem.kind in errors)
+    if strict:
+        first = next(problem for problem in result.problems if problem.kind in errors)
         raise UserError(
-            f"data set '{report.name}' ('{report.json_file}') has {errors.total()} "
-            f"error{'s' if errors.total() > 1 else ''} ({_counts(errors)}): {describe(first)}. "
-            f"`{command}` lists all; DATA_CHECK repair trains without them"
+            f"data set '{result.name}' ('{result.json_file}') has {errors.total()} "
+            f"error{'s' if errors.total() > 1 else ''} ({counted(errors)}), first: "
+            f"{describe(first)}; `{command}` lists all of them, DATA_CHECK repair repairs them"
         )
-    repaired = mend(report)
+    repaired = repair_coco(result)
     if repaired.left:
         kinds = Counter(problem.kind for problem in repaired.left)
         raise UserError(
-            f"data set '{report.name}': DATA_CHECK repair cannot mend {_counts(kinds)}; "
-            f"`{command}` says more"
+            f"data set '{result.name}': DATA_CHECK repair cannot repair {counted(kinds)}; "
+            f"`{command}` explains the problems"
         )
-    path = Path(cfg.OUTPUT_DIR, "data_check", f"{report.name}.json").absolute()
+    path = Path(cfg.OUTPUT_DIR, "data_check", f"{result.name}.json").absolute()
     try:
-        write_whole(path, repaired.text())
+        write_atomically(path, repaired.text())
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
+        raise UserError(f"cannot write '{path}': {reason(error)}") from error
     if stamp := file_stamp(path):
         mark_vetted(stamp, repaired.content["categories"])
-    logger.warning(f"Data set '{report.name}': the mended json {repaired.summary()}")
+    logger.warning(f"Data set '{result.name}': the repaired json {repaired.summary()}")
     return path
 
 
-def _log(report: Report) -> None:
-    if warnings := report.kinds(WARNING):
-        logger.warning(
-            f"Data set '{report.name}': {_counts(warnings)}; "
-            f"`mask-rcnn-plus check-data {report.name}` explains them"
-        )
-    for line in report.statistics:
-        logger.info(f"Data set '{report.name}': {line}")
-
-
-def _counts(kinds: Counter[str]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-
-
-def _listed(value: object) -> list:
+def _as_list(value: object) -> list:
     return list(value) if isinstance(value, Sequence) else [value]
 
 
 def _on_each_machine(work: Callable[[], dict[str, Path]]) -> dict[str, Path]:
-    """What the first process of this machine makes of it, or its UserError, for all processes."""
+    """Runs a function in the first process of each machine; all processes get their machine's
+    result, or raise the first machine's UserError."""
     outcome: dict[str, Path] | UserError = {}
     if comm.get_local_rank() == 0:
         try:
@@ -152,7 +138,4 @@ def _on_each_machine(work: Callable[[], dict[str, Path]]) -> dict[str, Path]:
     for other in outcomes:
         if isinstance(other, UserError):
             raise other
-    mine = comm.get_rank() - comm.get_local_rank()
-    result = outcomes[mine]
-    assert not isinstance(result, UserError)
-    return result
+    return outcomes[comm.get_rank() - comm.get_local_rank()]

@@ -1,4 +1,4 @@
-"""What was found out before, in the user's cache folder: losing it costs time alone."""
+"""Results of earlier checks, in the user's cache folder. Deleting them only costs time."""
 
 import contextlib
 import hashlib
@@ -8,66 +8,64 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-# Raised with every change of what is found or kept.
-VERSION = 1
+# Increase this number whenever the results or their format change.
+VERSION = 2
 
 
 def cache_folder() -> Path:
-    """$MASK_RCNN_PLUS_CACHE, else mask_rcnn_plus in $XDG_CACHE_HOME, else in ~/.cache."""
-    own = os.environ.get("MASK_RCNN_PLUS_CACHE")
-    if own:
+    """$MASK_RCNN_PLUS_CACHE, or mask_rcnn_plus in $XDG_CACHE_HOME, or in ~/.cache."""
+    if own := os.environ.get("MASK_RCNN_PLUS_CACHE"):
         return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or "~/.cache", "mask_rcnn_plus").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "mask_rcnn_plus").expanduser()
 
 
-def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits.
+def hash_file(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal.
 
     Raises:
         OSError: the file cannot be read.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
 def load(name: str) -> Any:
-    """What was saved under a name, or None."""
+    """The value saved under a name, or None."""
     try:
-        found = json.loads((cache_folder() / name).read_text())
-        return found["value"] if found["version"] == VERSION else None
+        saved = json.loads((cache_folder() / name).read_text())
+        return saved["value"] if saved["version"] == VERSION else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def save(name: str, value: Any) -> None:
-    """Keeps a value that json can hold, if the cache can be written."""
+    """Saves a value that JSON can represent, if the cache folder is writable."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        write_whole(cache_folder() / name, json.dumps({"version": VERSION, "value": value}))
+        write_atomically(cache_folder() / name, json.dumps({"version": VERSION, "value": value}))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that nobody ever sees a part of it, and makes its folder.
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file, so that no reader ever sees a part of it. Creates its folder.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         os.close(handle)
-        Path(part).write_text(text, encoding="utf-8")
-        Path(part).replace(path)
+        Path(temporary).write_text(text, encoding="utf-8")
+        Path(temporary).replace(path)
     except BaseException:
-        Path(part).unlink()
+        Path(temporary).unlink()
         raise
 
 
 class ImageCache:
-    """What is known of the image files of a folder, each as long as its size and time stay.
+    """Facts about the image files of a folder; each is valid until the file's size or time changes.
 
     Args:
         root: the folder.
@@ -76,24 +74,24 @@ class ImageCache:
     def __init__(self, root: Path) -> None:
         digest = hashlib.sha256(os.path.realpath(root).encode("utf-8", "surrogateescape"))
         self._name = f"images-{digest.hexdigest()[:24]}.json"
-        found = load(self._name)
-        self._known: dict[str, list[Any]] = found if isinstance(found, dict) else {}
+        saved = load(self._name)
+        self._facts: dict[str, list[Any]] = saved if isinstance(saved, dict) else {}
         self._changed = False
 
     def get(self, path: str, size: int, mtime_ns: int) -> list[Any] | None:
-        """The facts put in for the file, if it has not changed since."""
-        known = self._known.get(path)
-        if not isinstance(known, list) or known[:2] != [size, mtime_ns]:
+        """The facts about a file, or None if there are none or the file has changed."""
+        facts = self._facts.get(path)
+        if not isinstance(facts, list) or facts[:2] != [size, mtime_ns]:
             return None
-        return known[2:]
+        return facts[2:]
 
     def put(self, path: str, size: int, mtime_ns: int, facts: list[Any]) -> None:
-        """Keeps facts that json can hold."""
-        self._known[path] = [size, mtime_ns, *facts]
+        """Stores facts that JSON can represent."""
+        self._facts[path] = [size, mtime_ns, *facts]
         self._changed = True
 
     def save(self) -> None:
-        """Writes what is new."""
+        """Writes the facts to the cache folder, if any are new."""
         if self._changed:
-            save(self._name, self._known)
+            save(self._name, self._facts)
             self._changed = False

@@ -1,22 +1,21 @@
-"""The data check of a json and its images, with what was found before."""
+"""Checks data sets: a json and its images, with the results of earlier checks."""
 
 import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data.coco_json import file_stamp, mark_vetted, parse
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check import cache
-from mask_rcnn_tools.check.images import Entry, check_images
-from mask_rcnn_tools.check.inspection import Inspection, inspect
-from mask_rcnn_tools.check.problems import ERROR, KINDS, Problem
-from mask_rcnn_tools.check.repair import Repaired, repair
-from mask_rcnn_tools.check.report import Report
-from mask_rcnn_tools.check.statistics import AnchorSettings, box_lines, shared_images
+from mask_rcnn_tools.check.images import ImageEntry, check_images, shared_images
+from mask_rcnn_tools.check.json_checks import Inspection, inspect
+from mask_rcnn_tools.check.problems import KINDS, Problem, is_error
+from mask_rcnn_tools.check.repair import Repaired, repair_content
+from mask_rcnn_tools.check.result import CheckResult
+from mask_rcnn_tools.check.statistics import AnchorSettings, box_lines
 
-_KEPT = 100_000  # problems in the cache, at most; a json with more is inspected each time
+_MAX_CACHED = 100_000  # a json with more problems is checked again each time
 
 
 def check_coco(
@@ -27,22 +26,23 @@ def check_coco(
     images: str = "headers",
     anchors: AnchorSettings | None = None,
     progress: bool = True,
-) -> Report:
+) -> CheckResult:
     """Checks a json and its images.
 
-    The json's result is kept by its SHA-256, an image's by its path, size and time, in
-    ``cache.cache_folder()``. A json without an error is not checked again when it is loaded.
+    Results are cached in ``cache.cache_folder()``: that of the json by its SHA-256, those of image
+    files by their path, size and time. A json without an error is not checked again when it is
+    loaded.
 
     Args:
-        json_file: in COCO format, or what should be.
-        image_root: the folder of the images; nothing outside is opened.
-        name: of the data set, for the report.
+        json_file: a file that should be in COCO format.
+        image_root: the image folder; no file outside is opened.
+        name: of the data set.
         images: "none", "headers" or "decode", as in ``check_images``.
-        anchors: of the config that will train.
-        progress: shows bars on standard error where something takes longer than two seconds.
+        anchors: of the training config, to compare them with the boxes.
+        progress: shows progress bars.
 
     Raises:
-        UserError: there is no such file, or it cannot be read.
+        UserError: the json does not exist or cannot be read.
     """
     stamp = file_stamp(json_file)
     try:
@@ -50,12 +50,12 @@ def check_coco(
     except FileNotFoundError as error:
         raise UserError(f"there is no file '{json_file}'") from error
     except OSError as error:
-        raise UserError(f"'{json_file}' cannot be read: {error.strerror or error}") from error
+        raise UserError(f"cannot read '{json_file}': {reason(error)}") from error
     inspection = _inspect(json_file, digest, progress)
     problems = list(inspection.problems)
-    if stamp and not any(KINDS[problem.kind].severity == ERROR for problem in problems):
+    if stamp and not any(map(is_error, problems)):
         mark_vetted(stamp, inspection.categories)
-    found, sizes = check_images(
+    image_problems, sizes = check_images(
         inspection.images,
         image_root,
         mode=images,
@@ -63,90 +63,83 @@ def check_coco(
         progress=progress,
     )
     order = list(KINDS)
-    problems += sorted(found, key=lambda problem: order.index(problem.kind))
-    return Report(
-        name or str(json_file),
-        json_file,
-        image_root,
-        digest,
-        len(inspection.images),
-        inspection.annotations,
-        inspection.classes,
-        problems,
-        box_lines(inspection.shapes, anchors),
-        sizes,
-        inspection.shapes,
-        inspection.images,
+    problems += sorted(image_problems, key=lambda problem: order.index(problem.kind))
+    return CheckResult(
+        name=name or str(json_file),
+        json_file=json_file,
+        image_root=image_root,
+        sha256=digest,
+        images=len(inspection.images),
+        annotations=inspection.annotations,
+        classes=inspection.classes,
+        problems=problems,
+        statistics=box_lines(inspection.shapes, anchors),
+        sizes=sizes,
+        shapes=inspection.shapes,
+        entries=inspection.images,
     )
 
 
-def note_leaks(reports: Sequence[Report]) -> None:
-    """Adds to the reports of several data sets which images they share, each pair once."""
-    for place, one in enumerate(reports):
-        for other in reports[place + 1 :]:
-            if one.json_file == other.json_file:
+def note_leaks(results: Sequence[CheckResult]) -> None:
+    """Adds a problem for each image that two data sets share, to the first of the two results."""
+    for index, first in enumerate(results):
+        for second in results[index + 1 :]:
+            if first.json_file == second.json_file:
                 continue
-            pairs = shared_images((one.image_root, one.entries), (other.image_root, other.entries))
-            for mine, theirs in pairs:
-                detail = f"is also {theirs.file_name!r} of {other.name}"
-                one.problems.append(
-                    Problem(
-                        "leak", "images", mine.position, mine.id, mine.id, mine.file_name, detail
-                    )
+            pairs = shared_images(
+                (first.image_root, first.entries), (second.image_root, second.entries)
+            )
+            for image, other in pairs:
+                detail = f"is also {other.file_name!r} of {second.name}"
+                position, key, file_name, *_ = image
+                first.problems.append(
+                    Problem("leak", "images", position, key, key, file_name, detail)
                 )
 
 
-def mend(report: Report) -> Repaired:
-    """Mends the json that a report is about.
+def repair_coco(result: CheckResult) -> Repaired:
+    """Repairs a json.
 
     Args:
-        report: of ``check_coco``, on a json in COCO's outline.
+        result: of ``check_coco``, for a json in COCO format.
 
     Raises:
-        UserError: the json cannot be read, or has changed since.
+        UserError: the json cannot be read, or has changed since it was checked.
     """
-    if cache.hash_file(report.json_file) != report.sha256:
-        raise UserError(f"'{report.json_file}' has changed while it was checked; start again")
-    return repair(parse(report.json_file), report.problems, report.sizes)
+    if cache.hash_file(result.json_file) != result.sha256:
+        raise UserError(f"'{result.json_file}' has changed since it was checked; start again")
+    return repair_content(parse(result.json_file), result.problems, result.sizes)
 
 
 def _inspect(json_file: Path, digest: str, progress: bool) -> Inspection:
     key = f"json-{digest}.json"
-    if (found := _restore(cache.load(key))) is not None:
-        return found
+    if (cached := _restore(cache.load(key))) is not None:
+        return cached
+    collect = gc.isenabled()
+    gc.disable()  # else Python searches millions of new objects for cycles, again and again
     try:
-        with _no_collection():
-            inspection = inspect(parse(json_file), progress=progress)
+        inspection = inspect(parse(json_file), progress=progress)
     except UserError as error:
-        if "is no json" not in str(error):
+        if not isinstance(error.__cause__, (ValueError, RecursionError)):
             raise
-        detail = str(error).split("is no json: ", 1)[-1]
-        return Inspection([Problem("no-json", detail=f"is no json: {detail}")], 0, [], [], [], [])
-    if len(inspection.problems) <= _KEPT:
+        detail = f"the file is not valid JSON: {error.__cause__}"
+        return Inspection([Problem("no-json", detail=detail)], 0, [], [], [], [])
+    finally:
+        if collect:
+            gc.enable()
+    if len(inspection.problems) <= _MAX_CACHED:
         cache.save(key, inspection)
     return inspection
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keeps Python from searching millions of new objects for cycles, over and over."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _restore(saved: Any) -> Inspection | None:
-    """What json has made of an inspection."""
+    """An inspection from its JSON form; None if that is invalid."""
     try:
         problems, annotations, images, categories, classes, shapes = saved
         return Inspection(
             [Problem(*problem) for problem in problems],
             annotations,
-            [Entry(*entry) for entry in images],
+            [ImageEntry(*image) for image in images],
             categories,
             [tuple(line) for line in classes],
             [tuple(shape) for shape in shapes],

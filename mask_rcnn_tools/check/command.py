@@ -1,116 +1,114 @@
-"""Finds what is wrong with data sets in COCO format, and writes a mended json."""
+"""Finds problems in data sets in COCO format, and writes a repaired json."""
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import coco_files, require_registered
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.arguments import Parser, require_new
-from mask_rcnn_tools.check import (
-    ERROR,
-    MODES,
-    Report,
-    check_coco,
-    describe,
-    mend,
-    note_leaks,
-    write_json,
-    write_whole,
-)
 from mask_rcnn_tools.check.before_run import anchor_settings
+from mask_rcnn_tools.check.cache import write_atomically
+from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
+from mask_rcnn_tools.check.images import MODES
+from mask_rcnn_tools.check.problems import ERROR
+from mask_rcnn_tools.check.result import CheckResult, describe, write_json
 
 PROGRAM = "mask-rcnn-plus check-data"
 
 _EPILOG = f"""
 examples:
-  a training and a validation set, images that are in both included:
+  check a training and a validation set, and find images that are in both:
     {PROGRAM} balloons_train balloons_val
-  box sizes beside the anchors of the config that will train:
+  compare box sizes with the anchors of the training config:
     {PROGRAM} balloons_train --config-file configs/small_data.yaml
-  a json anywhere, and a mended copy of it:
-    {PROGRAM} --json-file annotations.json --image-root photos --repair mended.json
+  check a json that is not in the data set folder, and write a repaired copy:
+    {PROGRAM} --json-file annotations.json --image-root photos --repair repaired.json
 
-An error is what training or evaluation would fail on, get wrong, or lose an object by without a
-word; train_net.py refuses it unless DATA_CHECK says otherwise. A warning is handled, though perhaps
-not as you mean; a note is worth knowing. What was found is remembered in $MASK_RCNN_PLUS_CACHE, by
-default ~/.cache/mask_rcnn_plus, until a file changes.
+error: training or evaluation fails, is wrong, or silently loses an object. train_net.py refuses
+such a data set, unless DATA_CHECK is repair or off.
+warning: training and evaluation work, but perhaps not as you intend.
+note: good to know.
 
-exit code: 0 without errors, or all of them mended by --repair; 1 with errors; 2 for a command line
-that cannot be followed
+Results are cached in $MASK_RCNN_PLUS_CACHE (default: ~/.cache/mask_rcnn_plus) until a file changes.
+
+exit code: 0 without errors, or if --repair has repaired all of them; 1 with errors; 2 for invalid
+arguments
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Checks, prints a report for each data set, and writes what was asked for.
-
-    Args:
-        argv: the arguments; see ``--help``.
-
-    Returns:
-        the exit code: 0, or 1 if there are errors that --repair has not mended.
-
-    Raises:
-        UserError: an argument does not fit, or a file cannot be read or written.
-    """
+    """Checks data sets, prints the results, and writes the requested files."""
     arguments = _parse(argv)
-    sets = _sets(arguments)
+    sets = _find_sets(arguments)
     for path, option in ((arguments.repair, "--repair"), (arguments.json, "--json")):
         if path is not None:
             _require_writable(path, option, arguments.overwrite, [files[0] for _, *files in sets])
     anchors = None
     if arguments.config_file is not None:
         anchors = anchor_settings(load_config(arguments.config_file))
-    reports = [
+    results = [
         check_coco(json_file, root, name=name, images=arguments.images, anchors=anchors)
         for name, json_file, root in sets
     ]
-    note_leaks(reports)
-    print("\n\n".join(report.text() for report in reports))
-    if arguments.json is not None:
-        _write(arguments.json, lambda path: write_json(reports, path))
-    if arguments.repair is not None:
-        return _repair(reports[0], arguments.repair)
-    return int(any(report.kinds(ERROR) for report in reports))
+    note_leaks(results)
+    print("\n\n".join(result.text() for result in results))
+    try:
+        path = arguments.json
+        if path is not None:
+            write_json(results, path)
+            print(f"written: {path}", file=sys.stderr)
+        path = arguments.repair
+        if path is not None:
+            return _repair(results[0], path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+    return int(any(result.kinds(ERROR) for result in results))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a data set, as in DATASETS.TRAIN")
-    parser.add_argument("--json-file", type=Path, metavar="FILE", help="a json instead of a name")
-    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="where its images lie")
+    parser.add_argument("--json-file", type=Path, metavar="FILE", help="a json instead of NAME")
+    parser.add_argument(
+        "--image-root", type=Path, metavar="FOLDER", help="the image folder of --json-file"
+    )
     parser.add_argument(
         "--images",
         choices=MODES,
         default="decode",
-        help="read nothing of the images, their headers, or all of them (the default)",
+        help="how much to read of the image files: nothing, the headers, or everything (default)",
     )
-    parser.add_argument("--config-file", metavar="YAML", help="compare box sizes with its anchors")
-    parser.add_argument("--repair", type=Path, metavar="OUT.json", help="write a mended json")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems as json")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT.json and FILE")
+    parser.add_argument(
+        "--config-file", metavar="YAML", help="compare box sizes with the anchors of this config"
+    )
+    parser.add_argument("--repair", type=Path, metavar="OUT.json", help="write a repaired json")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems as JSON")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT.json and FILE if they exist"
+    )
     arguments = parser.parse_args(argv)
     if (arguments.json_file is None) != (arguments.image_root is None):
-        parser.error("--json-file and --image-root belong together")
+        parser.error("--json-file and --image-root need each other")
     if bool(arguments.names) == (arguments.json_file is not None):
-        parser.error("give the names of data sets, or --json-file and --image-root")
+        parser.error("give either names of data sets, or --json-file and --image-root")
     if arguments.repair is not None and len(arguments.names) > 1:
-        parser.error("--repair mends one data set at a time")
+        parser.error("--repair repairs only one data set at a time")
     return arguments
 
 
-def _sets(arguments: argparse.Namespace) -> list[tuple[str, Path, Path]]:
+def _find_sets(arguments: argparse.Namespace) -> list[tuple[str, Path, Path]]:
     """(name, json, image folder) of each data set to check."""
     if arguments.json_file is not None:
         json_file, root = arguments.json_file.absolute(), arguments.image_root.absolute()
         if not json_file.is_file():
-            raise UserError(f"there is no file '{arguments.json_file}' (--json-file)")
+            raise UserError(f"--json-file: there is no file '{arguments.json_file}'")
         if not root.is_dir():
-            raise UserError(f"there is no folder '{arguments.image_root}' (--image-root)")
+            raise UserError(f"--image-root: there is no folder '{arguments.image_root}'")
         return [(str(arguments.json_file), json_file, root)]
     sets = []
     for name in dict.fromkeys(arguments.names):
@@ -119,15 +117,16 @@ def _sets(arguments: argparse.Namespace) -> list[tuple[str, Path, Path]]:
         if files is None:
             json_file = MetadataCatalog.get(name).get("json_file")
             raise UserError(
-                f"data set '{name}' is registered, but its json '{json_file}' is not there"
+                f"data set '{name}' is registered, but its json '{json_file}' is missing"
                 if json_file
-                else f"data set '{name}' has no json in COCO format to check"
+                else f"data set '{name}' is not in COCO format; check-data supports no other format"
             )
         sets.append((name, *files))
     return sets
 
 
 def _require_writable(path: Path, option: str, overwrite: bool, sources: list[Path]) -> None:
+    """Makes sure, before the check, that a file can be written after it."""
     if any(path.exists() and path.samefile(source) for source in sources):
         raise UserError(f"{option} {path} is the json to check; name another file")
     require_new(path, overwrite=overwrite, option=option)
@@ -135,26 +134,19 @@ def _require_writable(path: Path, option: str, overwrite: bool, sources: list[Pa
     try:
         path.open("a").close()
     except OSError as error:
-        raise UserError(f"cannot write {option} {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {option} {path}: {reason(error)}") from error
     if not existed:
         path.unlink()
 
 
-def _repair(report: Report, path: Path) -> int:
-    if not report.is_coco():
-        print(f"\n{path} is not written: there is nothing to mend in it", file=sys.stderr)
+def _repair(result: CheckResult, path: Path) -> int:
+    if not result.is_coco():
+        print(f"\nnot written: {path}, since the json cannot be repaired", file=sys.stderr)
         return 1
-    repaired = mend(report)
-    _write(path, lambda path: write_whole(path, repaired.text()))
+    repaired = repair_coco(result)
+    write_atomically(path, repaired.text())
+    print(f"written: {path}", file=sys.stderr)
     print(f"\n{path} {repaired.summary()}")
     for problem in repaired.left[:10]:
-        print(f"not mended: {problem.kind}: {describe(problem)}")
+        print(f"not repaired: {problem.kind}: {describe(problem)}")
     return int(bool(repaired.left))
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    try:
-        write(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    print(f"written: {path}", file=sys.stderr)

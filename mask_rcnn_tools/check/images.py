@@ -1,40 +1,181 @@
-"""Image files: size, colours and orientation from their headers, and whether they decode."""
+"""Checks image files: where they are, their size, colours and orientation, whether they decode."""
 
+import hashlib
 import os
-import sys
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
-from tqdm import tqdm
 
-from mask_rcnn_plus.data.formats import open_image
+from mask_rcnn_plus.data import formats
 from mask_rcnn_plus.data.mask_rules import max_pixels
-from mask_rcnn_tools.check.cache import ImageCache
-from mask_rcnn_tools.check.paths import Finder
+from mask_rcnn_plus.errors import reason
+from mask_rcnn_tools.check.cache import ImageCache, hash_file
 from mask_rcnn_tools.check.problems import Problem
+from mask_rcnn_tools.progress import progress_bar
 
 MODES = ("none", "headers", "decode")
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange the sides
-_ORIENTATION = 0x0112
-_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_BATCH = 64
+_ORIENTATION_TAG = 0x0112
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+_BATCH = 64  # images that a thread reads at once
+_ENDS = 4096  # bytes at the beginning and end of a file, compared before the whole file
+
+
+class ImageEntry(NamedTuple):
+    """An image of the json: its index in the list, id, file name, and size in pixels or 0."""
+
+    position: int
+    id: Any
+    file_name: str
+    height: int
+    width: int
+
+
+class Location(NamedTuple):
+    """Where an image file is.
+
+    Attributes:
+        path: of the file; "" if it must not or cannot be opened.
+        kind, detail: the problem, as in ``Problem``; "" without one.
+        size, mtime_ns: of the file, in bytes and nanoseconds.
+    """
+
+    path: str
+    kind: str = ""
+    detail: str = ""
+    size: int = 0
+    mtime_ns: int = 0
+
+
+_OUTSIDE = Location("", "file-outside", "has a file_name that leads out of the image folder")
+
+
+class Finder:
+    """Finds image files in a folder, and never outside it. Lists each folder once.
+
+    Args:
+        root: the folder. It may itself be a link.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.realpath(root)
+        # Folder -> (its real path, its entries), or None if it is outside the root.
+        self._folders: dict[str, tuple[str, dict[str, os.DirEntry[str]]] | None] = {}
+
+    def find(self, name: str) -> Location:
+        """Finds an image by its file_name in the json."""
+        if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+            return Location("", "file-missing", "has a file_name that no file can have")
+        if "://" in name or ".." in Path(name).parts:
+            return _OUTSIDE
+        folder, base = os.path.split(Path(self._root, name))  # an absolute name replaces the root
+        if folder not in self._folders:
+            self._folders[folder] = self._list(folder)
+        listing = self._folders[folder]
+        if listing is None:
+            return _OUTSIDE
+        real, entries = listing
+        entry = entries.get(base)
+        if entry is None:
+            return self._resolve(f"{real}/{base}")
+        try:
+            if entry.is_symlink():
+                return self._resolve(entry.path)
+            return self._check_type(entry.path, entry.stat(follow_symlinks=False))
+        except OSError as error:
+            return Location("", "file-unreadable", f"cannot be read: {reason(error)}")
+
+    def _list(self, folder: str) -> tuple[str, dict[str, os.DirEntry[str]]] | None:
+        real = os.path.realpath(folder)
+        if not self._is_inside(real):
+            return None
+        try:
+            with os.scandir(real) as entries:
+                return real, {entry.name: entry for entry in entries}
+        except OSError:
+            return real, {}
+
+    def _resolve(self, path: str) -> Location:
+        """Finds a link, or a name that the file system lists in other letters (case, Unicode)."""
+        try:
+            real = os.path.realpath(path, strict=True)
+            if not self._is_inside(real):
+                detail = "is a link that leads out of the image folder"
+                return Location("", "file-outside", detail)
+            return self._check_type(real, Path(real).lstat())
+        except (OSError, ValueError):
+            return Location("", "file-missing", f"is not in '{Path(path).parent}'")
+
+    def _is_inside(self, real: str) -> bool:
+        return real == self._root or real.startswith(self._root.rstrip(os.sep) + os.sep)
+
+    @staticmethod
+    def _check_type(path: str, status: os.stat_result) -> Location:
+        if not stat.S_ISREG(status.st_mode):
+            return Location("", "file-unreadable", "is not a regular file")
+        return Location(path, size=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+class UnreadableFile(Exception):
+    """A file that cannot be read as what it should be. The message is the end of a sentence.
+
+    Args:
+        detail: the message, such as "is an empty file".
+        kind: the kind of problem.
+    """
+
+    def __init__(self, detail: str, kind: str = "file-unreadable") -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+def open_image(file: Path | BinaryIO) -> Image.Image:
+    """Opens an image of a supported format, without decoding it.
+
+    Raises:
+        UnreadableFile: it is not an image, or has too many pixels.
+    """
+    try:
+        image = formats.open_image(file)
+    except Image.DecompressionBombError as error:
+        raise UnreadableFile(f"has more than {max_pixels():,} pixels", "file-bomb") from error
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableFile("is not an image of a supported format") from error
+    except Exception as error:  # Pillow's plug-ins raise many types of errors
+        raise UnreadableFile(f"cannot be read: {reason(error, 120)}") from error
+    width, height = image.size
+    if width * height > max_pixels():
+        image.close()
+        raise UnreadableFile(f"has {width} x {height} pixels", "file-bomb")
+    return image
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 if it is missing or damaged, as in detectron2."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # whatever parsing damaged EXIF data raises
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 class Facts(NamedTuple):
-    """What an image file is.
+    """What the check knows about an image file.
 
     Attributes:
-        kind, detail: what is wrong with the file as such, as in ``Problem``; or "".
-        width, height: in pixels as stored, before the orientation; 0 if unknown.
-        mode: Pillow's.
-        alpha: whether it has transparency.
-        orientation: EXIF's, 1 if there is none.
-        decoded: whether all of it was read.
+        kind, detail: the problem of the file itself, as in ``Problem``; "" without one.
+        width, height: in pixels as stored, before the EXIF orientation; 0 if unknown.
+        mode: Pillow's colour mode.
+        alpha: whether the image has transparency.
+        orientation: EXIF's, 1 to 8.
+        decoded: whether the whole file was read.
     """
 
     kind: str = ""
@@ -47,174 +188,210 @@ class Facts(NamedTuple):
     decoded: bool = False
 
 
-class Entry(NamedTuple):
-    """An image of the json: its place in the list, id, file name, and size in pixels or 0."""
+def read_facts(path: str, *, decode: bool) -> Facts:
+    """Reads an image file's header. Whatever the file is, this raises no exception.
 
-    position: int
-    id: Any
-    file_name: str
-    height: int
-    width: int
+    Args:
+        path: a regular file.
+        decode: reads the whole file, unless it has too many pixels.
+    """
+    try:
+        if not Path(path).stat().st_size:
+            return Facts("file-unreadable", "is an empty file", decoded=decode)
+        with Path(path).open("rb") as file, open_image(file) as image:
+            facts = Facts(
+                width=image.width,
+                height=image.height,
+                mode=image.mode,
+                alpha=image.mode in _ALPHA_MODES or "transparency" in image.info,
+                orientation=exif_orientation(image),
+                decoded=decode,
+            )
+            if decode:
+                try:
+                    image.load()
+                except Exception as error:  # Pillow's plug-ins raise many types of errors
+                    detail = f"cannot be decoded: {reason(error, 120)}"
+                    return facts._replace(kind="file-truncated", detail=detail)
+            return facts
+    except UnreadableFile as error:
+        return Facts(error.kind, str(error), decoded=decode)
+    except Exception as error:
+        detail = f"cannot be read: {reason(error, 120)}"
+        return Facts("file-unreadable", detail, decoded=decode)
 
 
 def check_images(
-    entries: Sequence[Entry], root: Path, *, mode: str, cache: ImageCache, progress: bool = True
+    entries: Sequence[ImageEntry],
+    root: Path,
+    *,
+    mode: str,
+    cache: ImageCache,
+    progress: bool = True,
 ) -> tuple[list[Problem], dict[int, tuple[int, int]]]:
-    """Checks the files of images.
+    """Checks image files.
 
     Args:
         entries: the images.
-        root: the folder that file names count from; nothing outside is opened.
-        mode: "none" looks for the files only, "headers" reads their headers, "decode" all of them.
-        cache: what is known of files from earlier.
-        progress: shows a bar on standard error where it takes longer than two seconds.
+        root: the folder that the file names are relative to; no file outside is opened.
+        mode: "none" only looks for the files, "headers" reads their headers, "decode" reads them
+            completely.
+        cache: facts from earlier checks.
+        progress: shows a progress bar.
 
     Returns:
-        the problems; and (height, width) as the model would see it, by index, of each image whose
-        header could be read.
+        the problems; and (height, width) as the model sees the image, after the EXIF orientation,
+        by position, for each image whose header is readable.
     """
     finder = Finder(root)
     problems: list[Problem] = []
-    found: list[tuple[Entry, str]] = []
-    pending: list[tuple[str, int, int]] = []
+    located: list[tuple[ImageEntry, str]] = []
     facts: dict[str, Facts] = {}
+    unread: dict[str, Location] = {}
     for entry in entries:
-        place = finder.find(entry.file_name)
-        if place.kind:
-            problems.append(_problem(entry, place.kind, place.detail))
+        location = finder.find(entry.file_name)
+        path = location.path
+        if location.kind:
+            problems.append(_problem(entry, location.kind, location.detail))
         elif mode != "none":
-            found.append((entry, place.path))
-            known = cache.get(place.path, place.size, place.mtime_ns)
-            if (
-                known is not None
-                and len(known) == len(Facts._fields)
-                and (known[-1] or mode == "headers")
-            ):
-                facts[place.path] = Facts(*known)
-            elif place.path not in facts:
-                facts[place.path] = Facts()
-                pending.append((place.path, place.size, place.mtime_ns))
-    for (path, size, mtime_ns), fact in zip(
-        pending, _read_all([path for path, *_ in pending], mode, progress), strict=True
-    ):
-        facts[path] = fact
-        cache.put(path, size, mtime_ns, list(fact))
+            located.append((entry, path))
+            cached = cache.get(path, location.size, location.mtime_ns)
+            if cached and len(cached) == len(Facts._fields) and (cached[-1] or mode == "headers"):
+                facts[path] = Facts(*cached)
+            else:
+                unread[path] = location
+    for path, read in zip(unread, _read_all(list(unread), mode, progress), strict=True):
+        facts[path] = read
+        cache.put(path, unread[path].size, unread[path].mtime_ns, list(read))
     cache.save()
 
     sizes = {}
-    for entry, path in found:
+    for entry, path in located:
         fact = facts[path]
         problems += [_problem(entry, *fault) for fault in _faults(entry, fact)]
         if fact.width and not fact.kind:
-            sides = (fact.height, fact.width)
-            sizes[entry.position] = sides[::-1] if fact.orientation in _TURNED else sides
+            stored = (fact.height, fact.width)
+            sizes[entry.position] = stored[::-1] if fact.orientation in SIDEWAYS else stored
     return problems, sizes
 
 
-def read_facts(path: str, *, decode: bool) -> Facts:
-    """What an image file is, without an exception whatever it is.
-
-    Args:
-        path: an ordinary file.
-        decode: read all of it, unless it has too many pixels.
-    """
-    facts = _attempt(path, decode)
-    return facts._replace(decoded=decode)
-
-
-def _attempt(path: str, decode: bool) -> Facts:
-    try:
-        with Path(path).open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                return Facts("file-unreadable", "is an empty file")
-            return _read(file, decode)
-    except Image.DecompressionBombError:
-        return Facts("file-bomb", f"has more than {max_pixels():,} pixels")
-    except Image.UnidentifiedImageError:
-        return Facts("file-unreadable", "is in no image format that is read")
-    except Exception as error:  # Pillow's plug-ins raise whatever their parsing trips over
-        return Facts("file-unreadable", f"cannot be read: {_reason(error)}")
-
-
-def _read(file: Any, decode: bool) -> Facts:
-    with open_image(file) as image:
-        width, height = image.size
-        if width * height > max_pixels():
-            return Facts("file-bomb", f"has {width} x {height} pixels", width, height)
-        try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-        except Exception:  # damaged EXIF, which detectron2 passes over as well
-            orientation = 1
-        facts = Facts(
-            width=width,
-            height=height,
-            mode=image.mode,
-            alpha=image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
-            orientation=orientation if isinstance(orientation, int) else 1,
-        )
-        if not decode:
-            return facts
-        try:
-            image.load()
-        except Exception as error:
-            detail = f"cannot be decoded: {_reason(error)}"
-            return facts._replace(kind="file-truncated", detail=detail)
-        return facts
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
-
-
 def _read_all(paths: list[str], mode: str, progress: bool) -> list[Facts]:
-    def batch(start: int) -> list[Facts]:
-        return [read_facts(path, decode=mode == "decode") for path in paths[start : start + _BATCH]]
+    decode = mode == "decode"
+
+    def read_batch(start: int) -> list[Facts]:
+        return [read_facts(path, decode=decode) for path in paths[start : start + _BATCH]]
 
     result: list[Facts] = []
-    if not paths:
-        return result
-    bar = tqdm(
-        total=len(paths),
-        desc="reading images" if mode == "decode" else "reading image headers",
-        unit="image",
-        delay=2,
-        leave=False,
-        file=sys.stderr,
-        disable=not progress or None,  # None: only on a terminal
-    )
-    with warnings.catch_warnings(), bar:
-        # Of large images and damaged metadata; set here, since it is not safe within threads.
+    text = "reading images" if decode else "reading image headers"
+    threads = min(8, 2 * (os.cpu_count() or 1))
+    with (
+        warnings.catch_warnings(),
+        progress_bar(text, "image", total=len(paths), enabled=progress) as bar,
+    ):
+        # Pillow warns of large images and damaged metadata. Set here, since threads share it.
         warnings.simplefilter("ignore")
-        with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-            for facts in pool.map(batch, range(0, len(paths), _BATCH)):
+        with ThreadPoolExecutor(threads) as pool:
+            for facts in pool.map(read_batch, range(0, len(paths), _BATCH)):
                 result += facts
                 bar.update(len(facts))
     return result
 
 
-def _problem(entry: Entry, kind: str, detail: str) -> Problem:
+def _problem(entry: ImageEntry, kind: str, detail: str) -> Problem:
     return Problem(kind, "images", entry.position, entry.id, entry.id, entry.file_name, detail)
 
 
-def _faults(entry: Entry, fact: Facts) -> list[tuple[str, str]]:
+def _faults(entry: ImageEntry, fact: Facts) -> list[tuple[str, str]]:
+    """(kind, detail) of each problem of an image file that exists."""
     if fact.kind:
         return [(fact.kind, fact.detail)]
-    stored, wanted = (fact.width, fact.height), (entry.width, entry.height)
-    turned = fact.orientation in _TURNED
-    seen = stored[::-1] if turned else stored
+    stored, expected = (fact.width, fact.height), (entry.width, entry.height)
+    sideways = fact.orientation in SIDEWAYS
+    seen = stored[::-1] if sideways else stored
+    in_json = f"but the json says {entry.width} x {entry.height}"
     faults = []
-    if wanted != seen and turned and wanted == stored:
-        detail = f"has EXIF orientation {fact.orientation}: it is read as {seen[0]} x {seen[1]}"
-        faults.append(("file-rotated", f"{detail}, the json says {wanted[0]} x {wanted[1]}"))
-    elif wanted != seen and entry.width:
-        detail = f"is {seen[0]} x {seen[1]}, the json says {wanted[0]} x {wanted[1]}"
-        faults.append(("file-size", detail))
+    if expected != seen and sideways and expected == stored:
+        detail = f"has EXIF orientation {fact.orientation} and is read as {seen[0]} x {seen[1]}"
+        faults.append(("file-rotated", f"{detail}, {in_json}"))
+    elif expected != seen and entry.width:
+        faults.append(("file-size", f"is {seen[0]} x {seen[1]}, {in_json}"))
     if min(stored) == 1:
         faults.append(("file-thin", f"is {seen[0]} x {seen[1]}"))
-    if fact.mode in _DEEP:
+    if fact.mode in _DEEP_MODES:
         faults.append(("file-deep", f"has the mode {fact.mode}"))
     if fact.mode == "CMYK":
         faults.append(("file-cmyk", "is CMYK"))
     if fact.alpha:
         faults.append(("file-alpha", f"has transparency (mode {fact.mode})"))
     return faults
+
+
+def shared_images(
+    first: tuple[Path, Sequence[ImageEntry]], second: tuple[Path, Sequence[ImageEntry]]
+) -> list[tuple[ImageEntry, ImageEntry]]:
+    """Finds images of two data sets with the same bytes.
+
+    Args:
+        first, second: the image folder and the images of each data set.
+
+    Returns:
+        pairs of an image of the first data set and the first equal image of the second.
+    """
+    by_path: dict[str, ImageEntry] = {}
+    by_size: dict[int, list[str]] = {}
+    for path, size, entry in _existing_files(*second):
+        if path not in by_path:
+            by_path[path] = entry
+            by_size.setdefault(size, []).append(path)
+    # Uncompressed images of one camera all have the same size. Grouping them by the hash of their
+    # ends, and these groups by the hash of the whole file, reads each file at most twice.
+    by_ends: dict[int, dict[str, list[str]]] = {}
+    by_content: dict[tuple[int, str], dict[str, list[str]]] = {}
+
+    def equal_path(path: str, size: int) -> str:
+        """The path of the equal image in the second data set, or ""."""
+        if path in by_path or size not in by_size:
+            return path
+        if size not in by_ends:
+            by_ends[size] = _group(by_size[size], _hash_ends)
+        ends = _hash_ends(path)
+        if ends not in by_ends[size]:
+            return ""
+        if (size, ends) not in by_content:
+            by_content[size, ends] = _group(by_ends[size][ends], _hash_content)
+        return by_content[size, ends].get(_hash_content(path), [""])[0]
+
+    pairs = ((entry, equal_path(path, size)) for path, size, entry in _existing_files(*first))
+    return [(entry, by_path[path]) for entry, path in pairs if path in by_path]
+
+
+def _group(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return groups
+
+
+def _existing_files(root: Path, entries: Sequence[ImageEntry]) -> list[tuple[str, int, ImageEntry]]:
+    """(path, size in bytes, entry) of each image whose file exists and is not empty."""
+    finder = Finder(root)
+    found = ((finder.find(entry.file_name), entry) for entry in entries)
+    return [(place.path, place.size, entry) for place, entry in found if place.path and place.size]
+
+
+def _hash_ends(path: str) -> str:
+    """A hash of a file's first and last bytes; the path if the file cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(_ENDS)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _ENDS))
+            return hashlib.sha256(data + file.read(_ENDS)).hexdigest()
+    except OSError:
+        return path
+
+
+def _hash_content(path: str) -> str:
+    try:
+        return hash_file(path)
+    except OSError:
+        return path

@@ -1,6 +1,5 @@
-"""The kinds of problems that the data check knows, and the problems that it has found."""
+"""The kinds of problems that the data check knows, and how it collects problems."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,139 +10,181 @@ class Kind(NamedTuple):
     """A kind of problem.
 
     Attributes:
-        severity: "error": training or evaluation would fail, be wrong, or lose an object unsaid;
-            "warning": they work, but perhaps not as meant; "note": worth knowing.
-        text: what is so, said of several entries.
-        mended: what repair mode does about it; "" leaves it as it is.
+        severity: "error": training or evaluation fails, is wrong, or silently loses an object;
+            "warning": they work, but perhaps not as intended; "note": good to know.
+        text: explains the problem; the subject is plural.
+        repair: what repair does about it; "" if it changes nothing.
     """
 
     severity: str
     text: str
-    mended: str = ""
+    repair: str = ""
 
 
-_DROP = "the annotation is dropped"
-_REFER = '"5" becomes 5 where that is one; else ' + _DROP
-_DROP_IMAGE = "the image and its annotations are dropped"
-_BOX = "the box is taken from the mask; without one the annotation is dropped"
-_POLYGON = "the polygon is dropped, and the annotation where none is left"
+_DROP = "removes the annotation"
+_NEW_ID = "an annotation gets a new id; other entries are removed"
+_REFERENCE = 'changes "5" to 5 if the id 5 exists; otherwise ' + _DROP
+_DROP_IMAGE = "removes the image and its annotations"
+_BOX = "computes the box from the mask; without a mask " + _DROP
+_POLYGON = "removes the polygon, and the annotation if no polygon is left"
 
 KINDS: dict[str, Kind] = {
     # The file.
-    "no-json": Kind(ERROR, "the file cannot be read as json"),
+    "no-json": Kind(ERROR, "the file is not valid JSON"),
     "no-coco": Kind(ERROR, "the file is not in COCO format"),
-    "no-images": Kind(ERROR, "there are no images"),
+    "no-images": Kind(ERROR, "the file lists no images"),
     # Entries and ids.
-    "entry": Kind(ERROR, "entries are no objects", "the entry is dropped"),
-    "id-missing": Kind(
-        ERROR, "ids are missing", "an annotation gets a new id, anything else is dropped"
-    ),
-    "id-type": Kind(ERROR, "ids are no whole numbers", "numbered; what refers to the id follows"),
-    "id-duplicate": Kind(
+    "entry": Kind(ERROR, "entries are not JSON objects", "removes the entry"),
+    "id-missing": Kind(ERROR, "entries have no id", _NEW_ID),
+    "id-type": Kind(
         ERROR,
-        "ids are those of an earlier entry",
-        "an annotation gets a new id, anything else is dropped",
+        "ids are not whole numbers",
+        "replaces the id by a whole number, also where other entries refer to it",
     ),
+    "id-duplicate": Kind(ERROR, "entries have the same id as an earlier entry", _NEW_ID),
     "id-zero": Kind(
         WARNING,
-        "annotation id 0 counts as no match in COCO's evaluators; ours gives it another id",
-        "the annotation gets a new id",
+        "annotations have the id 0, which other COCO evaluators treat as 'no match'; the evaluator "
+        "of this package uses a new id",
+        "gives the annotation a new id",
     ),
-    "unknown-image": Kind(ERROR, "annotations of images that are not in 'images'", _REFER),
-    "unknown-category": Kind(ERROR, "annotations of categories not in 'categories'", _REFER),
-    "category-name": Kind(ERROR, "categories have no name", "named category_ID"),
-    "category-twin": Kind(WARNING, "categories have the name of an earlier one: separate classes"),
-    "category-gap": Kind(NOTE, "category ids are not 1, 2, 3, ...: numbered from 0 in their order"),
-    "category-unused": Kind(NOTE, "categories have no annotation"),
+    "unknown-image": Kind(ERROR, "annotations refer to an image not in 'images'", _REFERENCE),
+    "unknown-category": Kind(
+        ERROR, "annotations refer to a category not in 'categories'", _REFERENCE
+    ),
+    "category-name": Kind(ERROR, "categories have no valid name", "names it category_ID"),
+    "category-twin": Kind(
+        WARNING, "categories have the same name as an earlier one; they are separate classes"
+    ),
+    "category-gap": Kind(
+        NOTE, "category ids are not 1, 2, 3, ...; the model numbers the classes from 0 in id order"
+    ),
+    "category-unused": Kind(NOTE, "categories have no annotations"),
     # Masks.
-    "no-masks": Kind(NOTE, "no annotation has a mask: train with MODEL.MASK_ON False"),
-    "mask-missing": Kind(ERROR, "annotations have no segmentation, while others do", _DROP),
-    "mask-type": Kind(ERROR, "segmentations are neither polygons nor run lengths", _DROP),
-    "mask-flat": Kind(
-        ERROR, "segmentations are a polygon, not a list of polygons", "put into a list"
+    "no-masks": Kind(NOTE, "no annotation has a mask; train with MODEL.MASK_ON False"),
+    "mask-missing": Kind(
+        ERROR, "annotations have no segmentation, although other annotations have one", _DROP
     ),
-    "polygon-type": Kind(ERROR, "polygons are no lists of numbers", _POLYGON),
+    "mask-type": Kind(ERROR, "segmentations are neither polygons nor RLE", _DROP),
+    "mask-flat": Kind(
+        ERROR, "segmentations are one polygon, not a list of polygons", "puts it into a list"
+    ),
+    "polygon-type": Kind(ERROR, "polygons are not lists of numbers", _POLYGON),
     "polygon-short": Kind(ERROR, "polygons have fewer than 6 numbers (3 corners)", _POLYGON),
     "polygon-odd": Kind(ERROR, "polygons have an odd number of coordinates", _POLYGON),
-    "polygon-nan": Kind(ERROR, "polygons have coordinates that are not finite", _POLYGON),
-    "polygon-absurd": Kind(ERROR, "polygons lie or reach absurdly far off", _POLYGON),
-    "polygon-flat": Kind(WARNING, "polygons enclose no area", _POLYGON),
-    "mask-outside": Kind(ERROR, "masks lie wholly outside their image", _DROP),
-    "mask-over-edge": Kind(WARNING, "masks reach over their image's edge: cut off in training"),
-    "mask-empty": Kind(WARNING, "masks have no pixel: left out in training", _DROP),
-    "rle-size": Kind(ERROR, "run lengths are of another size than their image", _DROP),
-    "rle-counts": Kind(ERROR, "run lengths do not fill their image", _DROP),
-    "rle": Kind(NOTE, "masks are run lengths: INPUT.MASK_FORMAT bitmask trains on them faster"),
+    "polygon-nan": Kind(ERROR, "polygons have a coordinate that is NaN or infinite", _POLYGON),
+    "polygon-absurd": Kind(
+        ERROR, "polygons reach extremely far outside the image or are extremely long", _POLYGON
+    ),
+    "polygon-flat": Kind(WARNING, "polygons have no area", _POLYGON),
+    "mask-outside": Kind(ERROR, "masks lie completely outside their image", _DROP),
+    "mask-over-edge": Kind(
+        WARNING, "masks extend beyond the edge of their image; training cuts them off"
+    ),
+    "mask-empty": Kind(WARNING, "masks have no pixels; training leaves them out", _DROP),
+    "rle-size": Kind(ERROR, "RLE masks have a different size than their image", _DROP),
+    "rle-counts": Kind(
+        ERROR, "RLE masks are invalid: their run lengths do not add up to the image", _DROP
+    ),
+    "rle": Kind(NOTE, "masks are RLE; INPUT.MASK_FORMAT bitmask trains on them faster"),
     # Boxes.
-    "box-type": Kind(ERROR, "boxes are not four numbers", _BOX),
-    "box-nan": Kind(ERROR, "boxes have numbers that are not finite", _BOX),
+    "box-type": Kind(ERROR, "boxes are not lists of four numbers", _BOX),
+    "box-nan": Kind(ERROR, "boxes have a number that is NaN, infinite or extremely large", _BOX),
     "box-negative": Kind(ERROR, "boxes have a negative width or height", _BOX),
-    "box-xyxy": Kind(ERROR, "boxes are [x0, y0, x1, y1], not [x, y, width, height]", "converted"),
-    "box-normalised": Kind(ERROR, "boxes are fractions of the image, not pixels", "scaled"),
-    "box-outside": Kind(ERROR, "boxes lie wholly outside their image", _BOX),
-    "box-empty": Kind(WARNING, "boxes have no width or height: left out in training", _BOX),
-    "box-over-edge": Kind(WARNING, "boxes reach over their image's edge: cut off in training"),
-    "box-mask": Kind(WARNING, "boxes disagree with their masks", "the box is taken from the mask"),
-    # What else an annotation has.
-    "crowd-flag": Kind(ERROR, "'iscrowd' is neither 0 nor 1", "1 for what is true, else 0"),
-    "crowd-missing": Kind(NOTE, "annotations have no 'iscrowd': taken as 0", "set to 0"),
-    "crowd-polygons": Kind(NOTE, "crowds are polygons, where COCO has run lengths: taken as such"),
-    "crowd-only": Kind(WARNING, "images have crowds alone: left out in training"),
+    "box-xyxy": Kind(
+        ERROR, "boxes are [x0, y0, x1, y1] instead of [x, y, width, height]", "converts the box"
+    ),
+    "box-normalised": Kind(
+        ERROR, "boxes are fractions of the image size instead of pixels", "converts to pixels"
+    ),
+    "box-outside": Kind(ERROR, "boxes lie completely outside their image", _BOX),
+    "box-empty": Kind(WARNING, "boxes have a width or height of 0; training leaves them out", _BOX),
+    "box-over-edge": Kind(
+        WARNING, "boxes extend beyond the edge of their image; training cuts them off"
+    ),
+    "box-mask": Kind(WARNING, "boxes do not match their masks", "computes the box from the mask"),
+    # The other fields of an annotation.
+    "crowd-flag": Kind(ERROR, "'iscrowd' is neither 0 nor 1", "sets it to 1 if true, else to 0"),
+    "crowd-missing": Kind(NOTE, "annotations have no 'iscrowd'; it counts as 0", "sets it to 0"),
+    "crowd-polygons": Kind(
+        NOTE, "crowds (iscrowd 1) have polygons; COCO uses RLE for crowds, but both work"
+    ),
+    "crowd-only": Kind(WARNING, "images have only crowd annotations; training leaves them out"),
     "ignore": Kind(
-        ERROR, "annotations have 'ignore', which detectron2 refuses", "made a crowd (iscrowd 1)"
+        ERROR,
+        "annotations have 'ignore', which detectron2 does not support",
+        "replaces it by iscrowd 1",
     ),
-    "area": Kind(ERROR, "areas are no numbers from 0 up", "computed from the mask or the box"),
-    "area-missing": Kind(NOTE, "annotations have no 'area': computed when evaluated", "computed"),
+    "area": Kind(
+        ERROR, "areas are not numbers of at least 0", "computes the area from the mask or the box"
+    ),
+    "area-missing": Kind(
+        NOTE,
+        "annotations have no 'area'; evaluation computes it",
+        "computes the area from the mask or the box",
+    ),
     "keypoints": Kind(
-        ERROR, "keypoints are not x, y, visibility for each name", "the keypoints are taken off"
+        ERROR,
+        "keypoints are not a list of x, y, visibility for each keypoint name",
+        "removes the keypoints",
     ),
-    "twin": Kind(WARNING, "annotations repeat an earlier one exactly", _DROP),
-    # Images, as the json has them.
+    "twin": Kind(WARNING, "annotations are exact copies of an earlier one", _DROP),
+    # Images, as the json describes them.
     "image-field": Kind(
         ERROR,
-        "images have no usable file_name, height or width",
-        "height and width are read from the file; without one " + _DROP_IMAGE,
+        "images have no valid file_name, height or width",
+        "reads height and width from the image file; if that fails, " + _DROP_IMAGE,
     ),
-    "image-twin": Kind(WARNING, "images have the file_name of an earlier one"),
-    "image-empty": Kind(NOTE, "images have no annotation: left out in training by default"),
-    # Images, as they lie on disk.
+    "image-twin": Kind(WARNING, "images have the same file_name as an earlier one"),
+    "image-empty": Kind(NOTE, "images have no annotations; training leaves them out by default"),
+    # Image files.
     "file-outside": Kind(
-        ERROR, "files lie outside the image folder ('..', absolute, link)", _DROP_IMAGE
+        ERROR,
+        "image files are outside the image folder ('..', an absolute path or a link)",
+        _DROP_IMAGE,
     ),
-    "file-missing": Kind(ERROR, "files are missing", _DROP_IMAGE),
-    "file-unreadable": Kind(ERROR, "files are no images that can be read", _DROP_IMAGE),
-    "file-truncated": Kind(ERROR, "images are truncated or damaged", _DROP_IMAGE),
-    "file-bomb": Kind(ERROR, "images have more pixels than Pillow opens", _DROP_IMAGE),
+    "file-missing": Kind(ERROR, "image files are missing", _DROP_IMAGE),
+    "file-unreadable": Kind(ERROR, "image files cannot be read as images", _DROP_IMAGE),
+    "file-truncated": Kind(ERROR, "image files are truncated or damaged", _DROP_IMAGE),
+    "file-bomb": Kind(
+        ERROR, "images have more pixels than Pillow's limit (Image.MAX_IMAGE_PIXELS)", _DROP_IMAGE
+    ),
     "file-size": Kind(
         ERROR,
-        "images have another size than the json says",
-        "the json's is set right where all annotations fit in; else " + _DROP_IMAGE,
+        "image files have a different size than the json says",
+        "corrects the size in the json if all annotations fit into it; otherwise " + _DROP_IMAGE,
     ),
     "file-rotated": Kind(
         ERROR,
-        "images are turned by their EXIF orientation, their json is not: save them upright",
+        "images are rotated by their EXIF orientation, but the size in the json is not; save them "
+        "upright",
         _DROP_IMAGE,
     ),
-    "file-thin": Kind(ERROR, "images have a side of 1 pixel", _DROP_IMAGE),
+    "file-thin": Kind(ERROR, "images have a width or height of 1 pixel", _DROP_IMAGE),
     "file-deep": Kind(
-        WARNING, "images have more than 8 bits a channel: clipped to 255 when read, not scaled"
+        WARNING,
+        "images have more than 8 bits per channel; reading clips the values to 255 and does not "
+        "scale them",
     ),
-    "file-cmyk": Kind(WARNING, "images are CMYK: their colours are converted without a profile"),
-    "file-alpha": Kind(NOTE, "images have transparency: dropped when read"),
-    "leak": Kind(WARNING, "images are also in another of the data sets"),
+    "file-cmyk": Kind(
+        WARNING, "images are CMYK; reading converts them to RGB without a colour profile"
+    ),
+    "file-alpha": Kind(NOTE, "images have transparency; reading drops it"),
+    "leak": Kind(WARNING, "the same images are in another one of the data sets"),
 }
 
 
 class Problem(NamedTuple):
-    """One problem. What it does not concern is None.
+    """One problem in a data set.
 
     Attributes:
         kind: a key of ``KINDS``.
-        section: the json's list, or "" for the file itself.
-        position: of the entry in that list, from 0.
-        id: the entry's.
-        image_id, file_name: of the image that it is, or belongs to, as the json has them.
-        detail: the end of a sentence that starts with the entry: "has the width 0, ...".
+        section: the json's list that the entry is in; "" for a problem of the whole file.
+        position: index of the entry in that list.
+        id: of the entry.
+        image_id, file_name: of the image that the entry is or belongs to, as in the json.
+        detail: the end of a sentence whose subject is the entry, such as "has the id 0"; for a
+            problem of the whole file, a full sentence.
     """
 
     kind: str
@@ -155,48 +196,64 @@ class Problem(NamedTuple):
     detail: str = ""
 
 
+def is_error(problem: Problem) -> bool:
+    """Whether the problem is of a kind with severity "error"."""
+    return KINDS[problem.kind].severity == ERROR
+
+
+def is_key(value: object) -> bool:
+    """Whether a value can be looked up as an id, although an id should be a whole number."""
+    return type(value) in (int, str, float)
+
+
 @dataclass
-class Findings:
+class Problems:
     """Collects the problems of a json.
 
-    Args:
-        content: the json's, with its three lists.
+    Attributes:
+        content: the json's content, with the three lists of the COCO format.
+        items: the problems.
+        images: the image of each valid image id.
     """
 
     content: dict[str, Any]
-    problems: list[Problem] = field(default_factory=list)
-    # Image id -> the image, of those whose id can be referred to.
+    items: list[Problem] = field(default_factory=list)
     images: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, kind: str, section: str, index: int, detail: str = "") -> None:
-        """Adds a problem of an entry.
-
-        Args:
-            kind, section, detail: as in ``Problem``.
-            index: its position.
-        """
-        entry = self.content[section][index]
-        image: Any = None
-        if isinstance(entry, dict):
-            if section == "images":
-                image = entry
-            elif section == "annotations" and type(entry.get("image_id")) in (int, str, float):
-                image = self.images.get(entry["image_id"], {"id": entry["image_id"]})
-        else:
+    def add(self, kind: str, section: str, position: int, detail: str = "") -> None:
+        """Adds a problem of an entry; the arguments are those of ``Problem``."""
+        entry = self.content[section][position]
+        if not isinstance(entry, dict):
             entry = {}
-        image = image or {}
-        self.problems.append(
+        image: dict[str, Any] = {}
+        if section == "images":
+            image = entry
+        elif section == "annotations" and is_key(key := entry.get("image_id")):
+            image = self.images.get(key, {"id": key})
+        self.items.append(
             Problem(
-                kind,
-                section,
-                index,
-                entry.get("id"),
-                image.get("id"),
-                image.get("file_name"),
-                detail,
+                *(kind, section, position, entry.get("id")),
+                *(image.get("id"), image.get("file_name"), detail),
             )
         )
 
-    def kinds(self) -> Counter[str]:
-        """How many problems there are of each kind."""
-        return Counter(problem.kind for problem in self.problems)
+
+@dataclass
+class Annotations:
+    """The annotations whose image and category exist; only these are checked further.
+
+    Attributes:
+        problems: collects the problems.
+        positions: index of each annotation in the json's list.
+        entries: the annotations.
+        sizes: (height, width) of each annotation's image; None if the json has no valid size.
+    """
+
+    problems: Problems
+    positions: list[int] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    sizes: list[tuple[int, int] | None] = field(default_factory=list)
+
+    def add_problem(self, kind: str, index: int, detail: str = "") -> None:
+        """Adds a problem of ``entries[index]``."""
+        self.problems.add(kind, "annotations", self.positions[index], detail)

@@ -1,30 +1,37 @@
-"""Mends a json: drops what cannot be used, puts right what can be known."""
+"""Repairs the content of a json: corrects what can be known, removes what cannot be used."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mask_rcnn_plus.data.coco_json import is_whole
-from mask_rcnn_tools.check.inspection import inspect
-from mask_rcnn_tools.check.mending import ACTIONS, corners, polygon_box
-from mask_rcnn_tools.check.problems import ERROR, KINDS, Problem
+from mask_rcnn_tools.check.json_checks import inspect
+from mask_rcnn_tools.check.masks import (
+    Size,
+    measure_polygons,
+    measure_rles,
+    segmentation_kind,
+    valid_polygons,
+)
+from mask_rcnn_tools.check.problems import KINDS, Problem, is_error, is_key
 
-_PASSES = 6  # what is mended may show what was hidden behind it
-
+_PASSES = 6  # a repair may reveal a problem that another one has hidden
 _SECTIONS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """A mended json.
+    """A repaired json.
 
     Attributes:
-        content: the json's.
-        changes: how many problems of each kind were acted upon.
-        before, after: entries in each list.
-        left: errors that remain, since nothing can be done about them.
+        content: the json's content.
+        changes: number of repaired problems of each kind.
+        before, after: number of entries in each list.
+        left: errors that cannot be repaired.
     """
 
     content: dict[str, Any]
@@ -34,56 +41,56 @@ class Repaired:
     left: list[Problem]
 
     def text(self) -> str:
-        """The json."""
+        """The content as JSON."""
         return json.dumps(self.content)
 
     def summary(self) -> str:
-        """What has changed, as one line."""
+        """What has changed, on one line."""
         counts = ", ".join(
             f"{self.after[section]} of {self.before[section]} {section}" for section in _SECTIONS
         )
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.changes.items())
-        return f"keeps {counts}; mended: {kinds or 'nothing'}"
+        return f"keeps {counts}; repaired: {kinds or 'nothing'}"
 
 
-def repair(
+def repair_content(
     content: dict[str, Any],
     problems: Iterable[Problem],
-    sizes: Mapping[int, tuple[int, int]],
+    sizes: Mapping[int, Size],
 ) -> Repaired:
-    """Mends a json's content.
+    """Repairs the content of a json.
 
     Args:
-        content: of a json in COCO's outline; changed in place.
-        problems: all that were found, those of the image files included.
-        sizes: (height, width) of image files that could be read, by the image's index.
+        content: has the three lists of the COCO format; it is changed in place.
+        problems: all problems that the check has found, also those of image files.
+        sizes: (height, width) of the readable image files, by the image's position.
 
     Returns:
-        the mended content; checked again, it has no error but those named as left.
+        the repaired content; a second check finds no error in it except for those in ``left``.
     """
     before = {section: len(content[section]) for section in _SECTIONS}
     changes: Counter[str] = Counter()
     left: list[Problem] = []
     current = list(problems)
     for _ in range(_PASSES):
-        mended = _Mender(content, sizes).run(current)
-        changes += mended
-        sizes = {}  # the indices have moved, and what they said has been done
+        repaired = _Pass(content, sizes).run(current)
+        changes += repaired
+        sizes = {}  # they have been applied, and the positions have changed
         current = inspect(content).problems
-        left = [problem for problem in current if KINDS[problem.kind].severity == ERROR]
-        if not mended:
+        left = [problem for problem in current if is_error(problem)]
+        if not repaired:
             break
     after = {section: len(content[section]) for section in _SECTIONS}
     return Repaired(content, changes, before, after, left)
 
 
-class _Mender:
-    """One pass over the problems of a content."""
+class _Pass:
+    """Repairs each problem of a list once."""
 
-    def __init__(self, content: dict[str, Any], sizes: Mapping[int, tuple[int, int]]) -> None:
+    def __init__(self, content: dict[str, Any], sizes: Mapping[int, Size]) -> None:
         self._content = content
         self._sizes = sizes
-        self._dropped: dict[str, set[int]] = {section: set() for section in _SECTIONS}
+        self._removed: dict[str, set[int]] = {section: set() for section in _SECTIONS}
         self._images = {
             image["id"]: image for image in reversed(content["images"]) if _has_id(image)
         }
@@ -91,117 +98,119 @@ class _Mender:
         self._next_id: dict[str, int] = {}
 
     def run(self, problems: Iterable[Problem]) -> Counter[str]:
-        """Acts on the problems; returns how many of each kind were acted upon."""
+        """Repairs the problems; returns how many of each kind."""
         changes: Counter[str] = Counter()
-        renamed: set[str] = set()
+        invalid_ids: set[str] = set()
         seen: set[tuple[str, str, int]] = set()
         for problem in problems:
             key = (problem.kind, problem.section, problem.position)
-            if not KINDS[problem.kind].mended or not problem.section:
+            if not KINDS[problem.kind].repair or not problem.section:
                 continue
             changes[problem.kind] += 1
             if problem.kind == "id-type":
-                renamed.add(problem.section)
-            elif key not in seen and problem.position not in self._dropped[problem.section]:
+                invalid_ids.add(problem.section)
+            elif key not in seen and problem.position not in self._removed[problem.section]:
                 seen.add(key)
-                self._mend(problem)
-        self._drop()
-        for section in sorted(renamed):
+                if not self._repair(problem):
+                    self._removed[problem.section].add(problem.position)
+        self._remove_entries()
+        for section in sorted(invalid_ids):
             self._number(section)
         return changes
 
-    def _mend(self, problem: Problem) -> None:
+    def _repair(self, problem: Problem) -> bool:
+        """Repairs an entry; returns whether it stays."""
+        kind = problem.kind
         entry = self._content[problem.section][problem.position]
-        action = ACTIONS.get(problem.kind)
+        if kind.startswith("id-") and problem.section == "annotations":
+            entry["id"] = self._new_id("annotations")
+            return True
+        if kind in ("unknown-image", "unknown-category"):
+            return self._correct_reference(entry, kind.removeprefix("unknown-") + "_id")
+        if kind in ("file-size", "image-field"):
+            return self._correct_size(problem.position, entry)
+        if kind not in _REPAIRS:
+            return False
         image: dict[str, Any] = {}
-        if problem.section == "annotations" and isinstance(entry, dict):
-            key = entry.get("image_id")
-            image = self._images.get(key, {}) if type(key) in (int, str, float) else {}
-        if problem.kind.startswith("id-") and problem.section == "annotations":
-            keep = entry["id"] = self._new_id("annotations")
-        elif problem.kind in ("unknown-image", "unknown-category"):
-            keep = self._refer(entry, problem.kind.removeprefix("unknown-") + "_id")
-        elif problem.kind in ("file-size", "image-field"):
-            keep = self._resize(problem.position, entry)
-        else:
-            keep = action is not None and action(entry, image)
-        if not keep:
-            self._dropped[problem.section].add(problem.position)
+        if problem.section == "annotations" and is_key(key := entry.get("image_id")):
+            image = self._images.get(key, {})
+        return _REPAIRS[kind](entry, image)
 
     def _new_id(self, section: str) -> int:
         if section not in self._next_id:
             ids: list[Any] = [e.get("id") for e in self._content[section] if isinstance(e, dict)]
-            whole: list[int] = [i for i in ids if is_whole(i) and i > 0]
-            self._next_id[section] = max(whole, default=0)
-            if self._next_id[section] > 2**62:  # no room above
-                self._next_id[section] = 2**53
+            highest = max((i for i in ids if is_whole(i) and i > 0), default=0)
+            # Close to the largest possible id, start in a free range below it.
+            self._next_id[section] = highest if highest <= 2**62 else 2**53
         self._next_id[section] += 1
         return self._next_id[section]
 
-    def _refer(self, annotation: dict[str, Any], field: str) -> bool:
-        """Makes a reference "5" to the id 5 that number."""
+    def _correct_reference(self, annotation: dict[str, Any], field: str) -> bool:
+        """Changes a reference "5" to 5, if that id exists."""
         number = _as_int(annotation.get(field))
         known = self._images if field == "image_id" else self._categories
-        if number is None or not any(one in known for one in (number, str(number))):
+        if number is None or not (number in known or str(number) in known):
             return False
         annotation[field] = number
         return True
 
-    def _resize(self, index: int, image: dict[str, Any]) -> bool:
-        """Sets an image's size to its file's, if its annotations can be of that size."""
-        size = self._sizes.get(index)
+    def _correct_size(self, position: int, image: dict[str, Any]) -> bool:
+        """Sets an image's size to that of its file, if all its annotations fit into it."""
+        size = self._sizes.get(position)
         if size is None or not isinstance(image.get("file_name"), str):
             return False
         for annotation in self._content["annotations"]:
-            if isinstance(annotation, dict) and annotation.get("image_id") == image.get("id"):
-                box = annotation.get("bbox")
-                if isinstance(annotation.get("segmentation"), dict):
-                    fits = annotation["segmentation"].get("size") == list(size)
-                else:
-                    extent = polygon_box(annotation, size) or corners(box)
-                    fits = extent is None or (extent[2] <= size[1] + 1 and extent[3] <= size[0] + 1)
-                if not fits:
+            if not isinstance(annotation, dict) or annotation.get("image_id") != image.get("id"):
+                continue
+            segmentation = annotation.get("segmentation")
+            if isinstance(segmentation, dict):
+                if segmentation.get("size") != list(size):
                     return False
+                continue
+            extent = None
+            if segmentation_kind(segmentation) == "polygons":
+                extent, _ = _measure_mask(annotation, size)
+            extent = extent or _box_corners(annotation.get("bbox"))
+            if extent and not (extent[2] <= size[1] + 1 and extent[3] <= size[0] + 1):
+                return False
         image["height"], image["width"] = size
         return True
 
-    def _drop(self) -> None:
+    def _remove_entries(self) -> None:
+        images = self._content["images"]
         gone = {
-            image.get("id")
-            for index in self._dropped["images"]
-            if _has_id(image := self._content["images"][index])
+            images[position]["id"]
+            for position in self._removed["images"]
+            if _has_id(images[position])
         }
-        # An image that had the same id stays, and with it the annotations.
-        kept = [
-            image
-            for index, image in enumerate(self._content["images"])
-            if index not in self._dropped["images"]
+        self._filter("images")
+        # The annotations of a removed image stay if another image has the same id.
+        gone -= {image["id"] for image in images if _has_id(image)}
+        for position, annotation in enumerate(self._content["annotations"]):
+            key = annotation.get("image_id") if isinstance(annotation, dict) else None
+            if is_key(key) and key in gone:
+                self._removed["annotations"].add(position)
+        self._filter("annotations")
+        self._filter("categories")
+
+    def _filter(self, section: str) -> None:
+        self._content[section][:] = [
+            entry
+            for position, entry in enumerate(self._content[section])
+            if position not in self._removed[section]
         ]
-        gone -= {image["id"] for image in kept if _has_id(image)}
-        self._content["images"][:] = kept
-        for section in ("annotations", "categories"):
-            self._content[section][:] = [
-                entry
-                for index, entry in enumerate(self._content[section])
-                if index not in self._dropped[section]
-                and not (
-                    section == "annotations"
-                    and isinstance(entry, dict)
-                    and type(entry.get("image_id")) in (int, str, float)
-                    and entry["image_id"] in gone
-                )
-            ]
 
     def _number(self, section: str) -> None:
-        """Gives whole numbers to the ids of a list that are none, and to what refers to them."""
-        entries = [e for e in self._content[section] if isinstance(e, dict)]
-        used = {e["id"] for e in entries if is_whole(e.get("id"))}
+        """Replaces ids that are not whole numbers, also where annotations refer to them."""
+        entries = [entry for entry in self._content[section] if isinstance(entry, dict)]
+        used = {entry["id"] for entry in entries if is_whole(entry.get("id"))}
         new: dict[Any, int] = {}
         for entry in entries:
             old = entry.get("id")
-            if is_whole(old) or not _has_id(entry):
-                if not is_whole(old):
-                    entry["id"] = self._new_id(section)
+            if is_whole(old):
+                continue
+            if not is_key(old):
+                entry["id"] = self._new_id(section)
                 continue
             if old not in new:
                 number = _as_int(old)
@@ -213,18 +222,134 @@ class _Mender:
         field = {"images": "image_id", "categories": "category_id"}.get(section)
         for annotation in self._content["annotations"] if field else ():
             old = annotation.get(field) if isinstance(annotation, dict) else None
-            if type(old) in (int, str, float) and not is_whole(old):
+            if is_key(old) and not is_whole(old):
                 annotation[field] = new.get(old, old)
 
 
 def _has_id(entry: Any) -> bool:
-    return isinstance(entry, dict) and type(entry.get("id")) in (int, str, float)
+    return isinstance(entry, dict) and is_key(entry.get("id"))
 
 
 def _as_int(value: Any) -> int | None:
-    """The whole number that a text or float is, from 0 to 2**53."""
+    """The whole number from 0 to 2**53 that a text or float stands for."""
     try:
         number = int(value)
     except (ValueError, OverflowError, TypeError):
         return None
     return number if 0 <= number < 2**53 and float(value) == number else None
+
+
+def _box_corners(box: Any) -> list[float] | None:
+    """x0, y0, x1, y1 of a json's box, or None if it is invalid."""
+    if isinstance(box, list) and len(box) == 4 and set(map(type, box)) <= {int, float}:
+        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+    return None
+
+
+def _image_size(image: dict[str, Any]) -> Size | None:
+    height: Any = image.get("height")
+    width: Any = image.get("width")
+    return (height, width) if is_whole(height) and is_whole(width) else None
+
+
+def _measure_mask(
+    annotation: dict[str, Any], size: Size | None
+) -> tuple[list[float] | None, float]:
+    """x0, y0, x1, y1 of a mask, cut off at the edge of its image, and its area.
+
+    Returns:
+        None and 0 without a valid mask.
+    """
+    segmentation: Any = annotation.get("segmentation")
+    kind = segmentation_kind(segmentation)
+    if kind == "polygons":
+        _, boxes, areas = measure_polygons([segmentation], [size])
+    elif kind == "rle" and size is not None:
+        _, boxes, areas = measure_rles([segmentation], [size])
+    else:
+        return None, 0.0
+    if not np.isfinite(boxes).all():
+        return None, 0.0
+    x0, y0, x1, y1 = boxes[0].tolist()
+    if size is not None:
+        x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, size[1]), min(y1, size[0])
+    return ([x0, y0, x1, y1] if x1 > x0 and y1 > y0 else None), float(areas[0])
+
+
+# Each of the following repairs an entry in place, given its image, and returns whether it stays.
+
+
+def _box_from_mask(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+    box, _ = _measure_mask(annotation, _image_size(image))
+    if box is not None:
+        annotation["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+    return box is not None
+
+
+def _box_from_corners(annotation: dict[str, Any], _: dict[str, Any]) -> bool:
+    x0, y0, x1, y1 = annotation["bbox"]
+    annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+    return True
+
+
+def _box_to_pixels(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+    sides = [image["width"], image["height"]] * 2
+    annotation["bbox"] = [v * side for v, side in zip(annotation["bbox"], sides, strict=True)]
+    return True
+
+
+def _keep_valid_polygons(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+    polygons = valid_polygons(annotation["segmentation"], _image_size(image))
+    annotation["segmentation"] = polygons
+    return bool(polygons)
+
+
+def _compute_area(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+    box, area = _measure_mask(annotation, _image_size(image))
+    if box is None and (box := _box_corners(annotation.get("bbox"))) is not None:
+        area = max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+    annotation["area"] = area if 0 <= area < 1e12 else 0.0
+    return True
+
+
+def _ignore_to_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> bool:
+    del annotation["ignore"]
+    annotation["iscrowd"] = 1
+    return True
+
+
+def _remove_keypoints(annotation: dict[str, Any], _: dict[str, Any]) -> bool:
+    del annotation["keypoints"]
+    annotation.pop("num_keypoints", None)
+    return True
+
+
+_Repair = Callable[[Any, dict[str, Any]], bool]
+
+
+def _set(field: str, value: Callable[[dict[str, Any]], Any]) -> _Repair:
+    def repair(entry: dict[str, Any], _: dict[str, Any]) -> bool:
+        entry[field] = value(entry)
+        return True
+
+    return repair
+
+
+def _crowd_flag(annotation: dict[str, Any]) -> int:
+    return int(annotation["iscrowd"] not in (0, None, "0", "", "false", "False", [], {}))
+
+
+_REPAIRS: dict[str, _Repair] = {
+    "category-name": _set("name", lambda category: f"category_{category.get('id')}"),
+    "mask-flat": _set("segmentation", lambda annotation: [annotation["segmentation"]]),
+    "box-xyxy": _box_from_corners,
+    "box-normalised": _box_to_pixels,
+    "crowd-flag": _set("iscrowd", _crowd_flag),
+    "crowd-missing": _set("iscrowd", lambda _: 0),
+    "ignore": _ignore_to_crowd,
+    "area": _compute_area,
+    "area-missing": _compute_area,
+    "keypoints": _remove_keypoints,
+    **{kind: _keep_valid_polygons for kind in KINDS if kind.startswith("polygon-")},
+    **{f"box-{k}": _box_from_mask for k in ("type", "nan", "negative", "outside", "empty", "mask")},
+}

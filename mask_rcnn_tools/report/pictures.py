@@ -11,7 +11,7 @@ import pycocotools.mask as mask_util
 from mask_rcnn_plus.data.formats import read_image
 from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
 from mask_rcnn_plus.evaluation.labels import Color, Image, plain_text
-from mask_rcnn_tools.check.paths import Finder
+from mask_rcnn_tools.check.images import Finder
 from mask_rcnn_tools.report.analysis import ERRORS, Findings
 from mask_rcnn_tools.report.analysis import Objects as Found
 from mask_rcnn_tools.report.run import Run

@@ -1,4 +1,4 @@
-"""A small sound data set, which each test spoils in one place."""
+"""A small valid data set, which each test damages in one place."""
 
 import json
 from collections.abc import Callable
@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_tools.check import Report, check_coco
+from mask_rcnn_tools.check import CheckResult, check_coco
 
-# Nothing is wrong with it: not even a note.
-SOUND: dict[str, Any] = {
+# The check finds nothing in it, not even a note.
+VALID: dict[str, Any] = {
     "images": [
         {"id": 5, "file_name": "a.png", "height": 40, "width": 50},
         {"id": 6, "file_name": "sub/b.png", "height": 30, "width": 20},
@@ -52,19 +52,19 @@ SOUND: dict[str, Any] = {
 
 
 @pytest.fixture
-def sound() -> dict[str, Any]:
-    """The sound json's content, free to be changed."""
-    return deepcopy(SOUND)
+def valid() -> dict[str, Any]:
+    """A copy of the valid content, which the test may change."""
+    return deepcopy(VALID)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data set's folder: images/, and the json once it is written; a cache of the test's."""
+    """The data set folder, with the images and without a json; the test has its own cache."""
     monkeypatch.setenv("MASK_RCNN_PLUS_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "root" / "pets"
     (folder / "images" / "sub").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for image in SOUND["images"]:
+    for image in VALID["images"]:
         pixels = rng.integers(0, 255, (image["height"], image["width"], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / image["file_name"])
     return folder
@@ -83,10 +83,10 @@ def write(folder: Path) -> Callable[[Any], Path]:
 
 
 @pytest.fixture
-def check(folder: Path, write: Callable[[Any], Path]) -> Callable[..., Report]:
-    """The report on a content."""
+def check(folder: Path, write: Callable[[Any], Path]) -> Callable[..., CheckResult]:
+    """Writes a content as the json and checks it."""
 
-    def check(content: Any, **more: Any) -> Report:
-        return check_coco(write(content), folder / "images", name="pets_train", **more)
+    def check(content: Any, **options: Any) -> CheckResult:
+        return check_coco(write(content), folder / "images", name="pets_train", **options)
 
     return check

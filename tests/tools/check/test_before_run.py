@@ -1,4 +1,4 @@
-"""DATA_CHECK before training and evaluation: refused, mended, or left alone."""
+"""DATA_CHECK before training and evaluation: strict, repair and off."""
 
 import json
 import shutil
@@ -22,13 +22,13 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def spoilt(
+def damaged(
     shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Callable[[dict[str, Any]], None]], Path]:
-    """Makes a copy of the shapes with spoilt jsons the data set root; returns its shapes folder."""
+    """Copies the shapes, damages the jsons, and uses the copy as data sets; returns its folder."""
 
-    def spoil(change: Callable[[dict[str, Any]], None]) -> Path:
-        folder = tmp_path / "spoilt" / "shapes"
+    def damage(change: Callable[[dict[str, Any]], None]) -> Path:
+        folder = tmp_path / "damaged" / "shapes"
         shutil.copytree(shapes_root / "shapes", folder)
         for split in ("train", "val"):
             path = folder / f"{split}.json"
@@ -38,7 +38,7 @@ def spoilt(
         monkeypatch.setenv("DETECTRON2_DATASETS", str(folder.parent))
         return folder
 
-    return spoil
+    return damage
 
 
 def run(config: Path, *arguments: str) -> int:
@@ -53,8 +53,10 @@ def two_faults(content: dict[str, Any]) -> None:
     content["annotations"][1]["bbox"] = [0, 0, float("nan"), 3]
 
 
-def test_strict_refuses_in_one_line(tiny_config: Path, spoilt: Any, capsys: Capture) -> None:
-    spoilt(two_faults)
+def test_strict_refuses_errors_with_one_line(
+    tiny_config: Path, damaged: Any, capsys: Capture
+) -> None:
+    damaged(two_faults)
     assert run(tiny_config) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "data set 'shapes_train'" in line
@@ -63,84 +65,85 @@ def test_strict_refuses_in_one_line(tiny_config: Path, spoilt: Any, capsys: Capt
     assert "`mask-rcnn-plus check-data shapes_train`" in line and "DATA_CHECK repair" in line
 
 
-def test_repair_trains_and_evaluates_on_the_mended_json(
-    tiny_config: Path, tmp_path: Path, spoilt: Any, capsys: Capture
+def test_repair_trains_and_evaluates_on_the_repaired_json(
+    tiny_config: Path, tmp_path: Path, damaged: Any, capsys: Capture
 ) -> None:
-    folder = spoilt(two_faults)
+    folder = damaged(two_faults)
     assert run(tiny_config, "DATA_CHECK", "repair") == 0
     screen = capsys.readouterr().out
     for split in ("train", "val"):
-        mended = tmp_path / "output" / "data_check" / f"shapes_{split}.json"
+        repaired = tmp_path / "output" / "data_check" / f"shapes_{split}.json"
         original = json.loads((folder / f"{split}.json").read_text())
-        content = json.loads(mended.read_text())
+        content = json.loads(repaired.read_text())
         assert len(content["annotations"]) == len(original["annotations"]) - 1
         box = next(a["bbox"] for a in content["annotations"] if a["id"] == 2)
         assert np.isfinite(box).all() and min(box[2:]) > 0
-        assert MetadataCatalog.get(f"shapes_{split}").json_file == str(mended)
-        assert f"is read from the mended '{mended}'" in screen
-    assert "mended: 1 rle-size, 1 box-nan" in screen
-    assert "that is the ground truth" in screen
+        assert MetadataCatalog.get(f"shapes_{split}").json_file == str(repaired)
+        assert str(repaired) in screen
+    assert "repaired: 1 rle-size, 1 box-nan" in screen
+    assert "ground truth" in screen
 
-    # What the user's own file says counts again from the next start on.
+    # The next start uses the original json again.
     register_folder_datasets()
     assert MetadataCatalog.get("shapes_train").json_file == str(folder / "train.json")
 
 
-def test_off_still_refuses_what_would_end_the_process(
-    tiny_config: Path, spoilt: Any, capsys: Capture
+def test_off_still_refuses_masks_that_crash_the_process(
+    tiny_config: Path, damaged: Any, capsys: Capture
 ) -> None:
-    spoilt(two_faults)
+    damaged(two_faults)
     assert run(tiny_config, "DATA_CHECK", "off") == 2
-    assert "RLE of the size [9, 9]" in capsys.readouterr().err
+    assert "[9, 9]" in capsys.readouterr().err
 
 
-def test_off_lets_pass_what_harms_nobody(tiny_config: Path, spoilt: Any) -> None:
+def test_off_accepts_harmless_errors(tiny_config: Path, damaged: Any) -> None:
     def wrong_area(content: dict[str, Any]) -> None:
         content["annotations"][0]["area"] = -1
 
-    spoilt(wrong_area)
+    damaged(wrong_area)
     assert run(tiny_config) == 2
     assert run(tiny_config, "DATA_CHECK", "off", "SOLVER.MAX_ITER", "1") == 0
 
 
-def test_another_value_is_refused(tiny_config: Path, capsys: Capture) -> None:
+def test_an_invalid_value_is_refused(tiny_config: Path, capsys: Capture) -> None:
     assert run(tiny_config, "DATA_CHECK", "strikt") == 2
-    assert "set it to strict, repair or off; did you mean 'strict'?" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "DATA_CHECK" in error and "'strikt'; did you mean 'strict'?" in error
 
 
-def test_warnings_are_counted_in_the_log(tiny_config: Path, spoilt: Any, capsys: Capture) -> None:
+def test_the_log_counts_warnings(tiny_config: Path, damaged: Any, capsys: Capture) -> None:
     def repeat(content: dict[str, Any]) -> None:
         content["annotations"].append({**content["annotations"][0], "id": 10**6})
 
-    spoilt(repeat)
+    damaged(repeat)
     assert run(tiny_config, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()") == 0
     out = capsys.readouterr().out
     assert "Data set 'shapes_train': 1 twin; `mask-rcnn-plus check-data shapes_train`" in out
     assert "anchors: best IoU" in out
 
 
-def test_missing_masks_do_not_matter_to_boxes_alone(tiny_config: Path, spoilt: Any) -> None:
+def test_missing_masks_do_not_matter_without_a_mask_head(tiny_config: Path, damaged: Any) -> None:
     def unmask(content: dict[str, Any]) -> None:
         del content["annotations"][0]["segmentation"]
 
-    spoilt(unmask)
+    damaged(unmask)
     assert run(tiny_config, "DATASETS.TEST", "()") == 2
     boxes = ("MODEL.MASK_ON", "False", "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()")
     assert run(tiny_config, *boxes) == 0
 
 
-def test_the_users_own_coco_set_is_mended_as_well(
-    tiny_config: Path, tmp_path: Path, spoilt: Any, capsys: Capture
+def test_a_data_set_that_the_user_registers_is_repaired_too(
+    tiny_config: Path, tmp_path: Path, damaged: Any, capsys: Capture
 ) -> None:
-    folder = spoilt(two_faults)
+    folder = damaged(two_faults)
     register_coco_instances("mine", {}, str(folder / "train.json"), str(folder / "images"))
     try:
         sets = ("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "()")
         assert run(tiny_config, *sets, "DATA_CHECK", "off") == 2
         assert "data set 'mine'" in capsys.readouterr().err
         assert run(tiny_config, *sets, "DATA_CHECK", "repair", "SOLVER.MAX_ITER", "1") == 0
-        mended = tmp_path / "output" / "data_check" / "mine.json"
-        assert MetadataCatalog.get("mine").json_file == str(mended)
+        repaired = tmp_path / "output" / "data_check" / "mine.json"
+        assert MetadataCatalog.get("mine").json_file == str(repaired)
     finally:
         DatasetCatalog.remove("mine")
         MetadataCatalog.remove("mine")
@@ -148,7 +151,7 @@ def test_the_users_own_coco_set_is_mended_as_well(
 
 @pytest.fixture
 def rle_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set root with shapes whose masks are run lengths."""
+    """A data set folder with shapes whose masks are run lengths."""
     root = tmp_path / "rle"
     generate_shapes(
         root, num_train=2, num_val=1, image_size=(64, 64), mask_format="rle", progress=False
@@ -166,7 +169,7 @@ def test_run_lengths_train_in_polygon_mode(tiny_config: Path, rle_root: Path) ->
     assert run(tiny_config, "SOLVER.MAX_ITER", "1") == 0
 
 
-def test_polygons_from_run_lengths_are_the_same_masks(rle_root: Path) -> None:
+def test_run_lengths_become_polygons_of_the_same_mask(rle_root: Path) -> None:
     record = DatasetCatalog.get("shapes_train")[0]
     kept = json.dumps(record, default=str)
     mapped = PolygonMapper(lambda seen: seen)(record)
@@ -179,7 +182,7 @@ def test_polygons_from_run_lengths_are_the_same_masks(rle_root: Path) -> None:
         assert (again == coco.annToMask(original)).all()
 
 
-def test_an_annotation_with_the_id_0_is_found() -> None:
+def test_a_detection_matches_an_annotation_with_the_id_0() -> None:
     truth = COCO()
     square = [[2.0, 2, 12, 2, 12, 12, 2, 12]]
     truth.dataset = {

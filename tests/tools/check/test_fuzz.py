@@ -1,4 +1,4 @@
-"""Whatever a json holds, the check answers; and what it passes or mends harms nobody after it."""
+"""The check handles any json; what it accepts or repairs is safe for the reader and pycocotools."""
 
 import json
 import tempfile
@@ -13,12 +13,12 @@ from pycocotools.coco import COCO
 
 from mask_rcnn_plus.data.coco_json import outline_fault, read_coco_json
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.check.inspection import inspect
-from mask_rcnn_tools.check.problems import ERROR, KINDS, Problem
-from mask_rcnn_tools.check.repair import repair
-from mask_rcnn_tools.check.report import Report, describe
+from mask_rcnn_tools.check.json_checks import inspect
+from mask_rcnn_tools.check.problems import is_error
+from mask_rcnn_tools.check.repair import repair_content
+from mask_rcnn_tools.check.result import CheckResult, describe
 
-from .conftest import SOUND
+from .conftest import VALID
 
 BOUNDED = settings(
     max_examples=200,
@@ -58,32 +58,28 @@ FIELDS = {
     ],
 }
 PLACES = st.sampled_from([(section, field) for section in FIELDS for field in FIELDS[section]])
-SPOILT = st.lists(st.tuples(PLACES, st.integers(0, 2), VALUES), min_size=1, max_size=4)
+DAMAGED = st.lists(st.tuples(PLACES, st.integers(0, 2), VALUES), min_size=1, max_size=4)
 
 
-def spoil(changes: list[tuple[tuple[str, str], int, Any]]) -> dict[str, Any]:
-    content = deepcopy(SOUND)
+def damage(changes: list[tuple[tuple[str, str], int, Any]]) -> dict[str, Any]:
+    content = deepcopy(VALID)
     for (section, field), place, value in changes:
         entries = content[section]
         entries[place % len(entries)][field] = value
     return content
 
 
-def is_error(problem: Problem) -> bool:
-    return KINDS[problem.kind].severity == ERROR
-
-
 @BOUNDED
 @given(VALUES)
-def test_any_json_at_all(value: Any) -> None:
-    for content in (value, {**SOUND, "annotations": [value]}, {**SOUND, "images": [value, value]}):
+def test_any_json(value: Any) -> None:
+    for content in (value, {**VALID, "annotations": [value]}, {**VALID, "images": [value, value]}):
         json.dumps(inspect(content))
 
 
 @BOUNDED
-@given(SPOILT)
-def test_what_the_check_passes_is_what_the_reader_and_pycocotools_take(changes: Any) -> None:
-    content = spoil(changes)
+@given(DAMAGED)
+def test_the_reader_and_pycocotools_accept_what_the_check_accepts(changes: Any) -> None:
+    content = damage(changes)
     before = deepcopy(content)
     inspection = inspect(content)
     assert repr(content) == repr(before)
@@ -91,8 +87,10 @@ def test_what_the_check_passes_is_what_the_reader_and_pycocotools_take(changes: 
         text = describe(problem)
         assert text.isprintable() and len(text) < 1500, text
         text.encode()
-    report = Report("x", Path("x"), Path("x"), "", 2, 3, inspection.classes, inspection.problems)
-    report.text(width=100).encode()
+    result = CheckResult(
+        "x", Path("x"), Path("x"), "", 2, 3, inspection.classes, inspection.problems
+    )
+    result.text(width=100).encode()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.json")
         if not any(map(is_error, inspection.problems)):
@@ -100,7 +98,7 @@ def test_what_the_check_passes_is_what_the_reader_and_pycocotools_take(changes: 
             rasterise(path)
         if outline_fault(content):
             return
-        repaired = repair(content, inspection.problems, {})
+        repaired = repair_content(content, inspection.problems, {})
         assert all(p.kind in ("no-images", "no-coco") for p in repaired.left), repaired.left
         if not repaired.left:
             path.write_text(repaired.text())
@@ -108,12 +106,12 @@ def test_what_the_check_passes_is_what_the_reader_and_pycocotools_take(changes: 
 
 
 @BOUNDED
-@given(SPOILT)
-def test_what_the_reader_passes_is_what_pycocotools_takes(changes: Any) -> None:
-    """With DATA_CHECK off the reader is all there is."""
+@given(DAMAGED)
+def test_pycocotools_accepts_what_the_reader_accepts(changes: Any) -> None:
+    """With DATA_CHECK off, only the reader checks the json."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.json")
-        path.write_text(json.dumps(spoil(changes)))
+        path.write_text(json.dumps(damage(changes)))
         try:
             read_coco_json(path)
         except UserError as error:
@@ -123,7 +121,7 @@ def test_what_the_reader_passes_is_what_pycocotools_takes(changes: Any) -> None:
 
 
 def rasterise(path: Path, ignore: Any = ()) -> None:
-    """Reads a json as the reader and the evaluators do, and decodes all masks."""
+    """Reads a json like the reader and the evaluators, and decodes all masks."""
     read_coco_json(path)
     coco = COCO(str(path))
     for annotation in coco.anns.values():
@@ -138,4 +136,4 @@ def rasterise(path: Path, ignore: Any = ()) -> None:
 
 @pytest.fixture(autouse=True)
 def _quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    """pycocotools prints."""
+    """pycocotools prints to the screen."""

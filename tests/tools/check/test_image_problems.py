@@ -1,5 +1,6 @@
-"""Image files: one a class of problem; nothing outside the folder is opened."""
+"""Problems of image files, one file per kind; no file outside the folder is opened."""
 
+import functools
 import json
 import os
 import struct
@@ -12,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_tools.check import Report, check_coco, mend, note_leaks, statistics
+from mask_rcnn_tools.check import CheckResult, check_coco, note_leaks, repair_coco
 from mask_rcnn_tools.check import images as images_module
-from mask_rcnn_tools.check.images import Entry
-from mask_rcnn_tools.check.paths import Finder
+from mask_rcnn_tools.check.cache import VERSION
+from mask_rcnn_tools.check.images import Finder, ImageEntry, shared_images
 
-Check = Callable[..., Report]
+Check = Callable[..., CheckResult]
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A PNG's head that promises so many pixels, and no pixel."""
+    """A PNG whose header states this size, without pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -36,13 +37,13 @@ def noise(*shape: int) -> Any:
     return np.random.default_rng(1).integers(0, 255, shape, dtype=np.uint8)
 
 
-def turned(path: Path) -> None:
+def rotated(path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(noise(40, 50, 3)).save(path, format="JPEG", exif=exif)
 
 
-def turned_evenly(path: Path) -> None:
+def rotated_as_in_json(path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(noise(50, 40, 3)).save(path, format="JPEG", exif=exif)
@@ -63,7 +64,7 @@ def replaced(data: bytes) -> Callable[[Path], None]:
     return lambda path: path.write_bytes(data) and None
 
 
-def special(path: Path) -> None:
+def pipe(path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
 
@@ -76,20 +77,20 @@ def a_folder(path: Path) -> None:
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 40\n%%EndComments\nshowpage\n"
 
 CASES: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("as it was", lambda path: None, ""),
-    ("gone", Path.unlink, "file-missing"),
+    ("unchanged", lambda path: None, ""),
+    ("missing", Path.unlink, "file-missing"),
     ("empty", replaced(b""), "file-unreadable"),
     ("noise", replaced(noise(2000).tobytes()), "file-unreadable"),
     ("a web page", replaced(b"<html>not found</html>"), "file-unreadable"),
     ("half a header", replaced(png_of_size(50, 40)[:20]), "file-unreadable"),
     ("PostScript", replaced(EPS), "file-unreadable"),
-    ("a pipe", special, "file-unreadable"),
+    ("a pipe", pipe, "file-unreadable"),
     ("a folder", a_folder, "file-unreadable"),
     ("truncated", truncated, "file-truncated"),
     ("a bomb", replaced(png_of_size(50_000, 50_000)), "file-bomb"),
     ("another size", saved("RGB", "PNG", (60, 40)), "file-size"),
-    ("turned", turned, "file-rotated"),
-    ("turned, as the json says", turned_evenly, ""),
+    ("rotated", rotated, "file-rotated"),
+    ("rotated, as in the json", rotated_as_in_json, ""),
     ("1 pixel", saved("RGB", "PNG", (1, 40)), "file-thin"),
     ("16 bits", saved("I;16", "PNG"), "file-deep"),
     ("floats", saved("F", "TIFF"), "file-deep"),
@@ -98,43 +99,45 @@ CASES: list[tuple[str, Callable[[Path], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "kind"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
-def test_each_class_of_image_is_named(
+@pytest.mark.parametrize(
+    ("damage", "kind"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
+)
+def test_each_kind_of_image_problem_is_found(
     check: Check,
-    sound: dict[str, Any],
+    valid: dict[str, Any],
     folder: Path,
-    spoil: Callable[[Path], None],
+    damage: Callable[[Path], None],
     kind: str,
 ) -> None:
-    spoil(folder / "images" / "a.png")
-    report = check(sound, images="decode")
-    found = [(p.kind, p.position, p.image_id, p.file_name) for p in report.problems]
+    damage(folder / "images" / "a.png")
+    result = check(valid, images="decode")
+    found = [(p.kind, p.position, p.image_id, p.file_name) for p in result.problems]
     if kind == "file-thin":
         assert found.pop(0)[0] == "file-size"
     assert found == ([(kind, 0, 5, "a.png")] if kind else [])
-    again = check(sound, images="decode")
-    assert again.problems == report.problems
+    again = check(valid, images="decode")
+    assert again.problems == result.problems
 
 
-def test_another_size_is_set_right_where_the_annotations_fit(
-    check: Check, sound: dict[str, Any], folder: Path
+def test_the_size_is_corrected_if_the_annotations_fit(
+    check: Check, valid: dict[str, Any], folder: Path
 ) -> None:
     saved("RGB", "PNG", (60, 45))(folder / "images" / "a.png")
-    content = mend(check(sound)).content
+    content = repair_coco(check(valid)).content
     assert (content["images"][0]["height"], content["images"][0]["width"]) == (45, 60)
     assert len(content["annotations"]) == 3
     saved("RGB", "PNG", (20, 40))(folder / "images" / "a.png")
-    content = mend(check(sound)).content
+    content = repair_coco(check(valid)).content
     assert [image["id"] for image in content["images"]] == [6]
     assert [annotation["id"] for annotation in content["annotations"]] == [3]
 
 
-def test_headers_do_not_show_a_truncated_image(
-    check: Check, sound: dict[str, Any], folder: Path
+def test_only_decoding_finds_a_truncated_image(
+    check: Check, valid: dict[str, Any], folder: Path
 ) -> None:
     truncated(folder / "images" / "a.png")
-    assert check(sound, images="headers").problems == []
-    assert [p.kind for p in check(sound, images="decode").problems] == ["file-truncated"]
+    assert check(valid, images="headers").problems == []
+    assert [p.kind for p in check(valid, images="decode").problems] == ["file-truncated"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,7 @@ def test_headers_do_not_show_a_truncated_image(
 )
 def test_nothing_outside_the_folder_is_opened(
     check: Check,
-    sound: dict[str, Any],
+    valid: dict[str, Any],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     name: str,
@@ -162,34 +165,34 @@ def test_nothing_outside_the_folder_is_opened(
         return real(path, decode=decode)
 
     monkeypatch.setattr(images_module, "read_facts", spy)
-    sound["images"][0]["file_name"] = name.format(out=outside)
-    report = check(sound, images="decode")
-    assert [(p.kind, p.position) for p in report.problems] == [("file-outside", 0)]
+    valid["images"][0]["file_name"] = name.format(out=outside)
+    result = check(valid, images="decode")
+    assert [(p.kind, p.position) for p in result.problems] == [("file-outside", 0)]
     assert opened == [str(folder / "images" / "sub" / "b.png")]
-    assert [image["id"] for image in mend(report).content["images"]] == [6]
+    assert [image["id"] for image in repair_coco(result).content["images"]] == [6]
 
 
-def test_links_within_the_folder_and_a_linked_folder_are_fine(
-    check: Check, sound: dict[str, Any], folder: Path
+def test_links_inside_the_folder_and_to_the_folder_are_valid(
+    check: Check, valid: dict[str, Any], folder: Path
 ) -> None:
     images = folder / "images"
     (images / "a.png").rename(images / "sub" / "kept.png")
     (images / "a.png").symlink_to(images / "sub" / "kept.png")
-    assert check(sound).problems == []
+    assert check(valid).problems == []
     images.rename(folder / "store")
     images.symlink_to(folder / "store")
-    assert check(sound).problems == []
-    sound["images"][0]["file_name"] = str(folder / "store" / "a.png")
-    assert check(sound).problems == []
+    assert check(valid).problems == []
+    valid["images"][0]["file_name"] = str(folder / "store" / "a.png")
+    assert check(valid).problems == []
 
 
 @pytest.mark.parametrize("name", ["a\0.png", "\ud800.png", "a" * 5000, "http://host/a.png", "."])
-def test_names_that_no_file_has(tmp_path: Path, name: str) -> None:
+def test_invalid_file_names(tmp_path: Path, name: str) -> None:
     assert Finder(tmp_path).find(name).kind in ("file-missing", "file-outside", "file-unreadable")
 
 
-def test_images_are_read_again_only_when_they_have_changed(
-    check: Check, sound: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_are_read_again_only_after_a_change(
+    check: Check, valid: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     real = images_module.read_facts
@@ -199,66 +202,66 @@ def test_images_are_read_again_only_when_they_have_changed(
         return real(path, decode=decode)
 
     monkeypatch.setattr(images_module, "read_facts", spy)
-    check(sound)
+    check(valid)
     assert sorted(opened) == ["a.png", "b.png"]
-    check(sound)
+    check(valid)
     assert len(opened) == 2
-    check(sound, images="decode")
+    check(valid, images="decode")
     assert len(opened) == 4
-    check(sound)
+    check(valid)
     assert len(opened) == 4
     saved("RGB", "PNG", (60, 40))(folder / "images" / "a.png")
-    assert [p.kind for p in check(sound).problems] == ["file-size"]
+    assert [p.kind for p in check(valid).problems] == ["file-size"]
     assert opened[4:] == ["a.png"]
-    # Of the same length, at another time.
+    # The same length, but another time.
     file = folder / "images" / "sub" / "b.png"
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
-    check(sound)
+    check(valid)
     assert opened[5:] == ["b.png"]
 
 
-def test_a_json_is_inspected_again_only_when_it_has_changed(
-    check: Check, sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_json_is_inspected_again_only_after_a_change(
+    check: Check, valid: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = check(sound)
+    first = check(valid)
     with monkeypatch.context() as patch:
         patch.setattr("mask_rcnn_tools.check.checking.parse", None)
-        again = check(sound)
+        again = check(valid)
         assert (again.problems, again.classes, again.shapes) == (
             first.problems,
             first.classes,
             first.shapes,
         )
-    sound["annotations"][0]["iscrowd"] = 7
-    assert [problem.kind for problem in check(sound).problems] == ["crowd-flag"]
+    valid["annotations"][0]["iscrowd"] = 7
+    assert [problem.kind for problem in check(valid).problems] == ["crowd-flag"]
 
 
 @pytest.mark.parametrize("state", ["a file", "noise"])
-def test_a_cache_that_cannot_be_used_changes_nothing(
+def test_an_unusable_cache_changes_nothing(
     check: Check,
-    sound: dict[str, Any],
+    valid: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     state: str,
 ) -> None:
     cache = tmp_path / "cache"
-    sound["annotations"][0]["iscrowd"] = 7
+    valid["annotations"][0]["iscrowd"] = 7
     if state == "a file":
-        cache.write_text("in the way")
+        cache.write_text("not a folder")
     else:
-        check(sound)
+        check(valid)
         for file in cache.iterdir():
-            file.write_text('{"version": 1, "value": [[1], {"a": 2}]}')
-    assert [problem.kind for problem in check(sound).problems] == ["crowd-flag"]
+            file.write_text(json.dumps({"version": VERSION, "value": [[1], {"a": 2}]}))
+    assert [problem.kind for problem in check(valid).problems] == ["crowd-flag"]
 
 
-def test_images_in_two_sets_are_found(
-    sound: dict[str, Any], folder: Path, write: Callable[[Any], Path]
+def test_images_in_two_data_sets_are_found(
+    valid: dict[str, Any], folder: Path, write: Callable[[Any], Path]
 ) -> None:
-    path = write(sound)
+    path = write(valid)
     other = folder / "other"
     other.mkdir()
-    # The same bytes under another name; a file of the same length that differs in its middle.
+    # One file has the same bytes and another name; one has the same length and one other byte.
     same = (folder / "images" / "a.png").read_bytes()
     (other / "z.png").write_bytes(same)
     near = bytearray((folder / "images" / "sub" / "b.png").read_bytes())
@@ -268,7 +271,7 @@ def test_images_in_two_sets_are_found(
     val.write_text(
         json.dumps(
             {
-                **sound,
+                **valid,
                 "annotations": [],
                 "images": [
                     {"id": 1, "file_name": "y.png", "height": 30, "width": 20},
@@ -277,19 +280,19 @@ def test_images_in_two_sets_are_found(
             }
         )
     )
-    reports = [
+    results = [
         check_coco(path, folder / "images", name="train"),
         check_coco(val, other, name="val"),
     ]
-    note_leaks(reports)
-    leaks = [p for p in reports[0].problems if p.kind == "leak"]
+    note_leaks(results)
+    leaks = [p for p in results[0].problems if p.kind == "leak"]
     assert [(p.image_id, p.detail) for p in leaks] == [(5, "is also 'z.png' of val")]
 
 
-def test_images_of_one_length_are_told_apart_without_comparing_all(
+def test_images_of_the_same_size_are_compared_without_trying_all_pairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a camera that does not compress them."""
+    """Uncompressed images of one camera all have the same size."""
     names = [f"{number}.bmp" for number in range(100)]
     for folder in ("train", "val"):
         (tmp_path / folder).mkdir()
@@ -297,12 +300,12 @@ def test_images_of_one_length_are_told_apart_without_comparing_all(
             (tmp_path / folder / name).write_bytes(
                 f"{number:5} {folder[:3] if number else 'all'}".encode()
             )
-    entries = [Entry(number, number, name, 1, 1) for number, name in enumerate(names)]
-    looked = []
-    digest = statistics._digest
-    monkeypatch.setattr(
-        statistics, "_digest", lambda *arguments: looked.append(1) or digest(*arguments)
-    )
-    pairs = statistics.shared_images((tmp_path / "train", entries), (tmp_path / "val", entries))
-    assert [(one.id, other.id) for one, other in pairs] == [(0, 0)]
-    assert len(looked) < 500
+    entries = [ImageEntry(number, number, name, 1, 1) for number, name in enumerate(names)]
+    hashed: list[str] = []
+    for name in ("_hash_ends", "_hash_content"):
+        real = getattr(images_module, name)
+        spy = functools.partial(lambda real, path: hashed.append(path) or real(path), real)
+        monkeypatch.setattr(images_module, name, spy)
+    pairs = shared_images((tmp_path / "train", entries), (tmp_path / "val", entries))
+    assert [(image.id, other.id) for image, other in pairs] == [(0, 0)]
+    assert len(hashed) < 500

@@ -1,4 +1,4 @@
-"""One json a class of problem: what is found, of which entry, and what mending leaves."""
+"""Problems of a json, one json per kind: the kind, the entry, and what the repair keeps."""
 
 import json
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 
 from mask_rcnn_plus.data.coco_json import read_coco_json
-from mask_rcnn_tools.check import ERROR, KINDS, Report, mend
-from mask_rcnn_tools.check.inspection import inspect
+from mask_rcnn_tools.check import ERROR, KINDS, CheckResult, repair_coco
+from mask_rcnn_tools.check.json_checks import inspect
 
-Check = Callable[..., Report]
+Check = Callable[..., CheckResult]
 NAN, INF = float("nan"), float("inf")
 
 
 def at(path: str, value: Any) -> Callable[[Any], None]:
-    """Sets one value of a content ("annotations.0.bbox"); takes it out for Ellipsis."""
+    """Sets a value of a content, such as "annotations.0.bbox"; removes it for Ellipsis."""
 
     def change(content: Any) -> None:
         *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
@@ -34,13 +34,13 @@ def at(path: str, value: Any) -> Callable[[Any], None]:
 
 def both(*changes: Callable[[Any], None]) -> Callable[[Any], None]:
     def change(content: Any) -> None:
-        for one in changes:
-            one(content)
+        for change_one in changes:
+            change_one(content)
 
     return change
 
 
-def of_all(field: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
+def in_all(field: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
     def every(content: Any) -> None:
         for annotation in content["annotations"]:
             if (value := change(annotation)) is ...:
@@ -74,10 +74,10 @@ def fractions(annotation: Any) -> list[float]:
 
 
 SQUARE = [2, 3, 22, 3, 22, 13, 2, 13]
-BARE = of_all("segmentation", lambda _: ...)
-CORNERS = of_all("bbox", lambda a: [30, 20, 45, 35] if a["image_id"] == 5 else [12, 10, 18, 28])
+BARE = in_all("segmentation", lambda _: ...)
+CORNERS = in_all("bbox", lambda a: [30, 20, 45, 35] if a["image_id"] == 5 else [12, 10, 18, 28])
 
-# (what is spoilt, the kinds found with the positions of their entries, the annotations that stay)
+# (what is damaged, the kinds found with the positions of their entries, the annotations that stay)
 ALL, LAST_TWO = [1, 2, 3], [2, 3]
 CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] = [
     ("nothing", lambda _: None, {}, ALL),
@@ -124,6 +124,7 @@ CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] 
      {"mask-over-edge": [0], "box-over-edge": [0]}, ALL),
     ("rle size", mask({"size": [50, 40], "counts": [0, 2000]}), {"rle-size": [0]}, LAST_TWO),
     ("rle no size", mask({"counts": [0, 2000]}), {"rle-size": [0]}, LAST_TWO),
+    ("rle float size", mask({"size": [40.0, 50], "counts": "PPYo1"}), {"rle-size": [0]}, LAST_TWO),
     ("rle sum", mask({"size": [40, 50], "counts": [0, 1999]}), {"rle-counts": [0]}, LAST_TWO),
     ("rle list", mask({"size": [40, 50], "counts": [2500, -500]}), {"rle-counts": [0]}, LAST_TWO),
     ("rle text", mask({"size": [40, 50], "counts": "~~"}), {"rle-counts": [0]}, LAST_TWO),
@@ -142,9 +143,11 @@ CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] 
     ("zero", box(2, 3, 0, 10), {"box-empty": [0]}, ALL),
     ("xyxy", box(2, 3, 22, 13), {"box-xyxy": [0]}, ALL),
     ("xyxy without", both(BARE, CORNERS), {"box-xyxy": [0, 1, 2], "no-masks": [0]}, ALL),
-    ("fractions", of_all("bbox", fractions), {"box-normalised": [0, 1, 2]}, ALL),
-    ("fractions bare", both(BARE, of_all("bbox", fractions)),
+    ("fractions", in_all("bbox", fractions), {"box-normalised": [0, 1, 2]}, ALL),
+    ("fractions bare", both(BARE, in_all("bbox", fractions)),
      {"box-normalised": [0, 1, 2], "no-masks": [0]}, ALL),
+    ("fractions, no size", both(box(0.1, 0.1, 0.5, 0.5), at("images.0.width", None)),
+     {"box-mask": [0], "image-field": [0]}, ALL),
     ("box outside", box(70, 3, 20, 10), {"box-outside": [0]}, ALL),
     ("other box", box(2, 3, 10, 10), {"box-mask": [0]}, ALL),
     ("crowd 2", at("annotations.0.iscrowd", 2), {"crowd-flag": [0]}, ALL),
@@ -164,6 +167,8 @@ CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] 
     ("text height", at("images.1.height", "30"), {"image-field": [1]}, ALL),
     ("no width", at("images.1.width", ...), {"image-field": [1]}, ALL),
     ("minus width", at("images.1.width", -20), {"image-field": [1]}, ALL),
+    ("huge height", both(at("images.1.height", 10**400), at("annotations.2.bbox", None)),
+     {"image-field": [1], "box-type": [2]}, ALL),
     ("many pixels", at("images.1.width", 10**9), {"image-field": [1]}, ALL),
     ("no annotation", at("annotations.2", ...), {"image-empty": [1]}, [1, 2]),
 ]  # fmt: skip
@@ -172,57 +177,57 @@ CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] 
 @pytest.mark.parametrize(
     ("change", "kinds", "stay"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
 )
-def test_each_class_of_problem_is_found_and_mended(
+def test_each_kind_of_problem_is_found_and_repaired(
     check: Check,
-    sound: dict[str, Any],
+    valid: dict[str, Any],
     tmp_path: Path,
     change: Callable[[Any], None],
     kinds: dict[str, list[int]],
     stay: list[int],
 ) -> None:
-    change(sound)
-    report = check(sound)
+    change(valid)
+    result = check(valid)
     expected = {kind: at for kind, at in kinds.items() if at}
     found: dict[str, list[int]] = {}
-    for problem in report.problems:
+    for problem in result.problems:
         found.setdefault(problem.kind, []).append(problem.position)
-    # An image without annotations and a class without are what some of these leave behind.
+    # Some of the changes leave an image or a class without annotations.
     for kind in {"image-empty", "category-unused", "rle"} - kinds.keys():
         found.pop(kind, None)
     assert found == expected
 
-    repaired = mend(report)
+    repaired = repair_coco(result)
     assert repaired.left == [p for p in repaired.left if p.kind == "no-images"]
     ids = [annotation["id"] for annotation in repaired.content["annotations"]]
     assert sorted(ids) == sorted(set(ids)) and len(ids) == len(stay)
     if "all text" not in kinds and "id-duplicate" not in kinds:
         assert sorted(ids) == stay
-    # What is mended is in order for the strict reader and for a second check.
+    # The strict reader and a second check accept the repaired json.
     again = [p for p in inspect(repaired.content).problems if p.kind != "no-images"]
     assert not [problem for problem in again if KINDS[problem.kind].severity == ERROR]
-    path = tmp_path / "mended.json"
+    path = tmp_path / "repaired.json"
     path.write_text(repaired.text())
     if repaired.content["images"]:
         read_coco_json(path)
     if not expected:
-        assert json.loads(path.read_text()) == sound
+        assert json.loads(path.read_text()) == valid
 
 
-def test_a_repetition_is_found(check: Check, sound: dict[str, Any]) -> None:
-    sound["annotations"].append({**sound["annotations"][1], "id": 9})
-    sound["annotations"].append({**sound["annotations"][1], "id": 10, "bbox": [30, 20, 10, 10]})
-    report = check(sound)
-    assert [(p.kind, p.id) for p in report.problems] == [("twin", 9)]
-    assert [a["id"] for a in mend(report).content["annotations"]] == [1, 2, 3, 10]
+def test_a_duplicate_is_found(check: Check, valid: dict[str, Any]) -> None:
+    valid["annotations"].append({**valid["annotations"][1], "id": 9})
+    valid["annotations"].append({**valid["annotations"][1], "id": 10, "bbox": [30, 20, 10, 10]})
+    result = check(valid)
+    assert [(p.kind, p.id) for p in result.problems] == [("twin", 9)]
+    assert [a["id"] for a in repair_coco(result).content["annotations"]] == [1, 2, 3, 10]
 
 
-def test_mended_values(check: Check, sound: dict[str, Any]) -> None:
-    annotations = sound["annotations"]
+def test_repaired_values(check: Check, valid: dict[str, Any]) -> None:
+    annotations = valid["annotations"]
     annotations[0].update(bbox=[2, 3, NAN, 1], area=-1)
     annotations[1].update(bbox=[30.5, 20, 40.5, 30])
     annotations[2].update(bbox=fractions(annotations[2]), iscrowd="0", image_id="6")
-    sound["images"][1]["width"] = "20"
-    first, second, third = mend(check(sound)).content["annotations"]
+    valid["images"][1]["width"] = "20"
+    first, second, third = repair_coco(check(valid)).content["annotations"]
     assert first["bbox"] == [2, 3, 20, 10] and first["area"] == 200
     assert second["bbox"] == [30.5, 20, 10, 10]
     assert third["bbox"] == pytest.approx([1, 2, 10, 20])
@@ -243,17 +248,19 @@ def test_mended_values(check: Check, sound: dict[str, Any]) -> None:
         ('{"images": [], "annotations": [], "categories": []}', "no-coco"),
     ],
 )
-def test_what_is_no_coco(check: Check, content: str, kind: str) -> None:
-    report = check(content)
-    assert [problem.kind for problem in report.problems] == [kind]
-    assert not report.is_coco()
-    assert "\n\n" in report.text()
+def test_other_content_is_not_coco(check: Check, content: str, kind: str) -> None:
+    result = check(content)
+    assert [problem.kind for problem in result.problems] == [kind]
+    assert not result.is_coco()
+    assert "\n\n" in result.text()
 
 
-def test_a_text_id_keeps_what_refers_to_the_number(check: Check, sound: dict[str, Any]) -> None:
-    sound["images"][0]["id"] = str(sound["images"][0]["id"])
-    sound["categories"][1]["id"] = "2"
-    content = mend(check(sound)).content
+def test_repairing_a_text_id_keeps_references_to_the_number(
+    check: Check, valid: dict[str, Any]
+) -> None:
+    valid["images"][0]["id"] = str(valid["images"][0]["id"])
+    valid["categories"][1]["id"] = "2"
+    content = repair_coco(check(valid)).content
     assert [image["id"] for image in content["images"]] == [5, 6]
     assert [(a["image_id"], a["category_id"]) for a in content["annotations"]] == [
         (5, 1),
@@ -262,13 +269,13 @@ def test_a_text_id_keeps_what_refers_to_the_number(check: Check, sound: dict[str
     ]
 
 
-def test_ids_beyond_64_bits_are_numbered_anew(check: Check, sound: dict[str, Any]) -> None:
-    sound["annotations"][0]["id"] = 10**400
-    sound["images"][1]["id"] = sound["annotations"][2]["image_id"] = 2**64
-    report = check(sound)
-    found = [(problem.kind, problem.section, problem.position) for problem in report.problems]
+def test_ids_beyond_64_bits_get_new_numbers(check: Check, valid: dict[str, Any]) -> None:
+    valid["annotations"][0]["id"] = 10**400
+    valid["images"][1]["id"] = valid["annotations"][2]["image_id"] = 2**64
+    result = check(valid)
+    found = [(problem.kind, problem.section, problem.position) for problem in result.problems]
     assert found == [("id-type", "images", 1), ("id-type", "annotations", 0)]
-    content = mend(report).content
+    content = repair_coco(result).content
     assert [image["id"] for image in content["images"]] == [5, 6]
     assert [a["image_id"] for a in content["annotations"]] == [5, 5, 6]
     assert sorted(a["id"] for a in content["annotations"]) == [2, 3, 4]

@@ -1,4 +1,4 @@
-"""Boxes and areas of masks, against pycocotools and by hand; how anchors fit."""
+"""Boxes and areas of masks, compared with pycocotools and by hand; the fit of anchors."""
 
 from typing import Any
 
@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mask_rcnn_plus.data.mask_rules import rle_fault
-from mask_rcnn_tools.check.polygons import measure_polygons
-from mask_rcnn_tools.check.run_lengths import measure_rles
+from mask_rcnn_tools.check.masks import measure_polygons, measure_rles
 from mask_rcnn_tools.check.statistics import AnchorSettings, anchor_fit, box_lines
 
 
-def runs_of(mask: np.ndarray) -> list[int]:
+def count_runs(mask: np.ndarray) -> list[int]:
     """A mask's run lengths, counted one pixel at a time."""
     counts, value = [0], False
     for pixel in mask.T.ravel():
@@ -25,14 +24,14 @@ def runs_of(mask: np.ndarray) -> list[int]:
     return counts
 
 
-def test_run_lengths_are_measured_as_pycocotools_does() -> None:
+def test_measures_of_run_lengths_equal_those_of_pycocotools() -> None:
     rng = np.random.default_rng(0)
     rles: list[dict[str, Any]] = []
     masks, sizes = [], []
     for number in range(60):
         height, width = (int(side) for side in rng.integers(1, 40, 2))
         mask = rng.random((height, width)) < rng.choice([0.02, 0.5, 0.98, 0.0, 1.0])
-        rle: dict[str, Any] = {"size": [height, width], "counts": runs_of(mask)}
+        rle: dict[str, Any] = {"size": [height, width], "counts": count_runs(mask)}
         if number % 3:
             rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
             rle["counts"] = rle["counts"].decode()
@@ -65,8 +64,8 @@ def test_run_lengths_are_measured_as_pycocotools_does() -> None:
         max_size=4,
     )
 )
-def test_many_run_lengths_at_once_get_the_verdict_of_each_alone(counts: list[Any]) -> None:
-    rles = [{"size": [2, 6], "counts": one} for one in counts]
+def test_many_run_lengths_at_once_have_the_same_faults_as_each_alone(counts: list[Any]) -> None:
+    rles = [{"size": [2, 6], "counts": value} for value in counts]
     faults, _, areas = measure_rles(rles, [(2, 6)] * len(rles))
     assert faults == [rle_fault(rle, [2, 6]) for rle in rles]
     for rle, fault, area in zip(rles, faults, areas, strict=True):
@@ -77,8 +76,8 @@ def test_many_run_lengths_at_once_get_the_verdict_of_each_alone(counts: list[Any
             assert mask_util.decode(good).sum() == area
 
 
-def test_run_lengths_below_0_do_not_make_up_for_others() -> None:
-    # 10, -2 and 4, in a character each: 12 pixels, as the image has.
+def test_a_negative_run_length_is_a_fault() -> None:
+    # One character each for 10, -2 and 4; their sum is the 12 pixels of the image.
     faults, _, areas = measure_rles([{"size": [2, 6], "counts": ":N4"}], [(2, 6)])
     assert "not run lengths" in faults[0] and areas.tolist() == [0]
 
@@ -86,23 +85,21 @@ def test_run_lengths_below_0_do_not_make_up_for_others() -> None:
 def test_polygons_are_measured() -> None:
     triangle = [10.0, 20, 30, 20, 10, 40]
     far_square = [900_000, 900_000, 900_002, 900_000, 900_002, 900_002, 900_000, 900_002]
-    noted: list[tuple[int, str]] = []
-    boxes, areas = measure_polygons(
+    faults, boxes, areas = measure_polygons(
         [[triangle, [0, 0, 4, 0, 4, 5, 0, 5]], [far_square], [[1, 1, 2, 2, 3, 3]]],
         [(50, 60), (10**6, 10**6), (50, 60)],
-        lambda number, kind, _: noted.append((number, kind)),
     )
     assert boxes[0].tolist() == [0, 0, 30, 40]
     assert areas[:2].tolist() == [220, 4]
-    assert noted == [(2, "polygon-flat")] and np.isnan(boxes[2]).all()
+    assert [fault[:2] for fault in faults] == [(2, "polygon-flat")] and np.isnan(boxes[2]).all()
 
 
 def test_anchors_are_compared_after_resizing() -> None:
     anchors = AnchorSettings(sizes=[32, 64], ratios=[0.5, 1.0, 2.0], min_size=200, max_size=300)
-    # (box, image): 100 x 100 grows twofold; 400 x 100 by 0.75, where the longer side is the limit.
+    # The image of 100 x 100 is scaled by 2, that of 400 x 100 by 0.75 (its longer side is limited).
     fits = anchor_fit([(32, 32, 100, 100), (8, 8, 100, 100), (64, 64, 400, 100)], anchors)
     assert fits.tolist() == pytest.approx([1.0, 16 * 16 / 32**2, 48 * 48 / 64**2])
     lines = "\n".join(box_lines([(8, 8, 100, 100)] * 10, anchors))
     assert "side 8 / 8 / 8 px" in lines and "100% small" in lines
-    assert "below 0.5 for 100% of the boxes" in lines and "SIZES 32 to 64" in lines
+    assert "below 0.5 for 100% of the boxes" in lines and "SIZES are 32 to 64" in lines
     assert box_lines([], anchors) == []
