@@ -20,8 +20,14 @@ from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import build_train_batches, build_train_mapper, require_dataset
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
-from mask_rcnn_plus.evaluation.labels import Image, plain_text, text_size, write_text
+from mask_rcnn_plus.evaluation.drawing import (
+    DrawnObjects,
+    Image,
+    draw_objects,
+    plain_text,
+    text_size,
+    write_text,
+)
 from mask_rcnn_tools.arguments import Parser, positive, require_new
 
 PROGRAM = "mask-rcnn-plus show-data"

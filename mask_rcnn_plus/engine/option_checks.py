@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from mask_rcnn_plus.engine.ema import NAME as AVERAGED
 from mask_rcnn_plus.engine.validation import NAME as VALIDATION
 from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_plus.evaluation.coco_tasks import TASKS
+from mask_rcnn_plus.evaluation.coco import TASKS
 
 # Of each task; AP-<class> as well.
 _KINDS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -5,8 +5,13 @@ from collections.abc import Sequence
 
 from detectron2.structures import Instances
 
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, Style, draw_styled
-from mask_rcnn_plus.evaluation.labels import FONT_SCALE, Image
+from mask_rcnn_plus.evaluation.drawing import (
+    FONT_SCALE,
+    DrawnObjects,
+    Image,
+    Style,
+    draw_styled,
+)
 
 # With more objects than this, boxes and labels would hide the picture.
 _MANY = 30

@@ -9,8 +9,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import detection_utils
 
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
-from mask_rcnn_plus.evaluation.labels import Color, Image, plain_text
+from mask_rcnn_plus.evaluation.drawing import Color, DrawnObjects, Image, draw_objects, plain_text
 from mask_rcnn_tools.check.paths import Finder
 from mask_rcnn_tools.report.analysis import ERRORS, Findings
 from mask_rcnn_tools.report.analysis import Objects as Found

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mask_rcnn_plus.data.coco_json import read_coco_json, refuse_harmful_masks
 from mask_rcnn_plus.data.mask_rules import segmentation_fault
 from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_plus.evaluation.summary import read_summary
+from mask_rcnn_plus.evaluation.metrics import read_summary
 from mask_rcnn_tools.report.analysis import Findings, analyse, read_results
 
 _AGAIN = "evaluate again with train_net.py --eval-only"

@@ -20,7 +20,7 @@ import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import COCOEvaluator, build_coco_evaluator
 from mask_rcnn_plus.evaluation import coco as coco_module
-from mask_rcnn_plus.evaluation.summary import read_summary
+from mask_rcnn_plus.evaluation.metrics import read_summary
 
 SIDE = 256  # of every image
 Register = Callable[..., str]

@@ -30,7 +30,7 @@ from mask_rcnn_plus.evaluation import (
     run_inference,
 )
 from mask_rcnn_plus.evaluation.coco_json import instances_to_coco_json
-from mask_rcnn_plus.evaluation.speed import Share, Stopwatch, combine
+from mask_rcnn_plus.evaluation.speed import Stopwatch, combine
 from mask_rcnn_plus.modeling import PastedMasks
 
 CPU = torch.device("cpu")
@@ -337,16 +337,20 @@ def test_small_sets_keep_half_of_their_batches(clock: Clock, batches: int, measu
     assert "images/s" in speed.table()
 
 
-def share(images: int, seconds: float, *, scoring: float = 0.0, peak: float = 0.0) -> Share:
-    watch = Stopwatch(CPU)
+def measured(images: int, seconds: float, *, scoring: float = 0.0, peak: float = 0.0) -> Stopwatch:
+    watch = Stopwatch(CPU, all_images=images + 5, scoring_seconds=scoring, peak_memory_mib=peak)
     watch.seconds = {"data": 0.0, "model": seconds, "post": 0.0, "evaluation": 0.0}
     watch.images = images
-    return Share(watch, images=images + 5, scoring_seconds=scoring, peak_memory_mib=peak)
+    return watch
 
 
 def test_processes_share_the_images_and_wait_for_the_slowest() -> None:
-    shares = [share(30, 10.0, scoring=8.0, peak=100.0), share(20, 12.5, peak=700.0), share(0, 0.0)]
-    speed = combine(shares, split=True, peak_kind="x", device=CPU)
+    watches = [
+        measured(30, 10.0, scoring=8.0, peak=100.0),
+        measured(20, 12.5, peak=700.0),
+        measured(0, 0.0),
+    ]
+    speed = combine(watches, split=True, peak_kind="x", device=CPU)
     assert (speed.images, speed.seconds, speed.processes) == (50, 12.5, 3)
     assert speed.images_per_second == pytest.approx(4.0)
     assert speed.inference_ms == pytest.approx(22500 / 50)

@@ -15,8 +15,16 @@ from PIL import Image
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.evaluation import PreviewSample, PreviewWriter, draw_preview
 from mask_rcnn_plus.evaluation import preview as preview_module
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, Style, draw_objects, draw_styled
-from mask_rcnn_plus.evaluation.labels import class_color, class_name, text_color, text_size
+from mask_rcnn_plus.evaluation.drawing import (
+    DrawnObjects,
+    Style,
+    class_color,
+    class_name,
+    draw_objects,
+    draw_styled,
+    text_color,
+    text_size,
+)
 
 GREY = 128
 WHITE = 255

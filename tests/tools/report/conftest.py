@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn_plus.evaluation.drawing import _rle
+from mask_rcnn_plus.evaluation.coco_json import segmentation_to_rle
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}$\\frac"
 SIDE = 64
@@ -21,7 +21,7 @@ def polygon(box: list[float]) -> list[list[float]]:
 
 
 def rle(box: list[float]) -> dict[str, Any]:
-    encoded = _rle(polygon(box), SIDE, SIDE)
+    encoded = segmentation_to_rle(polygon(box), SIDE, SIDE)
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 
