@@ -1,4 +1,4 @@
-"""The report's plots, each an SVG that is a picture of its own: no script of it could run."""
+"""The report's plots, each an SVG image in a data URI, in which no script can run."""
 
 import base64
 import io
@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mask_rcnn_tools.report.analysis import Calibration
+from mask_rcnn_tools.report.matching import THRESHOLDS
+from mask_rcnn_tools.report.metrics import Calibration
 
-# Of two runs; told apart by eyes that see no red or green as well (Okabe and Ito 2008).
+# Of two runs. Colour-blind readers can distinguish them (Okabe and Ito 2008).
 COLORS = ("#0072b2", "#d55e00")
-_PARTS = ("#0072b2", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
-_MOST_POINTS = 400
+_LINE_COLORS = ("#0072b2", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
+_MAX_POINTS = 400
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mask-rcnn-plus",
@@ -32,18 +33,17 @@ _STYLE = {
 }
 
 
-def precision_recall(curves: Mapping[str, Any], thresholds: Sequence[float]) -> str:
-    """Precision over recall at IoU 0.5, 0.75 and 0.9; a line style a run.
+def precision_recall(curves: Mapping[str, Any]) -> str:
+    """Precision over recall at IoU 0.5, 0.75 and 0.9, each with its own line style.
 
     Args:
         curves: run -> (T, 101), the mean over classes.
-        thresholds: T.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         for run, (label, table) in enumerate(curves.items()):
             for iou, style in ((0.5, "-"), (0.75, "--"), (0.9, ":")):
-                t = int(np.abs(np.asarray(thresholds) - iou).argmin())
+                t = int(np.abs(THRESHOLDS - iou).argmin())
                 name = f"IoU {iou:g}"
                 if len(curves) > 1:
                     name = f"{_short(label, 16)}, {name}"
@@ -62,7 +62,7 @@ def class_precision_recall(curves: Mapping[str, Any]) -> str:
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
-        for (name, line), color in zip(curves.items(), _PARTS, strict=False):
+        for (name, line), color in zip(curves.items(), _LINE_COLORS, strict=False):
             axes.plot(np.linspace(0, 1, len(line)), line, color=color, label=_short(name))
         _unit_square(axes, "recall", "precision at IoU 0.5")
         _legend_below(figure, axes, 3)
@@ -70,26 +70,26 @@ def class_precision_recall(curves: Mapping[str, Any]) -> str:
 
 
 def error_bars(splits: Mapping[str, Mapping[str, float]]) -> str:
-    """What each type of error takes from AP50, a bar a type and run."""
+    """How much AP50 each type of error costs: one bar per type and run."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         kinds = list(next(iter(splits.values())))
         height = 0.8 / len(splits)
         for run, (label, parts) in enumerate(splits.items()):
-            places = np.arange(len(kinds)) + (run - (len(splits) - 1) / 2) * height
+            positions = np.arange(len(kinds)) + (run - (len(splits) - 1) / 2) * height
             values = [parts[kind] for kind in kinds]
-            axes.barh(places, values, height * 0.9, color=COLORS[run], label=_short(label))
+            axes.barh(positions, values, height * 0.9, color=COLORS[run], label=_short(label))
         axes.set_yticks(range(len(kinds)), kinds)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.set_xlabel("AP50 that it takes")
+        axes.set_xlabel("cost in AP50")
         if len(splits) > 1:
             _legend_below(figure, axes, 2)
         return _svg(figure)
 
 
 def calibration(results: Mapping[str, Calibration]) -> str:
-    """The share of right detections over their score; the diagonal is what scores promise."""
+    """The share of right detections over their score; the diagonal is perfect calibration."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
@@ -100,35 +100,35 @@ def calibration(results: Mapping[str, Calibration]) -> str:
             axes.scatter(
                 result.score[filled], result.right[filled], sizes, COLORS[run], label=_short(label)
             )
-        _unit_square(axes, "score", "share that is right")
+        _unit_square(axes, "score", "share of right detections")
         if len(results) > 1:
             _legend_below(figure, axes, 2)
         return _svg(figure)
 
 
 def confusion_map(matrix: Any) -> str:
-    """The confusion matrix of many classes, each row as shares of what was there."""
+    """The confusion matrix of many classes; each row shows shares of the true class."""
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
         figure, axes = _figure()
         rows = matrix.sum(axis=1, keepdims=True)
         shares = matrix / np.maximum(rows, 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        axes.set_xlabel("found (the last column: nothing)")
-        axes.set_ylabel("there (the last row: nothing)")
+        axes.set_xlabel("detected class (last column: nothing)")
+        axes.set_ylabel("true class (last row: nothing)")
         return _svg(figure)
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> str:
-    """Lines over the iteration.
+    """Lines over the iterations.
 
     Args:
         series: label -> (iterations, values); the first six are drawn.
-        ylabel: what the values are.
+        ylabel: the label of the values.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
-        for (label, (x, y)), color in zip(series.items(), _PARTS, strict=False):
-            step = max(1, len(x) // _MOST_POINTS)
+        for (label, (x, y)), color in zip(series.items(), _LINE_COLORS, strict=False):
+            step = max(1, len(x) // _MAX_POINTS)
             marker = "o" if len(x) < 8 else None
             axes.plot(x[::step], y[::step], color=color, label=_short(label), marker=marker)
         axes.set_xlabel("iteration")
@@ -139,7 +139,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel
 
 
 def histogram(values: Sequence[float], xlabel: str) -> str:
-    """How often values occur, on a logarithmic axis where they differ by more than 50 times."""
+    """A histogram; its axis is logarithmic if the values differ by more than a factor of 50."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         array = np.asarray(values, float)
@@ -162,11 +162,11 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:
-    # Inside, it would lie on the lines.
+    # Inside, it would cover the lines.
     handles = axes.get_legend_handles_labels()
     for count in range(columns, 0, -1):
         legend = figure.legend(*handles, loc="outside lower center", ncols=count, fontsize=8)
-        # The browser's font may be a little wider than the one measured here.
+        # The browser's font may be a little wider than the font measured here.
         if count == 1 or legend.get_window_extent().width <= 0.9 * figure.bbox.width:
             return
         legend.remove()
@@ -179,10 +179,10 @@ def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel)
 
 
-def _short(name: str, most: int = 28) -> str:
-    # What begins with an underscore is left out of a legend.
+def _short(name: str, limit: int = 28) -> str:
+    # matplotlib leaves names that begin with an underscore out of a legend.
     name = name.lstrip("_") or "class"
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _svg(figure: Figure) -> str:

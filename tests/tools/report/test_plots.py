@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mask_rcnn_tools.report import plots
-from mask_rcnn_tools.report.tables import _title
+from mask_rcnn_tools.report.text import _title
 
 
 @pytest.mark.parametrize(("letter", "most"), [("W", 1), ("i", 3)])
