@@ -98,7 +98,8 @@ def draw_preview(
     shown = sorted({int(index) for objects in drawn for index in objects.classes})
     header = _draw_header(title, shown, class_names, rows[0].shape[1])
     page = _stack([header, *rows], axis=0, gap=_MARGIN)
-    return cv2.copyMakeBorder(page, *[_MARGIN] * 4, cv2.BORDER_CONSTANT, value=_BACKGROUND)
+    edges = (_MARGIN,) * 4
+    return cv2.copyMakeBorder(page, *edges, cv2.BORDER_CONSTANT, value=_BACKGROUND)
 
 
 class PreviewWriter(DatasetEvaluator):

@@ -176,23 +176,22 @@ def _table(
         area = entry.get("area")
         if area is None and "score" not in entry:
             area = float(mask_util.area(mask)) if mask else box[2] * box[3]
-        crowd = bool(entry.get("iscrowd", 0))
-        rows.append((i, k, entry.get("score", 0.0), area or 0.0, crowd))
+        score, is_crowd = entry.get("score", 0.0), bool(entry.get("iscrowd", 0))
+        rows.append((i, k, score, area or 0.0, is_crowd))
         boxes.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
         masks.append(mask)
-    image, category, score, area, crowd = (
-        np.array(column) for column in (zip(*rows, strict=True) if rows else [[]] * 5)
-    )
+    columns = zip(*rows, strict=True) if rows else [[]] * 5
+    image, category, scores, areas, crowds = map(np.array, columns)
     # COCO's order: by image, then best scores first; equal scores keep the order of the file.
-    order = np.lexsort((-score, image))
+    order = np.lexsort((-scores, image))
     return ObjectTable(
         image=image[order].astype(np.int32),
         category=category[order].astype(np.int32),
         box=np.array(boxes, np.float64).reshape(-1, 4)[order],
         mask=[masks[i] for i in order],
-        score=score[order].astype(np.float64),
-        area=area[order].astype(np.float64),
-        crowd=crowd[order].astype(bool),
+        score=scores[order].astype(np.float64),
+        area=areas[order].astype(np.float64),
+        crowd=crowds[order].astype(bool),
     )
 
 

@@ -232,7 +232,8 @@ def split_errors(analysis: Analysis, task: str) -> ErrorSplit:
     counts = {name: int((errors == code).sum()) for name, code in ERRORS.items()}
     counts["missed"] = int(missed.sum())
     if not len(classes):
-        return ErrorSplit(math.nan, *[dict.fromkeys(ERRORS, math.nan)] * 2, counts)
+        nothing = dict.fromkeys(ERRORS, math.nan)
+        return ErrorSplit(math.nan, nothing, nothing, counts)
 
     def ap50(fixed: Collection[int]) -> float:
         """AP50, from 0 to 100, with the errors of these types fixed."""

@@ -53,7 +53,9 @@ def render(runs: Sequence[Run], *, count: int) -> str:
         for run in tqdm(runs, "page", unit="run", leave=False, disable=None)
     ]
     # Pictures that come first are drawn first, because the page's size is limited.
-    comparison = Comparison(*reports, pictures, count=count) if len(runs) == 2 else None
+    comparison = (
+        Comparison(reports[0], reports[1], pictures, count=count) if len(runs) == 2 else None
+    )
     examples = [] if comparison else reports[0].worst_and_best(pictures)
     mistakes = [(report.mistakes(pictures), report.missed(pictures)) for report in reports]
     # Boxes and masks, as far as all runs have them.

@@ -17,7 +17,7 @@ from mask_rcnn_tools.report.metrics import Calibration
 COLORS = ("#0072b2", "#d55e00")
 _LINE_COLORS = ("#0072b2", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
 _MAX_POINTS = 400
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mask-rcnn-plus",
     "text.parse_math": False,
@@ -138,14 +138,14 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel
         return _svg(figure)
 
 
-def histogram(values: Sequence[float], xlabel: str) -> str:
+def histogram(values: Any, xlabel: str) -> str:
     """A histogram; its axis is logarithmic if the values differ by more than a factor of 50."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure()
         array = np.asarray(values, float)
         array = array[array > 0]
         if array.size and array.max() > 50 * array.min():
-            bins = np.geomspace(array.min(), array.max(), 31)
+            bins: Any = np.geomspace(array.min(), array.max(), 31)
             axes.set_xscale("log")
         else:
             bins = 30

@@ -2,9 +2,9 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ from mask_rcnn_tools.report.matching import Analysis, analyse
 
 _AGAIN = "evaluate again with train_net.py --eval-only"
 _CHUNK = 1 << 20
+_SPACE = re.compile(r"[ \t\n\r]*")
 # Far more than a mask of the largest image needs.
 _MAX_DETECTION = 1 << 28
 
@@ -196,7 +197,7 @@ def _objects(file: IO[str], size: int) -> Iterator[dict[str, Any]]:
         """The next character that is not white space; "" at the end. It is not consumed."""
         nonlocal position
         while True:
-            position = WHITESPACE.match(text, position).end()
+            position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
             if position < len(text):
                 return text[position]
             if not fill():

@@ -57,7 +57,8 @@ def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str
         worst = max(split.parts, key=lambda name: split.parts[name])
         yield (
             f"AP50 of {KINDS[analysis.main_task]} is {100 - split.ap50:.1f} below 100. The largest "
-            f"part, {split.parts[worst]:.1f}, is due to the error type {worst}: {ERROR_TEXTS[worst]}."
+            f"part, {split.parts[worst]:.1f}, is due to the error type {worst}: "
+            f"{ERROR_TEXTS[worst]}."
         )
     if abs(calibration.bias) > 0.05:
         over = calibration.bias > 0
