@@ -246,16 +246,16 @@ def summary_rows(
         detections: in COCO's result format.
     """
     params = coco_eval.params
-    found = Counter(detection["category_id"] for detection in detections)
+    detected = Counter(detection["category_id"] for detection in detections)
     objects = Counter(
         annotation["category_id"]
         for annotation in coco_eval.cocoGt.anns.values()
         if not annotation.get("iscrowd") and (task != "keypoints" or annotation["num_keypoints"])
     )
     rows = [{"class_id": "", "class": "all", **coco_metrics(coco_eval)}]
-    rows[0] |= {"objects": objects.total(), "detections": found.total()}
+    rows[0] |= {"objects": objects.total(), "detections": detected.total()}
     for k, (category, name) in enumerate(zip(params.catIds, class_names, strict=True)):
-        counts = {"objects": objects[category], "detections": found[category]}
+        counts = {"objects": objects[category], "detections": detected[category]}
         rows.append({"class_id": category, "class": name, **coco_metrics(coco_eval, [k]), **counts})
     return [{"task": task, **row, "max_dets": params.maxDets[-1]} for row in rows]
 

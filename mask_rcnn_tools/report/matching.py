@@ -204,32 +204,32 @@ def _match_image(
     max_dets: int,
 ) -> None:
     """Matches one image and copies the result into ``total``."""
-    objects, found = truth.in_image(image), detections.in_image(image)
-    if len(found) > max_dets:
-        classes = detections.category[found]
+    objects, indices = truth.in_image(image), detections.in_image(image)
+    if len(indices) > max_dets:
+        classes = detections.category[indices]
         parts = [np.flatnonzero(classes == k)[:max_dets] for k in np.unique(classes)]
-        found = found[np.sort(np.concatenate(parts))]
-    if not len(found):
+        indices = indices[np.sort(np.concatenate(parts))]
+    if not len(indices):
         return
     crowds = truth.crowd[objects]
-    ious = np.zeros((len(found), len(objects)))
+    ious = np.zeros((len(indices), len(objects)))
     if ious.size:
         if task == "segm":
             height_width = next((m["size"] for i in objects if (m := truth.mask[i])), [1, 1])
             empty = _empty_mask(*height_width)
-            first: Any = [detections.mask[i] or empty for i in found]
+            first: Any = [detections.mask[i] or empty for i in indices]
             second: Any = [truth.mask[i] or empty for i in objects]
         else:
-            first, second = (_xywh(t.box[i]) for t, i in ((detections, found), (truth, objects)))
+            first, second = (_xywh(t.box[i]) for t, i in ((detections, indices), (truth, objects)))
         ious = np.asarray(mask_util.iou(first, second, crowds.astype(np.uint8)))
-    matches = match(ious, detections.category[found], truth.category[objects], crowds)
+    matches = match(ious, detections.category[indices], truth.category[objects], crowds)
     for name in ("right", "ignored", "ious", "errors"):
-        getattr(total, name)[found] = getattr(matches, name)
+        getattr(total, name)[indices] = getattr(matches, name)
     for name in ("objects", "targets"):
         index = getattr(matches, name)
-        getattr(total, name)[found[index >= 0]] = objects[index[index >= 0]]
+        getattr(total, name)[indices[index >= 0]] = objects[index[index >= 0]]
     hit = matches.matched_by >= 0
-    total.matched_by[objects[hit]] = found[matches.matched_by[hit]]
+    total.matched_by[objects[hit]] = indices[matches.matched_by[hit]]
 
 
 def _empty_mask(height: int, width: int) -> Mapping[str, Any]:

@@ -350,6 +350,6 @@ def _require_same_data(before: Run, after: Run) -> None:
     if not same:
         raise UserError(
             f"'{before.folder}' was evaluated on {before.json_file} and '{after.folder}' on "
-            f"{after.json_file}, whose images, classes or objects differ: evaluate both on the "
-            "same data"
+            f"{after.json_file}; these differ in images, classes or objects: evaluate both runs "
+            "on the same data"
         )

@@ -195,7 +195,7 @@ def test_user_errors_are_one_line(
         capsys, run, "--data", "mine_vla"
     )
     assert "has no inference/" in error_line(capsys, tmp_path / "images")
-    assert "whose images, classes or objects differ" in error_line(capsys, run, other)
+    assert "differ in images, classes or objects" in error_line(capsys, run, other)
     assert "are the same folder" in error_line(capsys, run, run)
     assert "is not a report" in error_line(capsys, run, "--output", letter)
     assert letter.read_text() == "Dear Sir"
