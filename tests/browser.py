@@ -1,4 +1,4 @@
-"""Headless Chromium, driven over a pipe by its own protocol: no driver, no package, no port."""
+"""Controls headless Chromium with the DevTools protocol over a pipe; it needs no package."""
 
 import base64
 import contextlib
@@ -8,7 +8,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,16 @@ _SECONDS = 120
 
 
 def find() -> str | None:
-    """The browser's path; None where there is none."""
+    """The path of the browser; None if it is not installed."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Browser:
-    """A page at a time; what it says on its console, and whatever it asks for, is kept.
+    """Shows one page at a time and records its console messages and its requests.
 
     Attributes:
-        console: messages of errors, warnings, exceptions and the browser's own log.
-        requests: the addresses of all that the page has asked for, data of its own left out.
+        console: the page's console messages and exceptions, and the browser's log entries.
+        requests: the URLs that the page has requested, without data URIs.
     """
 
     def __init__(self, read: int, write: int) -> None:
@@ -38,7 +38,7 @@ class Browser:
         self.requests: list[str] = []
 
     def open(self, page: Path, *, width: int, height: int = 900) -> None:
-        """Loads a file in a window of that size, in CSS pixels, and waits until it is loaded."""
+        """Loads a file in a window of this size, in CSS pixels, and waits for its load event."""
         if self._session is None:
             target = self.call("Target.createTarget", url="about:blank")["targetId"]
             attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -57,7 +57,7 @@ class Browser:
         self._until(lambda message: message.get("method") == "Page.loadEventFired")
 
     def evaluate(self, script: str) -> Any:
-        """What an expression of JavaScript gives in the page; promises are awaited."""
+        """The value of a JavaScript expression in the page; promises are awaited."""
         answer = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -65,7 +65,7 @@ class Browser:
         return answer["result"].get("value")
 
     def screenshot(self, path: Path, *, height: int | None = None, top: int = 0) -> None:
-        """The page, or a part of it, as PNG."""
+        """Saves the page, or a part of it, as PNG."""
         width, full = self.evaluate(
             "[document.documentElement.clientWidth, document.documentElement.scrollHeight]"
         )
@@ -74,7 +74,7 @@ class Browser:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the DevTools protocol, and its result."""
+        """Sends a DevTools command and returns its result."""
         self._number += 1
         number = self._number
         message = {"id": number, "method": method, "params": parameters}
@@ -85,21 +85,21 @@ class Browser:
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
-    def _until(self, wanted: Any) -> dict[str, Any]:
+    def _until(self, matches: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         end = time.monotonic() + _SECONDS
         while True:
             while b"\0" not in self._buffer:
                 ready, _, _ = select.select([self._read], [], [], end - time.monotonic())
                 data = os.read(self._read, 1 << 20) if ready else b""
-                assert data, "the browser has ended, or does not answer"
+                assert data, "the browser has exited or does not respond"
                 self._buffer += data
             text, self._buffer = self._buffer.split(b"\0", 1)
             message = json.loads(text)
-            self._note(message)
-            if wanted(message):
+            self._record(message)
+            if matches(message):
                 return message
 
-    def _note(self, message: dict[str, Any]) -> None:
+    def _record(self, message: dict[str, Any]) -> None:
         method, parameters = message.get("method"), message.get("params", {})
         if method == "Runtime.exceptionThrown":
             self.console.append(json.dumps(parameters["exceptionDetails"]))
@@ -115,9 +115,9 @@ class Browser:
 
 @contextlib.contextmanager
 def started(path: str, profile: Path) -> Iterator[Browser]:
-    """A browser with a profile of its own, which ends with the block."""
+    """Starts a browser with its own profile and ends it after the block."""
     to_read, to_write = os.pipe(), os.pipe()
-    # Chromium reads commands from descriptor 3 and answers on 4.
+    # Chromium reads commands from file descriptor 3 and writes answers to 4.
     command = (
         f'exec "$0" --headless=new --no-sandbox --disable-gpu --no-first-run --disable-sync '
         f"--disable-background-networking --remote-debugging-pipe --user-data-dir='{profile}' "

@@ -1,4 +1,4 @@
-"""Evaluators, the loop that feeds them, and what they report."""
+"""Evaluators, the timed inference that runs them, and previews of the predictions."""
 
 from mask_rcnn_plus.evaluation.coco import COCOEvaluator, build_coco_evaluator
 from mask_rcnn_plus.evaluation.inference import run_inference

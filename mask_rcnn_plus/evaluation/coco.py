@@ -1,10 +1,10 @@
-"""COCO's average precision for boxes, masks and keypoints, with each missing figure explained."""
+"""COCO's average precision for boxes, masks and keypoints; each nan is explained in the log."""
 
 import itertools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +17,35 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.evaluation.coco_json import instances_to_coco_json, with_dataset_ids
-from mask_rcnn_plus.evaluation.coco_scores import (
+from mask_rcnn_plus.evaluation.coco_json import instances_to_coco_json
+from mask_rcnn_plus.evaluation.journal import Journal
+from mask_rcnn_plus.evaluation.metrics import (
     accumulate,
-    class_figures,
-    coco_figures,
     coco_table,
     complete_ground_truth,
     explain_nan,
-    figures_table,
+    metrics_table,
+    summary_rows,
+    write_summary,
 )
-from mask_rcnn_plus.evaluation.coco_tasks import (
-    FIELDS,
-    TASKS,
-    can_judge,
-    check_keypoints,
-    check_masks,
-)
-from mask_rcnn_plus.evaluation.journal import Journal
-from mask_rcnn_plus.evaluation.summary import summary_rows, write_summary
 
 _logger = logging.getLogger(__name__)
 
-# COCO's limits on the detections of an image: for AR@1, for AR@10, for everything else.
-_MAX_DETS = (1, 10, 100)
-_NOTHING = (
-    "The model found nothing in %s, so AP is 0 wherever there are objects. It may need longer "
-    "training, or a lower MODEL.ROI_HEADS.SCORE_THRESH_TEST."
-)
+# Each task, with what an object of the ground truth needs for it.
+TASKS = {"bbox": "box", "keypoints": "labelled keypoint", "segm": "mask", "boundary": "mask"}
+_FIELDS = {"bbox": "pred_boxes", "keypoints": "pred_keypoints", "segm": "pred_masks"}
 
 
 class COCOEvaluator(Detectron2COCOEvaluator):
-    """detectron2's evaluator, with figures that can be trusted and read.
+    """detectron2's evaluator, with these differences.
 
-    Where it differs: ``max_dets_per_image`` can raise COCO's limit of 100 detections an image and
-    never lowers it; ``evaluate`` leaves the predictions as they were and may be called again; a
-    model that finds nothing scores 0, not nan, where there was something to find; each nan is
-    explained in the log; ``summary.csv`` has all figures of all classes.
+    ``max_dets_per_image`` can raise COCO's limit of 100 detections per image and never lowers it.
+    ``evaluate`` does not change the predictions, so it may be called again. If the model finds
+    nothing, AP is 0, not nan, for classes that have objects. The log explains each nan.
+    ``summary.csv`` has all metrics of all classes. Boundary AP is available.
 
     Attributes:
-        journal: where each image's result is kept until the evaluation ends; None keeps none.
+        journal: saves each image's result until the evaluation ends, for resuming; or None.
     """
 
     journal: Journal | None = None
@@ -77,19 +66,19 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         """
         Args:
             dataset_name: a registered data set, in COCO format or convertible to it.
-            tasks: which of "bbox", "segm", "keypoints" to score; None takes what the model
-                predicts and the ground truth can judge.
+            tasks: which of "bbox", "segm", "keypoints" to score; None scores what the model
+                predicts and the ground truth has labels for.
             distributed: gather the predictions of all processes on the main one; False lets each
-                process score its own.
+                process score its own predictions.
             output_dir: where ``coco_instances_results.json`` (masks as run lengths),
-                ``instances_predictions.pth`` and ``summary.csv`` are written; None writes none.
-            max_dets_per_image: how many detections of an image count, best scores first, where
-                that is above COCO's 100; negative means all. Keypoints keep COCO's 20.
-            boundary: where masks are scored, score their boundaries as well, as "boundary".
-            use_fast_impl: score with detectron2's compiled evaluator; False takes pycocotools.
+                ``instances_predictions.pth`` and ``summary.csv`` are written; None writes no file.
+            max_dets_per_image: how many detections of an image count, best scores first, if
+                above COCO's 100; negative means all. Keypoints keep COCO's 20.
+            boundary: also score the boundaries of the masks, as "boundary".
+            use_fast_impl: score with detectron2's compiled evaluator; False uses pycocotools.
             kpt_oks_sigmas: the tolerance of each keypoint in COCO's object keypoint similarity,
-                above 0; empty takes COCO's 17.
-            **kwargs: whatever else the installed detectron2's evaluator takes.
+                above 0; empty uses COCO's 17.
+            **kwargs: further arguments of the installed detectron2's evaluator.
         """
         super().__init__(
             dataset_name,
@@ -101,33 +90,33 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             **kwargs,
         )
         self._dataset_name = dataset_name
-        self._limit = max_dets_per_image or 0
+        self._max_dets = max_dets_per_image or 0
         self._boundary = boundary
         self._num_keypoints = complete_ground_truth(self._coco_api)
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all predictions but those that the journal got back."""
-        kept = self.journal.kept if self.journal else []
+        """Forgets all predictions except those that the journal recovered."""
+        recovered = self.journal.kept if self.journal else []
         self._predictions: list[dict[str, Any]] = [
-            {"image_id": entry["image_id"], "instances": entry["instances"]} for entry in kept
+            {"image_id": entry["image_id"], "instances": entry["instances"]} for entry in recovered
         ]
-        # An Instances without objects still tells which heads the model has; its json does not.
-        self._predicted: set[str] = {task for entry in kept for task in entry["tasks"]}
+        # Instances without objects still show which heads the model has; their json does not.
+        self._predicted: set[str] = {task for entry in recovered for task in entry["tasks"]}
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Adds the predictions on a batch, and changes nothing in them.
+        """Adds the predictions for a batch, without a change to them.
 
         Args:
-            inputs: one mapping an image, with "image_id".
-            outputs: one mapping an image, with "instances" (R objects; boxes (R, 4) in pixels of
+            inputs: one mapping per image, with "image_id".
+            outputs: one mapping per image, with "instances" (R objects; boxes (R, 4) in pixels of
                 the original H x W image, masks PastedMasks or bool (R, H, W)) or "proposals".
 
         Raises:
-            UserError: the ground truth cannot judge what the model predicts, for example because
-                it has another number of keypoints.
+            UserError: the ground truth has no labels to match the predictions, for example
+                another number of keypoints.
         """
         for image, output in zip(inputs, outputs, strict=True):
             prediction = {"image_id": image["image_id"]}
@@ -146,15 +135,15 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         """Scores the predictions since ``reset`` and logs the tables; every process must call it.
 
         Args:
-            img_ids: the images to score; None scores all of the data set, predicted on or not.
+            img_ids: the images to score; None scores all of the data set, predicted or not.
 
         Returns:
             on the main process ``{"bbox": {"AP": ..., "AP50": ..., "AP-<class>": ...}, ...}``:
-            from 0 to 100, nan where the ground truth has nothing to find. Empty on the other
-            processes, and where the data set has no annotations.
+            from 0 to 100, nan where the ground truth has no such object. Empty on the other
+            processes, and if the data set has no annotations.
 
         Raises:
-            UserError: a prediction's class or image is none of the data set's.
+            UserError: the data set lacks a prediction's class or image.
         """
         predictions, predicted = self._predictions, self._predicted
         if self._distributed:
@@ -164,9 +153,9 @@ class COCOEvaluator(Detectron2COCOEvaluator):
                 return {}
             predictions = [prediction for part, _ in gathered for prediction in part]
             predicted = set().union(*(tasks for _, tasks in gathered))
-        # One order, however many processes shared the images, and in however many sittings.
-        place = {image: index for index, image in enumerate(self._coco_api.imgs)}
-        predictions = sorted(predictions, key=lambda p: place.get(p["image_id"], len(place)))
+        # The same order for any number of processes and after any number of resumptions.
+        position = {image: index for index, image in enumerate(self._coco_api.imgs)}
+        predictions = sorted(predictions, key=lambda p: position.get(p["image_id"], len(position)))
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             path = Path(self._output_dir) / "instances_predictions.pth"
@@ -179,18 +168,48 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             self._eval_box_proposals(proposals)
         if predicted or not proposals:
             self._score([p.get("instances", []) for p in predictions], predicted, img_ids)
-        return {task: dict(figures) for task, figures in self._results.items()}
+        return {task: dict(metrics) for task, metrics in self._results.items()}
 
     def _note_tasks(self, instances: Instances) -> None:
-        """Checks each kind of prediction when it is first seen: before the inference, not after."""
-        tasks = {task for task, field in FIELDS.items() if instances.has(field)}
-        new = {task for task in tasks - self._predicted if self._do_evaluation}
+        """Checks each kind of prediction when it is first seen, before hours of inference."""
+        tasks = {task for task, field in _FIELDS.items() if instances.has(field)}
+        new = tasks - self._predicted if self._do_evaluation else set()
         self._predicted |= tasks
         if "keypoints" in new and self._num_keypoints:
-            sigmas = self._kpt_oks_sigmas
-            check_keypoints(instances, self._num_keypoints, sigmas, self._dataset_name)
-        if "segm" in new and can_judge(self._coco_api, "segm", 0):
-            check_masks(self._coco_api, self._dataset_name)
+            self._check_keypoints(instances.pred_keypoints.shape[1])
+        if "segm" in new and self._can_score("segm"):
+            bare = [a["id"] for a in self._coco_api.anns.values() if not a.get("segmentation")]
+            if bare:
+                raise UserError(
+                    f"annotations of {self._dataset_name} with no segmentation: {len(bare)} (the "
+                    f"first has id {bare[0]}); mask AP needs one for every object"
+                )
+
+    def _check_keypoints(self, predicted: int) -> None:
+        name, labelled = self._dataset_name, self._num_keypoints
+        if predicted != labelled:
+            raise UserError(
+                f"the model predicts {predicted} keypoints, {name} has {labelled}: "
+                f"set MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS to {labelled}"
+            )
+        sigmas = len(self._kpt_oks_sigmas)
+        if (sigmas or 17) != labelled:
+            raise UserError(
+                f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values (an empty list means COCO's 17), "
+                f"{name} has {labelled} keypoints: give {labelled} values"
+            )
+
+    def _can_score(self, task: str) -> bool:
+        """Whether the ground truth has labels for a task; without any object, all AP are nan."""
+        anns = self._coco_api.anns.values()
+        if task == "boundary":
+            # Only the compiled evaluator supports boundaries, and it stores ids as doubles.
+            ids = [*self._coco_api.getImgIds(), *self._coco_api.getCatIds()]
+            if not all(isinstance(i, int) and 0 <= i <= 2**53 for i in ids):
+                return False
+        if task in ("segm", "boundary"):
+            return not anns or any(ann.get("segmentation") for ann in anns)
+        return task == "bbox" or not anns or self._num_keypoints > 0
 
     def _score(
         self,
@@ -198,58 +217,71 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         predicted: set[str],
         img_ids: Sequence[Any] | None,
     ) -> None:
-        """Fills ``self._results`` from COCO-style detections, which it does not change."""
-        detections = with_dataset_ids(
-            itertools.chain(*per_image),
-            self._metadata.get("thing_dataset_id_to_contiguous_id"),
-            self._dataset_name,
-        )
+        """Fills ``self._results`` from detections in COCO's format, without a change to them."""
+        detections = self._with_dataset_ids(itertools.chain(*per_image))
         if self._output_dir:
             path = Path(self._output_dir) / "coco_instances_results.json"
             _logger.info("Saving the predictions to %s", path)
             with PathManager.open(str(path), "w") as file:
                 json.dump(detections, file)
         if not self._do_evaluation:
-            _logger.info("%s has no annotations: nothing to score against.", self._dataset_name)
+            _logger.info("%s has no annotations, so there is no AP", self._dataset_name)
             return
-        self._refuse_unknown({d["image_id"] for d in detections} - set(self._coco_api.imgs))
+        unknown = {d["image_id"] for d in detections} - set(self._coco_api.imgs)
+        if unknown:
+            raise UserError(
+                f"image id {min(unknown, key=str)} has predictions and is not in the ground truth "
+                f"of {self._dataset_name}, {self._metadata.json_file}: evaluate on its own images"
+            )
         if not detections:
-            _logger.warning(_NOTHING, self._dataset_name)
-        limit = self._limit if self._limit >= 0 else max(map(len, per_image), default=0)
-        max_dets = [*_MAX_DETS[:2], max(_MAX_DETS[2], limit)]
-        judged = [t for t in FIELDS if can_judge(self._coco_api, t, self._num_keypoints)]
-        tasks = sorted(self._tasks or predicted or judged)
-        if self._boundary and "segm" in tasks and can_judge(self._coco_api, "boundary", 0):
+            _logger.warning(
+                "The model found nothing in %s, so AP is 0 for each class that has objects. Train "
+                "longer, or lower MODEL.ROI_HEADS.SCORE_THRESH_TEST.",
+                self._dataset_name,
+            )
+        limit = self._max_dets if self._max_dets >= 0 else max(map(len, per_image), default=0)
+        tasks = sorted(self._tasks or predicted or filter(self._can_score, _FIELDS))
+        if self._boundary and "segm" in tasks and self._can_score("boundary"):
             tasks.append("boundary")
-            judged.append("boundary")
-        summary, fast = [], self._use_fast_impl
+        summary = []
         for task in tasks:
-            if task not in judged:
+            if not self._can_score(task):
                 _logger.warning(
                     "No %s AP: no object of %s has a %s.", task, self._dataset_name, TASKS[task]
                 )
                 continue
+            compiled = self._use_fast_impl or task == "boundary"
             coco_eval = accumulate(
                 self._coco_api,
                 detections,
                 task,
-                max_dets=max_dets,
+                max_dets=(1, 10, max(100, limit)),
                 kpt_oks_sigmas=self._kpt_oks_sigmas,
                 img_ids=img_ids,
-                engine=coco_evaluation.COCOeval_opt if fast or task == "boundary" else COCOeval,
+                engine=coco_evaluation.COCOeval_opt if compiled else COCOeval,
             )
-            names = self._class_names(coco_eval)
-            self._results[task] = self._report(coco_eval, task, names)
-            summary += summary_rows(coco_eval, task, names, detections)
+            rows = summary_rows(coco_eval, task, self._class_names(coco_eval), detections)
+            self._results[task] = self._report(coco_eval, task, rows)
+            summary += rows
         if self._output_dir:
             write_summary(summary, Path(self._output_dir) / "summary.csv")
 
-    def _refuse_unknown(self, images: set[Any]) -> None:
-        if images:
-            raise UserError(
-                f"image id {min(images, key=str)} has predictions and is not in the ground truth "
-                f"of {self._dataset_name}, {self._metadata.json_file}: evaluate on its own images"
-            )
+    def _with_dataset_ids(self, detections: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Copies of the detections, with the data set's category ids instead of class indices."""
+        to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if not to_contiguous:
+            return [dict(detection) for detection in detections]
+        to_dataset = {v: k for k, v in to_contiguous.items()}
+        converted = []
+        for detection in detections:
+            category = detection["category_id"]
+            if category not in to_dataset:
+                raise UserError(
+                    f"the model predicted class {category}, {self._dataset_name} has "
+                    f"{len(to_dataset)} classes: were the weights trained on other classes?"
+                )
+            converted.append({**detection, "category_id": to_dataset[category]})
+        return converted
 
     def _class_names(self, coco_eval: Any) -> Sequence[str]:
         categories = self._coco_api.loadCats(coco_eval.params.catIds)
@@ -258,19 +290,21 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             names = [category["name"] for category in categories]
         return names
 
-    def _report(self, coco_eval: Any, task: str, names: Sequence[str]) -> dict[str, float]:
-        """Logs the tables of a task and returns its figures."""
-        figures = coco_figures(coco_eval)
-        # Of a single class the AP is the AP.
-        per_class = class_figures(coco_eval, names) if len(names) > 1 else {}
+    def _report(
+        self, coco_eval: Any, task: str, rows: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
+        """Logs the tables of a task and returns its metrics."""
+        metrics = {k: v for k, v in rows[0].items() if k.startswith("AP")}
+        # With a single class, its AP is the overall AP.
+        per_class = {f"AP-{row['class']}": row["AP"] for row in rows[1:]} if len(rows) > 2 else {}
         _logger.info(
             "Evaluation results for %s on %s:\n%s\n\n%s",
-            *(task, self._dataset_name, coco_table(coco_eval), figures_table(figures, per_class)),
+            *(task, self._dataset_name, coco_table(coco_eval), metrics_table(metrics, per_class)),
         )
-        reasons = explain_nan(figures, per_class, TASKS[task])
+        reasons = explain_nan(metrics, per_class, TASKS[task])
         if reasons:
-            _logger.warning("Of the figures for %s,\n%s", task, reasons)
-        return {**figures, **per_class}
+            _logger.warning("Of the metrics for %s,\n%s", task, reasons)
+        return {**metrics, **per_class}
 
 
 def build_coco_evaluator(
@@ -281,14 +315,14 @@ def build_coco_evaluator(
     kpt_oks_sigmas: Sequence[float] = (),
     boundary: bool = False,
 ) -> COCOEvaluator:
-    """The evaluator of a data set, for the config's values.
+    """Builds the evaluator of a data set from the config's values.
 
     Args:
         dataset_name: a registered data set.
         output_dir: where the predictions are written, or None.
         detections_per_image: TEST.DETECTIONS_PER_IMAGE: above 100 it raises the number of
             detections that count; negative removes the limit.
-        kpt_oks_sigmas: TEST.KEYPOINT_OKS_SIGMAS; empty takes COCO's.
+        kpt_oks_sigmas: TEST.KEYPOINT_OKS_SIGMAS; empty uses COCO's.
         boundary: TEST.BOUNDARY_AP.
     """
     return COCOEvaluator(

@@ -1,6 +1,6 @@
-"""Detections in COCO's json form, their masks encoded without an image of each."""
+"""Masks and detections in COCO's json format; masks are encoded without pasting them first."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,71 +8,56 @@ import pycocotools.mask as mask_util
 from detectron2.evaluation import coco_evaluation
 from detectron2.structures import Instances
 
-from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks
 
 
 def encoded_masks(masks: Any) -> list[dict[str, Any]]:
-    """COCO's run-length encoding, ``{"size": [H, W], "counts": bytes}``, of each mask.
+    """Each mask in COCO's run-length encoding, ``{"size": [H, W], "counts": bytes}``.
 
     Args:
-        masks: PastedMasks or RunLengthMasks, which need no image of a mask; or R masks (H, W) of
-            the CPU, 0 or 1.
+        masks: PastedMasks or RunLengthMasks; or R masks (H, W) on the CPU, with values 0 and 1.
     """
     if isinstance(masks, PastedMasks | RunLengthMasks):
         return masks.rle()
-    # np.asarray first: of a tensor, asfortranarray with a dtype would warn.
+    # np.asarray first: asfortranarray with a dtype warns about a tensor.
     return [mask_util.encode(np.asfortranarray(np.asarray(m), dtype=np.uint8)) for m in masks]
 
 
-def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
-    """detectron2's function of this name: the same entries, and nothing in ``instances`` changes.
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Mapping[str, Any]:
+    """An annotation's "segmentation" in COCO's run-length encoding.
 
     Args:
-        instances: of one image, on the CPU, in its pixels.
-        image_id: of the image.
+        segmentation: polygons, a run-length encoding (compressed or not), or a bitmap (H, W).
+        height, width: of the image, in pixels.
+    """
+    if isinstance(segmentation, np.ndarray):
+        return encoded_masks([segmentation])[0]
+    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        return segmentation
+    rles = mask_util.frPyObjects(segmentation, height, width)
+    return mask_util.merge(rles) if isinstance(rles, list) else rles
+
+
+def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
+    """Like detectron2's function of this name, but without a change to ``instances``.
+
+    Args:
+        instances: the detections of one image, on the CPU, in pixels of the image.
+        image_id: the id of the image.
     """
     fields = dict(instances.get_fields())
     masks = fields.pop("pred_masks", None)
     if "pred_keypoints" in fields:
         # detectron2 moves them in place.
         fields["pred_keypoints"] = fields["pred_keypoints"].clone()
-    bare = Instances(instances.image_size, **fields)
-    detections = coco_evaluation.instances_to_coco_json(bare, image_id)
+    without_masks = Instances(instances.image_size, **fields)
+    detections = coco_evaluation.instances_to_coco_json(without_masks, image_id)
     if masks is None:
         return detections
     with_masks = []
     for detection, rle in zip(detections, encoded_masks(masks), strict=True):
-        # json knows no bytes. Keypoints come last, as in detectron2's files.
+        # json has no bytes. Keypoints come last, as in detectron2's files.
         segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
         keypoints = {k: detection.pop(k) for k in ("keypoints",) if k in detection}
         with_masks.append({**detection, "segmentation": segmentation, **keypoints})
     return with_masks
-
-
-def with_dataset_ids(
-    detections: Iterable[dict[str, Any]], to_contiguous: Mapping[int, int] | None, dataset_name: str
-) -> list[dict[str, Any]]:
-    """The detections, with the data set's category ids in the place of the model's classes.
-
-    Args:
-        detections: not changed.
-        to_contiguous: from category ids to classes; None where they are the same.
-        dataset_name: for the message.
-
-    Raises:
-        UserError: the model has a class that the data set lacks.
-    """
-    if not to_contiguous:
-        return [dict(detection) for detection in detections]
-    to_dataset = {v: k for k, v in to_contiguous.items()}
-    converted = []
-    for detection in detections:
-        category = detection["category_id"]
-        if category not in to_dataset:
-            raise UserError(
-                f"the model predicted class {category}, {dataset_name} has "
-                f"{len(to_dataset)} classes: were the weights trained on other classes?"
-            )
-        converted.append({**detection, "category_id": to_dataset[category]})
-    return converted

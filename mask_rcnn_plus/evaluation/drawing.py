@@ -1,5 +1,7 @@
 """Objects drawn on an image with OpenCV: masks, boxes and labels that stay legible at any size."""
 
+import colorsys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +12,23 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
-from mask_rcnn_plus.evaluation.coco_json import encoded_masks
-from mask_rcnn_plus.evaluation.labels import (
-    FONT_SCALE,
-    Color,
-    Image,
-    class_color,
-    class_name,
-    draw_labels,
-)
+from mask_rcnn_plus.evaluation.coco_json import encoded_masks, segmentation_to_rle
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 
+Image = npt.NDArray[Any]  # (H, W, 3), BGR, 0 to 255
+Color = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # (x0, y0, x1, y1) in pixels, x1 and y1 not included
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT_SCALE = 0.45
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _MASK_OPACITY = 0.4
-# An object whose box, as drawn, has a side shorter than this many lines gets a thin outline; where
-# most objects are so small, also one that is up to twice as large, lest it look picked out.
+# An object with a side shorter than this many line widths gets a thin outline. If most objects are
+# so small, the limit doubles, so that slightly larger objects do not look highlighted.
 _SMALL = 20
 _EDGE = (24, 24, 24)
+# The smallest object that gets a label, as a fraction of the label's area.
+_MIN_LABEL_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
@@ -42,40 +45,45 @@ class DrawnObjects:
     boxes: npt.NDArray[np.float64]
     classes: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64] | None = None
-    masks: list[dict[str, Any]] | None = None
+    masks: Sequence[Mapping[str, Any]] | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def above(self, score_threshold: float) -> "DrawnObjects":
-        """Those that score at least so much; all of the ground truth."""
+        """The objects with at least this score; all objects if there are no scores."""
         if self.scores is None:
             return self
-        kept = np.flatnonzero(self.scores >= score_threshold)
-        masks = None if self.masks is None else [self.masks[i] for i in kept]
-        return DrawnObjects(self.boxes[kept], self.classes[kept], self.scores[kept], masks)
+        return self.select(np.flatnonzero(self.scores >= score_threshold))
+
+    def select(self, indices: npt.NDArray[np.intp]) -> "DrawnObjects":
+        """The objects with these indices, in this order."""
+        return DrawnObjects(
+            self.boxes[indices],
+            self.classes[indices],
+            None if self.scores is None else self.scores[indices],
+            None if self.masks is None else [self.masks[i] for i in indices],
+        )
 
     @classmethod
     def from_instances(cls, instances: Instances) -> "DrawnObjects":
         """From a model's output after post-processing."""
         instances = instances.to("cpu")
-        masks = None
-        if instances.has("pred_masks"):
-            masks = encoded_masks(instances.pred_masks)
+        has_masks = instances.has("pred_masks")
         return cls(
             boxes=instances.pred_boxes.tensor.double().numpy(),
             classes=instances.pred_classes.numpy(),
             scores=instances.scores.double().numpy(),
-            masks=masks,
+            masks=encoded_masks(instances.pred_masks) if has_masks else None,
         )
 
     @classmethod
     def from_coco(cls, detections: Sequence[Mapping[str, Any]]) -> "DrawnObjects":
-        """From detections in COCO's form, their "category_id" a class from 0.
+        """From detections in COCO's format, with class indices as "category_id".
 
         Args:
-            detections: each with "bbox" (x, y, width, height) and "score"; all with
-                "segmentation", a run-length encoding, or none.
+            detections: each with "bbox" (x, y, width, height) and "score". If all have a
+                "segmentation", a run-length encoding, the objects have masks.
         """
         boxes = np.array([d["bbox"] for d in detections], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -93,19 +101,18 @@ class DrawnObjects:
     def from_annotations(
         cls, annotations: Sequence[Mapping[str, Any]], height: int, width: int
     ) -> "DrawnObjects":
-        """From the "annotations" of a detectron2 data set; crowds are left out.
+        """From the "annotations" of a detectron2 data set, without crowds.
 
         Args:
-            annotations: each with "bbox", "bbox_mode", "category_id"; the "segmentation" of each
-                may be polygons, a run-length encoding or a bitmap; where one has none, none is
-                drawn with a mask.
+            annotations: each with "bbox", "bbox_mode", "category_id". If all have a "segmentation"
+                (polygons, a run-length encoding or a bitmap), the objects have masks.
             height, width: of the image, in pixels.
         """
         kept = [annotation for annotation in annotations if not annotation.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]
         masks = None
         if all(len(annotation.get("segmentation", ())) for annotation in kept):
-            masks = [_rle(annotation["segmentation"], height, width) for annotation in kept]
+            masks = [segmentation_to_rle(a["segmentation"], height, width) for a in kept]
         return cls(
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             classes=np.array([a["category_id"] for a in kept], dtype=np.int64),
@@ -113,26 +120,17 @@ class DrawnObjects:
         )
 
 
-def _rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    if isinstance(segmentation, np.ndarray):
-        return mask_util.encode(np.asfortranarray(segmentation, dtype=np.uint8))
-    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
-        return segmentation
-    rles = mask_util.frPyObjects(segmentation, height, width)
-    return mask_util.merge(rles) if isinstance(rles, list) else rles
-
-
 @dataclass(frozen=True)
 class Style:
-    """What is drawn of objects, and how large.
+    """What is drawn, and how large.
 
     Attributes:
-        masks, boxes, labels, scores: what is drawn; a score stands in its label. Without masks in
-            the objects, boxes are drawn always.
+        masks, boxes, labels, scores: what is drawn; a score is part of its label. Boxes of objects
+            without masks are always drawn.
         line: the width of an outline in pixels.
-        text: the size of text, 1 being OpenCV's of about 22 pixels.
-        small: objects smaller than their label get one where that covers no other object.
-        edged: outlines get a dark edge, so that they stand out from a background of their colour.
+        text: the size of text; 1 is OpenCV's size of about 22 pixels.
+        small: also label objects smaller than their label, if that covers no other object.
+        edged: outlines get a dark edge, which separates them from a background of their colour.
     """
 
     masks: bool = True
@@ -156,22 +154,21 @@ def draw_objects(
     labels: Sequence[str] | None = None,
     on_top: int = 0,
 ) -> Image:
-    """An image, resized, with its objects.
+    """Resizes an image and draws objects on it.
 
     Args:
         image: (H, W, 3), BGR.
         objects: in pixels of the image.
         class_names: names of the classes 0, 1, ...
         size: height and width of the drawing in pixels.
-        crowded: draw thin outlines alone, without labels, and boxes only where there are no masks.
-        colors: one an object; None takes those of the classes.
-        labels: one an object, "" for none, and no boxes around masks; None takes the class and
+        crowded: draw thin outlines, no labels, and boxes only for objects without masks.
+        colors: one per object; None uses the colours of the classes.
+        labels: one per object, "" for no label; masks then have no boxes. None uses the class and
             the score.
         on_top: how many of the last objects are drawn over all others, with wider outlines.
 
     Returns:
-        (size[0], size[1], 3), BGR. A label is left out where it would hide the object or another
-        label.
+        (size[0], size[1], 3), BGR. A label is missing if it would hide its object or another label.
     """
     style = Style(
         boxes=not crowded and labels is None, labels=not crowded, line=1 if crowded else 2
@@ -192,10 +189,10 @@ def draw_styled(
     labels: Sequence[str] | None = None,
     on_top: int = 0,
 ) -> Image:
-    """:func:`draw_objects` in a style; at the size of the image where none is given.
+    """Like :func:`draw_objects`, in a style; by default at the size of the image.
 
-    At that size each mask is worked on within its box, so time and memory grow with the objects'
-    pixels.
+    At that size, each mask is drawn within its bounding window only, so time and memory grow with
+    the objects' pixels.
     """
     height, width = size or image.shape[:2]
     if (height, width) == image.shape[:2]:
@@ -208,7 +205,7 @@ def draw_styled(
     if colors is None:
         colors = [class_color(int(index)) for index in objects.classes]
 
-    # Large objects first: a small one in front of them stays visible.
+    # Large objects first, so that small objects in front of them stay visible.
     sides = boxes[:, 2:] - boxes[:, :2]
     topmost = np.arange(len(objects)) >= len(objects) - on_top
     order = np.lexsort((-sides.prod(axis=1), topmost))
@@ -248,7 +245,7 @@ def draw_styled(
         by_score = np.arange(len(objects))
         if objects.scores is not None:
             by_score = np.argsort(-objects.scores, kind="stable")
-        draw_labels(canvas, boxes, labels, colors, by_score, style.text, style.small)
+        _draw_labels(canvas, boxes, labels, colors, by_score, style.text, style.small)
     return canvas
 
 
@@ -258,7 +255,7 @@ def _label(objects: DrawnObjects, i: int, class_names: Sequence[str], score: boo
 
 
 def _mask_at(rle: Mapping[str, Any], width: int, height: int) -> tuple[tuple[int, int], Image]:
-    """A mask as it is drawn: where its top left pixel goes, and its pixels, 0 or 1."""
+    """The position (x, y) of a drawn mask's top left pixel, and its pixels, 0 or 1."""
     if tuple(rle["size"]) == (height, width):
         window = window_of(rle)
         return window[:2], crop(rle, window)
@@ -266,10 +263,121 @@ def _mask_at(rle: Mapping[str, Any], width: int, height: int) -> tuple[tuple[int
 
 
 def _resized(mask: Image, width: int, height: int) -> Image:
-    """A 0/1 mask at another size; where it grows, its steps of a pixel become a smooth outline."""
+    """A 0/1 mask at another size; an enlarged mask gets a smooth outline instead of steps."""
     growth = width / mask.shape[1]
     method = cv2.INTER_AREA if growth < 1 else cv2.INTER_LINEAR
     grey = cv2.resize(mask * np.uint8(255), (width, height), interpolation=method)
     if growth > 1:
         grey = cv2.GaussianBlur(grey, (0, 0), 0.5 * growth)
     return (grey > 127).astype(np.uint8)
+
+
+def class_color(index: int) -> Color:
+    """The colour (blue, green, red), each 0 to 255, of a class; the same in all drawings."""
+    # Steps of the golden ratio around the colour wheel keep neighbouring classes far apart.
+    hue = (0.4 + index * 0.618034) % 1.0
+    lightness = (0.55, 0.72, 0.38)[index // 8 % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
+    return round(255 * blue), round(255 * green), round(255 * red)
+
+
+def text_color(background: Color) -> Color:
+    """Black or white, whichever is more legible on the colour (blue, green, red)."""
+    blue, green, red = background
+    return _BLACK if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else _WHITE
+
+
+def class_name(class_names: Sequence[str], index: int) -> str:
+    """The name of a class, or "class <index>" if OpenCV's font lacks its letters."""
+    name = class_names[index] if index < len(class_names) else ""
+    return plain_text(name, otherwise="") or f"class {index}"
+
+
+def plain_text(text: str, otherwise: str) -> str:
+    """The text without accents, or ``otherwise`` if OpenCV's font lacks its letters."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    text = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return text if text.isascii() else otherwise
+
+
+def text_size(text: str, scale: float = FONT_SCALE) -> tuple[int, int]:
+    """Width and height of a line of text in pixels, including a margin of a few pixels."""
+    (width, height), baseline = cv2.getTextSize(text, _FONT, scale, _stroke(scale))
+    margin = _margin(scale)
+    # OpenCV 5 has another font than OpenCV 4; its descenders exceed the baseline it returns.
+    return width + 2 * margin, height + max(baseline, height // 2) + 2 * margin - 2
+
+
+def write_text(
+    image: Image, text: str, corner: tuple[int, int], color: Color, scale: float = FONT_SCALE
+) -> None:
+    """Writes a line into the image, in place; ``corner`` is the top left (x, y) of its margin."""
+    stroke, margin = _stroke(scale), _margin(scale)
+    (_, height), _ = cv2.getTextSize(text, _FONT, scale, stroke)
+    origin = (corner[0] + margin, corner[1] + height + margin)
+    cv2.putText(image, text, origin, _FONT, scale, color, stroke, cv2.LINE_AA)
+
+
+def _stroke(scale: float) -> int:
+    return max(1, int(1.7 * scale))
+
+
+def _margin(scale: float) -> int:
+    return max(3, round(6 * scale))
+
+
+def _draw_labels(
+    canvas: Image,
+    boxes: npt.NDArray[np.float64],
+    labels: Sequence[str],
+    colors: Sequence[Color],
+    order: npt.NDArray[np.int64],
+    scale: float = FONT_SCALE,
+    small: bool = False,
+) -> None:
+    """Writes labels at their boxes where there is room, in place, on their objects' colours.
+
+    A label is left out if it would cover another label or most of an object.
+
+    Args:
+        canvas: (H, W, 3), BGR.
+        boxes: (R, 4), in pixels of the canvas.
+        labels, colors: one per object; a label may be empty.
+        order: the indices of the objects; earlier ones are placed first.
+        scale: the size of the text.
+        small: also label objects smaller than their label, if that covers no other object.
+    """
+    placed: list[Rectangle] = []
+    for i in order:
+        x0, y0, x1, y1 = boxes[i].round().astype(int).tolist()
+        text, color = labels[i], colors[i]
+        if not text:
+            continue
+        width, height = text_size(text, scale)
+        fraction = (x1 - x0) * (y1 - y0) / (width * height)
+        left = max(0, min(x0, canvas.shape[1] - width))
+        # Above the box, below it, or inside if that leaves most of the object visible.
+        for top in (y0 - height, y1, *((y0, y1 - height) if fraction > 3 else ())):
+            area = (left, top, left + width, top + height)
+            if top < 0 or area[3] > canvas.shape[0] or any(_overlap(area, p) for p in placed):
+                continue
+            # The label of a small object may cover its neighbours.
+            if fraction < 1 and (
+                not small or fraction < _MIN_LABEL_FRACTION or _covers_another(area, boxes, i)
+            ):
+                continue
+            placed.append(area)
+            cv2.rectangle(canvas, area[:2], (area[2] - 1, area[3] - 1), color, cv2.FILLED)
+            write_text(canvas, text, area[:2], text_color(color), scale)
+            break
+
+
+def _covers_another(area: Rectangle, boxes: npt.NDArray[np.float64], own: int) -> bool:
+    x0, y0, x1, y1 = area
+    meets = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
+    meets[own] = False
+    return bool(meets.any())
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

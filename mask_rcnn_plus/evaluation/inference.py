@@ -1,7 +1,7 @@
-"""A model run over a test set, with the time of each stage and the peak memory.
+"""Runs a model over a test set and measures the time of each stage and the peak memory.
 
-detectron2's ``inference_on_dataset`` times the model as a whole, and within it pastes every mask
-into an image of its own; here masks stay small until an evaluator asks for them.
+detectron2's ``inference_on_dataset`` times the model as a whole and pastes every mask into a full
+image. Here masks stay small until an evaluator needs them.
 """
 
 import itertools
@@ -23,13 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_plus.evaluation.speed import (
-    InferenceSpeed,
-    Share,
-    Stopwatch,
-    combine,
-    peak_memory,
-)
+from mask_rcnn_plus.evaluation.speed import InferenceSpeed, Stopwatch, combine, peak_memory
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
 from mask_rcnn_plus.modeling import postprocess
 from mask_rcnn_plus.optimization import OptimizedRCNN
@@ -43,7 +37,7 @@ Batch = Sequence[Mapping[str, Any]]
 
 
 class _Progress:
-    """Where the main process stands: a bar on a terminal, a line now and then elsewhere."""
+    """Shows the main process's progress: a bar on a terminal, otherwise a line every 5 seconds."""
 
     def __init__(self, name: str, total: int) -> None:
         self._name, self._total = name, total
@@ -54,7 +48,7 @@ class _Progress:
             self._bar = tqdm(total=total, desc=name, unit="batch", dynamic_ncols=True)
 
     def update(self, done: int, watch: Stopwatch) -> None:
-        """Shows that so many batches are done, at the pace that the watch measured."""
+        """Shows how many batches are done, and the rate that the watch measured."""
         rate = watch.images * comm.get_world_size() / max(watch.total, 1e-9)
         if self._bar is not None:
             self._bar.set_postfix_str(f"{rate:.1f} images/s", refresh=False)
@@ -81,34 +75,34 @@ def run_inference(
 ) -> tuple[dict[str, Any], InferenceSpeed]:
     """Runs a model over a test set and evaluates its outputs; every process must call it.
 
-    A :class:`GeneralizedRCNN` gives what ``model(batch)`` gives, with post-processing timed apart
-    and ``pred_masks`` of the kind :class:`mask_rcnn_plus.modeling.PastedMasks`: our evaluators ask
-    those for their encoding, others for an image of one mask at a time. Any other model is called
-    whole. The model runs in evaluation mode, without gradients, and is
-    left as it was. Up to five batches, half of the set at most, warm up and are not in the rates.
+    The outputs of a :class:`GeneralizedRCNN` equal those of ``model(batch)``, but post-processing
+    is timed separately and ``pred_masks`` is a :class:`mask_rcnn_plus.modeling.PastedMasks`: our
+    evaluators use its encoding, other evaluators can iterate over its masks. Any other model is
+    called as a whole. The model runs in evaluation mode, without gradients; afterwards each module
+    has its previous mode. The rates exclude up to five warm-up batches (at most half of the set).
 
     Args:
-        model: a callable that takes a batch of the loader and returns one mapping an image; may
+        model: a callable that accepts a batch of the loader and returns one mapping per image; may
             be wrapped for distributed training.
         data_loader: this process's share of the images, with a length; it may be empty.
-        evaluator: a DatasetEvaluator, a list of them, or None to measure the speed alone.
-        dataset_name: for messages, and to name the file that an error is about.
+        evaluator: a DatasetEvaluator, a list of them, or None to measure only the speed.
+        dataset_name: for messages, and to find the file that an error is about.
 
     Returns:
-        the evaluator's results, empty on other than the main process; and the speed, the same on
-        all processes.
+        the evaluator's results, empty on all processes except the main one; and the speed, the
+        same on all processes.
 
     Raises:
         UserError: an image cannot be read.
-        RuntimeError: anything else failed on an image; its file is named and the cause attached.
+        RuntimeError: anything else failed on an image; the message names its file.
     """
-    judge = (
+    evaluators = (
         evaluator
         if isinstance(evaluator, DatasetEvaluator)
         else DatasetEvaluators(list(evaluator or ()))
     )
     if isinstance(model, DistributedDataParallel):
-        # Its forward would synchronise buffers, and hang where processes have unequal shares.
+        # Its forward synchronises buffers, and hangs if the processes have unequal shares.
         model = model.module
     split = can_split(model)
     device = _device_of(model)
@@ -118,57 +112,54 @@ def run_inference(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
-    judge.reset()
-    all_images = 0
+    evaluators.reset()
     watch = Stopwatch(device)
     stages = StageTimer(stage_modules(model) if split else {}, device)
     progress = _Progress(dataset_name, total)
     try:
-        # Not inference_mode: what a model caches under it could never take part in training again.
+        # Not inference_mode: tensors that a model caches in it cannot be used for training later.
         with _evaluation_mode(model), torch.no_grad():
             watch.start()
             for index, batch in enumerate(_batches(data_loader, dataset_name)):
                 watch.lap("data")
                 with _naming_files(batch):
                     if split:
-                        with stages.running() as taken:
+                        with stages.running() as stage_times:
                             raw = model.inference(batch, do_postprocess=False)
                         watch.lap("model")
-                        watch.split_model(taken)
+                        watch.add_model_stages(stage_times)
                         outputs = [_postprocess(*pair) for pair in zip(raw, batch, strict=True)]
                         watch.lap("post")
                     else:
                         outputs = model(batch)
                         watch.lap("model")
-                    judge.process(batch, outputs)
+                    evaluators.process(batch, outputs)
                 watch.lap("evaluation")
-                watch.images += len(batch)
-                watch.batches += 1
-                all_images += len(batch)
+                watch.count(len(batch))
                 progress.update(index + 1, watch)
                 if index + 1 == warm_up:
                     watch.start()
     finally:
         progress.close()
-    peak, peak_kind = peak_memory(device)
+    watch.peak_memory_mib, peak_kind = peak_memory(device)
 
     comm.synchronize()
     since = time.perf_counter()
-    results = judge.evaluate() or {}
-    scoring = time.perf_counter() - since
-    shares = comm.all_gather(Share(watch, all_images, scoring, peak))
-    return results, combine(shares, split=split, peak_kind=peak_kind, device=device)
+    results = evaluators.evaluate() or {}
+    watch.scoring_seconds = time.perf_counter() - since
+    watches = comm.all_gather(watch)
+    return results, combine(watches, split=split, peak_kind=peak_kind, device=device)
 
 
 def can_split(model: Any) -> bool:
-    """Whether ``inference`` without post-processing, then ours, is all that the forward does."""
+    """Whether the forward equals ``inference`` without post-processing followed by ours."""
     cls = type(model)
     return (
         isinstance(model, GeneralizedRCNN)
         and cls.forward is GeneralizedRCNN.forward
         and (cls.inference is GeneralizedRCNN.inference or isinstance(model, OptimizedRCNN))
         and cls._postprocess is GeneralizedRCNN._postprocess
-        # Hooks run on a call of the model, and only then.
+        # Hooks run only when the model itself is called.
         and not (model._forward_hooks or model._forward_pre_hooks)
     )
 
@@ -189,7 +180,7 @@ def _device_of(model: Any) -> torch.device:
 
 @contextmanager
 def _evaluation_mode(model: Any) -> Iterator[None]:
-    """Evaluation mode for all modules; afterwards each is in the mode it was in, frozen or not."""
+    """Evaluation mode for all modules; afterwards each module has its previous mode."""
     modes = {}
     if isinstance(model, torch.nn.Module):
         modes = {module: module.training for module in model.modules()}
@@ -213,7 +204,7 @@ def _naming_files(batch: Batch) -> Iterator[None]:
 
 
 def _batches(data_loader: Any, dataset_name: str) -> Iterator[Batch]:
-    """The loader's batches; an error in loading one names its images."""
+    """The loader's batches; an error while loading a batch names its images."""
     iterator = iter(data_loader)
     for index in itertools.count():
         try:
@@ -224,7 +215,7 @@ def _batches(data_loader: Any, dataset_name: str) -> Iterator[Batch]:
             raise
         except Exception as error:
             files = " or ".join(_files_of_batch(data_loader, dataset_name, index)) or "an image"
-            # A worker process sends its traceback as the message: the last line says what it was.
+            # The message of a worker's error is its traceback; the last line is the error itself.
             reason = ["", *str(error).strip().splitlines()][-1]
             kind = type(error).__name__
             reason = reason if reason.startswith(kind) else f"{kind}: {reason}"
@@ -236,7 +227,7 @@ def _batches(data_loader: Any, dataset_name: str) -> Iterator[Batch]:
 
 
 def _files_of_batch(data_loader: Any, dataset_name: str, index: int) -> list[str]:
-    """The file names of a batch that never came, as far as they can be known."""
+    """The file names of a batch that could not be loaded, as far as they are known."""
     sampler = getattr(data_loader, "batch_sampler", None)
     if sampler is None or dataset_name not in DatasetCatalog.list():
         return []

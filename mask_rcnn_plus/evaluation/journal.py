@@ -1,4 +1,4 @@
-"""What an evaluation has found so far, image by image, so that one that was killed can go on."""
+"""Saves the results of an evaluation image by image, so that a killed evaluation can resume."""
 
 import json
 import logging
@@ -14,52 +14,52 @@ _logger = logging.getLogger(__name__)
 
 
 class Journal:
-    """A folder of files, one a process, that grow by a line an image.
+    """A folder with one file per process; each image adds one line.
 
-    A line is its CRC-32, eight hexadecimal digits, and json; the first of a file says what is
-    evaluated. A line that a kill cut short, or a file about something else, counts for nothing.
+    A line is its CRC-32 (eight hexadecimal digits) and json. The first line of a file identifies
+    the evaluation. Truncated lines and files of other evaluations are ignored.
 
     Attributes:
-        kept: what this process got back of an evaluation that did not end: one mapping an image,
-            as :meth:`add` was given them. No image is among those of two processes.
-        done: the ids of all images that some process got back.
+        kept: the results of an interrupted evaluation that this process recovered: one mapping per
+            image, as given to :meth:`add`. No two processes have the same image.
+        done: the ids of all images that any process recovered.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        """Reads what there is; every process must do so.
+        """Reads the existing files; every process must call it.
 
         Args:
-            folder: made where it does not exist.
-            fingerprint: of all that an image's result depends on; files with another one are
-                deleted.
+            folder: created if missing.
+            fingerprint: identifies everything that an image's result depends on; files with another
+                fingerprint are deleted.
         """
         self._folder = folder
         self._file: IO[str] | None = None
         self._head = {"fingerprint": comm.all_gather(fingerprint)[0]}
-        found = dict(self._read()) if folder.is_dir() else {}
-        # Each image goes to the first process that sees it: folders may be shared or not.
-        seen = comm.all_gather(set(found))
-        before: set[Any] = set().union(*seen[: comm.get_rank()])
-        self.kept = [entry for image, entry in found.items() if image not in before]
+        entries = dict(self._read()) if folder.is_dir() else {}
+        # Each image belongs to the first process that sees it: the folder may be shared or local.
+        seen = comm.all_gather(set(entries))
+        earlier: set[Any] = set().union(*seen[: comm.get_rank()])
+        self.kept = [entry for image, entry in entries.items() if image not in earlier]
         self.done: Collection[Any] = set().union(*seen)
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Writes what was found on an image.
+        """Writes the result of an image.
 
         Args:
-            entry: with "image_id"; whatever json can say.
+            entry: JSON-serialisable, with "image_id".
         """
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"process{comm.get_rank()}.jsonl"
-            # A line feed first: what a kill left of a line would swallow the next one.
             self._file = path.open("a", encoding="utf-8")
+            # The line feed ends a truncated line, which would otherwise absorb the next line.
             self._file.write("\n" + _line(self._head))
         self._file.write(_line(entry))
         self._file.flush()
 
     def remove(self) -> None:
-        """Deletes all files, once the evaluation has ended; every process must call it."""
+        """Deletes all files once the evaluation has ended; every process must call it."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -75,13 +75,13 @@ class Journal:
                 stale.append(path)
             elif entries and entries[0] == self._head:
                 yield from ((e["image_id"], e) for e in entries if "image_id" in e)
-        # Only after all processes have read: another one may be about to find the same.
+        # Delete only after all processes have read the files.
         comm.synchronize()
         for path in stale:
             path.unlink(missing_ok=True)
         if stale:
             _logger.info(
-                "%s is of an evaluation of other weights, settings or images: not used",
+                "%s belongs to an evaluation with other weights, settings or images: ignored",
                 self._folder,
             )
 
@@ -92,7 +92,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that are as they were written."""
+    """The intact lines of a file."""
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             checksum, _, text = line.rstrip("\n").partition(" ")

@@ -1,4 +1,4 @@
-"""A picture of test images: the ground truth, and the prediction on the right of it."""
+"""A picture of some test images: the ground truth on the left, the prediction on the right."""
 
 import logging
 import math
@@ -15,24 +15,25 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
-from mask_rcnn_plus.evaluation.journal import Journal
-from mask_rcnn_plus.evaluation.labels import (
+from mask_rcnn_plus.evaluation.drawing import (
+    DrawnObjects,
     Image,
     class_color,
     class_name,
+    draw_objects,
     plain_text,
     text_size,
     write_text,
 )
+from mask_rcnn_plus.evaluation.journal import Journal
 
 _logger = logging.getLogger(__name__)
 
-_PAPER, _INK, _FAINT = (255, 255, 255), (40, 40, 40), (120, 120, 120)
+_BACKGROUND, _INK, _FAINT = (255, 255, 255), (40, 40, 40), (120, 120, 120)
 _MARGIN, _GAP = 16, 6
 _TITLE_SCALE = 0.6
-# With more objects than this in an image, boxes and labels would hide it.
-_MANY = 30
+# Boxes and labels of more objects than this would hide the image.
+_CROWDED = 30
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class PreviewSample:
 
     Attributes:
         image: (H, W, 3), BGR.
-        name: what is written above it, such as the file name.
-        truth: the objects that are there, in pixels of the image.
-        prediction: the objects that were found, in pixels of the image.
+        name: the text above it, such as the file name.
+        truth: the objects of the ground truth, in pixels of the image.
+        prediction: the detections, in pixels of the image.
     """
 
     image: Image
@@ -65,16 +66,16 @@ def draw_preview(
     Args:
         samples: at least one.
         class_names: names of the classes 0, 1, ...
-        score_threshold: predictions that score less are left out.
-        max_side: the longer side of every drawn image in pixels; smaller ones are enlarged, so
-            that outlines and labels can be told apart.
-        title: written at the top.
+        score_threshold: the lowest score of a prediction that is drawn.
+        max_side: the longer side of every drawn image in pixels; smaller images are enlarged, so
+            that outlines and labels stay distinct.
+        title: the text at the top.
 
     Returns:
-        (height, width, 3), BGR: pairs in as many columns as make it a little wider than high.
+        (height, width, 3), BGR: pairs in a grid that is a little wider than high.
 
     Raises:
-        ValueError: there is no sample.
+        ValueError: ``samples`` is empty.
     """
     if not samples:
         raise ValueError("a preview needs at least one sample")
@@ -98,16 +99,16 @@ def draw_preview(
     header = _draw_header(title, shown, class_names, rows[0].shape[1])
     page = _stack([header, *rows], axis=0, gap=_MARGIN)
     edges = (_MARGIN,) * 4
-    return cv2.copyMakeBorder(page, *edges, cv2.BORDER_CONSTANT, value=_PAPER)
+    return cv2.copyMakeBorder(page, *edges, cv2.BORDER_CONSTANT, value=_BACKGROUND)
 
 
 class PreviewWriter(DatasetEvaluator):
     """Draws predictions beside the ground truth into ``preview_<data set>.png``.
 
     Attributes:
-        path: the picture that the last ``evaluate`` wrote; None where it wrote none, and on other
-            than the main process.
-        journal: with the results of an evaluation that did not end, to go on from; or None.
+        path: the picture that the last ``evaluate`` wrote; None if it wrote no picture, and on
+            all processes except the main one.
+        journal: has the results of an interrupted evaluation that is resumed; or None.
     """
 
     path: Path | None = None
@@ -125,10 +126,10 @@ class PreviewWriter(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered data set.
-            output_dir: where the picture is written; made where it does not exist.
-            num_images: how many images to draw: evenly spaced over those with objects, hence the
-                same ones in every evaluation, on any number of processes. 0 draws none.
-            score_threshold: predictions that score less are left out.
+            output_dir: where the picture is written; created if missing.
+            num_images: how many images to draw. They are evenly spaced over the images that have
+                objects, so every evaluation draws the same images. 0 draws no picture.
+            score_threshold: the lowest score of a prediction that is drawn.
             read_image: reads a file as an array (H, W, 3); called with its path and "BGR".
         """
         self._dataset_name = dataset_name
@@ -155,8 +156,8 @@ class PreviewWriter(DatasetEvaluator):
         """Keeps the predictions on the chosen images.
 
         Args:
-            inputs: one mapping an image, with "image_id" or "file_name".
-            outputs: one mapping an image; those without "instances" are passed over.
+            inputs: one mapping per image, with "image_id" or "file_name".
+            outputs: one mapping per image; those without "instances" are skipped.
         """
         for image, output in zip(inputs, outputs, strict=True):
             if self._records and _key(image) in self._records and "instances" in output:
@@ -166,7 +167,7 @@ class PreviewWriter(DatasetEvaluator):
         """Writes the picture; every process must call it.
 
         Returns:
-            an empty dict: there is no figure in a picture.
+            an empty dict: a picture has no metrics.
         """
         comm.synchronize()
         gathered = comm.gather(self._predictions, dst=0)
@@ -176,7 +177,7 @@ class PreviewWriter(DatasetEvaluator):
         try:
             self.path = self._write(predictions)
         except Exception:
-            # A picture must not cost the figures that hours of inference have given.
+            # A failed picture must not lose the metrics of hours of inference.
             _logger.warning("Could not draw the preview:", exc_info=True)
         return {}
 
@@ -186,7 +187,7 @@ class PreviewWriter(DatasetEvaluator):
         records = DatasetCatalog.get(self._dataset_name)
         records = [r for r in records if r.get("annotations")] or list(records)
         count = min(self._num_images, len(records))
-        # The middles of `count` equal parts.
+        # The middle record of each of `count` equal parts.
         return [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
 
     def _write(self, predictions: Mapping[Any, DrawnObjects]) -> Path:
@@ -219,16 +220,16 @@ def _key(record: Mapping[str, Any]) -> Any:
 def _draw_cell(
     sample: PreviewSample, class_names: Sequence[str], score_threshold: float, max_side: int
 ) -> Image:
-    """The name, above two panels with a caption each."""
+    """The image's name above two panels, each with a caption."""
     scale = max_side / max(sample.image.shape[:2])
     height, width = (max(1, round(scale * side)) for side in sample.image.shape[:2])
-    found = sample.prediction.above(score_threshold)
-    caption = f"prediction: {len(found)} with score >= {score_threshold:.2f}"
+    detections = sample.prediction.above(score_threshold)
+    caption = f"prediction: {len(detections)} with score >= {score_threshold:.2f}"
     scores = sample.prediction.scores
-    if len(found) == 0 and scores is not None and len(scores):
+    if len(detections) == 0 and scores is not None and len(scores):
         caption += f", best {scores.max():.2f}"
-    captions = {f"ground truth: {len(sample.truth)}": sample.truth, caption: found}
-    crowded = max(map(len, captions.values())) > _MANY
+    captions = {f"ground truth: {len(sample.truth)}": sample.truth, caption: detections}
+    crowded = max(map(len, captions.values())) > _CROWDED
     panels = []
     for caption, objects in captions.items():
         size = (height, width)
@@ -246,22 +247,22 @@ def _draw_cell(
 
 
 def _draw_header(title: str, shown: Sequence[int], class_names: Sequence[str], width: int) -> Image:
-    """The title, and the colours of the classes that are in the picture."""
+    """The title, and a legend of the classes in the picture."""
     title_height = text_size(title, _TITLE_SCALE)[1] if title else 0
     side = text_size("X")[1]
-    # Where each entry of the legend goes, a new line where one would pass the right edge.
-    places: list[tuple[int, int]] = []
+    # Positions of the legend's entries; an entry that would pass the right edge starts a new line.
+    positions: list[tuple[int, int]] = []
     x, y = 0, title_height
     for index in shown:
         entry = side + text_size(class_name(class_names, index))[0] + _MARGIN
         if x and x + entry > width:
             x, y = 0, y + side
-        places.append((x, y))
+        positions.append((x, y))
         x += entry
     header = _blank(y + side if shown else max(y, 1), width)
     if title:
         write_text(header, plain_text(title, ""), (-3, 0), _INK, _TITLE_SCALE)
-    for index, (x, y) in zip(shown, places, strict=True):
+    for index, (x, y) in zip(shown, positions, strict=True):
         color = class_color(index)
         cv2.rectangle(header, (x, y + 4), (x + side - 8, y + side - 4), color, cv2.FILLED)
         write_text(header, class_name(class_names, index), (x + side - 6, y), _INK)
@@ -269,7 +270,7 @@ def _draw_header(title: str, shown: Sequence[int], class_names: Sequence[str], w
 
 
 def _blank(height: int, width: int) -> Image:
-    return np.full((height, width, 3), _PAPER, np.uint8)
+    return np.full((height, width, 3), _BACKGROUND, np.uint8)
 
 
 def _pad(image: Image, height: int, width: int) -> Image:
@@ -279,7 +280,7 @@ def _pad(image: Image, height: int, width: int) -> Image:
 
 
 def _stack(images: Sequence[Image], *, axis: int, gap: int) -> Image:
-    """Images of one height (axis 1) or one width (axis 0), with paper between them."""
+    """Joins images of equal height (axis 1) or width (axis 0), with a gap between them."""
     parts = [images[0]]
     for image in images[1:]:
         shape = (gap, image.shape[1]) if axis == 0 else (image.shape[0], gap)

@@ -1,4 +1,4 @@
-"""How long each part of a model takes, by hooks on its modules."""
+"""The time of each part of a model, measured by hooks on its modules."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +11,9 @@ from torch import nn
 
 OTHER = "other"
 
-# Path of a module in detectron2's GeneralizedRCNN -> its stage. What runs within a module of the
-# list and within none below it belongs to that module's stage alone: proposal_generator is what the
-# region proposals take without the RPN's head, roi_heads what selects detections.
+# Path of a module in detectron2's GeneralizedRCNN -> its stage. A stage does not include the stages
+# of modules inside it: "proposals" is the RPN without its head, and "detections" is the selection
+# of detections in roi_heads.
 _STAGES = {
     "backbone": "FPN",
     "backbone.bottom_up": "backbone",
@@ -33,9 +33,9 @@ _STAGES = {
 
 
 def stage_modules(model: nn.Module) -> dict[str, list[nn.Module]]:
-    """The modules of each stage of a detectron2 model; those that it lacks are left out.
+    """The modules of each stage of a detectron2 model, as far as the model has them.
 
-    Modules inside one that was compiled are left out too: a hook would cut it into pieces.
+    Modules inside a compiled module are left out, because a hook would split its graph.
     """
     stages: dict[str, list[nn.Module]] = {}
     for path, stage in _STAGES.items():
@@ -46,21 +46,21 @@ def stage_modules(model: nn.Module) -> dict[str, list[nn.Module]]:
             continue
         if path == "backbone" and "bottom_up" not in module._modules:
             stage = "backbone"
-        # A cascade's heads are a list that nobody calls as a whole.
+        # A cascade's heads are a ModuleList, which is never called itself.
         parts = list(module) if isinstance(module, nn.ModuleList) else [module]
         stages.setdefault(stage, []).extend(parts)
     return stages
 
 
 class StageTimer:
-    """Splits time into stages that add up to the whole, each without the stages within it.
+    """Splits time into stages that add up to the total; a stage excludes the stages inside it.
 
-    Within ``running()`` every call of a module is counted to its stage. On CUDA the marks are
-    events, which wait for nobody; the GPU is waited for at the end alone.
+    Within ``running()``, every call of a module counts for its stage. On CUDA, events mark the
+    times, so that the GPU is synchronised only once, at the end.
 
     Args:
-        stages: of each stage the modules whose calls it is.
-        device: on which the modules run.
+        stages: the modules of each stage.
+        device: the device of the modules.
     """
 
     def __init__(self, stages: Mapping[str, Sequence[nn.Module]], device: torch.device) -> None:
@@ -72,26 +72,30 @@ class StageTimer:
 
     @contextmanager
     def running(self) -> Iterator[dict[str, float]]:
-        """Counts; what it gives holds, after its end, the milliseconds of each stage.
+        """Measures; yields a dict that has the milliseconds of each stage afterwards.
 
-        The stages are in the order of their first call; what is in none is ``OTHER``.
+        The stages are in the order of their first call; ``OTHER`` is the time outside all stages.
         """
-        found: dict[str, float] = {}
+        times: dict[str, float] = {}
         handles = []
         for stage, modules in self._stages.items():
             for module in modules:
-                handles.append(module.register_forward_pre_hook(self._beginning(stage)))
-                handles.append(module.register_forward_hook(self._ending, always_call=True))
+                handles.append(
+                    module.register_forward_pre_hook(lambda *_, stage=stage: self.begin(stage))
+                )
+                handles.append(
+                    module.register_forward_hook(lambda *_: self.end(), always_call=True)
+                )
         self._open = [OTHER]
         self._marks = [(OTHER, self._now())]
         try:
-            yield found
+            yield times
             self._marks.append(("", self._now()))
             if self._cuda:
                 torch.cuda.synchronize(self._device)
             for (stage, since), (_, until) in pairwise(self._marks):
                 ms = since.elapsed_time(until) if self._cuda else 1e3 * (until - since)
-                found[stage] = found.get(stage, 0.0) + ms
+                times[stage] = times.get(stage, 0.0) + ms
         finally:
             self._open = []
             for handle in handles:
@@ -99,7 +103,7 @@ class StageTimer:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Counts what is done within to a stage."""
+        """Counts the time of the block for a stage."""
         self.begin(name)
         try:
             yield
@@ -107,32 +111,23 @@ class StageTimer:
             self.end()
 
     def begin(self, name: str) -> None:
-        """Begins a stage within the running one; outside ``running()`` nothing is counted."""
+        """Begins a stage inside the current one; outside ``running()`` it does nothing."""
         if not self._open:
             return
         self._open.append(name)
         self._marks.append((name, self._now()))
 
     def end(self) -> None:
-        """Ends the stage that began last."""
+        """Ends the current stage."""
         if not self._open:
             return
         self._open.pop()
         self._marks.append((self._open[-1], self._now()))
 
-    def _beginning(self, stage: str) -> Any:
-        def begin(module: nn.Module, inputs: Any) -> None:
-            self.begin(stage)
-
-        return begin
-
-    def _ending(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.end()
-
     def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        # The model's GPU need not be the current one.
+        # The model's GPU may differ from the current one.
         event.record(torch.cuda.current_stream(self._device))
         return event

@@ -17,8 +17,7 @@ from detectron2.structures import Instances
 
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks, instances_to_coco_json
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, Style, draw_styled
-from mask_rcnn_plus.evaluation.labels import FONT_SCALE
+from mask_rcnn_plus.evaluation.drawing import FONT_SCALE, DrawnObjects, Style, draw_styled
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 from mask_rcnn_plus.prediction.images import BGR
 from mask_rcnn_tools.arguments import writing

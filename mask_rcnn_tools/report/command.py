@@ -1,43 +1,33 @@
-"""Makes one HTML page of an evaluation, or of two: figures, errors, images, training, settings."""
+"""Makes one HTML page of an evaluation, or of two: metrics, errors, images, training, settings."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.arguments import Parser, positive
 
 PROGRAM = "mask-rcnn-plus report"
 
 _EPILOG = f"""
 examples:
-  a run that train_net.py has trained or evaluated (--eval-only):
+  report on a run that train_net.py has trained or evaluated (--eval-only):
     {PROGRAM} output/balloons
-  what improved and what broke from one run to another:
+  show what improved and what got worse from one run to another:
     {PROGRAM} output/balloons output/balloons_longer
 
-The page is one file: it opens from disk, loads nothing from anywhere and runs no script. It stays
-below 20 MB: --images says how many pictures a section has.
+The page is one file that loads nothing and runs no script, so you can open it from disk. It stays
+below 20 MB; --images sets the number of pictures per section.
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the page and prints its path.
-
-    Args:
-        argv: the arguments; see ``--help``.
-
-    Returns:
-        0.
-
-    Raises:
-        UserError: a run, its data or the page's file is not what it has to be.
-    """
+    """Writes the page and prints its path."""
     arguments = _parse(argv)
     root: Path | None = arguments.image_root
     if root is not None and not root.is_dir():
-        raise UserError(f"--image-root {root} is no folder")
-    # detectron2, matplotlib and jinja2 take seconds to import; --help and refusals need none.
+        raise UserError(f"--image-root: '{root}' is not a folder")
+    # Slow imports; --help and errors in the arguments do not need them.
     from mask_rcnn_tools.report.page import MARK, render
     from mask_rcnn_tools.report.run import read_run
 
@@ -66,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         part.write_text(page, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
     print(path)
     return 0
 
@@ -75,28 +65,32 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument("run", type=Path, metavar="RUN", help="the OUTPUT_DIR of a run")
     parser.add_argument(
-        "run2", type=Path, nargs="?", metavar="RUN2", help="another, to compare with the first"
+        "run2", type=Path, nargs="?", metavar="RUN2", help="a second run, compared with the first"
     )
-    parser.add_argument("--data", metavar="NAME", help="the test set, where there are several")
+    parser.add_argument("--data", metavar="NAME", help="the test set, if RUN has several")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="the page; by default report_NAME.html in the last run's folder",
+        help="the page (default: report_NAME.html in the folder of the last run)",
     )
     parser.add_argument(
-        "--images", type=positive, default=8, metavar="N", help="pictures a section (8)"
+        "--images", type=positive, default=8, metavar="N", help="pictures per section (default: 8)"
     )
-    parser.add_argument("--json-file", type=Path, metavar="FILE", help="the ground truth, if moved")
-    parser.add_argument("--image-root", type=Path, metavar="FOLDER", help="the images, if moved")
+    parser.add_argument(
+        "--json-file", type=Path, metavar="FILE", help="the ground truth, if it was moved"
+    )
+    parser.add_argument(
+        "--image-root", type=Path, metavar="FOLDER", help="the images, if they were moved"
+    )
     arguments = parser.parse_args(argv)
     if arguments.images > 100:
-        parser.error("--images may be 100 at most: the page has to stay below 20 MB")
+        parser.error("--images must be at most 100, to keep the page below 20 MB")
     return arguments
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as much of their paths as tells them apart."""
+    """The folders' names, with as much of their paths as needed to distinguish them."""
     if len(folders) == 1:
         return [folders[0].absolute().name]
     parts = [folder.resolve().parts for folder in folders]
@@ -111,7 +105,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _require_writable(path: Path, mark: str) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserError(f"--output {path}: name a file in a folder that exists")
+        raise UserError(f"--output {path}: choose a file in an existing folder")
     try:
         existed = path.exists()
         with path.open("a+", encoding="utf-8", errors="replace") as file:
@@ -120,6 +114,6 @@ def _require_writable(path: Path, mark: str) -> None:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
     if not ours:
-        raise UserError(f"{path} exists and is no report; name another --output")
+        raise UserError(f"{path} exists and is not a report: choose another --output")

@@ -1,4 +1,4 @@
-"""Images of the report, with what was there and what was found, as WebP inside the page."""
+"""Images of the report with objects and detections drawn on them, as WebP inside the page."""
 
 import base64
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ import numpy as np
 import pycocotools.mask as mask_util
 
 from mask_rcnn_plus.data.formats import read_image
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
-from mask_rcnn_plus.evaluation.labels import Color, Image, plain_text
+from mask_rcnn_plus.evaluation.drawing import Color, DrawnObjects, Image, class_name, draw_objects
+from mask_rcnn_plus.ops.run_lengths import crop
 from mask_rcnn_tools.check.images import Finder
-from mask_rcnn_tools.report.analysis import ERRORS, Findings
-from mask_rcnn_tools.report.analysis import Objects as Found
+from mask_rcnn_tools.report.matching import IGNORED, RIGHT, Array, ObjectTable
+from mask_rcnn_tools.report.metrics import ERRORS
 from mask_rcnn_tools.report.run import Run
 
-# Blue, green, red. Colours that those who see no red or green tell apart.
-RIGHT: Color = (178, 114, 0)
-WRONG: Color = (0, 94, 213)
-MISSED: Color = (0, 159, 230)
+# Blue, green, red. People who cannot tell red from green can distinguish these colours.
+RIGHT_COLOR: Color = (178, 114, 0)
+WRONG_COLOR: Color = (0, 94, 213)
+MISSED_COLOR: Color = (0, 159, 230)
 ERROR_NAMES = {code: name for name, code in ERRORS.items()}
 _SIDE = 300
 _CROP_SIDE = 220
 _CROWDED = 20
-# All pictures of a page together: in base64 a third more, and the rest of the page is 2 MB at most.
-MOST_BYTES = 12_000_000
+# Of all pictures of a page. base64 adds a third, and the rest of the page is below 2 MB.
+MAX_BYTES = 12_000_000
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Picture:
     Attributes:
         source: a data URI.
         width, height: in pixels.
-        text: what it shows, for those who cannot see it.
+        text: a description, for people who cannot see the picture.
     """
 
     source: str
@@ -45,12 +45,12 @@ class Picture:
 
 
 class Pictures:
-    """Draws images until the page has enough of them.
+    """Draws images until the page has reached its size limit.
 
     Attributes:
-        missing: the file names of images that could not be read, or are of another size than the
-            json says.
-        full: whether a picture was left out because the page would grow too large.
+        missing: the file names of images that could not be read, or that have another size than
+            the json says.
+        full: whether a picture was left out because the page would exceed its size limit.
     """
 
     def __init__(self) -> None:
@@ -61,68 +61,71 @@ class Pictures:
         self._last: tuple[tuple[str, str], Image | None] = (("", ""), None)
 
     def truth(self, run: Run, image: int, threshold: float) -> Picture | None:
-        """An image with its objects: found ones blue, missed ones orange."""
-        findings, task = run.findings, run.findings.tasks[run.findings.main_task]
-        chosen = np.arange(findings.truth.of(image).start, findings.truth.of(image).stop)
-        chosen = chosen[~findings.truth.crowd[chosen]]
-        by = task.found_by[chosen]
-        found = by >= 0
-        # Of objects that nothing finds, by is no index.
-        found[found] = findings.detections.score[by[found]] >= threshold
-        colors = [RIGHT if one else MISSED for one in found]
-        several = len(findings.class_names) > 1
-        names = [_name(findings, k) if several else "" for k in findings.truth.category[chosen]]
-        objects = _objects(findings.truth, chosen)
-        text = f"{len(chosen)} objects, {len(chosen) - int(found.sum())} missed"
-        return self._whole(run, image, objects, colors, names, text)
+        """An image with its objects: blue if detected, orange if missed."""
+        truth = run.analysis.truth
+        indices = truth.in_image(image)
+        indices = indices[~truth.crowd[indices]]
+        detected = detected_objects(run, threshold)[indices]
+        colors = [RIGHT_COLOR if one else MISSED_COLOR for one in detected]
+        return self._whole(
+            run,
+            image,
+            _drawn(truth, indices),
+            colors,
+            [_class_label(run, k) for k in truth.category[indices]],
+            f"{len(indices)} objects, {int((~detected).sum())} missed",
+        )
 
-    def found(self, run: Run, image: int, threshold: float) -> Picture | None:
-        """An image with its detections: right ones blue, wrong ones red with their error."""
-        findings, task = run.findings, run.findings.tasks[run.findings.main_task]
-        span = findings.detections.of(image)
-        chosen = np.arange(span.start, span.stop)
-        chosen = chosen[findings.detections.score[chosen] >= threshold]
-        chosen = chosen[task.error[chosen] >= 0]
-        right = task.error[chosen] == 0
-        colors = [RIGHT if one else WRONG for one in right]
-        # What is right has the class that the picture of the objects shows.
-        names = ["" if task.error[d] == 0 else _mistake(findings, d, task.error[d]) for d in chosen]
-        objects = _objects(findings.detections, chosen)
-        text = f"{len(chosen)} found, {len(chosen) - int(right.sum())} wrong"
-        return self._whole(run, image, objects, colors, names, text)
+    def detections(self, run: Run, image: int, threshold: float) -> Picture | None:
+        """An image with its detections: blue if right, red with their error if wrong."""
+        detections, errors = (
+            run.analysis.detections,
+            run.analysis.tasks[run.analysis.main_task].errors,
+        )
+        indices = detections.in_image(image)
+        indices = indices[(detections.score[indices] >= threshold) & (errors[indices] != IGNORED)]
+        right = errors[indices] == RIGHT
+        # The picture of the objects shows the class of each right detection.
+        labels = [
+            ""
+            if errors[d] == RIGHT
+            else f"{_class_label(run, detections.category[d])} "
+            f"{detections.score[d]:.2f} {ERROR_NAMES[int(errors[d])]}".lstrip()
+            for d in indices
+        ]
+        return self._whole(
+            run,
+            image,
+            _drawn(detections, indices),
+            [RIGHT_COLOR if one else WRONG_COLOR for one in right],
+            labels,
+            f"{len(indices)} detections, {int((~right).sum())} wrong",
+        )
 
-    def detection(self, run: Run, index: int) -> Picture | None:
-        """The surroundings of a detection: it red, the objects that are there blue."""
-        findings = run.findings
-        image = int(findings.detections.image[index])
-        span = findings.truth.of(image)
+    def mistake(self, run: Run, detection: int) -> Picture | None:
+        """The surroundings of a detection: the detection red, objects blue."""
+        truth, detections = run.analysis.truth, run.analysis.detections
+        image = int(detections.image[detection])
         return self._crop(
             run,
             image,
-            findings.detections.box[index],
-            [
-                (_objects(findings.truth, np.arange(span.start, span.stop)), RIGHT),
-                (_objects(findings.detections, np.array([index])), WRONG),
-            ],
-            "the detection, among the objects that are there",
+            (_drawn(truth, truth.in_image(image)), RIGHT_COLOR),
+            (_drawn(detections, np.array([detection])), WRONG_COLOR),
+            "the detection and the objects around it",
         )
 
     def missed(self, run: Run, index: int, threshold: float) -> Picture | None:
-        """The surroundings of a missed object: it orange, what was found blue."""
-        findings = run.findings
-        image = int(findings.truth.image[index])
-        span = findings.detections.of(image)
-        near = np.arange(span.start, span.stop)
-        near = near[findings.detections.score[near] >= threshold]
+        """The surroundings of a missed object: the object orange, detections blue."""
+        truth, detections = run.analysis.truth, run.analysis.detections
+        image = int(truth.image[index])
+        near = detections.in_image(image)
+        near = near[detections.score[near] >= threshold]
         return self._crop(
             run,
             image,
-            findings.truth.box[index],
-            [
-                (_objects(findings.detections, near), RIGHT),
-                (_objects(findings.truth, np.array([index])), MISSED),
-            ],
-            "the missed object, among what was found",
+            (_drawn(detections, near), RIGHT_COLOR),
+            (_drawn(truth, np.array([index])), MISSED_COLOR),
+            "the missed object and the detections around it",
         )
 
     def _whole(
@@ -131,18 +134,22 @@ class Pictures:
         image: int,
         objects: DrawnObjects,
         colors: Sequence[Color],
-        names: Sequence[str],
+        labels: Sequence[str],
         text: str,
     ) -> Picture | None:
         pixels = self._read(run, image)
         if pixels is None:
             return None
-        height, width = pixels.shape[:2]
-        scale = min(_SIDE / max(height, width), 4.0)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
+        scale = min(_SIDE / max(pixels.shape[:2]), 4.0)
         crowded = len(objects) > _CROWDED
         canvas = draw_objects(
-            pixels, objects, (), size, crowded=crowded, colors=colors, labels=names
+            pixels,
+            objects,
+            (),
+            _scaled(pixels, scale),
+            crowded=crowded,
+            colors=colors,
+            labels=labels,
         )
         return self._encode(canvas, text)
 
@@ -150,45 +157,54 @@ class Pictures:
         self,
         run: Run,
         image: int,
-        box: np.ndarray,
-        layers: Sequence[tuple[DrawnObjects, Color]],
+        around: tuple[DrawnObjects, Color],
+        subject: tuple[DrawnObjects, Color],
         text: str,
     ) -> Picture | None:
-        """The surroundings of a box, the last layer over all others."""
+        """The surroundings of the subject, which is drawn over all others."""
         pixels = self._read(run, image)
         if pixels is None:
             return None
-        x0, y0, x1, y1 = _window(box, *pixels.shape[:2])
+        window = _window(subject[0].boxes[0], *pixels.shape[:2])
+        x0, y0, x1, y1 = window
         part = np.ascontiguousarray(pixels[y0:y1, x0:x1])
-        scale = _CROP_SIDE / max(part.shape[:2])
-        size = max(1, round(part.shape[0] * scale)), max(1, round(part.shape[1] * scale))
-        cuts = [(_cut(objects, x0, y0, x1, y1), color) for objects, color in layers]
-        together, colors = _joined(cuts)
-        part = draw_objects(
-            part, together, (), size, crowded=True, colors=colors, on_top=len(cuts[-1][0])
+        first, second = _cut(around[0], window), _cut(subject[0], window)
+        together = DrawnObjects(
+            boxes=np.concatenate([first.boxes, second.boxes]),
+            classes=np.concatenate([first.classes, second.classes]),
+            masks=None
+            if first.masks is None or second.masks is None
+            else [*first.masks, *second.masks],
         )
-        return self._encode(part, text)
+        canvas = draw_objects(
+            part,
+            together,
+            (),
+            _scaled(part, _CROP_SIDE / max(part.shape[:2])),
+            crowded=True,
+            colors=[around[1]] * len(first) + [subject[1]] * len(second),
+            on_top=len(second),
+        )
+        return self._encode(canvas, text)
 
     def _read(self, run: Run, image: int) -> Image | None:
-        record = run.findings.images[image]
+        record = run.analysis.images[image]
         name = str(record.get("file_name", ""))
         key = (str(run.image_root), name)
         if self._last[0] == key:
             return self._last[1]
-        pixels = None
-        if self._bytes >= MOST_BYTES:
+        if self._bytes >= MAX_BYTES:
             self.full = True
             return None
-        finder = self._finders.setdefault(key[0], Finder(run.image_root))
-        place = finder.find(name)
+        pixels = None
+        place = self._finders.setdefault(key[0], Finder(run.image_root)).find(name)
         if place.path:
             try:
                 pixels = read_image(place.path, "BGR")
-            except Exception:  # Pillow raises whatever its decoders raise
+            except Exception:  # Pillow's decoders raise many types of errors
                 pixels = None
-        if pixels is not None and pixels.shape[:2] != (record["height"], record["width"]):
+        if pixels is None or pixels.shape[:2] != (record["height"], record["width"]):
             pixels = None
-        if pixels is None:
             self.missing.add(name)
         self._last = key, pixels
         return pixels
@@ -200,41 +216,36 @@ class Pictures:
         return Picture(source, canvas.shape[1], canvas.shape[0], text)
 
 
-def _name(findings: Findings, category: int) -> str:
-    return plain_text(findings.class_names[category], otherwise="") or f"class {category}"
+def detected_objects(run: Run, threshold: float) -> Array:
+    """(R,) bool: whether a detection with at least this score matches each object."""
+    matched_by = run.analysis.tasks[run.analysis.main_task].matched_by
+    detected = matched_by >= 0
+    detected[detected] = run.analysis.detections.score[matched_by[detected]] >= threshold
+    return detected
 
 
-def _mistake(findings: Findings, index: int, error: int) -> str:
-    name = f"{_name(findings, findings.detections.category[index])} "
-    if len(findings.class_names) == 1:
-        name = ""
-    return f"{name}{findings.detections.score[index]:.2f} {ERROR_NAMES[int(error)]}"
+def _class_label(run: Run, category: int) -> str:
+    """The name of a class; "" if there is only one."""
+    names = run.analysis.class_names
+    return class_name(names, category) if len(names) > 1 else ""
 
 
-def _objects(found: Found, chosen: np.ndarray) -> DrawnObjects:
-    masks = [found.mask[i] for i in chosen]
+def _drawn(table: ObjectTable, indices: Array) -> DrawnObjects:
+    masks = [mask for i in indices if (mask := table.mask[i]) is not None]
     return DrawnObjects(
-        boxes=found.box[chosen],
-        classes=found.category[chosen].astype(np.int64),
-        masks=None if any(mask is None for mask in masks) else masks,
+        boxes=table.box[indices],
+        classes=table.category[indices].astype(np.int64),
+        masks=masks if len(masks) == len(indices) else None,
     )
 
 
-def _joined(layers: Sequence[tuple[DrawnObjects, Color]]) -> tuple[DrawnObjects, list[Color]]:
-    every = [objects for objects, _ in layers]
-    masks = None
-    if all(objects.masks is not None for objects in every):
-        masks = [mask for objects in every for mask in objects.masks or ()]
-    joined = DrawnObjects(
-        boxes=np.concatenate([objects.boxes for objects in every]),
-        classes=np.concatenate([objects.classes for objects in every]),
-        masks=masks,
-    )
-    return joined, [color for objects, color in layers for _ in range(len(objects))]
+def _scaled(image: Image, scale: float) -> tuple[int, int]:
+    """The height and width of an image at a scale, at least one pixel."""
+    return max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
 
 
-def _window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """A square around a box, with as much around it as the image has."""
+def _window(box: Array, height: int, width: int) -> tuple[int, int, int, int]:
+    """A square around a box, with some surroundings, within the image."""
     side = float(max(box[2] - box[0], box[3] - box[1], 16)) * 2.2
     side = min(side, max(height, width))
     edges = []
@@ -246,14 +257,14 @@ def _window(box: np.ndarray, height: int, width: int) -> tuple[int, int, int, in
     return x0, y0, x1, y1
 
 
-def _cut(objects: DrawnObjects, x0: int, y0: int, x1: int, y1: int) -> DrawnObjects:
+def _cut(objects: DrawnObjects, window: tuple[int, int, int, int]) -> DrawnObjects:
     """The objects that reach into a window, in its pixels."""
+    x0, y0, x1, y1 = window
     boxes = objects.boxes
     inside = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
-    kept = np.flatnonzero(inside)
+    kept = objects.select(np.flatnonzero(inside))
     masks = None
-    if objects.masks is not None:
-        parts = [mask_util.decode(objects.masks[i])[y0:y1, x0:x1] for i in kept]
-        masks = [mask_util.encode(np.asfortranarray(part)) for part in parts]
-    shifted = np.clip(boxes[kept] - [x0, y0, x0, y0], 0, [x1 - x0, y1 - y0, x1 - x0, y1 - y0])
-    return DrawnObjects(boxes=shifted, classes=objects.classes[kept], masks=masks)
+    if kept.masks is not None:
+        masks = [mask_util.encode(np.asfortranarray(crop(mask, window))) for mask in kept.masks]
+    shifted = np.clip(kept.boxes - [x0, y0, x0, y0], 0, [x1 - x0, y1 - y0, x1 - x0, y1 - y0])
+    return DrawnObjects(boxes=shifted, classes=kept.classes, masks=masks)

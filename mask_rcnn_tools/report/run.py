@@ -1,22 +1,27 @@
-"""What an evaluated run has left in its folder."""
+"""Reads the files that an evaluated run has left in its folder."""
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from tqdm import tqdm
 
-from mask_rcnn_plus.data.coco_json import read_coco_json, refuse_harmful_masks
+from mask_rcnn_plus.data.coco_json import read_coco_json
 from mask_rcnn_plus.data.mask_rules import segmentation_fault
-from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_plus.evaluation.summary import read_summary
-from mask_rcnn_tools.report.analysis import Findings, analyse, read_results
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
+from mask_rcnn_plus.evaluation.metrics import read_summary
+from mask_rcnn_tools.report.matching import Analysis, analyse
 
 _AGAIN = "evaluate again with train_net.py --eval-only"
+_CHUNK = 1 << 20
+_SPACE = re.compile(r"[ \t\n\r]*")
+# Far more than a mask of the largest image needs.
+_MAX_DETECTION = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -25,101 +30,92 @@ class Run:
 
     Attributes:
         folder: the run's OUTPUT_DIR.
-        label: what it is called on the page.
-        data_set: that it was evaluated on.
-        findings: from its detections and the ground truth.
+        label: the run's name on the page.
+        data_set: the data set of the evaluation.
+        analysis: compares the detections with the ground truth.
         image_root: the folder of the images.
-        json_file: of the ground truth.
-        figures: metrics.json: task -> figure -> value; "speed" as well.
-        summary: the rows of summary.csv; empty where there is none.
-        facts: evaluation.json; empty where there is none.
-        config: YAML text; "" where there is none.
-        training: one mapping a logged iteration, by iteration; empty where there is none.
-        limit: how many detections an image may have, negative for no limit.
+        json_file: the file of the ground truth.
+        metrics: metrics.json: task -> metric -> value; also has "speed".
+        summary: the rows of summary.csv; empty if missing.
+        facts: evaluation.json; empty if missing.
+        config: YAML text; "" if missing.
+        settings: the config's keys and values; empty if it cannot be read.
+        training: one mapping per logged iteration, in order; empty if missing.
+        limit: how many detections an image may have; negative means no limit.
     """
 
     folder: Path
     label: str
     data_set: str
-    findings: Findings
+    analysis: Analysis
     image_root: Path
     json_file: Path
-    figures: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     summary: list[dict[str, Any]]
     facts: Mapping[str, Any]
     config: str
+    settings: Mapping[str, Any]
     training: list[dict[str, Any]]
     limit: int
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The config's keys and values; empty where it cannot be read."""
-        try:
-            tree = yaml.safe_load(self.config) or {}
-        except yaml.YAMLError:
-            return {}
-        return dict(_flat(tree)) if isinstance(tree, dict) else {}
 
 
 def read_run(
     folder: Path,
     *,
     label: str,
-    data_set: str | None,
-    json_file: Path | None,
-    image_root: Path | None,
+    data_set: str | None = None,
+    json_file: Path | None = None,
+    image_root: Path | None = None,
 ) -> Run:
     """Reads a run and compares its detections with the ground truth.
 
     Args:
         folder: the run's OUTPUT_DIR.
-        label: what it is called on the page.
-        data_set: which of its test sets; None where it has one alone.
-        json_file, image_root: instead of what the evaluation has noted.
+        label: the run's name on the page.
+        data_set: one of its test sets; None if it has only one.
+        json_file, image_root: replace the paths that the evaluation has noted.
 
     Raises:
-        UserError: it is no run, was not evaluated, or its data are gone.
+        UserError: the folder has no evaluation, or its data is missing.
     """
     results = _results_folder(folder, data_set)
-    facts = _read_json(results / "evaluation.json") or {}
-    json_file = json_file or _noted(facts, "json_file")
+    facts = _read_json(results / "evaluation.json")
+    json_file = json_file or _noted_path(facts, "json_file")
     if json_file is None:
         raise UserError(
-            f"{results} does not say what it was evaluated on: {_AGAIN}, or give --json-file and "
-            "--image-root"
+            f"{results} does not say which data it was evaluated on: {_AGAIN}, or give --json-file "
+            "and --image-root"
         )
     if not json_file.is_file():
         raise UserError(
-            f"the ground truth '{json_file}' of {folder} is not there: give --json-file and "
+            f"the ground truth '{json_file}' of {folder} is missing: give --json-file and "
             "--image-root"
         )
-    image_root = image_root or _noted(facts, "image_root") or json_file.parent
-    figures = _read_json(results / "metrics.json") or {}
     config = facts.get("config") or _read_text(folder / "config.yaml")
+    settings = _settings(config)
+    limit = facts.get("detections_per_image", settings.get("TEST.DETECTIONS_PER_IMAGE"))
+    limit = limit if isinstance(limit, int) else 100
     summary = _summary(results / "summary.csv")
-    limit = facts.get("detections_per_image", _from_config(config))
     max_dets = max([100, limit, *(row["max_dets"] for row in summary if row["task"] == "bbox")])
     ground_truth = read_coco_json(json_file)
-    refuse_harmful_masks(json_file)
-    name = str(facts.get("data_set") or data_set or results.name)
-    with tqdm(total=len(ground_truth["images"]), desc=label, unit="image", leave=False) as bar:
-        findings = analyse(
-            ground_truth,
-            _detections(results / "coco_instances_results.json", ground_truth),
-            max_dets=10**9 if limit < 0 else max_dets,
-            progress=bar.update,
-        )
+    analysis = analyse(
+        ground_truth,
+        _checked_results(results / "coco_instances_results.json", ground_truth),
+        max_dets=10**9 if limit < 0 else max_dets,
+        label=label,
+    )
     return Run(
         folder=folder,
         label=label,
-        data_set=name,
-        findings=findings,
-        image_root=image_root,
+        data_set=str(facts.get("data_set") or data_set or results.name),
+        analysis=analysis,
+        image_root=image_root or _noted_path(facts, "image_root") or json_file.parent,
         json_file=json_file,
-        figures=figures,
+        metrics=_read_json(results / "metrics.json"),
         summary=summary,
         facts=facts,
         config=config,
+        settings=settings,
         training=_training(folder / "metrics.json"),
         limit=limit,
     )
@@ -131,13 +127,13 @@ def _results_folder(folder: Path, data_set: str | None) -> Path:
     inference = folder / "inference"
     names = sorted(path.parent.name for path in inference.glob("*/coco_instances_results.json"))
     if data_set is not None and data_set not in names and names:
-        hint = did_you_mean(data_set, names) or f"; there is {', '.join(names)}"
+        hint = did_you_mean(data_set, names) or f"; known test sets: {', '.join(names)}"
         raise UserError(f"'{folder}' was not evaluated on '{data_set}'{hint}")
-    if names and data_set is None and len(names) > 1:
-        raise UserError(f"'{folder}' was evaluated on {', '.join(names)}: give one as --data")
+    if len(names) > 1 and data_set is None:
+        raise UserError(f"'{folder}' was evaluated on {', '.join(names)}: choose one with --data")
     if names:
         return inference / (data_set or names[0])
-    if (inference / "coco_instances_results.json").is_file():  # where detectron2's tools write it
+    if (inference / "coco_instances_results.json").is_file():  # as detectron2's tools write it
         return inference
     raise UserError(
         f"'{folder}' has no inference/*/coco_instances_results.json: name the OUTPUT_DIR of a run "
@@ -145,34 +141,101 @@ def _results_folder(folder: Path, data_set: str | None) -> Path:
     )
 
 
-def _detections(path: Path, ground_truth: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Those that pycocotools can be given."""
+def _checked_results(path: Path, ground_truth: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The detections of a file, after a check that pycocotools can process them."""
     sizes = {i["id"]: [i["height"], i["width"]] for i in ground_truth["images"]}
-    with tqdm(total=100, desc="reading", unit="%", leave=False) as bar:
-        for entry, share in read_results(path):
-            bar.update(int(100 * share) - bar.n)
-            fault = _fault(entry, sizes)
-            if fault:
-                raise UserError(f"{path}: a detection {fault}; {_AGAIN}")
-            yield entry
+    for entry in read_results(path):
+        if fault := _fault(entry, sizes):
+            raise UserError(f"{path}: a detection {fault}; {_AGAIN}")
+        yield entry
 
 
 def _fault(entry: Mapping[str, Any], sizes: Mapping[Any, list[int]]) -> str:
     try:
         size = sizes.get(entry["image_id"])
         numbers = [entry["score"], *(entry.get("bbox") or [0.0] * 4)]
-        _ = hash(entry["category_id"])
+        hash(entry["category_id"])
     except (KeyError, TypeError):
         return "lacks image_id, category_id or score"
     if len(numbers) != 5 or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-        return "has a score or box that is no finite number"
+        return "has a score or bbox that is not a finite number"
     mask = entry.get("segmentation")
     if mask is not None and not isinstance(mask, dict):
-        return "has a mask that is no run length encoding"
+        return "has a segmentation that is not a run-length encoding"
     return segmentation_fault(mask, size) if mask and size else ""
 
 
-def _noted(facts: Mapping[str, Any], key: str) -> Path | None:
+def read_results(path: Path) -> Iterator[dict[str, Any]]:
+    """The detections of a file in COCO's result format; only a few MiB are in memory at a time.
+
+    Args:
+        path: a json file with a list of objects.
+
+    Raises:
+        UserError: the file is missing, or is not such a list.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from _objects(file, path.stat().st_size)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the detections in {path}: {reason(error)}") from error
+
+
+def _objects(file: IO[str], size: int) -> Iterator[dict[str, Any]]:
+    """The objects of a json list."""
+    decode = json.JSONDecoder().raw_decode
+    text, position = "", 0
+
+    def fill() -> bool:
+        nonlocal text, position
+        chunk = file.read(_CHUNK)
+        bar.update(len(chunk))
+        text, position = text[position:] + chunk, 0
+        return bool(chunk)
+
+    def next_character() -> str:
+        """The next character that is not white space; "" at the end. It is not consumed."""
+        nonlocal position
+        while True:
+            position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
+            if position < len(text):
+                return text[position]
+            if not fill():
+                return ""
+
+    def consume(expected: str) -> None:
+        nonlocal position
+        if next_character() != expected:
+            raise ValueError(f"expected '{expected}' in a list of detections")
+        position += 1
+
+    with tqdm(
+        total=size, desc="reading", unit="B", unit_scale=True, leave=False, disable=None
+    ) as bar:
+        consume("[")
+        if next_character() == "]":
+            return
+        while True:
+            if next_character() != "{":
+                raise ValueError("expected a json object for each detection")
+            while True:
+                try:
+                    entry, position = decode(text, position)
+                    break
+                except json.JSONDecodeError:
+                    # Double the text each time, so that a long entry is not decoded too often.
+                    length = len(text) - position
+                    while len(text) - position < 2 * length and length < _MAX_DETECTION and fill():
+                        pass
+                    if len(text) - position == length:
+                        raise
+            yield entry
+            if next_character() == "]":
+                return
+            consume(",")
+
+
+def _noted_path(facts: Mapping[str, Any], key: str) -> Path | None:
     return Path(facts[key]) if isinstance(facts.get(key), str) else None
 
 
@@ -183,15 +246,24 @@ def _summary(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _from_config(config: str) -> int:
+def _settings(config: str) -> dict[str, Any]:
     try:
-        return int(yaml.safe_load(config)["TEST"]["DETECTIONS_PER_IMAGE"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError):
-        return 100
+        tree = yaml.safe_load(config)
+    except yaml.YAMLError:
+        return {}
+    return dict(_flat(tree)) if isinstance(tree, dict) else {}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _training(path: Path) -> list[dict[str, Any]]:
-    """The logged iterations; of one that a resumed run did again, the last."""
+    """The logged iterations; if a resumed run repeated an iteration, its last line counts."""
     rows: dict[int, dict[str, Any]] = {}
     for line in _read_text(path).splitlines():
         try:
@@ -203,12 +275,13 @@ def _training(path: Path) -> list[dict[str, Any]]:
     return [rows[iteration] for iteration in sorted(rows)]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file; empty if there is none."""
     try:
         content = json.loads(_read_text(path))
     except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_text(path: Path) -> str:
@@ -216,11 +289,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -16,8 +16,14 @@ from detectron2.structures import BitMasks, Instances
 from tqdm import tqdm
 
 from mask_rcnn_plus.data import build_train_batches, build_train_mapper
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, draw_objects
-from mask_rcnn_plus.evaluation.labels import Image, plain_text, text_size, write_text
+from mask_rcnn_plus.evaluation.drawing import (
+    DrawnObjects,
+    Image,
+    draw_objects,
+    plain_text,
+    text_size,
+    write_text,
+)
 from mask_rcnn_tools.config_run import training_records
 
 _WHITE, _DARK = (255, 255, 255), (40, 40, 40)

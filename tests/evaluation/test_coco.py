@@ -20,7 +20,7 @@ import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import COCOEvaluator, build_coco_evaluator
 from mask_rcnn_plus.evaluation import coco as coco_module
-from mask_rcnn_plus.evaluation.summary import read_summary
+from mask_rcnn_plus.evaluation.metrics import read_summary
 
 SIDE = 256  # of every image
 Register = Callable[..., str]
@@ -70,7 +70,7 @@ def register(tmp_path: Path) -> Iterator[Register]:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the evaluator logs, whether or not a test before has taken its logger off the root."""
+    """The evaluator's log, even if an earlier test has detached its logger from the root."""
     logger = logging.getLogger("mask_rcnn_plus.evaluation.coco")
     before = logger.level, logger.propagate
     logger.addHandler(caplog.handler)
@@ -81,8 +81,10 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     logger.level, logger.propagate = before
 
 
-def found(objects: list[tuple[int, tuple, float]], *, masks: bool = True) -> dict[str, Instances]:
-    """A model's output from (contiguous class, (x, y, w, h), score), with masks as the boxes."""
+def make_output(
+    objects: list[tuple[int, tuple, float]], *, masks: bool = True
+) -> dict[str, Instances]:
+    """A model's output from (contiguous class, (x, y, w, h), score); masks equal the boxes."""
     instances = Instances((SIDE, SIDE))
     boxes = torch.tensor([box for _, box, _ in objects], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
@@ -98,7 +100,7 @@ def found(objects: list[tuple[int, tuple, float]], *, masks: bool = True) -> dic
 
 
 def evaluate(evaluator: COCOEvaluator, *outputs: dict[str, Instances]) -> dict[str, dict]:
-    """The figures for the outputs on images 1, 2, ..."""
+    """The metrics for the outputs on images 1, 2, ..."""
     evaluator.reset()
     evaluator.process([{"image_id": i + 1} for i in range(len(outputs))], outputs)
     return evaluator.evaluate()
@@ -106,14 +108,14 @@ def evaluate(evaluator: COCOEvaluator, *outputs: dict[str, Instances]) -> dict[s
 
 def assert_same(first: dict[str, dict], second: dict[str, dict]) -> None:
     assert first.keys() == second.keys()
-    for task, figures in first.items():
-        assert figures == pytest.approx(second[task], nan_ok=True, abs=1e-9)
+    for task, metrics in first.items():
+        assert metrics == pytest.approx(second[task], nan_ok=True, abs=1e-9)
 
 
 def random_scene(
     register: Register, *, per_image: int, images: int = 4
 ) -> tuple[str, list[dict[str, Instances]]]:
-    """Three classes with ids of their own, and noisy detections of most of the objects."""
+    """Three classes with non-contiguous ids, and noisy detections of most objects."""
     rng = np.random.default_rng(7)
     ids = [3, 44, 90]
     objects, outputs = [], []
@@ -129,7 +131,7 @@ def random_scene(
         noisy[:, 2:] = np.minimum(noisy[:, 2:], SIDE - noisy[:, :2]).clip(1)
         flipped = np.where(rng.random(per_image) < 0.1, rng.integers(0, 3, per_image), classes)
         outputs.append(
-            found(
+            make_output(
                 [
                     (int(k), tuple(map(float, box)), float(score))
                     for k, box, score in zip(flipped, noisy, rng.random(per_image), strict=True)
@@ -141,7 +143,7 @@ def random_scene(
 
 
 def pycocotools_stats(name: str, outputs: list, task: str, limit: int = 100) -> np.ndarray:
-    """AP, AP50, AP75, APs, APm, APl from pycocotools alone, each as it documents it, in percent."""
+    """AP, AP50, AP75, APs, APm, APl from pycocotools, by its documentation, in percent."""
     truth = COCO(MetadataCatalog.get(name).json_file)
     category = {
         v: k for k, v in MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id.items()
@@ -163,7 +165,7 @@ def pycocotools_stats(name: str, outputs: list, task: str, limit: int = 100) -> 
                 result["segmentation"] = mask_util.encode(mask)
             results.append(result)
     coco_eval = COCOeval(truth, truth.loadRes(results), task)
-    # All three limits the same: summarize, which looks for 100, then reads the last of them.
+    # Three equal limits: summarize looks for 100 and then reads the last one.
     coco_eval.params.maxDets = [1, 10, 100] if limit == 100 else [limit] * 3
     coco_eval.evaluate()
     coco_eval.accumulate()
@@ -175,16 +177,16 @@ def pycocotools_stats(name: str, outputs: list, task: str, limit: int = 100) -> 
     return np.array([100 * part[part > -1].mean() for part in parts])
 
 
-def test_figures_worked_out_by_hand(register: Register) -> None:
+def test_metrics_calculated_by_hand(register: Register) -> None:
     name = register([(1, 1, (10, 10, 20, 20)), (1, 1, (100, 100, 100, 100))], {1: "a"})
-    results = evaluate(COCOEvaluator(name), found([(0, (100, 100, 100, 100), 0.9)]))
-    # Precision is 1 at the 51 of 101 recall thresholds that do not pass a half, then 0.
+    results = evaluate(COCOEvaluator(name), make_output([(0, (100, 100, 100, 100), 0.9)]))
+    # Precision is 1 at the 51 of 101 recall thresholds up to a half, then 0.
     half = 100 * 51 / 101
     for task in ("bbox", "segm"):
-        figures = results[task]
-        assert [figures[k] for k in ("AP", "AP50", "AP75")] == pytest.approx([half] * 3)
-        assert (figures["APs"], figures["APl"]) == pytest.approx((0, 100))
-        assert math.isnan(figures["APm"])
+        metrics = results[task]
+        assert [metrics[k] for k in ("AP", "AP50", "AP75")] == pytest.approx([half] * 3)
+        assert (metrics["APs"], metrics["APl"]) == pytest.approx((0, 100))
+        assert math.isnan(metrics["APm"])
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
@@ -207,12 +209,12 @@ GRID = [(16 * column, 16 * row, 10, 10) for row in range(10) for column in range
     # 100 of 150 objects reach a recall of 2/3: precision is 1 at the thresholds 0, 0.01, ..., 0.66.
     [(None, 100 * 67 / 101), (50, 100 * 67 / 101), (100, 100 * 67 / 101), (150, 100), (-1, 100)],
 )
-def test_limit_rises_above_100_and_never_falls_below(
+def test_the_limit_can_rise_above_100_but_not_fall_below(
     register: Register, limit: int | None, expected: float
 ) -> None:
     assert len(GRID) == 150
     name = register([(1, 1, box) for box in GRID], {1: "a"})
-    output = found([(0, box, 0.5 + i / 1000) for i, box in enumerate(GRID)])
+    output = make_output([(0, box, 0.5 + i / 1000) for i, box in enumerate(GRID)])
     results = evaluate(COCOEvaluator(name, max_dets_per_image=limit), output)
     for task in ("bbox", "segm"):
         assert results[task]["AP"] == pytest.approx(expected)
@@ -228,7 +230,7 @@ def test_equals_pycocotools_above_100_detections(register: Register) -> None:
     assert raised["AP"] > evaluate(COCOEvaluator(name), *outputs)["bbox"]["AP"] + 1
 
 
-def test_evaluates_as_often_as_asked(register: Register, tmp_path: Path) -> None:
+def test_evaluate_can_be_called_again(register: Register, tmp_path: Path) -> None:
     name, outputs = random_scene(register, per_image=8)
     before = copy.deepcopy(outputs)
     evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "out"))
@@ -245,16 +247,16 @@ def test_evaluates_as_often_as_asked(register: Register, tmp_path: Path) -> None
         )
 
 
-def test_results_belong_to_the_caller(register: Register) -> None:
+def test_the_caller_may_change_the_results(register: Register) -> None:
     name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
     evaluator = COCOEvaluator(name)
-    evaluate(evaluator, found([(0, (10, 10, 20, 20), 0.9)]))["bbox"]["AP"] = -5
+    evaluate(evaluator, make_output([(0, (10, 10, 20, 20), 0.9)]))["bbox"]["AP"] = -5
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_finding_nothing_scores_zero_where_there_are_objects(register: Register, log: Any) -> None:
+def test_no_detections_score_zero_for_classes_with_objects(register: Register, log: Any) -> None:
     name = register([(1, 1, (10, 10, 20, 20))], {1: "cat", 2: "dog"})
-    results = evaluate(COCOEvaluator(name), found([]))
+    results = evaluate(COCOEvaluator(name), make_output([]))
     for task in ("bbox", "segm"):
         zeros = {k for k, v in results[task].items() if v == 0}
         nans = {k for k, v in results[task].items() if math.isnan(v)}
@@ -263,7 +265,7 @@ def test_finding_nothing_scores_zero_where_there_are_objects(register: Register,
     assert "found nothing" in log.text
 
 
-def test_without_any_image_the_tasks_are_those_of_the_ground_truth(register: Register) -> None:
+def test_without_images_the_ground_truth_determines_the_tasks(register: Register) -> None:
     masked = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
     bare = register([(1, 1, (10, 10, 20, 20), {"segmentation": None})], {1: "a"})
     assert {k: v["AP"] for k, v in evaluate(COCOEvaluator(masked)).items()} == {
@@ -273,31 +275,31 @@ def test_without_any_image_the_tasks_are_those_of_the_ground_truth(register: Reg
     assert {k: v["AP"] for k, v in evaluate(COCOEvaluator(bare)).items()} == {"bbox": 0}
 
 
-def test_a_box_model_that_finds_nothing_gets_no_mask_figures(register: Register) -> None:
+def test_a_box_model_that_finds_nothing_gets_no_mask_metrics(register: Register) -> None:
     name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
-    assert evaluate(COCOEvaluator(name), found([], masks=False)).keys() == {"bbox"}
+    assert evaluate(COCOEvaluator(name), make_output([], masks=False)).keys() == {"bbox"}
 
 
 def test_each_nan_is_explained(register: Register, log: Any) -> None:
     name = register([(1, 1, (10, 10, 20, 20))], {1: "cat", 2: "dog", 5: "emu"})
-    evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)], masks=False))
+    evaluate(COCOEvaluator(name), make_output([(0, (10, 10, 20, 20), 0.9)], masks=False))
     assert "APm is nan: the ground truth has no object with a medium area" in log.text
     assert "APl is nan: the ground truth has no object with a large area" in log.text
     assert "APs is nan" not in log.text
     assert "AP is nan for classes without an object in the ground truth: dog, emu" in log.text
 
 
-def test_a_ground_truth_of_crowds_alone_is_explained(register: Register, log: Any) -> None:
+def test_a_ground_truth_with_only_crowds_is_explained(register: Register, log: Any) -> None:
     name = register([(1, 1, (10, 10, 20, 20), {"iscrowd": 1})], {1: "a"})
-    results = evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)], masks=False))
+    results = evaluate(COCOEvaluator(name), make_output([(0, (10, 10, 20, 20), 0.9)], masks=False))
     assert all(map(math.isnan, results["bbox"].values()))
     assert "the ground truth has no object with a box (crowds do not count)" in log.text
 
 
-def test_nothing_is_explained_where_nothing_is_nan(register: Register, log: Any) -> None:
+def test_without_nan_nothing_is_explained(register: Register, log: Any) -> None:
     boxes = [(10, 10, 20, 20), (40, 40, 50, 50), (100, 100, 120, 120)]
     name = register([(1, 1, box) for box in boxes], {1: "a"})
-    evaluate(COCOEvaluator(name), found([(0, box, 0.9) for box in boxes]))
+    evaluate(COCOEvaluator(name), make_output([(0, box, 0.9) for box in boxes]))
     assert "nan" not in log.text
 
 
@@ -328,13 +330,13 @@ def test_logs_the_lines_that_pycocotools_prints(
 
 def test_one_class_needs_no_table_of_classes(register: Register, log: Any) -> None:
     name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
-    results = evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)]))
+    results = evaluate(COCOEvaluator(name), make_output([(0, (10, 10, 20, 20), 0.9)]))
     assert "| class" not in log.text
     assert not any(key.startswith("AP-") for key in results["bbox"])
 
 
-def test_masks_are_sized_by_their_pixels_not_by_their_boxes(register: Register) -> None:
-    # Frames 100 pixels wide, one pixel thick: large boxes and small masks.
+def test_the_size_of_a_mask_is_its_pixels_not_its_box(register: Register) -> None:
+    # Frames 100 pixels wide and one pixel thick have large boxes and small masks.
     frames = np.zeros((2, SIDE, SIDE), np.uint8)
     for frame, at in zip(frames, (20, 140), strict=True):
         frame[at : at + 100, at : at + 100] = 1
@@ -343,55 +345,55 @@ def test_masks_are_sized_by_their_pixels_not_by_their_boxes(register: Register) 
     rle["counts"] = rle["counts"].decode()
     label = {"segmentation": rle, "area": int(frames[0].sum())}
     name = register([(1, 1, (20, 20, 100, 100), label)], {1: "a"})
-    output = found([(0, (20, 20, 100, 100), 0.5), (0, (140, 140, 100, 100), 0.9)])
+    output = make_output([(0, (20, 20, 100, 100), 0.5), (0, (140, 140, 100, 100), 0.9)])
     output["instances"].pred_masks = torch.from_numpy(frames.astype(bool))
     results = evaluate(COCOEvaluator(name), output)["segm"]
-    # The second one, which is false and scores more, is small as well and counts: precision 1/2.
+    # The second detection is wrong and has the higher score. It is small too: precision 1/2.
     assert results["APs"] == pytest.approx(50)
     assert math.isnan(results["APl"])
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_fills_in_what_hand_written_files_leave_out(register: Register, fast: bool) -> None:
+def test_completes_hand_written_files(register: Register, fast: bool) -> None:
     full = register([(1, 1, (10, 10, 40, 40))], {1: "a"})
     short = register([(1, 1, (10, 10, 40, 40), {"iscrowd": None, "area": None})], {1: "a"})
-    output = found([(0, (10, 10, 40, 40), 0.9)])
+    output = make_output([(0, (10, 10, 40, 40), 0.9)])
     expected = evaluate(COCOEvaluator(full, use_fast_impl=fast), output)
     assert expected["segm"]["APm"] == pytest.approx(100)
     assert_same(evaluate(COCOEvaluator(short, use_fast_impl=fast), output), expected)
 
 
-def test_masks_without_mask_labels_leave_the_boxes_scored(register: Register, log: Any) -> None:
+def test_without_mask_labels_boxes_are_still_scored(register: Register, log: Any) -> None:
     name = register([(1, 1, (10, 10, 20, 20), {"segmentation": None})], {1: "a"})
-    results = evaluate(COCOEvaluator(name), found([(0, (10, 10, 20, 20), 0.9)]))
+    results = evaluate(COCOEvaluator(name), make_output([(0, (10, 10, 20, 20), 0.9)]))
     assert results.keys() == {"bbox"}
     assert "No segm AP: no object of" in log.text
 
 
-def test_refuses_masks_where_some_labels_have_none(register: Register) -> None:
+def test_refuses_mask_labels_of_only_some_objects(register: Register) -> None:
     bare = (1, 1, (60, 60, 20, 20), {"segmentation": None})
     name = register([(1, 1, (10, 10, 20, 20)), bare], {1: "a"})
     with pytest.raises(UserError, match=r"no segmentation: 1 \(the first has id 2\)"):
-        evaluate(COCOEvaluator(name), found([]))
+        evaluate(COCOEvaluator(name), make_output([]))
 
 
 def test_refuses_a_class_that_the_data_set_lacks(register: Register) -> None:
     name = register([(1, 1, (10, 10, 20, 20))], {1: "a", 7: "b"})
     with pytest.raises(UserError, match=r"predicted class 2, .* has 2 classes"):
-        evaluate(COCOEvaluator(name), found([(2, (10, 10, 20, 20), 0.9)]))
+        evaluate(COCOEvaluator(name), make_output([(2, (10, 10, 20, 20), 0.9)]))
 
 
 def test_refuses_images_that_the_ground_truth_lacks(register: Register) -> None:
     name = register([(1, 1, (10, 10, 20, 20))], {1: "a"})
     with pytest.raises(UserError, match="image id 2 has predictions"):
-        evaluate(COCOEvaluator(name), *[found([(0, (10, 10, 20, 20), 0.9)])] * 2)
+        evaluate(COCOEvaluator(name), *[make_output([(0, (10, 10, 20, 20), 0.9)])] * 2)
 
 
-def test_scores_the_asked_images_and_tasks_alone(register: Register) -> None:
+def test_scores_only_the_given_images_and_tasks(register: Register) -> None:
     box = (10, 10, 20, 20)
     name = register([(1, 1, box), (2, 1, box)], {1: "a"}, images=2)
     evaluator = COCOEvaluator(name, ("bbox",))
-    assert evaluate(evaluator, found([(0, box, 0.9)]), found([]))["bbox"]["AP"] < 60
+    assert evaluate(evaluator, make_output([(0, box, 0.9)]), make_output([]))["bbox"]["AP"] < 60
     assert evaluator.evaluate(img_ids=[1])["bbox"]["AP"] == pytest.approx(100)
     assert evaluator.evaluate().keys() == {"bbox"}
 
@@ -399,7 +401,7 @@ def test_scores_the_asked_images_and_tasks_alone(register: Register) -> None:
 def test_without_annotations_writes_the_predictions(register: Register, tmp_path: Path) -> None:
     name = register([], {1: "a"}, annotations=None)
     evaluator = COCOEvaluator(name, output_dir=str(tmp_path / "out"))
-    assert evaluate(evaluator, found([(0, (10, 10, 20, 20), 0.75)])) == {}
+    assert evaluate(evaluator, make_output([(0, (10, 10, 20, 20), 0.75)])) == {}
     (written,) = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert (written["bbox"], written["score"]) == ([10, 10, 20, 20], 0.75)
 
@@ -413,7 +415,7 @@ def test_gathers_from_all_processes(
     expected = evaluate(COCOEvaluator(name), *outputs)
     assert expected.keys() == {"bbox"}
 
-    # Three processes, of which the last one saw no image.
+    # Three processes; the last one saw no image.
     parts = []
     for start, stop in ((0, 1), (1, 4), (4, 4)):
         part = COCOEvaluator(name)
@@ -431,19 +433,19 @@ def test_gathers_from_all_processes(
 
 
 def keypoint_output(boxes: list, points: torch.Tensor) -> dict[str, Instances]:
-    output = found([(0, box, 0.9 - i / 10) for i, box in enumerate(boxes)], masks=False)
+    output = make_output([(0, box, 0.9 - i / 10) for i, box in enumerate(boxes)], masks=False)
     output["instances"].pred_keypoints = points
     return output
 
 
 @pytest.fixture
 def people(register: Register) -> tuple[str, list, torch.Tensor]:
-    """Two people with three keypoints each; before them a tree, which has none."""
+    """Two people with three keypoints each, after a tree without keypoints."""
     boxes = [(10, 10, 100, 100), (130, 130, 100, 100)]
     labels = [[x + 10, y + 10, 2, x + 50, y + 50, 2, x + 90, y + 90, 1] for x, y, _, _ in boxes]
     people = [(1, 1, box, {"keypoints": points}) for box, points in zip(boxes, labels, strict=True)]
     name = register([(1, 2, (0, 0, 5, 5)), *people], {1: "person", 2: "tree"})
-    # Labels are indices of pixels, predictions continuous coordinates: half a pixel apart.
+    # Labels are pixel indices and predictions continuous coordinates, half a pixel apart.
     predicted = torch.tensor(labels, dtype=torch.float32).reshape(2, 3, 3)
     predicted[..., :2] += 0.5
     return name, boxes, predicted
@@ -463,7 +465,7 @@ def test_keypoints(people: tuple, log: Any) -> None:
     torch.testing.assert_close(output["instances"].pred_keypoints, before)
 
 
-def test_keypoints_are_scored_by_the_given_sigmas(people: tuple) -> None:
+def test_keypoints_are_scored_with_the_given_sigmas(people: tuple) -> None:
     name, boxes, points = people
     moved = points.clone()
     moved[..., 0] += 10
@@ -475,7 +477,7 @@ def test_keypoints_are_scored_by_the_given_sigmas(people: tuple) -> None:
         assert results["AP"] == pytest.approx(expected)
 
 
-def test_refuses_keypoints_before_the_inference_not_after(people: tuple) -> None:
+def test_refuses_keypoints_before_the_inference(people: tuple) -> None:
     name, boxes, points = people
     batch = [{"image_id": 1}]
     with pytest.raises(UserError, match=r"has 0 values .* has 3 keypoints: give 3"):
@@ -502,13 +504,13 @@ def test_factory(register: Register, tmp_path: Path) -> None:
     evaluator = build_coco_evaluator(
         name, output_dir=str(tmp_path / "out"), detections_per_image=200
     )
-    output = found([(0, box, 0.5) for box in GRID])
+    output = make_output([(0, box, 0.5) for box in GRID])
     assert evaluate(evaluator, output)["segm"]["AP"] == pytest.approx(100)
     assert (tmp_path / "out" / "instances_predictions.pth").exists()
 
 
 def band(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask that are within a width of its outline or the image's edge."""
+    """The pixels of a mask within a distance of its outline or the image's edge."""
     padded = np.pad(mask, width)
     kept = mask.copy()
     for dy in range(2 * width + 1):
@@ -517,36 +519,40 @@ def band(mask: np.ndarray, width: int) -> np.ndarray:
     return mask & ~kept
 
 
-def test_boundary_ap_is_that_of_the_paper(register: Register) -> None:
-    # 2 % of the diagonal of 256 x 256 is 7 pixels: bands of 80 x 80 squares, moved by 3 in x.
+def test_boundary_ap_equals_the_papers_definition(register: Register) -> None:
+    # 2 % of the diagonal of 256 x 256 is 7 pixels. The squares are 80 x 80, 3 pixels apart.
     truth, moved = np.zeros((2, SIDE, SIDE), bool)
     truth[100:180, 100:180] = True
     moved[100:180, 103:183] = True
     first, second = band(truth, 7), band(moved, 7)
     assert first.sum() == 80 * 80 - 66 * 66
     iou = (first & second).sum() / (first | second).sum()
-    assert 0.6 < iou < 0.65 and 0.9 < 77 / 83 < 0.95  # the latter of the masks
+    assert 0.6 < iou < 0.65 and 0.9 < 77 / 83 < 0.95  # 77 / 83 is the IoU of the masks
     name = register([(1, 1, (100, 100, 80, 80)), (1, 1, (0, 0, 9, 9))], {1: "a"})
-    results = evaluate(COCOEvaluator(name, boundary=True), found([(0, (103, 100, 80, 80), 0.9)]))
-    # One of two objects found: 51 of 101 recall thresholds, at 3 (of 10) IoU thresholds; masks: 9.
+    results = evaluate(
+        COCOEvaluator(name, boundary=True), make_output([(0, (103, 100, 80, 80), 0.9)])
+    )
+    # One of two objects is found: 51 of 101 recall thresholds, at 3 of 10 IoUs (masks: 9 of 10).
     assert results["boundary"]["AP"] == pytest.approx(100 * 51 / 101 * 3 / 10)
     assert results["segm"]["AP"] == pytest.approx(100 * 51 / 101 * 9 / 10)
-    assert evaluate(COCOEvaluator(name, boundary=True), found([]))["boundary"]["AP"] == 0
+    assert evaluate(COCOEvaluator(name, boundary=True), make_output([]))["boundary"]["AP"] == 0
 
 
-def test_ids_that_boundaries_cannot_have_leave_the_rest(register: Register) -> None:
+def test_ids_unsupported_for_boundaries_do_not_affect_other_tasks(register: Register) -> None:
     name = register([(1, -1, (10, 10, 20, 20))], {-1: "a"})
-    results = evaluate(COCOEvaluator(name, boundary=True), found([(0, (10, 10, 20, 20), 0.9)]))
+    results = evaluate(
+        COCOEvaluator(name, boundary=True), make_output([(0, (10, 10, 20, 20), 0.9)])
+    )
     assert set(results) == {"bbox", "segm"} and results["segm"]["AP"] == pytest.approx(100)
 
 
-def test_summary_has_all_figures_of_all_classes(register: Register, tmp_path: Path) -> None:
+def test_summary_has_all_metrics_of_all_classes(register: Register, tmp_path: Path) -> None:
     name = register(
         [(1, 1, (10, 10, 20, 20)), (1, 1, (100, 100, 100, 100)), (1, 2, (50, 50, 40, 40))],
         {1: "a", 2: 'b, "c"', 7: "d"},
     )
     evaluator = COCOEvaluator(name, output_dir=str(tmp_path), max_dets_per_image=150)
-    evaluate(evaluator, found([(0, (100, 100, 100, 100), 0.9), (1, (0, 0, 9, 9), 0.5)]))
+    evaluate(evaluator, make_output([(0, (100, 100, 100, 100), 0.9), (1, (0, 0, 9, 9), 0.5)]))
     rows = {(r["task"], r["class"]): r for r in read_summary(tmp_path / "summary.csv")}
     half = pytest.approx(100 * 51 / 101)
     a = rows["bbox", "a"]

@@ -30,14 +30,14 @@ from mask_rcnn_plus.evaluation import (
     run_inference,
 )
 from mask_rcnn_plus.evaluation.coco_json import instances_to_coco_json
-from mask_rcnn_plus.evaluation.speed import Share, Stopwatch, combine
+from mask_rcnn_plus.evaluation.speed import Stopwatch, combine
 from mask_rcnn_plus.modeling import PastedMasks
 
 CPU = torch.device("cpu")
 
 
 class Recorder(DatasetEvaluator):
-    """Keeps what it is given."""
+    """Keeps its inputs and outputs."""
 
     def reset(self) -> None:
         self.inputs: list[Any] = []
@@ -52,7 +52,7 @@ class Recorder(DatasetEvaluator):
 
 
 class Clock:
-    """Stands in for time.perf_counter: time passes only where a test says so."""
+    """Replaces time.perf_counter: time passes only when a test calls spend."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -72,7 +72,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class TimedLoader:
-    """Batches that take time to load, the first ones more."""
+    """Batches that take time to load."""
 
     def __init__(self, clock: Clock, seconds: list[float], batch_size: int = 1) -> None:
         self.clock, self.seconds, self.batch_size = clock, seconds, batch_size
@@ -107,7 +107,7 @@ class TimedEvaluator(DatasetEvaluator):
 
 @pytest.fixture(scope="module")
 def rcnn() -> torch.nn.Module:
-    """A Mask R-CNN of random weights that finds a few things everywhere."""
+    """A Mask R-CNN with random weights that detects something in every image."""
     cfg = mask_rcnn_plus.get_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.MASK_ON = True
@@ -134,7 +134,7 @@ def rcnn() -> torch.nn.Module:
 
 
 def images(count: int) -> list[dict[str, Any]]:
-    """Model inputs of two sizes; the last one does not say how large its output is to be."""
+    """Model inputs of two sizes; the last one has no output size."""
     generator = torch.Generator().manual_seed(1)
     inputs = [
         {
@@ -163,7 +163,7 @@ def assert_same_outputs(outputs: list[dict], expected: list[dict]) -> None:
             assert torch.equal(value, getattr(reference, "tensor", reference)), name
 
 
-def test_outputs_are_those_of_the_model(rcnn: torch.nn.Module) -> None:
+def test_outputs_equal_the_models(rcnn: torch.nn.Module) -> None:
     batches = [images(3), images(2)]
     rcnn.eval()
     with torch.no_grad():
@@ -173,7 +173,7 @@ def test_outputs_are_those_of_the_model(rcnn: torch.nn.Module) -> None:
     assert_same_outputs(recorder.outputs, expected)
     assert results == {"seen": {"images": 5}}
     assert speed.postprocessing_ms is not None and speed.postprocessing_ms > 0
-    # By hooks on the modules, so that the parts are of the whole and nothing is left behind.
+    # The parts come from hooks on the modules, and no hook remains.
     parts = speed.inference_stages_ms
     expected_parts = {"backbone", "FPN", "RPN head", "proposals", "box pooler", "box head"}
     expected_parts |= {"detections", "mask pooler", "mask head", "other"}
@@ -184,7 +184,7 @@ def test_outputs_are_those_of_the_model(rcnn: torch.nn.Module) -> None:
     assert not recorder.outputs[0]["instances"].scores.requires_grad
 
 
-def test_masks_are_judged_as_detectron2_judges_them(
+def test_masks_are_evaluated_as_in_detectron2(
     rcnn: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_squares(tmp_path, 3)
@@ -202,15 +202,15 @@ def test_masks_are_judged_as_detectron2_judges_them(
         for way in ("lazy", "pasted"):
             folder = tmp_path / way
             coco = build_coco_evaluator(name, output_dir=str(folder), detections_per_image=10)
-            judges = [coco, PreviewWriter(name, str(folder), num_images=2, score_threshold=0.0)]
+            evaluators = [coco, PreviewWriter(name, str(folder), num_images=2, score_threshold=0.0)]
             model = rcnn if way == "lazy" else lambda batch: rcnn(batch)
             if way == "pasted":
                 rcnn.eval()
             with monkeypatch.context() as patch:
                 if way == "lazy":
-                    # No image of a mask is made.
+                    # No mask is pasted into an image.
                     patch.setattr(PastedMasks, "to_tensor", None)
-                results, _ = run_inference(model, batches, judges, dataset_name=name)
+                results, _ = run_inference(model, batches, evaluators, dataset_name=name)
             files = {path.name: path.read_bytes() for path in folder.iterdir()}
             outcomes[way] = results, files.pop("coco_instances_results.json"), files
     finally:
@@ -223,24 +223,24 @@ def test_masks_are_judged_as_detectron2_judges_them(
     assert outcomes["lazy"][2][picture] == outcomes["pasted"][2][picture]
 
 
-def test_json_is_detectron2s_to_the_byte(rcnn: torch.nn.Module) -> None:
+def test_json_equals_detectron2s_byte_for_byte(rcnn: torch.nn.Module) -> None:
     recorder = Recorder()
     run_inference(rcnn, [images(2)], recorder, dataset_name="set")
     rcnn.eval()
     with torch.no_grad():
         pasted = rcnn(images(2))
     for output, other in zip(recorder.outputs, pasted, strict=True):
-        for one in (output["instances"], other["instances"]):
-            one.pred_keypoints = torch.arange(len(one) * 6.0).reshape(-1, 2, 3)
+        for instances in (output["instances"], other["instances"]):
+            instances.pred_keypoints = torch.arange(len(instances) * 6.0).reshape(-1, 2, 3)
         ours = json.dumps(instances_to_coco_json(output["instances"], 7))
         assert ours == json.dumps(instances_to_coco_json(other["instances"], 7))
         assert ours == json.dumps(coco_evaluation.instances_to_coco_json(other["instances"], 7))
-        # An evaluator that knows nothing of ours iterates over the masks.
+        # detectron2's own function iterates over the masks.
         theirs = coco_evaluation.instances_to_coco_json(output["instances"], 7)
         assert json.dumps(theirs) == ours
 
 
-def test_a_model_with_hooks_is_called_whole(rcnn: torch.nn.Module) -> None:
+def test_a_model_with_hooks_is_called_as_a_whole(rcnn: torch.nn.Module) -> None:
     batch = images(2)
     rcnn.eval()
     with torch.no_grad():
@@ -255,7 +255,7 @@ def test_a_model_with_hooks_is_called_whole(rcnn: torch.nn.Module) -> None:
     assert_same_outputs(recorder.outputs, expected)
 
 
-def test_a_model_with_a_forward_of_its_own_is_called_whole(
+def test_a_model_with_its_own_forward_is_called_as_a_whole(
     rcnn: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Doubling(type(rcnn)):
@@ -271,9 +271,9 @@ def test_a_model_with_a_forward_of_its_own_is_called_whole(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_each_module_gets_its_mode_back(rcnn: torch.nn.Module, fails: bool) -> None:
+def test_each_module_returns_to_its_mode(rcnn: torch.nn.Module, fails: bool) -> None:
     rcnn.train()
-    rcnn.backbone.bottom_up.eval()  # someone's frozen part
+    rcnn.backbone.bottom_up.eval()  # a frozen part
     before = {name: module.training for name, module in rcnn.named_modules()}
     assert set(before.values()) == {True, False}
     seen = []
@@ -294,7 +294,7 @@ def test_each_module_gets_its_mode_back(rcnn: torch.nn.Module, fails: bool) -> N
     assert torch.is_grad_enabled()
 
 
-def test_trains_after_an_evaluation(rcnn: torch.nn.Module) -> None:
+def test_the_model_can_train_after_an_evaluation(rcnn: torch.nn.Module) -> None:
     run_inference(rcnn, [images(2)], None, dataset_name="set")
     batch = [{"image": torch.zeros(3, 64, 64), "instances": Instances((64, 64))}]
     batch[0]["instances"].gt_boxes = Boxes(torch.tensor([[8.0, 8, 50, 50]]))
@@ -308,7 +308,7 @@ def test_trains_after_an_evaluation(rcnn: torch.nn.Module) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in rcnn.parameters())
 
 
-def test_stages_and_rates_without_the_warm_up(clock: Clock) -> None:
+def test_stages_and_rates_exclude_the_warm_up(clock: Clock) -> None:
     # Five slow batches to warm up, then ten of two images: 0.1 + 0.3 + 0.2 s each.
     loader = TimedLoader(clock, [9.0] * 5 + [0.1] * 10, batch_size=2)
     evaluator = TimedEvaluator(clock, process=0.2, evaluate=6.0)
@@ -328,7 +328,9 @@ def test_stages_and_rates_without_the_warm_up(clock: Clock) -> None:
 @pytest.mark.parametrize(
     ("batches", "measured"), [(0, 0), (1, 1), (2, 1), (3, 2), (6, 3), (10, 5), (40, 35)]
 )
-def test_small_sets_keep_half_of_their_batches(clock: Clock, batches: int, measured: int) -> None:
+def test_the_warm_up_is_at_most_half_of_a_small_set(
+    clock: Clock, batches: int, measured: int
+) -> None:
     loader = TimedLoader(clock, [0.5] * batches)
     _, speed = run_inference(timed_model(clock, 0.5), loader, None, dataset_name="set")
     assert speed.images == measured
@@ -337,16 +339,20 @@ def test_small_sets_keep_half_of_their_batches(clock: Clock, batches: int, measu
     assert "images/s" in speed.table()
 
 
-def share(images: int, seconds: float, *, scoring: float = 0.0, peak: float = 0.0) -> Share:
-    watch = Stopwatch(CPU)
+def measured(images: int, seconds: float, *, scoring: float = 0.0, peak: float = 0.0) -> Stopwatch:
+    watch = Stopwatch(CPU, all_images=images + 5, scoring_seconds=scoring, peak_memory_mib=peak)
     watch.seconds = {"data": 0.0, "model": seconds, "post": 0.0, "evaluation": 0.0}
     watch.images = images
-    return Share(watch, images=images + 5, scoring_seconds=scoring, peak_memory_mib=peak)
+    return watch
 
 
-def test_processes_share_the_images_and_wait_for_the_slowest() -> None:
-    shares = [share(30, 10.0, scoring=8.0, peak=100.0), share(20, 12.5, peak=700.0), share(0, 0.0)]
-    speed = combine(shares, split=True, peak_kind="x", device=CPU)
+def test_the_slowest_process_determines_the_rate() -> None:
+    watches = [
+        measured(30, 10.0, scoring=8.0, peak=100.0),
+        measured(20, 12.5, peak=700.0),
+        measured(0, 0.0),
+    ]
+    speed = combine(watches, split=True, peak_kind="x", device=CPU)
     assert (speed.images, speed.seconds, speed.processes) == (50, 12.5, 3)
     assert speed.images_per_second == pytest.approx(4.0)
     assert speed.inference_ms == pytest.approx(22500 / 50)
@@ -354,7 +360,7 @@ def test_processes_share_the_images_and_wait_for_the_slowest() -> None:
     assert speed.peak_memory_mib == 700
 
 
-def test_cuda_is_waited_for_at_each_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_synchronised_at_each_lap(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = []
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     gpu = torch.device("cuda:1")
@@ -365,7 +371,7 @@ def test_cuda_is_waited_for_at_each_boundary(monkeypatch: pytest.MonkeyPatch) ->
     assert len(waits) == 2
 
 
-def test_table_and_dict_say_the_same() -> None:
+def test_table_and_dict_agree() -> None:
     speed = InferenceSpeed(
         images=50,
         seconds=12.5,
@@ -393,9 +399,9 @@ def test_table_and_dict_say_the_same() -> None:
         speed.images = 3  # type: ignore[misc]
 
 
-def test_peak_memory_of_a_cpu_run_is_that_of_the_process() -> None:
+def test_peak_memory_on_the_cpu_is_the_process_memory() -> None:
     _, speed = run_inference(lambda batch: [{}], [[{}]], None, dataset_name="set")
-    # Python with PyTorch takes some hundred MiB, and no process of a test takes a TiB.
+    # Python with PyTorch needs a few hundred MiB, and no test needs a TiB.
     assert 100 < speed.peak_memory_mib < 2**20 or math.isnan(speed.peak_memory_mib)
     assert "process" in speed.peak_memory_kind or "not measured" in speed.peak_memory_kind
     assert speed.device.startswith("cpu")
@@ -413,7 +419,7 @@ def test_an_error_names_the_image() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_what_the_user_can_mend_stays_a_user_error() -> None:
+def test_a_user_error_stays_a_user_error() -> None:
     def refusing_loader() -> Iterator[list]:
         raise UserError("do that")
         yield
@@ -434,7 +440,7 @@ def test_what_the_user_can_mend_stays_a_user_error() -> None:
 
 
 class Files(torch.utils.data.Dataset):
-    """Images by index, of which the sixth cannot be read."""
+    """Images by index; the sixth cannot be read."""
 
     def __len__(self) -> int:
         return 8
@@ -445,7 +451,7 @@ class Files(torch.utils.data.Dataset):
         return {"file_name": f"{index}.png"}
 
 
-def as_it_is(batch: list) -> list:
+def identity(batch: list) -> list:
     return batch
 
 
@@ -454,7 +460,7 @@ def test_an_unreadable_image_is_named(workers: int) -> None:
     name = f"test_inference_files_{workers}"
     DatasetCatalog.register(name, lambda: [{"file_name": f"/data/{i}.png"} for i in range(8)])
     loader = torch.utils.data.DataLoader(
-        Files(), batch_size=2, num_workers=workers, collate_fn=as_it_is
+        Files(), batch_size=2, num_workers=workers, collate_fn=identity
     )
     try:
         with pytest.raises(UserError) as caught:
@@ -467,7 +473,7 @@ def test_an_unreadable_image_is_named(workers: int) -> None:
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    """What run_inference logs."""
+    """The log of run_inference."""
     logger = logging.getLogger("mask_rcnn_plus.evaluation.inference")
     seen: list[str] = []
     handler = logging.Handler()
@@ -480,7 +486,7 @@ def lines() -> Iterator[list[str]]:
     logger.setLevel(level)
 
 
-def test_piped_progress_is_a_line_every_five_seconds(
+def test_progress_without_a_terminal_is_a_line_every_five_seconds(
     clock: Clock, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -544,7 +550,7 @@ def write_squares(folder: Path, count: int) -> None:
 
 
 def find_squares(batch: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-    """A model whose boxes are right on even images and off by a few pixels on odd ones."""
+    """A model with exact boxes on even images and boxes off by a few pixels on odd images."""
     outputs = []
     for image in batch:
         i = image["image_id"]
@@ -569,7 +575,7 @@ def evaluate_squares(folder: Path, output: Path) -> None:
     register_coco_instances(name, {}, str(folder / "squares.json"), str(folder))
     records = DatasetCatalog.get(name)
     loader = torch.utils.data.DataLoader(
-        records, batch_size=1, sampler=InferenceSampler(len(records)), collate_fn=as_it_is
+        records, batch_size=1, sampler=InferenceSampler(len(records)), collate_fn=identity
     )
     coco = build_coco_evaluator(name, output_dir=None, detections_per_image=10)
     writer = PreviewWriter(name, str(output), num_images=2)
@@ -591,8 +597,8 @@ def _worker(rank: int, rendezvous: str, folders: list[Path], outputs: list[Path]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    # With a single image, the second process has none.
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    # With a single image, the second process has no image.
     folders = [tmp_path / "five", tmp_path / "one"]
     for folder, count in zip(folders, (5, 1), strict=True):
         folder.mkdir()
@@ -600,14 +606,14 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
         evaluate_squares(folder, tmp_path / f"{folder.name}_alone")
     outputs = [tmp_path / f"{folder.name}_both" for folder in folders]
     arguments = (str(tmp_path / "rendezvous"), folders, outputs)
-    # Forked, they need not import everything again, which takes longer than all the rest.
+    # Forked processes need no slow imports.
     torch.multiprocessing.start_processes(_worker, arguments, nprocs=2, start_method="fork")
     for folder, output in zip(folders, outputs, strict=True):
         alone = json.loads((tmp_path / f"{folder.name}_alone" / "rank0.json").read_text())
         main, other = (json.loads((output / f"rank{rank}.json").read_text()) for rank in (0, 1))
         assert set(alone["results"]) == {"bbox", "segm"}
-        for task, figures in alone["results"].items():
-            assert main["results"][task] == pytest.approx(figures, nan_ok=True)
+        for task, metrics in alone["results"].items():
+            assert main["results"][task] == pytest.approx(metrics, nan_ok=True)
         assert other["results"] == {}
         assert main["processes"] == other["processes"] == 2
         assert main["images"] == other["images"] > 0

@@ -1,4 +1,4 @@
-"""What a killed evaluation had found is taken up again, whole lines alone."""
+"""A resumed evaluation recovers the intact lines of an interrupted one."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,9 @@ def write(folder: Path, fingerprint: str, *images: object) -> None:
     journal._file.close()
 
 
-def test_takes_up_what_was_written_and_nothing_of_another_evaluation(tmp_path: Path) -> None:
+def test_recovers_what_was_written_but_nothing_of_another_evaluation(tmp_path: Path) -> None:
     write(tmp_path, "a", 1, "two")
-    write(tmp_path, "a", 3)  # killed once more
+    write(tmp_path, "a", 3)  # killed again
     assert Journal(tmp_path, "a").done == {1, "two", 3}
     assert [e["image_id"] for e in Journal(tmp_path, "a").kept] == [1, "two", 3]
     stale = Journal(tmp_path, "b")
@@ -26,7 +26,7 @@ def test_takes_up_what_was_written_and_nothing_of_another_evaluation(tmp_path: P
 
 
 @pytest.mark.parametrize("cut", range(1, 42))
-def test_a_line_that_a_kill_cut_short_counts_for_nothing(tmp_path: Path, cut: int) -> None:
+def test_a_truncated_line_is_ignored(tmp_path: Path, cut: int) -> None:
     write(tmp_path, "a", 1, 2)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-cut])
@@ -35,14 +35,14 @@ def test_a_line_that_a_kill_cut_short_counts_for_nothing(tmp_path: Path, cut: in
     assert Journal(tmp_path, "a").done == ({1, 3} if cut > 1 else {1, 2, 3})
 
 
-def test_a_bit_that_flipped_counts_for_nothing(tmp_path: Path) -> None:
+def test_a_corrupt_line_is_ignored(tmp_path: Path) -> None:
     write(tmp_path, "a", 1, 2)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes().replace(b'"image_id": 1', b'"image_id": 7'))
     assert Journal(tmp_path, "a").done == {2}
 
 
-def test_is_gone_when_the_evaluation_has_ended(tmp_path: Path) -> None:
+def test_remove_deletes_the_folder(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", "a")
     journal.add({"image_id": 1})
     journal.remove()
@@ -60,7 +60,7 @@ def _process(rank: int, folder: Path, outcome: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_each_image_goes_to_one_of_several_processes(tmp_path: Path) -> None:
+def test_each_image_belongs_to_one_of_several_processes(tmp_path: Path) -> None:
     write(tmp_path / "journal", "a", 4, 5, 6)
     arguments = (tmp_path / "journal", tmp_path)
     torch.multiprocessing.start_processes(_process, arguments, nprocs=2, start_method="fork")

@@ -15,15 +15,23 @@ from PIL import Image
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.evaluation import PreviewSample, PreviewWriter, draw_preview
 from mask_rcnn_plus.evaluation import preview as preview_module
-from mask_rcnn_plus.evaluation.drawing import DrawnObjects, Style, draw_objects, draw_styled
-from mask_rcnn_plus.evaluation.labels import class_color, class_name, text_color, text_size
+from mask_rcnn_plus.evaluation.drawing import (
+    DrawnObjects,
+    Style,
+    class_color,
+    class_name,
+    draw_objects,
+    draw_styled,
+    text_color,
+    text_size,
+)
 
 GREY = 128
 WHITE = 255
 
 
 def boxes_of(*boxes: tuple, classes: Any = None, scores: Any = None, size: tuple) -> DrawnObjects:
-    """Objects whose masks are their boxes, in an image of the size (height, width)."""
+    """Objects with masks that fill their boxes, in an image of the size (height, width)."""
     masks = []
     for x0, y0, x1, y1 in boxes:
         mask = np.zeros(size, np.uint8, order="F")
@@ -42,9 +50,9 @@ def grey(height: int, width: int) -> np.ndarray:
 
 
 def panels(picture: np.ndarray) -> list[tuple[slice, slice]]:
-    """Where the two panels of a preview of one grey image are: rows and columns."""
+    """The rows and columns of the two panels in the preview of one grey image."""
     filled = (picture != WHITE).any(axis=2)
-    # The text above the panels covers no whole row; a panel does, but for the gap between the two.
+    # A panel fills its rows except for the gap; the text above the panels does not.
     rows = np.flatnonzero(filled.mean(axis=1) > 0.8)
     columns = np.flatnonzero(filled[rows].mean(axis=0) > 0.9)
     (gap,) = np.flatnonzero(np.diff(columns) > 1)
@@ -70,13 +78,13 @@ def test_ground_truth_is_on_the_left_and_prediction_on_the_right() -> None:
     picture = draw_preview([sample], class_names=["thing"], max_side=320)
     left, right = (drawn(picture[place]) for place in panels(picture))
     assert left.shape == right.shape == (320, 320)
-    # Half of each panel is covered by its mask; the label may stick out by a few rows.
+    # The mask covers half of each panel; the label may exceed it by a few rows.
     assert left[:, :155].all() and not left[30:, 170:].any()
     assert right[165:].all() and not right[:130].any()
 
 
 @pytest.mark.parametrize(("size", "shown"), [((24, 48), (200, 400)), ((3000, 2250), (400, 300))])
-def test_images_of_any_size_are_drawn_at_one(size: tuple, shown: tuple) -> None:
+def test_images_of_any_size_are_drawn_at_one_size(size: tuple, shown: tuple) -> None:
     none = boxes_of(size=size)
     picture = draw_preview([PreviewSample(grey(*size), "a", none, none)], class_names=())
     assert max(place.stop - place.start for place in panels(picture)[0]) == 480
@@ -102,14 +110,14 @@ def test_predictions_below_the_threshold_are_left_out() -> None:
     assert covered(0.7) == [False, False]
 
 
-def test_a_class_has_one_colour_and_each_another() -> None:
+def test_each_class_has_its_own_colour() -> None:
     colors = [class_color(index) for index in range(24)]
     assert len(set(colors)) == 24
     hues = cv2.cvtColor(np.array([colors[:6]], np.uint8), cv2.COLOR_BGR2HSV)[0, :, 0].astype(int)
     for i in range(6):
         for j in range(i):
             apart = abs(hues[i] - hues[j])
-            assert min(apart, 180 - apart) > 10  # of 180, as OpenCV counts hues
+            assert min(apart, 180 - apart) > 10  # OpenCV's hues go to 180
 
     size = (64, 64)
     truth = boxes_of((0, 0, 64, 64), classes=[3], size=size)
@@ -125,11 +133,11 @@ def test_a_class_has_one_colour_and_each_another() -> None:
     assert (centres[1][0] != centres[1][1]).any()
 
 
-def test_labels_stand_on_objects_that_leave_room_for_them() -> None:
+def test_labels_need_room_on_their_objects() -> None:
     size = (256, 256)
 
     def labelled(*boxes: tuple, crowded: bool = False) -> bool:
-        """Whether the drawing differs from that of a class whose name is longer."""
+        """Whether a longer class name changes the drawing."""
         objects = boxes_of(*boxes, scores=[0.97] * len(boxes), size=size)
         return not np.array_equal(
             *(
@@ -178,7 +186,7 @@ def test_many_objects_get_outlines_without_boxes() -> None:
 
 
 @pytest.mark.parametrize(("others", "alike"), [(38, True), (60, False)])
-def test_an_object_a_little_larger_than_its_neighbours_looks_like_them(
+def test_an_object_slightly_larger_than_its_neighbours_looks_like_them(
     others: int, alike: bool
 ) -> None:
     size = (128, 400)
@@ -188,13 +196,13 @@ def test_an_object_a_little_larger_than_its_neighbours_looks_like_them(
     dark = (draw_styled(grey(*size), objects, ["a"], style) < 60).all(axis=2)
     assert dark[:, 300:].any() != alike  # the edge of a wide outline
     assert dark[:, :300].any() != alike
-    # One that is much larger may have it.
+    # A much larger object may have the edge.
     objects = boxes_of(*squares, (310, 10, 392, 128), size=size)
     dark = (draw_styled(grey(*size), objects, ["a"], style) < 60).all(axis=2)
     assert dark[:, 300:].any()
 
 
-def test_overlapping_objects_are_seen_both() -> None:
+def test_overlapping_objects_are_both_visible() -> None:
     size = (128, 128)
     objects = boxes_of((40, 40, 80, 80), (0, 0, 128, 128), classes=[0, 1], size=size)
     canvas = draw_objects(grey(*size), objects, ["a", "b"], size, crowded=True)
@@ -202,11 +210,11 @@ def test_overlapping_objects_are_seen_both() -> None:
     assert np.abs(small - large).max() > 30
 
 
-def test_all_ways_to_write_a_mask_are_drawn_alike() -> None:
+def test_all_mask_formats_are_drawn_alike() -> None:
     bitmap = np.zeros((40, 60), np.uint8)
     bitmap[10:30, 20:50] = 1
     rle = mask_util.encode(np.asfortranarray(bitmap))
-    # Runs down the columns: 20 empty ones, then 30 of which each has 10 off, 20 on, 10 off.
+    # Runs by columns: 20 empty columns, then 30 columns with 10 off, 20 on, 10 off.
     counts = [20 * 40 + 10, *[20, 20] * 29, 20, 10 + 10 * 40]
     polygon = [[20.0, 10, 50, 10, 50, 30, 20, 30]]
     ways = [bitmap, rle, {"size": [40, 60], "counts": counts}, polygon]
@@ -227,20 +235,20 @@ def test_crowds_and_missing_masks() -> None:
     assert len(DrawnObjects.from_annotations([], 16, 16)) == 0
 
 
-def test_names_are_written_in_letters_that_the_font_has() -> None:
+def test_names_use_only_letters_of_the_font() -> None:
     assert class_name(["café"], 0) == "cafe"
     assert class_name(["cat", "犬"], 1) == "class 1"
     assert class_name(["cat"], 5) == "class 5"
 
 
-def test_text_is_readable_on_every_class_colour() -> None:
+def test_text_is_legible_on_every_class_colour() -> None:
     for index in range(24):
         background, text = class_color(index), text_color(class_color(index))
         luminance = [0.114 * b + 0.587 * g + 0.299 * r for b, g, r in (background, text)]
         assert abs(luminance[0] - luminance[1]) > 100
 
 
-def test_pairs_stand_in_columns_a_little_wider_than_high() -> None:
+def test_the_grid_of_pairs_is_a_little_wider_than_high() -> None:
     none = boxes_of(size=(32, 32))
     shapes = {}
     for count in (1, 2, 6, 12):
@@ -303,7 +311,7 @@ def output_for(record: dict[str, Any]) -> dict[str, Instances]:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the writer logs, whether or not a test before has taken its logger off the root."""
+    """The writer's log, even if an earlier test has detached its logger from the root."""
     logger = logging.getLogger("mask_rcnn_plus.evaluation.preview")
     logger.addHandler(caplog.handler)
     yield caplog
@@ -330,7 +338,7 @@ def run(writer: PreviewWriter, records: list[dict[str, Any]]) -> Any:
     return writer.evaluate()
 
 
-def test_writes_the_picture_and_adds_no_figure(register: Registered, tmp_path: Path) -> None:
+def test_writes_the_picture_and_adds_no_metric(register: Registered, tmp_path: Path) -> None:
     name, records = register(3)
     writer = PreviewWriter(name, str(tmp_path / "not" / "there yet"), num_images=2)
     assert writer.path is None
@@ -344,15 +352,15 @@ def test_images_are_spread_over_those_with_objects(
     register: Registered, tmp_path: Path, names_drawn: list[str]
 ) -> None:
     name, records = register(12, empty=(0, 4, 5))
-    # Nine have objects: 1 2 3 | 6 7 8 | 9 10 11, and the middles of the thirds are 2, 7 and 10.
+    # Nine images have objects: 1 2 3 | 6 7 8 | 9 10 11. The middles of the thirds are 2, 7 and 10.
     writer = PreviewWriter(name, str(tmp_path), num_images=3)
     run(writer, records)
     assert names_drawn == ["image2.png", "image7.png", "image10.png"]
-    run(writer, records[::-1])  # whatever the order in which processes deliver them
+    run(writer, records[::-1])  # in any order
     assert names_drawn == ["image2.png", "image7.png", "image10.png"]
     run(PreviewWriter(name, str(tmp_path), num_images=50), records)
     assert len(names_drawn) == 9
-    run(writer, records[:8])  # an evaluation of a part of the set
+    run(writer, records[:8])  # part of the set
     assert names_drawn == ["image2.png", "image7.png"]
 
 
@@ -364,7 +372,7 @@ def test_a_set_without_objects_is_drawn_too(
     assert names_drawn == ["image0.png", "image1.png"]
 
 
-def test_no_images_asked_or_seen_no_picture(
+def test_without_images_there_is_no_picture(
     register: Registered, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     name, records = register(2)
@@ -378,7 +386,7 @@ def test_no_images_asked_or_seen_no_picture(
     assert log.text == ""
 
 
-def test_outputs_and_data_set_stay_as_they_were(register: Registered, tmp_path: Path) -> None:
+def test_outputs_and_data_set_do_not_change(register: Registered, tmp_path: Path) -> None:
     name, records = register(1)
     output, fresh = output_for(records[0]), output_for(records[0])
     before = repr(records)
@@ -390,7 +398,7 @@ def test_outputs_and_data_set_stay_as_they_were(register: Registered, tmp_path: 
     assert output["instances"].pred_masks.dtype == torch.bool
 
 
-def test_a_picture_that_fails_costs_no_figures(
+def test_a_failed_picture_does_not_fail_the_evaluation(
     register: Registered, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     name, records = register(1)
@@ -401,11 +409,9 @@ def test_a_picture_that_fails_costs_no_figures(
     assert "Could not draw the preview" in log.text
 
 
-def test_images_that_a_camera_turned_are_drawn_upright(
-    register: Registered, tmp_path: Path
-) -> None:
+def test_exif_rotated_images_are_drawn_upright(register: Registered, tmp_path: Path) -> None:
     name, records = register(1)
-    # Stored 64 high and 48 wide, to be shown turned by a quarter: 48 high, 64 wide.
+    # Stored 64 high and 48 wide; EXIF rotates it by 90 degrees: 48 high, 64 wide.
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "turned.jpg"
@@ -417,5 +423,5 @@ def test_images_that_a_camera_turned_are_drawn_upright(
     for place in panels(picture):
         panel = picture[place]
         assert panel.shape[:2] == (360, 480)
-        # The object lies at (8, 8, 32, 32) of 64 x 48, drawn 7.5 times as large.
+        # The object is at (8, 8, 32, 32) of 64 x 48, drawn 7.5 times as large.
         assert drawn(panel)[70:230, 70:230].all() and not drawn(panel)[260:, 260:].any()

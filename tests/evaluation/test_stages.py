@@ -1,4 +1,4 @@
-"""Where a model's time goes, by hooks."""
+"""The time of each part of a model, measured by hooks."""
 
 import time
 
@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from mask_rcnn_plus.evaluation import stages
-from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
+from mask_rcnn_plus.evaluation.stages import OTHER, StageTimer, stage_modules
 from tests.modeling.models import build
 
 CPU = torch.device("cpu")
 
 
-class Works(nn.Module):
-    """Takes a while, of which a part is its inner module's."""
+class TimedModule(nn.Module):
+    """Spends time itself and calls its inner module twice."""
 
     def __init__(self, seconds: float, inner: nn.Module | None = None) -> None:
         super().__init__()
@@ -36,18 +35,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_stage_is_without_those_within_it_and_all_add_up(clock: list[float]) -> None:
-    inner = Works(0.010)
-    outer = Works(0.003, inner)
+def test_a_stage_excludes_inner_stages_and_all_add_up(clock: list[float]) -> None:
+    inner = TimedModule(0.010)
+    outer = TimedModule(0.003, inner)
     timer = StageTimer({"outer": [outer], "inner": [inner]}, CPU)
-    with timer.running() as found:
+    with timer.running() as times:
         outer(clock)
         with timer.stage("after"):
             clock[0] += 0.5
         clock[0] += 0.001
     expected = {"outer": 6.0, "inner": 40.0, "after": 500.0, "other": 1.0}
-    assert found == pytest.approx(expected)
-    # Outside of running() nothing is counted, and each run counts anew.
+    assert times == pytest.approx(expected)
+    # Outside running() nothing is counted, and each run starts from zero.
     outer(clock)
     timer.begin("x")
     timer.end()
@@ -58,18 +57,18 @@ def test_a_stage_is_without_those_within_it_and_all_add_up(clock: list[float]) -
 
 
 def test_an_error_leaves_no_hooks(clock: list[float]) -> None:
-    module = Works(1.0)
+    module = TimedModule(1.0)
     timer = StageTimer({"stage": [module]}, CPU)
     with pytest.raises(TypeError), timer.running():
         module(None)
     assert not module._forward_hooks and not module._forward_pre_hooks
-    with timer.running() as found:
+    with timer.running() as times:
         module(clock)
-    assert found["stage"] == pytest.approx(2000.0)
+    assert times["stage"] == pytest.approx(2000.0)
 
 
 class Event:
-    """A mark on a GPU's own clock, which stands still until it is recorded."""
+    """A CUDA event on a simulated clock."""
 
     now = 0.0
 
@@ -84,7 +83,7 @@ class Event:
         return end.at - self.at
 
 
-def test_on_a_gpu_that_is_not_the_current_one_its_own_stream_is_marked(
+def test_uses_the_stream_of_a_gpu_that_is_not_the_current_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[torch.device] = []
@@ -93,11 +92,11 @@ def test_on_a_gpu_that_is_not_the_current_one_its_own_stream_is_marked(
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waits.append(device))
     gpu = torch.device("cuda:1")
     timer = StageTimer({}, gpu)
-    with timer.running() as found:
+    with timer.running() as times:
         Event.now = 2.0
         with timer.stage("paste"):
             Event.now = 5.0
-    assert found == {"other": 2.0, "paste": 3.0}
+    assert times == {"other": 2.0, "paste": 3.0}
     assert waits == [gpu]
 
 
@@ -110,11 +109,11 @@ def test_on_a_gpu_that_is_not_the_current_one_its_own_stream_is_marked(
     ],
 )
 def test_the_stages_of_architectures(architecture: str, has: set[str], lacks: set[str]) -> None:
-    found = set(stage_modules(build(architecture)))
-    assert has <= found and not lacks & found
+    stages = set(stage_modules(build(architecture)))
+    assert has <= stages and not lacks & stages
 
 
-def test_every_head_of_a_cascade_is_counted() -> None:
-    # Three heads and three predictors, which lie in lists that are never called.
+def test_counts_every_head_of_a_cascade() -> None:
+    # Three heads and three predictors, in ModuleLists that are never called themselves.
     assert len(stage_modules(build("cascade"))["box head"]) == 6
-    assert stages.OTHER == "other"
+    assert OTHER == "other"

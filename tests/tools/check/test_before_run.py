@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from mask_rcnn_plus import load_config
 from mask_rcnn_plus.data import PolygonMapper, generate_shapes, register_folder_datasets
 from mask_rcnn_plus.engine import Trainer, main
-from mask_rcnn_plus.evaluation.coco_scores import accumulate, complete_ground_truth
+from mask_rcnn_plus.evaluation.metrics import accumulate, complete_ground_truth
 from mask_rcnn_tools.check.before_run import check_data
 
 Capture = pytest.CaptureFixture[str]

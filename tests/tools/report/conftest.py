@@ -1,4 +1,4 @@
-"""Runs on disk, as an evaluation leaves them, without a model."""
+"""Runs on disk as an evaluation writes them, made without a model."""
 
 import json
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mask_rcnn_plus.evaluation.drawing import _rle
+from mask_rcnn_plus.evaluation.coco_json import segmentation_to_rle
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}$\\frac"
 SIDE = 64
@@ -21,7 +21,7 @@ def polygon(box: list[float]) -> list[list[float]]:
 
 
 def rle(box: list[float]) -> dict[str, Any]:
-    encoded = _rle(polygon(box), SIDE, SIDE)
+    encoded = segmentation_to_rle(polygon(box), SIDE, SIDE)
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode()}
 
 
@@ -30,11 +30,11 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Writes a data set (once) and a run on it, from (image, class, box, score)."""
+    """Writes a data set and a run on it, from detections (image, class, box, score)."""
 
     def make(
         name: str,
-        found: list[tuple[int, int, list[float], float]],
+        detections: list[tuple[int, int, list[float], float]],
         *,
         objects: list[tuple[int, int, list[float]]],
         classes: tuple[str, ...] = ("one", HOSTILE),
@@ -80,7 +80,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "score": score,
                 "segmentation": rle(box),
             }
-            for image, kind, box, score in found
+            for image, kind, box, score in detections
         ]
         (folder / "coco_instances_results.json").write_text(json.dumps(results))
         evaluation = {
@@ -88,7 +88,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "json_file": str(json_file),
             "image_root": str(images),
             "detections_per_image": limit,
-            "config": f"OUTPUT_DIR: {json.dumps(HOSTILE)}\nSEED: {len(found)}\n",
+            "config": f"OUTPUT_DIR: {json.dumps(HOSTILE)}\nSEED: {len(detections)}\n",
             **facts,
         }
         (folder / "evaluation.json").write_text(json.dumps(evaluation))

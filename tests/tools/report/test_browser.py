@@ -1,7 +1,7 @@
-"""A report as headless Chromium shows it, on a wide screen and on a phone.
+"""The report in headless Chromium, on a wide screen and on a phone.
 
-MRP_REPORT_RUNS="RUN" or "RUN:RUN2" opens the page of real runs as well; MRP_REPORT_SHOTS=FOLDER
-keeps pictures of all pages to look at.
+MRP_REPORT_RUNS="RUN" or "RUN:RUN2" also tests the page of real runs. MRP_REPORT_SHOTS=FOLDER saves
+screenshots of all pages.
 """
 
 import os
@@ -27,7 +27,7 @@ STATE = """({
     wider: [...document.querySelectorAll("body *")].filter(
         e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1
             && !e.closest(".wide, pre")).map(e => e.outerHTML.slice(0, 80)),
-    // Of the panels in one line, the pictures stand at one height, however long their captions.
+    // The pictures of the panels in one line must be at the same height.
     uneven: [...document.querySelectorAll(".panels")].filter(p => {
         const lines = new Map();
         for (const panel of p.children) {
@@ -46,7 +46,7 @@ STATE = """({
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
     path = browser.find()
     if path is None:
-        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
+        pytest.skip("Chromium is missing; on Debian: apt-get install chromium")
     with browser.started(path, tmp_path_factory.mktemp("profile")) as opened:
         yield opened
 
@@ -54,7 +54,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
 def check(chromium: browser.Browser, page: Path) -> None:
     for width in (1280, 400):
         chromium.open(page, width=width)
-        # What is folded away has to fit as well.
+        # Folded sections must fit too.
         chromium.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
         state = chromium.evaluate(STATE)
         assert chromium.console == []
@@ -71,7 +71,7 @@ def test_one_run(chromium: browser.Browser, trained: Path, shapes: Path, tmp_pat
     check(chromium, tmp_path / "one.html")
 
 
-def test_two_runs_with_names_that_are_long_and_hostile(
+def test_two_runs_with_long_and_hostile_names(
     chromium: browser.Browser, make_run: MakeRun, tmp_path: Path
 ) -> None:
     classes = (HOSTILE, "x" * 200, *(f"class number {i}" for i in range(12)))
@@ -84,7 +84,7 @@ def test_two_runs_with_names_that_are_long_and_hostile(
     check(chromium, tmp_path / "two.html")
 
 
-@pytest.mark.skipif("MRP_REPORT_RUNS" not in os.environ, reason="MRP_REPORT_RUNS names no runs")
+@pytest.mark.skipif("MRP_REPORT_RUNS" not in os.environ, reason="MRP_REPORT_RUNS is not set")
 def test_real_runs(chromium: browser.Browser, tmp_path: Path) -> None:
     runs = os.environ["MRP_REPORT_RUNS"].split(":")
     page = tmp_path / f"{'_'.join(Path(run).name for run in runs)}.html"

@@ -1,16 +1,16 @@
-"""Plots stay readable, whatever names are."""
+"""Plots stay legible with any names."""
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from mask_rcnn_tools.report import plots
-from mask_rcnn_tools.report.tables import _title
+from mask_rcnn_tools.report.text import _title
 
 
-@pytest.mark.parametrize(("letter", "most"), [("W", 1), ("i", 3)])
-def test_a_legend_of_long_names_stays_within_its_plot(
-    letter: str, most: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("letter", "max_columns"), [("W", 1), ("i", 3)])
+def test_a_legend_with_long_names_stays_within_its_plot(
+    letter: str, max_columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "_svg", lambda figure: figures.append(figure) or "")
@@ -19,11 +19,11 @@ def test_a_legend_of_long_names_stays_within_its_plot(
     (legend,) = figures[0].legends
     box = legend.get_window_extent()
     assert box.x0 >= 0 and box.x1 <= figures[0].bbox.width
-    assert legend._ncols <= most
+    assert legend._ncols <= max_columns
 
 
 def test_recall_at_different_limits_names_both() -> None:
-    figures = [{"max_dets": 200, "ARmax": 49.3}, {"max_dets": 100, "ARmax": 39.5}]
-    assert _title("ARmax", figures) == "AR200/100"
-    assert _title("ARmax", figures[:1]) == "AR200"
+    metrics = [{"max_dets": 200, "ARmax": 49.3}, {"max_dets": 100, "ARmax": 39.5}]
+    assert _title("ARmax", metrics) == "AR200/100"
+    assert _title("ARmax", metrics[:1]) == "AR200"
     assert _title("ARmax", [{}]) == "ARmax"

@@ -1,4 +1,4 @@
-"""The page says what is in a run, loads nothing, and takes names for what they are: text."""
+"""The page shows what a run contains, loads nothing, and treats names as text."""
 
 import html.parser
 import json
@@ -18,7 +18,7 @@ MORE = [*FOUND, (1, 2, [35.0, 35, 20, 20], 0.85), (2, 1, [10.0, 12, 30, 30], 0.7
 
 
 class Page(html.parser.HTMLParser):
-    """The text, the tags and the addresses of a page."""
+    """The text, the tags and the links of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -48,26 +48,26 @@ class Page(html.parser.HTMLParser):
 
 
 def report(*arguments: Any) -> Page:
-    """The page of the command's last argument, --output, or of its default."""
-    words = [str(a) for a in arguments]
-    assert main(["report", *words]) == 0
-    return Page(Path(words[words.index("--output") + 1]))
+    """Runs the command and returns the page that --output names."""
+    argv = [str(a) for a in arguments]
+    assert main(["report", *argv]) == 0
+    return Page(Path(argv[argv.index("--output") + 1]))
 
 
-def test_a_page_holds_all_it_shows_and_no_code(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_page_contains_everything_and_no_code(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("run", FOUND, objects=OBJECTS)
     page = report(run, "--output", tmp_path / "page.html")
     assert HOSTILE in page.text and "<script" not in page.source
-    assert "49" not in page.text.replace(str(tmp_path), "")  # of the hostile name's 7*7
+    assert "49" not in page.text.replace(str(tmp_path), "")  # the result of 7*7 in the hostile name
     assert "script" not in page.tags and "iframe" not in page.tags
     assert all(a.startswith(("data:", "#")) for a in page.addresses)
     assert not re.search(r"url\(|@import|https?://", page.source)
     assert page.tags.count("img") > 8 and all(page.alts)
-    # A plot's own text is escaped as well: it is a picture of its own, in base64.
+    # Text in plots is inside images, in base64.
     assert "$\\frac" in page.text
 
 
-def test_without_figures_log_and_images_a_page_says_so(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_page_names_missing_metrics_logs_and_images(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("run", FOUND, objects=OBJECTS, files=("gone/a.png", "../b.png"))
     (run / "inference/mine_val/evaluation.json").write_text(
         json.dumps({"json_file": str(tmp_path / "val.json")})
@@ -75,10 +75,10 @@ def test_without_figures_log_and_images_a_page_says_so(make_run: MakeRun, tmp_pa
     page = report(run, "--output", tmp_path / "page.html")
     for sentence in (
         "There is no metrics.json or summary.csv beside the detections",
-        "There are no figures by class",
+        "There are no metrics by class",
         "There is no metrics.json with losses in the run's folder",
-        "The evaluation has left no speed.",
-        "The evaluation has noted no versions.",
+        "The evaluation did not record its speed.",
+        "The evaluation did not record its versions.",
         "There is no config.yaml in the run's folder.",
         "Not shown, because the image is not in",
         "../b.png, gone/a.png",
@@ -86,61 +86,61 @@ def test_without_figures_log_and_images_a_page_says_so(make_run: MakeRun, tmp_pa
         assert sentence in page.text
 
 
-def test_missing_figures_and_limits_are_explained(make_run: MakeRun, tmp_path: Path) -> None:
+def test_nan_and_limits_are_explained(make_run: MakeRun, tmp_path: Path) -> None:
     objects = [(1, 1, [5.0 * i, 0, 4, 4]) for i in range(10)]
     run = make_run("run", [(1, 1, [0.0, 0, 4, 4], 0.9)], objects=objects, limit=8)
     metrics = {"segm": {"AP": 1.0, "APs": 1.0, "APm": -1, "APl": float("nan")}}
     (run / "inference/mine_val/metrics.json").write_text(json.dumps(metrics))
     page = report(run, "--output", tmp_path / "page.html")
     for sentence in (
-        "APm is nan: the ground truth has no object that is medium",
-        "APl is nan: the ground truth has no object that is large",
+        "APm is nan: the ground truth has no medium objects",
+        "APl is nan: the ground truth has no large objects",
         f"AP is nan for {HOSTILE}: the ground truth has no object of this class",
-        "1 image has more than 8 objects, and TEST.DETECTIONS_PER_IMAGE lets 8 be found: "
-        "recall ends at 80.0 %, and AP is stuck below that. Set it to 10 or more",
+        "1 image has more than 8 objects, but TEST.DETECTIONS_PER_IMAGE allows only 8 detections: "
+        "recall cannot exceed 80.0 %, which limits AP too. Set it to 10 or more",
         "There is no boundary AP",
     ):
         assert sentence in page.text
     assert "APs is nan" not in page.text
 
 
-def test_nothing_there_and_nothing_found(make_run: MakeRun, tmp_path: Path) -> None:
+def test_no_objects_and_no_detections(make_run: MakeRun, tmp_path: Path) -> None:
     page = report(make_run("run", [], objects=[]), "--output", tmp_path / "page.html")
-    assert "Every AP is nan: the ground truth has no objects at all." in page.text
+    assert "Every AP is nan: the ground truth has no objects." in page.text
     assert "The model found nothing" in page.text
-    assert "There is no image with objects or detections." in page.text
-    for words in ("of what is found is right", "of what is there is found", "score threshold for"):
-        assert words not in page.text
-    # What is found where nothing is, is wrong, and there is nothing to find.
+    assert "No image has objects or detections." in page.text
+    for phrase in ("of the detections are right", "of the objects are found", "score threshold of"):
+        assert phrase not in page.text
+    # Without objects, all detections are wrong and there is no recall.
     page = report(make_run("wrong", FOUND, objects=[]), "--output", tmp_path / "wrong.html")
-    assert "of what is found is right" in page.text
-    assert "of what is there is found" not in page.text
+    assert "of the detections are right" in page.text
+    assert "of the objects are found" not in page.text
 
 
-def test_objects_of_which_none_is_found(make_run: MakeRun, tmp_path: Path) -> None:
+def test_objects_without_detections(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("run", [], objects=OBJECTS)
     page = report(run, "--output", tmp_path / "page.html")
     assert "The model found nothing, so AP is 0" in page.text
     assert "2 objects, 2 missed" in " ".join(filter(None, page.alts))
-    assert "nothing was found there" in page.text
-    for words in ("of what is found is right", "of what is there is found", "score threshold for"):
-        assert words not in page.text
-    assert "nothing was found" in page.text.partition("Calibration")[2].partition("Images")[0]
+    assert "no detection there" in page.text
+    for phrase in ("of the detections are right", "of the objects are found", "score threshold of"):
+        assert phrase not in page.text
+    assert "no detections" in page.text.partition("Calibration")[2].partition("Images")[0]
     assert "Best images" not in page.text
     better = make_run("better", FOUND, objects=OBJECTS)
     both = report(run, better, "--output", tmp_path / "both.html")
-    assert "It finds 1 object that run does not, and no longer finds 0." in both.text
+    assert "It finds 1 object that run misses, and misses 0 that run finds." in both.text
 
 
 def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
     before = make_run("before", FOUND, objects=OBJECTS)
     after = make_run("after", MORE, objects=OBJECTS)
     page = report(before, after, "--output", tmp_path / "page.html")
-    assert "after is better on 2 images, worse on 0, and as good on 0." in page.text
-    assert "It finds 2 objects that before does not, and no longer finds 0." in page.text
+    assert "Of 2 images, after is better on 2, worse on 0, and equal on 0." in page.text
+    assert "It finds 2 objects that before misses, and misses 0 that before finds." in page.text
     assert "No image got worse." in page.text
-    # a.png, at the threshold 0.9: 1 right of 1 found and 2 there, 1 / 1.5; then, at 0.7, 2 right of
-    # 3 found: 2 / 2.5. b.png: nothing; then an IoU of 28 / 32.
+    # a.png, before (threshold 0.9): 1 right of 1 detection, 2 objects: 1 / 1.5. After (0.7): 2
+    # right of 3 detections: 2 / 2.5. b.png, before: no detection. After: an IoU of 28 / 32.
     assert "a.png 0.67 0.80 +0.13 1 0" in page.text
     assert "b.png 0.00 0.88 +0.88 1 0" in page.text
     assert "Keys that differ" in page.text and "SEED 2 4" in page.text
@@ -149,7 +149,7 @@ def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
     assert "No image improved." in back.text and "+0.13" not in back.text
 
 
-def test_the_figures_are_those_of_the_evaluation(
+def test_the_metrics_are_those_of_the_evaluation(
     trained: Path, shapes: Path, tmp_path: Path
 ) -> None:
     page = report(trained, "--output", tmp_path / "page.html")
@@ -158,7 +158,7 @@ def test_the_figures_are_those_of_the_evaluation(
     for word in (
         "circle",
         "triangle",
-        "images a second",
+        "images per second",
         "shapes_train",
         "torchvision",
         "MAX_ITER",
@@ -169,12 +169,12 @@ def test_the_figures_are_those_of_the_evaluation(
 def test_a_page_of_many_large_images_stays_small(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mask_rcnn_tools.report.pictures.MOST_BYTES", 1500)
+    monkeypatch.setattr("mask_rcnn_tools.report.pictures.MAX_BYTES", 1500)
     page = report(make_run("run", MORE, objects=OBJECTS), "--output", tmp_path / "page.html")
     assert "Some pictures are left out to keep the page below 20 MB." in page.text
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+def error_line(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     assert main(["report", *map(str, arguments)]) == 2
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("error: ")]
@@ -182,51 +182,51 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     return lines[0]
 
 
-def test_mistakes_are_one_line(
+def test_user_errors_are_one_line(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run("run", FOUND, objects=OBJECTS)
     other = make_run("other", FOUND, objects=OBJECTS[:2], ground_truth="other")
-    taken = tmp_path / "letter.html"
-    taken.write_text("Dear Sir")
+    letter = tmp_path / "letter.html"
+    letter.write_text("Dear Sir")
     folder = run / "inference/mine_val"
-    assert "there is no run" in refused(capsys, tmp_path / "none")
-    assert "was not evaluated on 'mine_vla'; did you mean 'mine_val'?" in refused(
+    assert "there is no run" in error_line(capsys, tmp_path / "none")
+    assert "was not evaluated on 'mine_vla'; did you mean 'mine_val'?" in error_line(
         capsys, run, "--data", "mine_vla"
     )
-    assert "has no inference/" in refused(capsys, tmp_path / "images")
-    assert "whose images, classes or objects differ" in refused(capsys, run, other)
-    assert "are the same folder" in refused(capsys, run, run)
-    assert "is no report" in refused(capsys, run, "--output", taken)
-    assert taken.read_text() == "Dear Sir"
-    assert "name a file in a folder that exists" in refused(
+    assert "has no inference/" in error_line(capsys, tmp_path / "images")
+    assert "differ in images, classes or objects" in error_line(capsys, run, other)
+    assert "are the same folder" in error_line(capsys, run, run)
+    assert "is not a report" in error_line(capsys, run, "--output", letter)
+    assert letter.read_text() == "Dear Sir"
+    assert "choose a file in an existing folder" in error_line(
         capsys, run, "--output", tmp_path / "no" / "page.html"
     )
     missing = tmp_path / "gone"
-    assert "is no folder" in refused(capsys, run, "--image-root", missing)
-    # Before anything is read, which may take long.
-    assert "a folder that exists" in refused(capsys, missing, "--output", missing / "page.html")
-    assert "whole number of at least 1" in refused(capsys, run, "--images", "0")
-    assert "100 at most" in refused(capsys, run, "--images", "101")
+    assert "is not a folder" in error_line(capsys, run, "--image-root", missing)
+    # Before anything is read.
+    assert "an existing folder" in error_line(capsys, missing, "--output", missing / "page.html")
+    assert "whole number of at least 1" in error_line(capsys, run, "--images", "0")
+    assert "at most 100" in error_line(capsys, run, "--images", "101")
     results = json.loads((folder / "coco_instances_results.json").read_text())
-    for key, value, words in (
-        ("score", float("nan"), "no finite number"),
-        ("bbox", [1, 2], "no finite number"),
+    for key, value, message in (
+        ("score", float("nan"), "not a finite number"),
+        ("bbox", [1, 2], "not a finite number"),
         ("segmentation", {"size": [64, 64], "counts": "zzzz"}, "RLE"),
-        ("segmentation", [[1, 2, 3]], "no run length encoding"),
+        ("segmentation", [[1, 2, 3]], "not a run-length encoding"),
     ):
         broken = [{**results[0], key: value}]
         (folder / "coco_instances_results.json").write_text(json.dumps(broken))
-        assert words in refused(capsys, run)
+        assert message in error_line(capsys, run)
     (folder / "coco_instances_results.json").write_text("[{")
-    assert "cannot read the detections" in refused(capsys, run)
+    assert "cannot read the detections" in error_line(capsys, run)
     (tmp_path / "val.json").unlink()
-    assert "is not there: give --json-file" in refused(capsys, run)
+    assert "is missing: give --json-file" in error_line(capsys, run)
     (folder / "evaluation.json").unlink()
-    assert "does not say what it was evaluated on" in refused(capsys, run)
+    assert "does not say which data it was evaluated on" in error_line(capsys, run)
 
 
-def test_a_page_is_written_over_and_goes_into_the_runs_folder(
+def test_the_default_page_is_in_the_runs_folder_and_is_overwritten(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run("run", FOUND, objects=OBJECTS)
@@ -236,16 +236,16 @@ def test_a_page_is_written_over_and_goes_into_the_runs_folder(
     assert [p.name for p in run.glob("*.html*")] == ["report_mine_val.html"]
 
 
-def test_pictures_show_what_was_missed_and_what_is_wrong(make_run: MakeRun) -> None:
+def test_pictures_show_missed_objects_and_wrong_detections(make_run: MakeRun) -> None:
     import base64
 
     import cv2
 
-    from mask_rcnn_tools.report.pictures import MISSED, RIGHT, WRONG, Pictures
+    from mask_rcnn_tools.report.pictures import MISSED_COLOR, RIGHT_COLOR, WRONG_COLOR, Pictures
     from mask_rcnn_tools.report.run import read_run
 
     folder = make_run("run", FOUND, objects=OBJECTS)
-    run = read_run(folder, label="run", data_set=None, json_file=None, image_root=None)
+    run = read_run(folder, label="run")
     pictures = Pictures()
     grey = 60
     # A wrong detection around a small object, and a missed object around a small detection.
@@ -257,9 +257,6 @@ def test_pictures_show_what_was_missed_and_what_is_wrong(make_run: MakeRun) -> N
             ground_truth="about",
         ),
         label="about",
-        data_set=None,
-        json_file=None,
-        image_root=None,
     )
 
     def mean_of(picture: Any, box: list[float]) -> np.ndarray:
@@ -273,26 +270,26 @@ def test_pictures_show_what_was_missed_and_what_is_wrong(make_run: MakeRun) -> N
     def tinted(color: tuple[int, int, int]) -> Any:
         return pytest.approx(0.4 * np.array(color) + 0.6 * grey, abs=8)
 
-    there, found = pictures.truth(run, 0, 0.5), pictures.found(run, 0, 0.5)
-    assert mean_of(there, OBJECTS[0][2]) == tinted(RIGHT)
-    assert mean_of(there, OBJECTS[1][2]) == tinted(MISSED)
-    assert mean_of(found, OBJECTS[0][2]) == tinted(RIGHT)
-    assert mean_of(found, OBJECTS[1][2]) == tinted(WRONG)
-    assert there.text == "2 objects, 1 missed" and found.text == "2 found, 1 wrong"
-    # What a picture is about lies over what is around it.
-    assert mean_of(pictures.detection(about, 0), [12, 12, 20, 20]) == tinted(WRONG)
+    truth, detections = pictures.truth(run, 0, 0.5), pictures.detections(run, 0, 0.5)
+    assert mean_of(truth, OBJECTS[0][2]) == tinted(RIGHT_COLOR)
+    assert mean_of(truth, OBJECTS[1][2]) == tinted(MISSED_COLOR)
+    assert mean_of(detections, OBJECTS[0][2]) == tinted(RIGHT_COLOR)
+    assert mean_of(detections, OBJECTS[1][2]) == tinted(WRONG_COLOR)
+    assert truth.text == "2 objects, 1 missed" and detections.text == "2 detections, 1 wrong"
+    # The subject of a picture is drawn over its surroundings.
+    assert mean_of(pictures.mistake(about, 0), [12, 12, 20, 20]) == tinted(WRONG_COLOR)
     missed = pictures.missed(about, 1, 0.5)
     grey = 140
-    assert mean_of(missed, [22, 22, 6, 6]) == tinted(MISSED)
+    assert mean_of(missed, [22, 22, 6, 6]) == tinted(MISSED_COLOR)
 
 
-def test_of_images_as_bad_the_one_with_more_objects_comes_first(
+def test_of_equally_bad_images_the_one_with_more_objects_comes_first(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
     files = ("a.png", "b.png", "c.png", "d.png")
     objects = [(i, 1, [20.0 * k, 5, 15, 15]) for i in (1, 2, 3, 4) for k in range(1 + (i % 2 == 0))]
-    found = [(i, 1, box, 0.9) for i, _, box in objects if i > 2]
-    run = make_run("run", found, objects=objects, files=files)
+    detections = [(i, 1, box, 0.9) for i, _, box in objects if i > 2]
+    run = make_run("run", detections, objects=objects, files=files)
     page = report(run, "--output", tmp_path / "page.html")
     names = re.findall(r"(\w\.png) quality ([\d.]+)", page.text)
     assert names == [("b.png", "0.00"), ("a.png", "0.00"), ("d.png", "1.00"), ("c.png", "1.00")]

@@ -1,4 +1,4 @@
-"""The parts of what is missing from AP50, on a case worked out by hand."""
+"""Error types, thresholds, calibration and confusion, on a case calculated by hand."""
 
 import math
 from typing import Any
@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
-from mask_rcnn_tools.report.analysis import (
-    analyse,
+from mask_rcnn_tools.report.matching import analyse
+from mask_rcnn_tools.report.metrics import (
     best_threshold,
     calibrate,
     confusion_matrix,
     image_quality,
     split_errors,
 )
-from tests.tools.report.test_findings import random_case
-
-Place = tuple[str, int]
+from tests.tools.report.test_matching import random_case
 
 
-def case(objects: list[Place], found: list[tuple[str, float, float]], kinds: str) -> Any:
-    """Boxes of 10 x 10 on one line: objects (class, x), detections (class, x, score)."""
+def case(
+    objects: list[tuple[str, int]], detections: list[tuple[str, float, float]], kinds: str
+) -> Any:
+    """Boxes of 10 x 10 in a row: objects (class, x), detections (class, x, score)."""
     truth = {
         "images": [{"id": 1, "height": 20, "width": 1000}],
         "categories": [{"id": i, "name": k} for i, k in enumerate(kinds)],
@@ -32,12 +32,12 @@ def case(objects: list[Place], found: list[tuple[str, float, float]], kinds: str
     }
     results = [
         {"image_id": 1, "category_id": kinds.index(k), "bbox": [x, 0, 10, 10], "score": score}
-        for k, x, score in found
+        for k, x, score in detections
     ]
     return analyse(truth, results, max_dets=100)
 
 
-# Six classes; a box moved by 5 has an IoU of 1/3 with the one it was.
+# Six classes. A box and its copy moved by 5 have an IoU of 1/3.
 OBJECTS = [
     *(("a", 0), ("a", 50)),
     ("b", 100),
@@ -46,98 +46,99 @@ OBJECTS = [
     ("e", 250),
     *(("f", 300), ("f", 350)),
 ]
-FOUND = [
+DETECTIONS = [
     ("a", 0, 0.9),  # right
-    ("b", 50, 0.8),  # class error, about the second a
-    ("b", 105, 0.7),  # location error, about b
-    # nothing is about c: missed
+    ("b", 50, 0.8),  # class error, at the second a
+    ("b", 105, 0.7),  # location error, near b
+    # no detection near c: missed
     ("d", 900, 0.9),  # background
     ("d", 200, 0.8),  # right
-    ("e", 155, 0.9),  # both: of another class than c, and badly placed
+    ("e", 155, 0.9),  # both: another class than c, and badly placed
     ("e", 250, 0.8),  # right
     ("f", 300, 0.9),  # right
     ("f", 300, 0.8),  # duplicate
     ("f", 350, 0.7),  # right
 ]
-# Recall of a half reaches 51 of the 101 recall levels.
+# A recall of a half reaches 51 of the 101 recall levels.
 HALF = 51 / 101
 
 
-def test_parts_add_up_to_what_ap50_lacks_on_a_case_worked_out_by_hand() -> None:
-    split = split_errors(case(OBJECTS, FOUND, "abcdef"), "bbox")
+def test_parts_add_up_to_100_minus_ap50_in_a_case_calculated_by_hand() -> None:
+    split = split_errors(case(OBJECTS, DETECTIONS, "abcdef"), "bbox")
     assert set(split.counts.values()) == {1}
-    # a: one of two found. b: two wrong ones. c: none. d, e: the second of two is right.
-    # f: precision is 1 up to a half, then 2/3.
+    # a: one of two is found. b: two wrong detections. c: no detection. d, e: the second of two
+    # detections is right. f: precision is 1 up to a half, then 2/3.
     f = HALF + (1 - HALF) * 2 / 3
     assert split.ap50 == pytest.approx(100 * (HALF + 0 + 0 + 0.5 + 0.5 + f) / 6)
 
     # Class and location errors meet in b. Sums of the APs of a and b:
     none = HALF
-    class_mended = 1 + 0  # a finds both, b has a wrong detection left
-    location_mended = HALF + 0.5  # in b, the class error at 0.8 stands before the right one at 0.7
-    both_mended = 2
-    class_part = ((class_mended - none) + (both_mended - location_mended)) / 2
-    location_part = ((location_mended - none) + (both_mended - class_mended)) / 2
+    class_fixed = 1 + 0  # both a are found, b still has a wrong detection
+    location_fixed = HALF + 0.5  # b: the class error has a higher score than the right detection
+    both_fixed = 2
+    class_part = ((class_fixed - none) + (both_fixed - location_fixed)) / 2
+    location_part = ((location_fixed - none) + (both_fixed - class_fixed)) / 2
     expected = {
         "class": class_part,
         "location": location_part,
         "both": 0.5,  # e is 1 without it
         "duplicate": 1 - f,
         "background": 0.5,  # d is 1 without it
-        "missed": 1,  # without c's object, there is nothing to find and nothing found
+        "missed": 1,  # without its object, c has no objects and no detections
     }
     assert split.parts == pytest.approx({k: 100 * v / 6 for k, v in expected.items()})
     assert sum(split.parts.values()) == pytest.approx(100 - split.ap50, abs=1e-9)
-    # TIDE's dAP does not add up.
-    alone = {**expected, "class": class_mended - none, "location": location_mended - none}
-    assert split.alone == pytest.approx({k: 100 * v / 6 for k, v in alone.items()})
-    assert sum(split.alone.values()) < 100 - split.ap50 - 5
+    # The dAP of TIDE do not add up.
+    gains = {**expected, "class": class_fixed - none, "location": location_fixed - none}
+    assert split.gains == pytest.approx({k: 100 * v / 6 for k, v in gains.items()})
+    assert sum(split.gains.values()) < 100 - split.ap50 - 5
 
 
-def test_of_several_errors_about_an_object_the_best_score_makes_it_right() -> None:
-    # The location error at 0.9 mended is right; the one at 0.6 is taken away, not a second hit.
-    findings = case([("a", 0), ("a", 50)], [("a", 5, 0.9), ("a", 4, 0.6), ("a", 50, 0.5)], "a")
-    split = split_errors(findings, "bbox")
+def test_fixing_several_errors_of_an_object_makes_the_best_score_right() -> None:
+    # Fixed, the location error at 0.9 is right; the one at 0.6 is removed, not a second hit.
+    analysis = case([("a", 0), ("a", 50)], [("a", 5, 0.9), ("a", 4, 0.6), ("a", 50, 0.5)], "a")
+    split = split_errors(analysis, "bbox")
     assert split.counts["location"] == 2
-    # Two wrong before the right one: precision 1/3 up to a recall of a half.
+    # Two wrong detections, then a right one: precision 1/3 up to a recall of a half.
     assert split.ap50 == pytest.approx(100 * HALF / 3)
-    assert split.alone["location"] == pytest.approx(100 - split.ap50)
+    assert split.gains["location"] == pytest.approx(100 - split.ap50)
 
 
-def test_an_error_about_an_object_that_is_found_is_taken_away() -> None:
-    findings = case([("a", 0), ("b", 50)], [("b", 0, 0.9), ("a", 0, 0.8), ("b", 50, 0.7)], "ab")
-    split = split_errors(findings, "bbox")
+def test_fixing_an_error_at_a_matched_object_removes_the_detection() -> None:
+    analysis = case([("a", 0), ("b", 50)], [("b", 0, 0.9), ("a", 0, 0.8), ("b", 50, 0.7)], "ab")
+    split = split_errors(analysis, "bbox")
     assert split.counts["class"] == 1 and split.counts["missed"] == 0
     assert split.parts["class"] == pytest.approx(100 - split.ap50) == pytest.approx(25)
 
 
-def test_an_object_that_is_found_is_not_found_once_more_by_what_is_mended() -> None:
-    findings = case(
+def test_fixing_an_error_at_a_matched_object_adds_no_second_match() -> None:
+    analysis = case(
         [("a", 0), ("a", 90), ("b", 50)], [("b", 0, 0.9), ("a", 0, 0.8), ("b", 50, 0.7)], "ab"
     )
-    split = split_errors(findings, "bbox")
+    split = split_errors(analysis, "bbox")
     assert split.ap50 == pytest.approx(100 * (HALF + 0.5) / 2)
-    # b is 1 then; of the two a there is still one alone.
-    assert split.alone["class"] == pytest.approx(25)
+    # The AP of b is then 1; still only one a is found.
+    assert split.gains["class"] == pytest.approx(25)
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 @pytest.mark.parametrize("seed", range(4))
-def test_parts_add_up_whatever_there_is(seed: int, task: str) -> None:
+def test_parts_add_up_for_random_cases(seed: int, task: str) -> None:
     split = split_errors(analyse(*random_case(seed), max_dets=100), task)
     assert sum(split.parts.values()) == pytest.approx(100 - split.ap50, abs=1e-9)
 
 
-def test_nothing_there_and_nothing_found() -> None:
+def test_no_objects_and_no_detections() -> None:
     assert math.isnan(split_errors(case([], [("a", 0, 0.9)], "a"), "bbox").ap50)
     split = split_errors(case([("a", 0)], [], "a"), "bbox")
     assert (split.ap50, split.parts["missed"]) == pytest.approx((0, 100))
 
 
-def test_the_threshold_is_where_f1_is_highest() -> None:
-    findings = case(OBJECTS, FOUND, "abcdef")
-    # 0.7: 5 of 10 are right and 8 there: F1 10/18. 0.8: 4 of 8: 8/16. 0.9: 2 of 4: 4/12.
-    score, precision, recall, f1 = best_threshold(findings, "bbox")
+def test_best_threshold_has_the_highest_f1() -> None:
+    analysis = case(OBJECTS, DETECTIONS, "abcdef")
+    # 8 objects. At 0.7, 5 of 10 detections are right: F1 10/18. At 0.8, 4 of 8: 8/16. At 0.9, 2 of
+    # 4: 4/12.
+    score, precision, recall, f1 = best_threshold(analysis, "bbox")
     assert (score, precision, recall, f1) == pytest.approx((0.7, 5 / 10, 5 / 8, 10 / 18))
     score, precision, recall, f1 = best_threshold(case([("a", 0)], [], "a"), "bbox")
     assert (score, recall, f1) == (0.5, 0.0, 0.0) and math.isnan(precision)
@@ -146,25 +147,25 @@ def test_the_threshold_is_where_f1_is_highest() -> None:
 
 
 def test_confusion_counts_each_object_and_each_detection_once() -> None:
-    matrix = confusion_matrix(case(OBJECTS, FOUND, "abcdef"), "bbox", 0.75)
+    matrix = confusion_matrix(case(OBJECTS, DETECTIONS, "abcdef"), "bbox", 0.75)
     expected = np.zeros((7, 7), int)
     expected[0, 0] = expected[3, 3] = expected[4, 4] = expected[5, 5] = 1
-    expected[0, 1] = 1  # an a was called b
-    expected[6, 3] = expected[6, 4] = expected[6, 5] = 1  # d and e of nothing, f twice
-    expected[1, 6] = expected[2, 6] = expected[5, 6] = 1  # b, c and an f (score 0.7) were missed
+    expected[0, 1] = 1  # an a detected as b
+    expected[6, 3] = expected[6, 4] = expected[6, 5] = 1  # background d, e at c, f twice
+    expected[1, 6] = expected[2, 6] = expected[5, 6] = 1  # b, c and an f (score 0.7) are missed
     assert matrix.tolist() == expected.tolist()
 
 
-def test_quality_is_panoptic_quality() -> None:
-    findings = case(OBJECTS, FOUND, "abcdef")
+def test_image_quality_is_panoptic_quality() -> None:
+    analysis = case(OBJECTS, DETECTIONS, "abcdef")
     # At 0.75: 4 right with IoU 1, 4 wrong, 4 missed.
-    quality = image_quality(findings, findings.tasks["bbox"], 0.75)
+    quality = image_quality(analysis, "bbox", 0.75)
     assert quality == pytest.approx([4 / (4 + 4 / 2 + 4 / 2)])
     empty = case([], [], "a")
-    assert np.isnan(image_quality(empty, empty.tasks["bbox"], 0.5)).all()
+    assert np.isnan(image_quality(empty, "bbox", 0.5)).all()
 
 
-def test_calibration_by_hand() -> None:
+def test_calibration_calculated_by_hand() -> None:
     scores = np.array([0.95, 0.91, 0.99, 0.15, 0.0, 1.0])
     right = np.array([True, False, True, False, False, True])
     result = calibrate(scores, right)

@@ -1,4 +1,4 @@
-"""The matches are COCO's; each wrong detection has the error that TIDE gives it."""
+"""Matches equal COCO's; each wrong detection has the error type that TIDE defines."""
 
 import contextlib
 import copy
@@ -15,9 +15,8 @@ from pycocotools.cocoeval import COCOeval
 
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.report.analysis import analyse, average_precisions, read_results
-from mask_rcnn_tools.report.analysis import results_file as results_module
-from mask_rcnn_tools.report.analysis.matching import (
+from mask_rcnn_tools.report import run as run_module
+from mask_rcnn_tools.report.matching import (
     BACKGROUND,
     BOTH,
     CLASS,
@@ -25,8 +24,11 @@ from mask_rcnn_tools.report.analysis.matching import (
     IGNORED,
     LOCATION,
     RIGHT,
+    analyse,
     match,
 )
+from mask_rcnn_tools.report.metrics import class_curves
+from mask_rcnn_tools.report.run import read_results
 
 SIDE = 120
 
@@ -40,7 +42,7 @@ def ellipse(box: Any) -> dict[str, Any]:
 
 
 def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Objects of three classes, one of which is rare, crowds, ties, strays and copies."""
+    """Three classes, one of them rare; crowds, equal scores, stray and duplicate boxes."""
     rng = np.random.default_rng(seed)
     truth: dict[str, Any] = {
         "images": [{"id": i, "height": SIDE, "width": SIDE} for i in (7, 3, 5)],
@@ -58,12 +60,12 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             truth["annotations"].append(annotation)
             for _ in range(int(rng.integers(0, 4))):
                 moved = (np.array(box) + rng.normal(0, 3, 4)).clip(4, 100).round().tolist()
-                found = kind if rng.random() < 0.8 else 2
+                detected = kind if rng.random() < 0.8 else 2
                 score = round(float(rng.random()), 1)
                 results.append(
                     {
                         "image_id": image,
-                        "category_id": found,
+                        "category_id": detected,
                         "bbox": moved,
                         "score": score,
                         "segmentation": ellipse(moved),
@@ -74,50 +76,50 @@ def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_average_precision_is_cocos(seed: int, task: str) -> None:
+def test_average_precision_equals_cocos(seed: int, task: str) -> None:
     truth, results = random_case(seed)
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = copy.deepcopy(truth)
         coco.createIndex()
-        found = [
+        detections = [
             {k: v for k, v in d.items() if task == "bbox" or k != "bbox"}
             for d in copy.deepcopy(results)
         ]
-        expected = COCOeval(coco, coco.loadRes(found), task)
+        expected = COCOeval(coco, coco.loadRes(detections), task)
         expected.params.maxDets = [1, 2, 5]
         expected.evaluate()
         expected.accumulate()
     precision = expected.eval["precision"][..., 0, -1]  # T x S x K
     expected_ap = np.where(precision[0, 0] > -1, precision.mean(axis=1), np.nan).T
-    actual = average_precisions(analyse(truth, results, max_dets=5), task)
+    actual = class_curves(analyse(truth, results, max_dets=5), task).mean(axis=2)
     np.testing.assert_allclose(actual, expected_ap, atol=1e-12)
 
 
-def test_each_error_has_the_first_name_that_applies() -> None:
+def test_each_error_has_the_first_type_that_applies() -> None:
     #   objects: class 0, class 1, and a crowd of class 0
     ious = np.array(
         [
             [0.9, 0.0, 0.0],  # class 0: right
-            [0.6, 0.0, 0.0],  # class 0: the object is taken
-            [0.4, 0.7, 0.0],  # class 0: badly placed, though well on an object of another class
-            [0.0, 0.5, 0.0],  # class 0: well on an object of another class
-            [0.0, 0.3, 0.0],  # class 0: near it
-            [0.1, 0.0, 0.0],  # class 2: hardly near anything
+            [0.6, 0.0, 0.0],  # class 0: the object already has a match
+            [0.4, 0.7, 0.0],  # class 0: badly placed, although well placed for another class
+            [0.0, 0.5, 0.0],  # class 0: well placed, but the object has another class
+            [0.0, 0.3, 0.0],  # class 0: near that object
+            [0.1, 0.0, 0.0],  # class 2: too far from any object
             [0.0, 0.0, 0.8],  # class 0: in a crowd of its class
-            [0.0, 0.0, 0.8],  # class 1: in a crowd of another class, which is no object
+            [0.0, 0.0, 0.8],  # class 1: in a crowd of another class, which does not count
         ]
     )
     classes = np.array([0, 0, 0, 0, 0, 2, 0, 1])
-    found = match(ious, classes, np.array([0, 1, 0]), np.array([False, False, True]))
+    matches = match(ious, classes, np.array([0, 1, 0]), np.array([False, False, True]))
     names = [RIGHT, DUPLICATE, LOCATION, CLASS, BOTH, BACKGROUND, IGNORED, BACKGROUND]
-    assert found.errors.tolist() == names
-    assert found.targets.tolist() == [-1, -1, 0, 1, -1, -1, -1, -1]
-    assert found.objects.tolist() == [0, *[-1] * 7] and found.ious[0] == 0.9
-    assert found.right[0].tolist() == [True] * 9 + [False]
+    assert matches.errors.tolist() == names
+    assert matches.targets.tolist() == [-1, -1, 0, 1, -1, -1, -1, -1]
+    assert matches.objects.tolist() == [0, *[-1] * 7] and matches.ious[0] == 0.9
+    assert matches.right[0].tolist() == [True] * 9 + [False]
 
 
-def test_without_objects_everything_is_background_and_without_detections_nothing() -> None:
+def test_without_objects_all_errors_are_background() -> None:
     none = np.zeros(0, int)
     assert match(np.zeros((2, 0)), np.zeros(2, int), none, none.astype(bool)).errors.tolist() == [
         BACKGROUND,
@@ -126,22 +128,22 @@ def test_without_objects_everything_is_background_and_without_detections_nothing
     assert len(match(np.zeros((0, 2)), none, np.zeros(2, int), np.zeros(2, bool)).errors) == 0
 
 
-@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000])
-def test_results_are_read_a_piece_at_a_time(
-    tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])
+def test_results_are_read_in_chunks(
+    tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(results_module, "_PIECE", piece)
+    monkeypatch.setattr(run_module, "_CHUNK", chunk)
     path = tmp_path / "results.json"
     entries = [{"score": 1e-05, "name": 'a"],{'}, {}, {"x": [1, [2]], "y": {"z": None}}]
     for text in (json.dumps(entries), json.dumps(entries, indent=2) + "\n"):
         path.write_text(text)
-        assert [entry for entry, _ in read_results(path)] == entries
+        assert list(read_results(path)) == entries
     path.write_text(" [ ] ")
     assert list(read_results(path)) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[", '[{"a": 1}', '[{"a": 1', "[1]", '[{"a": nul}]'])
-def test_what_is_no_list_of_detections_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_malformed_list_of_detections_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"cannot read the detections in .*results\.json"):

@@ -1,0 +1,306 @@
+"""The report's notes, as sentences, and its tables, as rows of cells."""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mask_rcnn_tools.report.matching import RIGHT, Array
+from mask_rcnn_tools.report.metrics import Calibration, ErrorSplit
+from mask_rcnn_tools.report.run import Run
+
+KINDS = {"bbox": "boxes", "segm": "masks", "boundary": "boundaries", "keypoints": "keypoints"}
+ERROR_TEXTS = {
+    "class": "at the place of an object, but of another class",
+    "location": "of the right class, but with an IoU of only 0.1 to 0.5",
+    "both": "near an object, but of another class and badly placed",
+    "duplicate": "one more detection of an object that already has a match",
+    "background": "at a place without any object",
+    "missed": "an object without a right detection, class error or location error",
+}
+_SIZES = {
+    "s": "small objects (below 32 x 32 pixels)",
+    "m": "medium objects (from 32 x 32 to 96 x 96 pixels)",
+    "l": "large objects (above 96 x 96 pixels)",
+}
+_METRICS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "ARmax", "ARs", "ARm", "ARl"),
+)
+_MAX_PAIRS = 20
+
+
+def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str]:
+    """What a reader of the metrics has to know: missing metrics, limits, habits of the model.
+
+    Args:
+        run: the run.
+        split, calibration: for the main task.
+    """
+    analysis, errors = run.analysis, run.analysis.tasks[run.analysis.main_task].errors
+    yield from _missing_metrics(run)
+    if not len(analysis.detections):
+        yield (
+            "The model found nothing, so AP is 0 for each class that has objects. Train longer, or "
+            "lower MODEL.ROI_HEADS.SCORE_THRESH_TEST."
+        )
+    elif len(analysis.truth) and not (errors == RIGHT).any():
+        yield (
+            "No detection is right at IoU 0.5. Check that the classes and the scale of the images "
+            "are those of the training."
+        )
+    if run.limit >= 0:
+        yield from _detection_limit(run)
+    if not math.isnan(split.ap50) and split.ap50 < 99.95:
+        worst = max(split.parts, key=lambda name: split.parts[name])
+        yield (
+            f"AP50 of {KINDS[analysis.main_task]} is {100 - split.ap50:.1f} below 100. The largest "
+            f"part, {split.parts[worst]:.1f}, is due to the error type {worst}: "
+            f"{ERROR_TEXTS[worst]}."
+        )
+    if abs(calibration.bias) > 0.05:
+        over = calibration.bias > 0
+        yield (
+            f"Scores are {'overconfident' if over else 'underconfident'}: on average "
+            f"{100 * abs(calibration.bias):.0f} percentage points {'above' if over else 'below'} "
+            "the share of detections that are right."
+        )
+
+
+def _missing_metrics(run: Run) -> Iterator[str]:
+    """Why an AP is nan, or -1 as pycocotools writes it."""
+    truth = run.analysis.truth
+    if truth.crowd.all():
+        what = "only crowds, which do not count" if len(truth) else "no objects"
+        yield f"Every AP is nan: the ground truth has {what}."
+        return
+    tasks = [run.metrics[t] for t in KINDS if isinstance(run.metrics.get(t), Mapping)]
+    for size, objects in _SIZES.items():
+        values = [task.get(f"AP{size}") for task in tasks]
+        if any(isinstance(v, int | float) and (math.isnan(v) or v < 0) for v in values):
+            yield f"AP{size} is nan: the ground truth has no {objects}."
+    present = set(truth.category[~truth.crowd].tolist())
+    absent = [name for k, name in enumerate(run.analysis.class_names) if k not in present]
+    if absent:
+        these, them = ("this class", "it") if len(absent) == 1 else ("these classes", "them")
+        yield (
+            f"AP is nan for {_listed(absent)}: the ground truth has no object of {these}. The mean "
+            f"over classes excludes {them}."
+        )
+    if "segm" in run.metrics and "boundary" not in run.metrics:
+        yield (
+            "There is no boundary AP: TEST.BOUNDARY_AP was False, the evaluation was made by "
+            "another version, or the ids in the data set are not natural numbers."
+        )
+    if "segm" not in run.analysis.tasks:
+        yield "There are no masks, so this page is only about boxes."
+
+
+def _detection_limit(run: Run) -> Iterator[str]:
+    """Whether TEST.DETECTIONS_PER_IMAGE lowers the metrics."""
+    limit, count = run.limit, len(run.analysis.images)
+    objects = run.analysis.truth.per_image(count)
+    detections = run.analysis.detections.per_image(count)
+    over = int((objects > limit).sum())
+    if over:
+        recall = 100 * float(np.minimum(objects, limit).sum()) / int(objects.sum())
+        yield (
+            f"{_images_have(over)} more than {limit} objects, but TEST.DETECTIONS_PER_IMAGE allows "
+            f"only {limit} detections: recall cannot exceed {recall:.1f} %, which limits AP too. "
+            f"Set it to {int(objects.max())} or more; the evaluation follows it beyond COCO's 100."
+        )
+    full = int(((detections >= limit) & (objects <= limit)).sum())
+    if full and full >= 0.05 * count and limit < 100:
+        yield (
+            f"{_images_have(full)} as many detections as TEST.DETECTIONS_PER_IMAGE allows ({limit})"
+            ". It removes detections with lower scores, which may lower AP: raise it."
+        )
+
+
+def _images_have(count: int) -> str:
+    return "1 image has" if count == 1 else f"{count} images have"
+
+
+def missing_pictures(missing: Collection[str], full: bool, image_root: Path) -> Iterator[str]:
+    """Why the page lacks some pictures."""
+    if missing:
+        yield (
+            f"Not shown, because the image is not in {image_root}, cannot be read or has another "
+            f"size than the json says: {_listed(sorted(missing))}. Name another folder with "
+            "--image-root."
+        )
+    if full:
+        yield "Some pictures are left out to keep the page below 20 MB."
+
+
+def _listed(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def number(value: Any, digits: int = 1) -> str:
+    """A metric as text; "-" if there is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return "-"
+    return "nan" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def change(before: Any, after: Any) -> str:
+    """The difference with its sign; "" if one of the values is missing."""
+    if not all(isinstance(v, int | float) and not math.isnan(v) for v in (before, after)):
+        return ""
+    difference = round(after - before, 1)
+    return f"{difference:+.1f}" if difference else "±0"
+
+
+def overall(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The overall metrics: of one run a table with a column per task, of two a table per task.
+
+    The last cell of each row of two runs is their difference.
+    """
+    tasks = {task: [_overall_metrics(run, task) for run in runs] for task in KINDS}
+    tasks = {task: metrics for task, metrics in tasks.items() if any(metrics)}
+    if len(runs) == 2:
+        labels = [run.label for run in runs]
+        return [_table(KINDS[t].capitalize(), labels, pair, True) for t, pair in tasks.items()]
+    columns = [KINDS[task] for task in tasks]
+    return [_table("", columns, [m for (m,) in tasks.values()], False)] if tasks else []
+
+
+def _overall_metrics(run: Run, task: str) -> Mapping[str, Any]:
+    rows = [r for r in run.summary if r["task"] == task and r["class_id"] == ""]
+    metrics = rows[0] if rows else run.metrics.get(task)
+    return metrics if isinstance(metrics, Mapping) else {}
+
+
+def _table(
+    title: str, columns: Sequence[str], metrics: Sequence[Mapping[str, Any]], with_change: bool
+) -> dict[str, Any]:
+    rows = []
+    for name in _METRICS:
+        values = [m.get(name) for m in metrics]
+        if any(value is not None for value in values):
+            cells = [number(value) for value in values]
+            rows.append((_title(name, metrics), cells + ([change(*values)] if with_change else [])))
+    return {"title": title, "columns": [*columns, *["change"] * with_change], "rows": rows}
+
+
+def _title(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
+    # Two runs may have different limits on detections; the title names both, in order.
+    limits = dict.fromkeys(int(m["max_dets"]) for m in metrics if m.get("max_dets"))
+    return f"AR{'/'.join(map(str, limits))}" if name == "ARmax" and limits else name
+
+
+def per_class(run: Run) -> list[dict[str, Any]]:
+    """A table per task: class, objects, detections, and all metrics."""
+    tables = []
+    for task, kind in KINDS.items():
+        metrics = run.metrics.get(task)
+        rows = [row for row in run.summary if row["task"] == task and row["class_id"] != ""]
+        if rows:
+            names = [n for n in _METRICS if any(not math.isnan(row[n]) for row in rows)]
+            columns = ["objects", "detections", *(_title(name, rows) for name in names)]
+            counts = [[str(row["objects"]), str(row["detections"])] for row in rows]
+            cells = [
+                (row["class"], count + [number(row[name]) for name in names])
+                for row, count in zip(rows, counts, strict=True)
+            ]
+        else:
+            columns = ["AP"]
+            cells = [
+                (name.removeprefix("AP-"), [number(value)])
+                for name, value in (metrics.items() if isinstance(metrics, Mapping) else ())
+                if name.startswith("AP-")
+            ]
+        if cells:
+            tables.append({"kind": kind, "columns": columns, "rows": cells})
+    return tables
+
+
+def per_class_changes(before: Run, after: Run) -> dict[str, Any] | None:
+    """By class, for each task: AP before, AP after and the change; the largest change first."""
+
+    def class_ap(run: Run, task: str) -> dict[str, float]:
+        rows = (r for r in run.summary if r["task"] == task and r["class_id"] != "")
+        return {row["class"]: row["AP"] for row in rows}
+
+    tasks = {t: (class_ap(before, t), class_ap(after, t)) for t in ("bbox", "segm", "boundary")}
+    tasks = {task: pair for task, pair in tasks.items() if all(pair)}
+    if not tasks:
+        return None
+    first, second = tasks["segm" if "segm" in tasks else "bbox"]
+
+    def by_change(name: str) -> float:
+        size = abs(second[name] - first[name])
+        return 1.0 if math.isnan(size) else -size
+
+    rows = []
+    for name in sorted((name for name in first if name in second), key=by_change):
+        pairs = [(old.get(name), new.get(name)) for old, new in tasks.values()]
+        rows.append(
+            (name, [cell for p in pairs for cell in (number(p[0]), number(p[1]), change(*p))])
+        )
+    return {"kinds": [KINDS[task] for task in tasks], "rows": rows}
+
+
+def confusions(matrix: Array, names: Sequence[str]) -> dict[str, Any]:
+    """The confusion matrix with a shade for each cell, and the most frequent confusions."""
+    between = matrix[:-1, :-1].copy()
+    np.fill_diagonal(between, 0)
+    order = np.argsort(-between, axis=None, kind="stable")[:_MAX_PAIRS]
+    pairs = [
+        (names[row], names[column], int(between[row, column]))
+        for row, column in zip(*np.unravel_index(order, between.shape), strict=True)
+        if between[row, column]
+    ]
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    # There are no true negatives, so the row of "nothing" has no shares.
+    shares[-1] = 0
+    rows = [
+        (name, [(int(v), round(5 * float(s))) for v, s in zip(counts, share, strict=True)])
+        for name, counts, share in zip([*names, "nothing"], matrix, shares, strict=True)
+    ]
+    return {"columns": [*names, "nothing"], "rows": rows, "pairs": pairs}
+
+
+def config_changes(before: Run, after: Run) -> list[tuple[str, str, str]]:
+    """The config keys whose values differ, with both values."""
+
+    def value(run: Run, key: str) -> str:
+        return repr(run.settings[key]) if key in run.settings else "(none)"
+
+    keys = sorted({*before.settings, *after.settings})
+    rows = [(key, value(before, key), value(after, key)) for key in keys]
+    return [row for row in rows if row[1] != row[2]]
+
+
+def data_rows(run: Run) -> list[tuple[str, str]]:
+    """The facts about the test set."""
+    truth, images = run.analysis.truth, run.analysis.images
+    per_image, area = truth.per_image(len(images)), truth.area[~truth.crowd]
+    rows = [
+        ("data set", run.data_set),
+        ("images", str(len(images))),
+        ("objects", str(len(area))),
+        ("classes", str(len(run.analysis.class_names))),
+        ("crowds (not counted)", str(int(truth.crowd.sum()))),
+        ("images without objects", str(int((per_image == 0).sum()))),
+    ]
+    if len(images):
+        average, most = per_image.mean(), int(per_image.max())
+        rows.append(("objects per image", f"{average:.1f} on average, at most {most}"))
+        sides = [(int(i["width"]), int(i["height"])) for i in images]
+        low, high = min(sides, key=math.prod), max(sides, key=math.prod)
+        size = f"{low[0]} x {low[1]}"
+        rows.append(("image size", size if low == high else f"{size} to {high[0]} x {high[1]}"))
+    if len(area):
+        small, large = 100 * float((area < 32**2).mean()), 100 * float((area >= 96**2).mean())
+        medium = 100 * float(((area >= 32**2) & (area < 96**2)).mean())
+        shares = ", ".join(f"{share:.0f} %" for share in (small, medium, large))
+        rows.append(("small, medium, large", shares))
+    if train := run.settings.get("DATASETS.TRAIN"):
+        names = train if isinstance(train, list | tuple) else [train]
+        rows.append(("trained on", ", ".join(map(str, names))))
+    return rows
