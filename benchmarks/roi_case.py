@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from mask_rcnn_plus.modeling import FusedROIPooler
-from mask_rcnn_plus.ops.levels import assign_levels
+from mask_rcnn_plus.ops.fallback import assign_levels
 
 Pooler = Callable[[list[Tensor], list[Boxes]], Tensor]
 

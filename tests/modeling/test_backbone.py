@@ -183,19 +183,19 @@ def test_an_fpn_of_fewer_levels_has_its_top_above_them() -> None:
         ({"TIMM__NAME": "no such thing at all"}, "see timm.list_models()"),
         (
             {"TIMM__OUT_FEATURES": "['res2', 'res7']"},
-            "names 'res7', but 'resnet10t' has res1, res2",
+            "'resnet10t' has no 'res7'; choose from res1, res2",
         ),
         (
             {"TIMM__NAME": "vit_tiny_patch16_224"},
-            "names 'res2', but 'vit_tiny_patch16_224' has res4",
+            "'vit_tiny_patch16_224' has no 'res2'; choose from res4",
         ),
-        ({"TIMM__NAME": "vgg11", "TIMM__DROP_PATH_RATE": 0.1}, "has no drop path"),
-        ({"TIMM__NAME": "gcvit_xxtiny"}, "takes images of 224 x 224 pixels alone"),
-        ({"BACKBONE__FREEZE_AT": 9}, "FREEZE_AT is 9, but the stages are"),
+        ({"TIMM__NAME": "vgg11", "TIMM__DROP_PATH_RATE": 0.1}, "does not support drop path"),
+        ({"TIMM__NAME": "gcvit_xxtiny"}, "only supports images of 224 x 224 pixels"),
+        ({"BACKBONE__FREEZE_AT": 9}, "FREEZE_AT 9: no stage 'res9', only"),
         ({"TIMM__NAME": "hrnet_w18_small", "BACKBONE__FREEZE_AT": 2}, "set it to 0"),
         (
             {"BACKBONE__NAME": "build_timm_fpn_backbone", "TIMM__OUT_FEATURES": "['res2', 'res3']"},
-            "MODEL.FPN.IN_FEATURES names 'res4'",
+            "MODEL.FPN.IN_FEATURES: 'res4' is not in",
         ),
     ],
 )
@@ -219,7 +219,7 @@ def test_weights_that_cannot_be_fetched_are_one_clear_line(monkeypatch) -> None:
     monkeypatch.setattr(timm.models._builder, "load_pretrained", no_network)
     with pytest.raises(UserError) as error:
         from_config(TIMM__PRETRAINED=True)
-    assert "pretrained weights of 'resnet10t' cannot be had" in str(error.value)
+    assert "cannot download the pretrained weights of 'resnet10t'" in str(error.value)
     assert "set MODEL.TIMM.PRETRAINED False" in str(error.value)
     assert "\n" not in str(error.value)
     # A checkpoint brings every weight with it.

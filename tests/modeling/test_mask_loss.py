@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from mask_rcnn_plus.modeling.mask_loss import mask_loss
+from mask_rcnn_plus.modeling.mask_heads import mask_loss
 from tests.modeling.models import batch, build
 from tests.modeling.waits import Waits
 

@@ -107,9 +107,9 @@ def test_the_same_twice_in_deterministic_mode():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooler_type": "ROIAlignRotated"}, "rotated boxes need detectron2's ROIPooler"),
-        ({"pooler_type": "ROIAligned"}, "'ROIAligned'; FusedROIPooler knows ROIAlign,"),
-        ({"scales": [1 / 4, 1 / 16]}, "each half of the one before"),
+        ({"pooler_type": "ROIAlignRotated"}, "ROIAlignRotated' .use detectron2's ROIPooler"),
+        ({"pooler_type": "ROIAligned"}, "'ROIAligned'; choose one of ROIAlign,"),
+        ({"scales": [1 / 4, 1 / 16]}, "each half of the previous one"),
         ({"canonical_box_size": 0}, "canonical_box_size must be above zero"),
     ],
 )
@@ -126,7 +126,7 @@ def test_refusals(changes, message):
 
 def test_refuses_maps_and_boxes_that_do_not_fit():
     pooler = FusedROIPooler(7, SCALES, 2, "ROIAlignV2")
-    with pytest.raises(ValueError, match="got 3 maps for the 4 scales"):
+    with pytest.raises(ValueError, match="expected 4 maps, one per scale, got 3"):
         pooler(maps()[:3], boxes())
-    with pytest.raises(ValueError, match="got 1 lists of boxes for maps of 2 images"):
+    with pytest.raises(ValueError, match="expected 2 lists of boxes, one per image, got 1"):
         pooler(maps(), boxes((4,)))

@@ -69,8 +69,13 @@ def test_the_config_is_left_as_it_was() -> None:
     [
         ("fpn", "ROI_MASK_HEAD", "ROIWrap", "did you mean 'ROIWarp'?"),
         ("c4", "ROI_BOX_HEAD", "ROIPoolMax", "did you mean 'ROIPool'?"),
-        ("cascade", "ROI_BOX_HEAD", "", "ROI_BOX_HEAD.POOLER_TYPE '' is none of ROIAlign,"),
-        ("keypoint", "ROI_KEYPOINT_HEAD", "max", "'max' is none of ROIAlign, ROIAlignV2,"),
+        (
+            "cascade",
+            "ROI_BOX_HEAD",
+            "",
+            "ROI_BOX_HEAD.POOLER_TYPE: unknown ''; choose one of ROIAlign,",
+        ),
+        ("keypoint", "ROI_KEYPOINT_HEAD", "max", "'max'; choose one of ROIAlign, ROIAlignV2,"),
     ],
 )
 def test_an_unknown_pooler_type_is_refused(

@@ -181,11 +181,14 @@ def test_refusals_name_the_argument(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spatial_scales": [0.25]}, "2 feature maps need a list of as many spatial_scales, got"),
-        ({"spatial_scales": [0.25, 0.25]}, "each half of the one before"),
+        ({"spatial_scales": [0.25]}, "2 feature maps need a list of 2 spatial_scales, got"),
+        ({"spatial_scales": [0.25, 0.25]}, "each half of the previous one"),
         ({"spatial_scales": [0.3, 0.15]}, "1 / 2\\^k"),
         ({"features": []}, "features is empty"),
-        ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 4, 4, 4)]}, "level 1 holds"),
+        (
+            {"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 4, 4, 4)]},
+            "level 1 has 1 images of 4 channels",
+        ),
         ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 3, 4, 4).half()]}, "level 1 is"),
         ({"canonical_box_size": 0}, "canonical_box_size must be above zero"),
     ],
@@ -241,7 +244,7 @@ def test_what_is_no_number_or_no_tensor_is_refused_by_name(changes, message):
     ("changes", "message"),
     [
         ({"features": torch.ones(1, 3, 8, 8)}, "features is one tensor; give a list"),
-        ({"spatial_scales": 0.25}, "a list of as many spatial_scales, got 0.25"),
+        ({"spatial_scales": 0.25}, "a list of 1 spatial_scales, got 0.25"),
         ({"canonical_box_size": None}, "canonical_box_size must be .* got None"),
         ({"canonical_level": 4.5}, "canonical_level must be a whole number, got 4.5"),
         ({"features": [torch.ones(1, 3, 8, 8)] * 33, "spatial_scales": [0.5] * 33}, "at most 32"),

@@ -89,7 +89,7 @@ def test_fallback_keeps_the_promises_about_boxes(without_native):
 
 def test_a_library_that_does_not_load_is_a_reason_not_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    assert "holds no _roi_cpu" in library._load("_roi_cpu")
+    assert "contains no _roi_cpu" in library._load("_roi_cpu")
     (tmp_path / "_roi_cpu.abi3.so").write_text("not a library")
     assert "does not load" in library._load("_roi_cpu")
 
@@ -106,7 +106,7 @@ def test_why_there_are_no_cuda_operators(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert library._load_for_cuda(None) == "this torch was built without CUDA"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "holds no _roi_cuda library" in library._load_for_cuda(None)
+    assert "contains no _roi_cuda library" in library._load_for_cuda(None)
     missing = library._load_for_cuda("no compiler")
     assert missing == "the library that declares the operators is missing: no compiler"
 

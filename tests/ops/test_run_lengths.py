@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from mask_rcnn_plus.ops.run_lengths import crop, placed, runs, window_of
+from mask_rcnn_plus.ops.run_lengths import crop, decode, placed, window_of
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -25,10 +25,10 @@ def masks() -> list[np.ndarray]:
 def test_runs_are_where_the_ones_are(mask: np.ndarray) -> None:
     rle = encode(mask)
     flat = np.zeros(mask.size, bool)
-    for begin, end in zip(*runs(rle), strict=True):
+    for begin, end in zip(*decode(rle), strict=True):
         flat[begin:end] = True
     assert (flat.reshape(mask.shape, order="F") == mask).all()
-    assert np.array_equal(runs({**rle, "counts": rle["counts"].decode()})[0], runs(rle)[0])
+    assert np.array_equal(decode({**rle, "counts": rle["counts"].decode()})[0], decode(rle)[0])
 
 
 @pytest.mark.parametrize("mask", masks())

@@ -129,7 +129,7 @@ def test_quantised_maps_go_to_torchvision(dtype, aligned):
 @pytest.mark.parametrize("pool", [roi_pool, roi_warp, lambda *args: roi_align(*args, mode="max")])
 def test_other_quantised_maps_are_refused_by_name(pool):
     quantised = torch.quantize_per_tensor(torch.ones(1, 1, 8, 8), 1.0, 0, torch.qint8)
-    with pytest.raises(ValueError, match=r"dtype torch\.qint8; RoI operators take float32"):
+    with pytest.raises(ValueError, match=r"dtype torch\.qint8; RoI operators support float32"):
         pool(quantised, BOXES[:1], 5)
 
 

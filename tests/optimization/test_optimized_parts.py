@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from mask_rcnn_plus import optimize
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
-from mask_rcnn_plus.optimization import compiling, graphs
-from mask_rcnn_plus.optimization.graphs import GraphedBackbone
+from mask_rcnn_plus.optimization import OptimizationReport, wrappers
 from mask_rcnn_plus.optimization.layers import InferenceLayer
-from mask_rcnn_plus.optimization.report import OptimizationReport
+from mask_rcnn_plus.optimization.wrappers import Compiled, GraphedBackbone
 from tests.optimization.test_optimization import MODELS, SIZES, assert_same, detect, images, lively
 
 
@@ -34,7 +33,7 @@ def fast(model: nn.Module) -> nn.Module:
 def compiled_by(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     compile_ = torch.compile
     monkeypatch.setattr(
-        compiling.torch, "compile", lambda f, **kwargs: compile_(f, backend=backend, **kwargs)
+        wrappers.torch, "compile", lambda f, **kwargs: compile_(f, backend=backend, **kwargs)
     )
 
 
@@ -101,7 +100,7 @@ def test_torchs_own_compiler_computes_the_same() -> None:
     part = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
     part = lively(part).to(memory_format=torch.channels_last)
     report = OptimizationReport(device="cpu", dtype="fp32")
-    compiled = compiling.Compiled(part, "backbone", report)
+    compiled = Compiled(part, name="backbone", report=report)
     with torch.no_grad():
         for size in ((2, 3, 8, 6), (2, 3, 5, 9)):
             x = torch.randn(size, generator=torch.Generator().manual_seed(0))
@@ -115,7 +114,7 @@ def test_a_mistake_in_what_a_compiled_part_gets_is_not_the_compilers(
 ) -> None:
     compiled_by(monkeypatch, "eager")
     report = OptimizationReport(device="cpu", dtype="fp32")
-    compiled = compiling.Compiled(nn.Linear(3, 2), "head", report)
+    compiled = Compiled(nn.Linear(3, 2), name="head", report=report)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         compiled(torch.zeros(1, 5))
     assert compiled._works and not report.kept
@@ -174,7 +173,7 @@ class Fake:
         graph.replay = replay
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(graphs, "DEVICE", "cpu")
+        monkeypatch.setattr(wrappers, "DEVICE", "cpu")
         for name, value in {
             "device": lambda device: nullcontext(),
             "Stream": lambda device: self.stream("side"),
@@ -204,7 +203,7 @@ def graphed(monkeypatch: pytest.MonkeyPatch) -> tuple[GraphedBackbone, Fake]:
     backbone = Pyramid()
     fake = Fake(backbone)
     fake.install(monkeypatch)
-    return GraphedBackbone(backbone, OptimizationReport(device="cuda", dtype="fp32")), fake
+    return GraphedBackbone(backbone, report=OptimizationReport("cuda", "fp32")), fake
 
 
 def image(width: int, value: float) -> Tensor:
@@ -263,13 +262,13 @@ def test_many_shapes_are_not_captured_again_and_again_and_a_frequent_one_takes_a
         for width in range(2, 24, 2):
             x = image(width, float(value))
             assert_right(backbone(x), x)
-    assert len(fake.captures) == len(backbone._graphs) == graphs.MOST_GRAPHS
+    assert len(fake.captures) == len(backbone._graphs) == wrappers.MAX_GRAPHS
     for value in range(41):
         backbone(image(30, float(value)))
-    assert len(fake.captures) == graphs.MOST_GRAPHS + 1
-    assert len(backbone._graphs) == graphs.MOST_GRAPHS
+    assert len(fake.captures) == wrappers.MAX_GRAPHS + 1
+    assert len(backbone._graphs) == wrappers.MAX_GRAPHS
     assert any(key[0][-1] == 30 for key in backbone._graphs)
-    monkeypatch.setattr(graphs, "_MOST_SHAPES", 20)
+    monkeypatch.setattr(wrappers, "_MAX_SHAPES", 20)
     for width in range(100, 160):
         backbone(image(width, 1.0))
     assert len(backbone._uses) <= 20 and set(backbone._graphs) <= set(backbone._uses)
@@ -324,7 +323,7 @@ def test_a_copy_a_pickle_and_a_moved_model_capture_anew(
 
 def test_without_a_gpu_it_runs_as_it_would(model: nn.Module, fast: nn.Module) -> None:
     graphed = copy.deepcopy(fast)
-    graphed.backbone = GraphedBackbone(graphed.backbone, graphed.optimization_report)
+    graphed.backbone = GraphedBackbone(graphed.backbone, report=graphed.optimization_report)
     assert graphed.backbone.size_divisibility == 32
     again = pickle.loads(pickle.dumps(graphed))
     for _ in range(3):
