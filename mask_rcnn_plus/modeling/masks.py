@@ -2,7 +2,7 @@
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ class ImageMasks(ABC):
     """R masks of an image, in the place of a bool tensor (R, H, W) in ``Instances.pred_masks``.
 
     :meth:`rle`, a number as index, iteration and a choice of whole masks create no (R, H, W)
-    tensor. :meth:`to_tensor` does, and so does everything that needs all pixels: torch's functions,
-    comparison with a tensor, :meth:`numpy`, :meth:`sum` and indices such as ``[:, 10:20]``.
+    tensor. :meth:`to_tensor` does, and so do :meth:`numpy`, :meth:`sum` and indices such as
+    ``[:, 10:20]``. For other methods and functions of tensors, call :meth:`to_tensor` first.
 
     Attributes:
         image_size: (H, W) in pixels.
@@ -117,29 +117,8 @@ class ImageMasks(ABC):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self.to_tensor().cpu().numpy().astype(dtype or np.bool_, copy=False)
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Lets torch's functions and ``tensor != masks`` work on :meth:`to_tensor`."""
-        return func(*_to_tensors(args), **_to_tensors(kwargs or {}))
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)})"
-
-
-def _to_tensors(value: Any) -> Any:
-    if isinstance(value, ImageMasks):
-        return value.to_tensor()
-    if isinstance(value, list | tuple):
-        return type(value)(_to_tensors(v) for v in value)
-    if isinstance(value, dict):
-        return {key: _to_tensors(v) for key, v in value.items()}
-    return value
 
 
 class PastedMasks(ImageMasks):

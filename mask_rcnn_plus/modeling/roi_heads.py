@@ -40,103 +40,6 @@ _POOLERS = {
 _STOCK_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool")
 
 
-@ROI_HEADS_REGISTRY.register()
-class FusedROIHeads(StandardROIHeads):
-    """``StandardROIHeads`` whose box, mask and keypoint poolers are one operator call each.
-
-    Config keys, losses, parameters and their names are the same, so each can load the other's
-    weights. ``POOLER_TYPE`` may be any key of ``POOLER_TYPES`` as well; with ``ROIAlignRotated``,
-    detectron2's pooler stays.
-    """
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        return _with_fused_poolers(super().from_config, cfg, input_shape)
-
-    def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
-        """As ``ROIHeads``; see :func:`label_and_sample`."""
-        return label_and_sample(self, proposals, targets)
-
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
-        losses = _lean_mask_loss(self, features, instances)
-        return super()._forward_mask(features, instances) if losses is None else losses
-
-
-@ROI_HEADS_REGISTRY.register()
-class FusedRes5ROIHeads(Res5ROIHeads):
-    """``Res5ROIHeads`` (C4) with the fused pooler; otherwise like :class:`FusedROIHeads`.
-
-    Boxes and masks share one pooler, whose type is ``MODEL.ROI_BOX_HEAD.POOLER_TYPE``.
-    """
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        return _with_fused_poolers(super().from_config, cfg, input_shape)
-
-    def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
-        """As ``ROIHeads``; see :func:`label_and_sample`."""
-        return label_and_sample(self, proposals, targets)
-
-    def forward(
-        self,
-        images: Any,
-        features: dict[str, Tensor],
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """As ``Res5ROIHeads``; in training, the masks' loss is :func:`mask_loss`."""
-        if not self.training or not self.mask_on or not _uses_stock_loss(self.mask_head):
-            return super().forward(images, features, proposals, targets)
-        rois = self.label_and_sample_proposals(proposals, targets)
-        boxes = [i.proposal_boxes for i in rois]
-        pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
-        losses = self.box_predictor.losses(self.box_predictor(pooled.mean(dim=(2, 3))), rois)
-        # Boxes and masks share res5, so the features of the positives exist already.
-        positives, is_positive = select_foreground_proposals(rois, self.num_classes)
-        losses |= _mask_losses(self.mask_head, pooled[torch.cat(is_positive)], positives)
-        return [], losses
-
-
-@ROI_HEADS_REGISTRY.register()
-class FusedCascadeROIHeads(CascadeROIHeads):
-    """``CascadeROIHeads`` with the fused pooler; otherwise like :class:`FusedROIHeads`."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        return _with_fused_poolers(super().from_config, cfg, input_shape)
-
-    def label_and_sample_proposals(
-        self, proposals: list[Instances], targets: list[Instances]
-    ) -> list[Instances]:
-        """As ``ROIHeads``; see :func:`label_and_sample`."""
-        return label_and_sample(self, proposals, targets)
-
-    @torch.no_grad()
-    def _match_and_label_boxes(
-        self, proposals: list[Instances], stage: int, targets: list[Instances]
-    ) -> list[Instances]:
-        for image, target in zip(proposals, targets, strict=True):
-            overlaps = pairwise_iou(target.gt_boxes, image.proposal_boxes)
-            nearest, labels = self.proposal_matchers[stage](overlaps)
-            background = torch.full_like(nearest, self.num_classes)
-            if len(target):
-                image.gt_classes = torch.where(labels == 0, background, target.gt_classes[nearest])
-                image.gt_boxes = target.gt_boxes[nearest]
-            else:
-                image.gt_classes = background
-                image.gt_boxes = Boxes(torch.zeros_like(image.proposal_boxes.tensor))
-        _log_sizes(proposals, self.num_classes, f"stage{stage}/roi_head")
-        return proposals
-
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
-        losses = _lean_mask_loss(self, features, instances)
-        return super()._forward_mask(features, instances) if losses is None else losses
-
-
 @torch.no_grad()
 def label_and_sample(
     heads: ROIHeads, proposals: list[Instances], targets: list[Instances]
@@ -170,6 +73,91 @@ def label_and_sample(
         sampled.append(rois)
     _log_sizes(sampled, heads.num_classes, "roi_head")
     return sampled
+
+
+@ROI_HEADS_REGISTRY.register()
+class FusedROIHeads(StandardROIHeads):
+    """``StandardROIHeads`` whose box, mask and keypoint poolers are one operator call each.
+
+    Config keys, losses, parameters and their names are the same, so each can load the other's
+    weights. ``POOLER_TYPE`` may be any key of ``POOLER_TYPES`` as well; with ``ROIAlignRotated``,
+    detectron2's pooler stays.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+    label_and_sample_proposals = label_and_sample
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        losses = _lean_mask_loss(self, features, instances)
+        return super()._forward_mask(features, instances) if losses is None else losses
+
+
+@ROI_HEADS_REGISTRY.register()
+class FusedRes5ROIHeads(Res5ROIHeads):
+    """``Res5ROIHeads`` (C4) with the fused pooler; otherwise like :class:`FusedROIHeads`.
+
+    Boxes and masks share one pooler, whose type is ``MODEL.ROI_BOX_HEAD.POOLER_TYPE``.
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+    label_and_sample_proposals = label_and_sample
+
+    def forward(
+        self,
+        images: Any,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        """As ``Res5ROIHeads``; in training, the masks' loss is :func:`mask_loss`."""
+        if not self.training or not self.mask_on or not _uses_stock_loss(self.mask_head):
+            return super().forward(images, features, proposals, targets)
+        rois = self.label_and_sample_proposals(proposals, targets)
+        boxes = [i.proposal_boxes for i in rois]
+        pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
+        losses = self.box_predictor.losses(self.box_predictor(pooled.mean(dim=(2, 3))), rois)
+        # Boxes and masks share res5, so the features of the positives exist already.
+        positives, is_positive = select_foreground_proposals(rois, self.num_classes)
+        losses |= _mask_losses(self.mask_head, pooled[torch.cat(is_positive)], positives)
+        return [], losses
+
+
+@ROI_HEADS_REGISTRY.register()
+class FusedCascadeROIHeads(CascadeROIHeads):
+    """``CascadeROIHeads`` with the fused pooler; otherwise like :class:`FusedROIHeads`."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+    label_and_sample_proposals = label_and_sample
+
+    @torch.no_grad()
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        for image, target in zip(proposals, targets, strict=True):
+            overlaps = pairwise_iou(target.gt_boxes, image.proposal_boxes)
+            nearest, labels = self.proposal_matchers[stage](overlaps)
+            background = torch.full_like(nearest, self.num_classes)
+            if len(target):
+                image.gt_classes = torch.where(labels == 0, background, target.gt_classes[nearest])
+                image.gt_boxes = target.gt_boxes[nearest]
+            else:
+                image.gt_classes = background
+                image.gt_boxes = Boxes(torch.zeros_like(image.proposal_boxes.tensor))
+        _log_sizes(proposals, self.num_classes, f"stage{stage}/roi_head")
+        return proposals
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        losses = _lean_mask_loss(self, features, instances)
+        return super()._forward_mask(features, instances) if losses is None else losses
 
 
 def _log_sizes(rois: Iterable[Instances], num_classes: int, prefix: str) -> None:

@@ -1,6 +1,7 @@
 """Convolutions and linear layers for inference: norms folded in, ReLUs fused, weights cast."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -63,17 +64,7 @@ class FusedConv2d(InferenceLayer, nn.Conv2d):
             fused: use oneDNN's fused operators.
             norm, activation: what follows the convolution, for this layer to own.
         """
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            padding_mode=conv.padding_mode,
-            device="meta",  # no first weights, which would be replaced at once
-        )
+        super().__init__(**_settings(conv), device="meta")
         weight, bias = conv.weight, conv.bias
         if is_foldable(norm):
             weight, bias = _fold(conv, norm)
@@ -120,18 +111,7 @@ class CastConvTranspose2d(InferenceLayer, nn.ConvTranspose2d):
 
     def __init__(self, conv: nn.ConvTranspose2d, *, dtype: torch.dtype, fused: bool) -> None:
         """The arguments are those of :class:`FusedConv2d`."""
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            output_padding=conv.output_padding,
-            groups=conv.groups,
-            dilation=conv.dilation,
-            padding_mode=conv.padding_mode,
-            device="meta",
-        )
+        super().__init__(**_settings(conv), output_padding=conv.output_padding, device="meta")
         self._set_constants(conv.weight, conv.bias, dtype)
         self.fused, self.relu = fused, False
 
@@ -194,6 +174,12 @@ def constant(values: Tensor, dtype: torch.dtype) -> nn.Parameter:
 def is_foldable(norm: nn.Module | None) -> bool:
     """Whether a norm, in evaluation mode, scales and shifts each channel by constants."""
     return isinstance(norm, _FOLDABLE) and norm.running_mean is not None
+
+
+def _settings(conv: nn.Conv2d | nn.ConvTranspose2d) -> dict[str, Any]:
+    """The arguments that ``conv`` was built with; weights are set afterwards."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    return {name: getattr(conv, name) for name in (*names, "groups", "padding_mode")}
 
 
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:

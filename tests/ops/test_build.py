@@ -48,7 +48,7 @@ def test_cuda_home_comes_before_path_before_the_registry(no_nvcc, tmp_path, monk
 def test_another_version_is_passed_over_and_named(no_nvcc, tmp_path, monkeypatch):
     home = fake_nvcc(tmp_path / "home", "12.8")
     monkeypatch.setenv("CUDA_HOME", str(home))
-    with pytest.raises(build.Unavailable, match=r"CUDA 13, .*home/bin/nvcc is of CUDA 12.8"):
+    with pytest.raises(build.Unavailable, match=r"CUDA 13, .*home/bin/nvcc is CUDA 12.8"):
         build.find_nvcc("13")
     fake_nvcc(tmp_path / "nvidia" / "cu13", "13.0")
     monkeypatch.setattr(build.sys, "path", [str(tmp_path)])
@@ -117,7 +117,7 @@ def test_a_gpu_that_cannot_be_asked_does_not_end_the_installation(monkeypatch):
 
 @pytest.mark.parametrize("wanted", ["Volta", "hopper", "9", "13.0", "8.0;sm_90"])
 def test_an_architecture_that_nvcc_does_not_know(wanted):
-    with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST names .* such as '8.0;9.0"):
+    with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST: .* such as '8.0;9.0"):
         build.architecture_flags(wanted, {"80", "90"})
 
 
