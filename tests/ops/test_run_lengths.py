@@ -22,7 +22,7 @@ def masks() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_runs_are_where_the_ones_are(mask: np.ndarray) -> None:
+def test_decoded_runs_are_the_ones(mask: np.ndarray) -> None:
     rle = encode(mask)
     flat = np.zeros(mask.size, bool)
     for begin, end in zip(*decode(rle), strict=True):
@@ -32,7 +32,7 @@ def test_runs_are_where_the_ones_are(mask: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_windows_and_crops_are_those_of_the_decoded_mask(mask: np.ndarray) -> None:
+def test_windows_and_crops_equal_the_decoded_mask(mask: np.ndarray) -> None:
     rle = encode(mask)
     x, y, w, h = mask_util.toBbox(rle).astype(int).tolist()
     assert window_of(rle) == (x, y, x + w, y + h) or not mask.any()
@@ -44,7 +44,7 @@ def test_windows_and_crops_are_those_of_the_decoded_mask(mask: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_a_tile_s_mask_in_the_image(mask: np.ndarray) -> None:
+def test_mask_of_a_tile_in_the_image(mask: np.ndarray) -> None:
     height, width = mask.shape
     for corner, size in (((0, 0), (height, width)), ((3, 2), (height + 2, width + 9))):
         image = np.zeros(size, np.uint8)
