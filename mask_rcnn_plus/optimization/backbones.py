@@ -23,7 +23,7 @@ class FusedBlock(nn.Module):
     def __init__(self, block: BasicBlock | BottleneckBlock, *, first: bool) -> None:
         """
         Args:
-            block: can be fused (:meth:`fits`); its convolutions become this block's.
+            block: whose converted convolutions this block uses; it must fit (:meth:`fits`).
             first: whether it is the first block of its stage, so that others may read its input.
         """
         super().__init__()
@@ -54,7 +54,7 @@ class FusedStem(nn.Module):
     """ResNet's stem: the 7x7 convolution and its ReLU in one pass, then the pooling."""
 
     def __init__(self, stem: BasicStem) -> None:
-        """The convolution of ``stem``, which was converted (:meth:`fits`), becomes this one's."""
+        """Uses the converted convolution of ``stem``, which must fit (:meth:`fits`)."""
         super().__init__()
         self.conv1 = stem.conv1
 
@@ -73,7 +73,7 @@ class FusedFPN(Backbone):
     """An FPN whose lateral convolutions add themselves to the upsampled coarser level."""
 
     def __init__(self, fpn: FPN) -> None:
-        """The parts of ``fpn``, which can be fused (:meth:`fits`), become this one's."""
+        """Uses the parts of ``fpn``, which must fit (:meth:`fits`)."""
         super().__init__()
         for name, part in fpn.named_children():
             self.add_module(name, part)

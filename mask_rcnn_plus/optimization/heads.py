@@ -26,7 +26,7 @@ class PermutedBoxHead(nn.Module):
     def __init__(self, head: FastRCNNConvFCHead, *, cells: int) -> None:
         """
         Args:
-            head: with converted layers, which become this head's.
+            head: with converted layers, which this head uses.
             cells: bins of a RoI, P * P.
         """
         super().__init__()
@@ -58,7 +58,7 @@ class LeanMaskHead(nn.Module):
     """``MaskRCNNConvUpsampleHead`` that predicts only the mask of each RoI's predicted class."""
 
     def __init__(self, head: MaskRCNNConvUpsampleHead) -> None:
-        """The converted layers of ``head``, which can be replaced (:meth:`fits`), become its."""
+        """Uses the converted layers of ``head``, which must fit (:meth:`fits`)."""
         super().__init__()
         self.conv_norm_relus = head.conv_norm_relus
         for name, layer in head.named_children():
@@ -102,7 +102,7 @@ class FloatKeypointHead(nn.Sequential):
     """``KRCNNConvDeconvUpsampleHead`` with fused ReLUs, in fp32 from the upsampling on."""
 
     def __init__(self, head: KRCNNConvDeconvUpsampleHead) -> None:
-        """The converted layers of ``head`` become this head's."""
+        """Uses the converted layers of ``head``."""
         layers = dict(head.named_children())
         for (_, layer), (name, following) in pairwise(list(layers.items())):
             if type(following) is nn.ReLU and hasattr(layer, "relu"):

@@ -14,7 +14,7 @@ class FusedRPNHead(nn.Module):
     """``StandardRPNHead`` with one 1x1 convolution instead of two, whose results are fp32."""
 
     def __init__(self, head: StandardRPNHead) -> None:
-        """The converted convolutions of ``head`` become this head's."""
+        """Uses the converted convolutions of ``head``, and changes them."""
         super().__init__()
         logits, deltas = head.objectness_logits, head.anchor_deltas
         self.conv, self.anchors = head.conv, logits.out_channels
@@ -38,7 +38,7 @@ class LeanRPN(nn.Module):
     """
 
     def __init__(self, rpn: RPN) -> None:
-        """The head, the anchors and the test settings of ``rpn`` become this one's."""
+        """Uses the head, the anchors and the test settings of ``rpn``."""
         super().__init__()
         self.in_features, self.rpn_head = rpn.in_features, rpn.rpn_head
         self.anchor_generator = rpn.anchor_generator

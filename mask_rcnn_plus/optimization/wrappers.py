@@ -57,8 +57,8 @@ class Wrapper(nn.Module):
 
     def give_up(self, method: str, error: Exception) -> None:
         """Records, in the log and the report, why the part runs without ``method``."""
-        text = f"{self.name}: without {method}, which failed ({type(error).__name__}: "
-        text += f"{reason(error)})"
+        failure = f"{type(error).__name__}: {reason(error)}"
+        text = f"{self.name}: without {method}, which failed ({failure})"
         logger.warning("Not optimised: %s", text)
         self.report.kept.append(text)
 
