@@ -1,4 +1,4 @@
-"""Box predictors with one wait for the device, and losses that weigh classes or hard RoIs."""
+"""A box predictor with one wait for the device, and losses that weight classes or hard RoIs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from mask_rcnn_plus.errors import UserError
 
 
 class LeanOutputLayers(FastRCNNOutputLayers):
-    """``FastRCNNOutputLayers`` that asks the device for its figures once instead of six times.
+    """``FastRCNNOutputLayers`` that waits for the device once instead of six times.
 
-    Parameters, predictions, losses and figures are the same, apart from a ``loss_cls`` that is to
-    weigh classes or RoIs.
+    Parameters, predictions, losses and logged metrics are the same, unless ``loss_cls`` is to
+    weight classes or RoIs.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class LeanOutputLayers(FastRCNNOutputLayers):
         Args:
             input_shape: as ``FastRCNNOutputLayers``.
             focal_gamma: 0 or more; 0 is the cross entropy.
-            class_weights: of K classes in the order of their ids, or of those and the background;
-                none for 1 each.
+            class_weights: one per class in the order of their ids, or K + 1 with the background;
+                empty for 1 each.
             arguments: as ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **arguments)
         self._gamma = focal_gamma
-        self._weighs = bool(focal_gamma) or len(class_weights) > 0
+        self._is_weighted = bool(focal_gamma) or len(class_weights) > 0
         weights = list(class_weights) or [1.0] * self.num_classes
         weights += [1.0] * (self.num_classes + 1 - len(weights))
-        # Not in checkpoints: it is the config's.
+        # Not in checkpoints, since the config sets it.
         self.register_buffer("_weights", torch.tensor(weights), persistent=False)
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Any]) -> dict[str, Tensor]:
@@ -52,120 +52,121 @@ class LeanOutputLayers(FastRCNNOutputLayers):
                 objects, ``gt_boxes``, in input-image pixels.
 
         Returns:
-            "loss_cls", as :func:`weighed_loss`, and "loss_box_reg", a sum over positives divided
+            "loss_cls", as :func:`weighted_loss`, and "loss_box_reg", a sum over positives divided
             by R.
         """
         scores, deltas = predictions
-        labels = _joined([one.gt_classes for one in proposals], scores.new_zeros(0).long())
-        boxes = _joined([one.proposal_boxes.tensor for one in proposals], deltas.new_zeros(0, 4))
-        # An image without objects has no boxes to reach, and negatives alone, which reach for none.
-        truth = [one.gt_boxes if one.has("gt_boxes") else one.proposal_boxes for one in proposals]
-        reached = _joined([of.tensor for of in truth], boxes)
+        labels = _cat([i.gt_classes for i in proposals], scores.new_zeros(0).long())
+        boxes = _cat([i.proposal_boxes.tensor for i in proposals], deltas.new_zeros(0, 4))
+        # An image without objects has no gt_boxes, but it has no positives that would need them.
+        target = [i.gt_boxes if i.has("gt_boxes") else i.proposal_boxes for i in proposals]
+        target_boxes = _cat([i.tensor for i in target], boxes)
         _log_accuracy(scores.detach(), labels)
         losses = {
             "loss_cls": self._classification_loss(scores, labels),
-            "loss_box_reg": self.box_reg_loss(boxes, reached, deltas, labels),
+            "loss_box_reg": self.box_reg_loss(boxes, target_boxes, deltas, labels),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
 
     def _classification_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        if self._weighs or not labels.numel():
-            return weighed_loss(scores, labels, self._weights, gamma=self._gamma)
+        if self._is_weighted or not labels.numel():
+            return weighted_loss(scores, labels, self._weights, gamma=self._gamma)
         return F.cross_entropy(scores, labels)
 
 
-def _joined(tensors: list[Tensor], none: Tensor) -> Tensor:
-    return torch.cat(tensors) if tensors else none
+def _cat(tensors: list[Tensor], empty: Tensor) -> Tensor:
+    return torch.cat(tensors) if tensors else empty
 
 
 def _log_accuracy(scores: Tensor, labels: Tensor) -> None:
-    """detectron2's figures of a classification, of one transfer to the host."""
+    """Logs detectron2's metrics of the classification, with one transfer from the device."""
     if not labels.numel():
         return
     background = scores.shape[1] - 1
     predicted = scores.argmax(dim=1)
     positive = (labels >= 0) & (labels < background)
-    right = predicted == labels
-    counts = [positive, right, positive & right, positive & (predicted == background)]
-    positives, rights, found, missed = torch.stack(counts).sum(dim=1).tolist()
+    correct = predicted == labels
+    counts = [positive, correct, positive & correct, positive & (predicted == background)]
+    num_positive, num_correct, detected, missed = torch.stack(counts).sum(dim=1).tolist()
     storage = get_event_storage()
-    storage.put_scalar("fast_rcnn/cls_accuracy", rights / labels.numel())
-    if positives:
-        storage.put_scalar("fast_rcnn/fg_cls_accuracy", found / positives)
-        storage.put_scalar("fast_rcnn/false_negative", missed / positives)
+    storage.put_scalar("fast_rcnn/cls_accuracy", num_correct / labels.numel())
+    if num_positive:
+        storage.put_scalar("fast_rcnn/fg_cls_accuracy", detected / num_positive)
+        storage.put_scalar("fast_rcnn/false_negative", missed / num_positive)
 
 
-def weighed_loss(scores: Tensor, labels: Tensor, weights: Tensor, *, gamma: float) -> Tensor:
-    """The mean over RoIs of w_c (1 - p_c)^gamma (-log p_c), c the RoI's class.
+def weighted_loss(scores: Tensor, labels: Tensor, weights: Tensor, *, gamma: float) -> Tensor:
+    """The mean over RoIs of w_c (1 - p_c)^gamma (-log p_c), where c is the RoI's class.
 
-    The mean is over all RoIs, whatever their weights: with weights of 1 and gamma 0 it is the cross
-    entropy, and a class of weight 2 counts as if each of its RoIs were there twice.
+    The mean is over the number of RoIs, not the sum of weights: with weights of 1 and gamma 0 it is
+    the cross-entropy, and a class of weight 2 contributes twice as much.
 
     Args:
         scores: (R, K + 1) logits, the background last.
         labels: (R,) class ids, K for the background.
         weights: (K + 1,), 0 or more.
-        gamma: 0 or more (arXiv:1708.02002, equation 4, with a softmax for the sigmoid).
+        gamma: 0 or more (arXiv:1708.02002, equation 4, with softmax instead of sigmoid).
 
     Returns:
-        a scalar; 0 with a graph where there is no RoI.
+        a scalar; without RoIs 0, connected to the graph.
     """
     if labels.numel() == 0:
         return scores.sum() * 0
     log_p = F.log_softmax(scores.float(), dim=1).gather(1, labels[:, None])[:, 0]
     loss = -weights[labels] * log_p
     if gamma:
-        # Away from p = 1, where a power below 1 has no slope.
+        # Clamped, since at p = 1 a power below 1 has an infinite gradient.
         loss = loss * (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).eps) ** gamma
     return loss.mean()
 
 
 def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
-    """Box predictors with the loss that a config asks for.
+    """Box predictors with the loss from a config.
 
     Args:
         predictors: detectron2's ``FastRCNNOutputLayers``, or a list of them (Cascade).
-        cfg: its LOSS_CLS, FOCAL_GAMMA and CLASS_WEIGHTS of MODEL.ROI_BOX_HEAD count.
+        cfg: the keys LOSS_CLS, FOCAL_GAMMA and CLASS_WEIGHTS of MODEL.ROI_BOX_HEAD are read.
 
     Returns:
-        new ones with the same weights; the same objects where they have a loss of their own and
-        the config asks for none.
+        new predictors with the same weights; the same objects if the config keeps the default loss
+        and they are of another class, or use another loss of detectron2's main branch.
 
     Raises:
-        UserError: the number of weights is not that of the classes, all but one are 0, or
-            detectron2's main branch is to use another loss.
+        UserError: the numbers of weights and classes differ, fewer than two weights are above 0, or
+            a loss of detectron2's main branch is chosen too.
     """
     head = cfg.MODEL.ROI_BOX_HEAD
     plain = head.LOSS_CLS == "cross_entropy" and not head.CLASS_WEIGHTS
     several = isinstance(predictors, list | nn.ModuleList)
-    own = any(
-        type(one) is not FastRCNNOutputLayers for one in (predictors if several else [predictors])
+    custom = any(
+        type(p) is not FastRCNNOutputLayers for p in (predictors if several else [predictors])
     )
     other_losses = [key for key in ("USE_FED_LOSS", "USE_SIGMOID_CE") if head.get(key)]
-    if plain and (own or other_losses):
+    if plain and (custom or other_losses):
         return predictors
     classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if len(head.CLASS_WEIGHTS) not in (0, classes, classes + 1):
         raise UserError(
-            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(head.CLASS_WEIGHTS)} values, and there are "
-            f"{classes} classes: give one a class, or one more for the background"
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS has {len(head.CLASS_WEIGHTS)} values for {classes} "
+            "classes: expected one per class, and optionally one for the background"
         )
     background = 1 if len(head.CLASS_WEIGHTS) == classes else 0
     if head.CLASS_WEIGHTS and sum(w > 0 for w in head.CLASS_WEIGHTS) + background < 2:
         raise UserError(
-            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS {list(head.CLASS_WEIGHTS)} leaves fewer than two "
-            "classes, the background being one, to tell apart: give two or more a weight above 0"
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS {list(head.CLASS_WEIGHTS)}: at least two classes, "
+            "counting the background, need a weight above 0"
         )
     if other_losses:
         raise UserError(
-            f"MODEL.ROI_BOX_HEAD.{other_losses[0]} and LOSS_CLS or CLASS_WEIGHTS are different "
-            "losses: set one of them"
+            f"MODEL.ROI_BOX_HEAD.{other_losses[0]} excludes LOSS_CLS and CLASS_WEIGHTS: set only "
+            "one of them"
         )
     gamma = head.FOCAL_GAMMA if head.LOSS_CLS == "focal" else 0.0
-    # Its first weights are those of the one that it replaces: no draw is to be missing for others.
+    # The random first weights of the new predictors are overwritten, and must not change the draws
+    # of later layers.
     with torch.random.fork_rng(devices=[]):
         if several:
-            return [_lean(one, gamma, head.CLASS_WEIGHTS) for one in predictors]
+            return [_lean(p, gamma, head.CLASS_WEIGHTS) for p in predictors]
         return _lean(predictors, gamma, head.CLASS_WEIGHTS)
 
 

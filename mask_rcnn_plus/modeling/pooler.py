@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from mask_rcnn_plus.ops.arguments import Grid, check_canonical, first_level, to_pair
 from mask_rcnn_plus.ops.roi_ops import pool_pyramid
 
-# Mask R-CNN, table 2c: what a box's bins are, and what is taken of each.
+# Mask R-CNN, table 2c: how a box is divided into bins, and how each bin is reduced.
 POOLER_TYPES = {
     "ROIAlign": (Grid.ALIGN, "avg"),
     "ROIAlignV2": (Grid.ALIGN_HALF, "avg"),
@@ -18,13 +19,13 @@ POOLER_TYPES = {
     "ROIWarp": (Grid.WARP, "avg"),
     "ROIWarpMax": (Grid.WARP, "max"),
 }
+ROTATED = "ROIAlignRotated"  # rotated boxes, which only detectron2's pooler supports
 
 
 class FusedROIPooler(nn.Module):
-    """Takes the place of ``detectron2.modeling.poolers.ROIPooler``: same arguments, same results.
+    """A ``detectron2.modeling.poolers.ROIPooler`` with the same arguments and results.
 
-    Every type runs as one operator call whatever the number of levels and images, without waiting
-    for the device.
+    Every type runs as one operator call for all levels and images, without waiting for the device.
     """
 
     def __init__(
@@ -39,27 +40,24 @@ class FusedROIPooler(nn.Module):
         """
         Args:
             output_size: P, or (height, width), in bins.
-            scales: 1 / stride of each map, finest first; each is 1 / 2^k and half of the one
-                before.
-            sampling_ratio: samples a bin and axis; zero or less adapts to the box.
-            pooler_type: ``"ROIAlignV2"`` (aligned), ``"ROIAlign"`` (not aligned), ``"ROIWarp"``,
-                each also with ``Max`` at its end for the maximum of a bin's samples instead of
-                their average; or ``"ROIPool"``.
+            scales: 1 / stride of each map, finest first; each is 1 / 2^k and half of the previous
+                one.
+            sampling_ratio: samples per bin and axis; zero or less adapts to the box.
+            pooler_type: ``"ROIAlignV2"`` (aligned), ``"ROIAlign"`` (not aligned) or ``"ROIWarp"``
+                for the average of a bin's samples, each with the suffix ``Max`` for their maximum;
+                or ``"ROIPool"``.
             canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
             canonical_level: that level's number; a map of stride 2^k has number k.
 
         Raises:
-            ValueError: an unknown type, or scales that are no pyramid.
+            ValueError: an unknown type, or scales that do not form a pyramid.
         """
         super().__init__()
         if pooler_type not in POOLER_TYPES:
+            hint = " (use detectron2's ROIPooler)" if pooler_type == ROTATED else ""
             raise ValueError(
-                f"pooler_type is '{pooler_type}'; FusedROIPooler knows {', '.join(POOLER_TYPES)}"
-                + (
-                    " (rotated boxes need detectron2's ROIPooler)"
-                    if pooler_type == "ROIAlignRotated"
-                    else ""
-                )
+                f"unsupported pooler_type '{pooler_type}'{hint}; choose one of "
+                f"{', '.join(POOLER_TYPES)}"
             )
         check_canonical(canonical_box_size, canonical_level)
         self.output_size = to_pair(output_size)
@@ -78,21 +76,21 @@ class FusedROIPooler(nn.Module):
             box_lists: N ``Boxes``, in input-image pixels.
 
         Returns:
-            (R, C, height, width), the boxes of all images one after the other.
+            (R, C, height, width), one image's boxes after the other's.
 
         Raises:
-            ValueError: not as many maps as scales, or not as many box lists as images.
+            ValueError: the numbers of maps and scales, or of box lists and images, differ.
         """
         if len(x) != len(self.scales):
-            raise ValueError(f"got {len(x)} maps for the {len(self.scales)} scales {self.scales}")
+            raise ValueError(f"expected {len(self.scales)} maps, one per scale, got {len(x)}")
         if len(box_lists) != x[0].shape[0]:
             raise ValueError(
-                f"got {len(box_lists)} lists of boxes for maps of {x[0].shape[0]} images"
+                f"expected {x[0].shape[0]} lists of boxes, one per image, got {len(box_lists)}"
             )
         grid, mode = POOLER_TYPES[self.pooler_type]
         return pool_pyramid(
             x,
-            [one.tensor for one in box_lists],
+            [boxes.tensor for boxes in box_lists],
             self.output_size,
             self.scales,
             self.sampling_ratio,
@@ -107,3 +105,18 @@ class FusedROIPooler(nn.Module):
             f"output_size={self.output_size}, scales={self.scales}, "
             f"sampling_ratio={self.sampling_ratio}, pooler_type={self.pooler_type!r}"
         )
+
+
+def fused_pooler(pooler: ROIPooler, pooler_type: str) -> FusedROIPooler | ROIPooler:
+    """Our pooler with the sizes, scales and levels of detectron2's; the same one if rotated."""
+    if pooler_type == ROTATED:
+        return pooler
+    levels = list(pooler.level_poolers)
+    return FusedROIPooler(
+        output_size=pooler.output_size,
+        scales=[level.spatial_scale for level in levels],
+        sampling_ratio=getattr(levels[0], "sampling_ratio", 0),  # RoIPool has no ratio
+        pooler_type=pooler_type,
+        canonical_box_size=pooler.canonical_box_size,
+        canonical_level=pooler.canonical_level,
+    )

@@ -1,30 +1,36 @@
-"""detectron2's ROI heads (FPN and DC5, C4, cascade) over the fused pooler."""
+"""detectron2's ROI heads (FPN and DC5, C4, cascade) with the fused pooler.
 
-from collections.abc import Callable
+In training they wait for the device less often than detectron2's. RoIs, random draws, losses and
+logged metrics are the same: what differs is that the metrics of all images are read together.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals
 from detectron2.modeling.roi_heads import (
     BaseMaskRCNNHead,
     CascadeROIHeads,
     Res5ROIHeads,
+    ROIHeads,
     StandardROIHeads,
     select_foreground_proposals,
 )
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.modeling.box_losses import with_box_loss
-from mask_rcnn_plus.modeling.mask_loss import mask_loss
-from mask_rcnn_plus.modeling.pooler import POOLER_TYPES, FusedROIPooler
-from mask_rcnn_plus.modeling.roi_labels import LabelledStages, SampledRoIs
+from mask_rcnn_plus.modeling.mask_heads import mask_loss
+from mask_rcnn_plus.modeling.pooler import POOLER_TYPES, ROTATED, fused_pooler
 
-# A constructor's argument -> the section of MODEL that has its POOLER_TYPE. C4 has one pooler for
-# boxes and masks, and reads the box head's section.
+# Constructor argument -> the section of MODEL with its POOLER_TYPE. C4 has one pooler for boxes and
+# masks, and reads the box head's section.
 _POOLERS = {
     "box_pooler": "ROI_BOX_HEAD",
     "pooler": "ROI_BOX_HEAD",
@@ -32,21 +38,57 @@ _POOLERS = {
     "keypoint_pooler": "ROI_KEYPOINT_HEAD",
 }
 _STOCK_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool")
-_ROTATED = "ROIAlignRotated"
+
+
+@torch.no_grad()
+def label_and_sample(
+    heads: ROIHeads, proposals: list[Instances], targets: list[Instances]
+) -> list[Instances]:
+    """``ROIHeads.label_and_sample_proposals`` with one wait for the device less per image.
+
+    Args:
+        heads: whose matcher and settings apply.
+        proposals: N, with ``proposal_boxes`` in input-image pixels and ``objectness_logits``.
+        targets: N, with ``gt_boxes``, ``gt_classes`` and other fields that begin with "gt_".
+
+    Returns:
+        N, each with ``MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE`` proposals or fewer, positives first,
+        with ``gt_classes`` (K for the background) and, if the image has objects, the fields of the
+        object that each overlaps most.
+    """
+    if heads.proposal_append_gt:
+        proposals = add_ground_truth_to_proposals(targets, proposals)
+    sampled = []
+    for image, target in zip(proposals, targets, strict=True):
+        overlaps = pairwise_iou(target.gt_boxes, image.proposal_boxes)
+        nearest, labels = heads.proposal_matcher(overlaps)
+        chosen, classes = heads._sample_proposals(nearest, labels, target.gt_classes)
+        rois = image[chosen]
+        rois.gt_classes = classes
+        if len(target):
+            objects = nearest[chosen]
+            for name, value in target.get_fields().items():
+                if name.startswith("gt_") and not rois.has(name):
+                    rois.set(name, value[objects])
+        sampled.append(rois)
+    _log_sizes(sampled, heads.num_classes, "roi_head")
+    return sampled
 
 
 @ROI_HEADS_REGISTRY.register()
-class FusedROIHeads(SampledRoIs, StandardROIHeads):
+class FusedROIHeads(StandardROIHeads):
     """``StandardROIHeads`` whose box, mask and keypoint poolers are one operator call each.
 
-    Nothing else differs: the same config keys, losses, parameters and their names, so weights of
-    either load into the other. ``POOLER_TYPE`` takes every key of ``POOLER_TYPES`` as well;
-    ``ROIAlignRotated`` leaves detectron2's pooler in place.
+    Config keys, losses, parameters and their names are the same, so each can load the other's
+    weights. ``POOLER_TYPE`` may be any key of ``POOLER_TYPES`` as well; with ``ROIAlignRotated``,
+    detectron2's pooler stays.
     """
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+    label_and_sample_proposals = label_and_sample
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         losses = _lean_mask_loss(self, features, instances)
@@ -54,8 +96,8 @@ class FusedROIHeads(SampledRoIs, StandardROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class FusedRes5ROIHeads(SampledRoIs, Res5ROIHeads):
-    """``Res5ROIHeads`` (C4) over the fused pooler; as :class:`FusedROIHeads` otherwise.
+class FusedRes5ROIHeads(Res5ROIHeads):
+    """``Res5ROIHeads`` (C4) with the fused pooler; otherwise like :class:`FusedROIHeads`.
 
     Boxes and masks share one pooler, whose type is ``MODEL.ROI_BOX_HEAD.POOLER_TYPE``.
     """
@@ -64,6 +106,8 @@ class FusedRes5ROIHeads(SampledRoIs, Res5ROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return _with_fused_poolers(super().from_config, cfg, input_shape)
 
+    label_and_sample_proposals = label_and_sample
+
     def forward(
         self,
         images: Any,
@@ -71,50 +115,80 @@ class FusedRes5ROIHeads(SampledRoIs, Res5ROIHeads):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """As ``Res5ROIHeads``; in training, its masks' loss is :func:`mask_loss`."""
-        if not self.training or not self.mask_on or not _has_the_plain_loss(self.mask_head):
+        """As ``Res5ROIHeads``; in training, the masks' loss is :func:`mask_loss`."""
+        if not self.training or not self.mask_on or not _uses_stock_loss(self.mask_head):
             return super().forward(images, features, proposals, targets)
         rois = self.label_and_sample_proposals(proposals, targets)
-        boxes = [one.proposal_boxes for one in rois]
+        boxes = [i.proposal_boxes for i in rois]
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
         losses = self.box_predictor.losses(self.box_predictor(pooled.mean(dim=(2, 3))), rois)
-        # Boxes and masks share res5: the positives' maps are there.
-        positives, chosen = select_foreground_proposals(rois, self.num_classes)
-        losses |= _mask_losses(self.mask_head, pooled[torch.cat(chosen)], positives)
+        # Boxes and masks share res5, so the features of the positives exist already.
+        positives, is_positive = select_foreground_proposals(rois, self.num_classes)
+        losses |= _mask_losses(self.mask_head, pooled[torch.cat(is_positive)], positives)
         return [], losses
 
 
 @ROI_HEADS_REGISTRY.register()
-class FusedCascadeROIHeads(SampledRoIs, LabelledStages, CascadeROIHeads):
-    """``CascadeROIHeads`` over the fused pooler; as :class:`FusedROIHeads` otherwise."""
+class FusedCascadeROIHeads(CascadeROIHeads):
+    """``CascadeROIHeads`` with the fused pooler; otherwise like :class:`FusedROIHeads`."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
         return _with_fused_poolers(super().from_config, cfg, input_shape)
+
+    label_and_sample_proposals = label_and_sample
+
+    @torch.no_grad()
+    def _match_and_label_boxes(
+        self, proposals: list[Instances], stage: int, targets: list[Instances]
+    ) -> list[Instances]:
+        for image, target in zip(proposals, targets, strict=True):
+            overlaps = pairwise_iou(target.gt_boxes, image.proposal_boxes)
+            nearest, labels = self.proposal_matchers[stage](overlaps)
+            background = torch.full_like(nearest, self.num_classes)
+            if len(target):
+                image.gt_classes = torch.where(labels == 0, background, target.gt_classes[nearest])
+                image.gt_boxes = target.gt_boxes[nearest]
+            else:
+                image.gt_classes = background
+                image.gt_boxes = Boxes(torch.zeros_like(image.proposal_boxes.tensor))
+        _log_sizes(proposals, self.num_classes, f"stage{stage}/roi_head")
+        return proposals
 
     def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
         losses = _lean_mask_loss(self, features, instances)
         return super()._forward_mask(features, instances) if losses is None else losses
 
 
+def _log_sizes(rois: Iterable[Instances], num_classes: int, prefix: str) -> None:
+    """Logs the mean numbers of positives and negatives per image."""
+    labels = [i.gt_classes for i in rois]
+    images = max(len(labels), 1)
+    negatives = int(sum((classes == num_classes).sum() for classes in labels))
+    positives = sum(len(classes) for classes in labels) - negatives
+    storage = get_event_storage()
+    storage.put_scalar(f"{prefix}/num_fg_samples", positives / images)
+    storage.put_scalar(f"{prefix}/num_bg_samples", negatives / images)
+
+
 def _lean_mask_loss(
     heads: StandardROIHeads, features: dict[str, Tensor], instances: list[Instances]
 ) -> dict[str, Tensor] | None:
-    """The mask head's losses in training; None where detectron2's code has to see to it."""
+    """The mask head's losses in training; None if detectron2's code has to compute them."""
     if not heads.training or not heads.mask_on or heads.mask_pooler is None:
         return None
-    if not _has_the_plain_loss(heads.mask_head):
+    if not _uses_stock_loss(heads.mask_head):
         return None
     positives, _ = select_foreground_proposals(instances, heads.num_classes)
-    boxes = [one.proposal_boxes for one in positives]
+    boxes = [i.proposal_boxes for i in positives]
     pooled = heads.mask_pooler([features[name] for name in heads.mask_in_features], boxes)
     return _mask_losses(heads.mask_head, pooled, positives)
 
 
-def _has_the_plain_loss(head: nn.Module) -> bool:
-    """Whether a mask head has no loss of its own, and nobody waits for it to be called.
+def _uses_stock_loss(head: nn.Module) -> bool:
+    """Whether a mask head can be bypassed: it has detectron2's forward (and so its loss), no hooks.
 
-    Another loss has a forward of its own, which may be the object's; hooks see calls alone.
+    A forward may also be set on the object.
     """
     own = type(head).forward is not BaseMaskRCNNHead.forward or "forward" in vars(head)
     return not (own or head._forward_pre_hooks or head._forward_hooks)
@@ -130,20 +204,20 @@ def _mask_losses(
 def _with_fused_poolers(
     from_config: Callable[[CfgNode, Any], dict[str, Any]], cfg: CfgNode, input_shape: Any
 ) -> dict[str, Any]:
-    """The arguments that detectron2's ``from_config`` makes of a config, with our poolers in them.
+    """The arguments from detectron2's ``from_config``, with our poolers and box predictors.
 
     Raises:
-        UserError: a ``POOLER_TYPE`` does not exist.
+        UserError: unknown ``POOLER_TYPE``.
     """
     readable = CfgNode(cfg)  # a copy, which is not frozen
     for section in sorted(set(_POOLERS.values())):
         _check_type(section, cfg.MODEL[section].POOLER_TYPE)
-        if cfg.MODEL[section].POOLER_TYPE not in ("", *_STOCK_TYPES, _ROTATED):
-            # detectron2's pooler, which refuses what only ours knows, is built to be read alone.
+        if cfg.MODEL[section].POOLER_TYPE not in ("", *_STOCK_TYPES, ROTATED):
+            # detectron2 refuses types that only our pooler has. Its pooler is replaced below.
             readable.MODEL[section].POOLER_TYPE = "ROIAlignV2"
     arguments = from_config(readable, input_shape)
     for name, section in _POOLERS.items():
-        # Absent where the head is off, None where it works on the features themselves.
+        # Absent if the head is off, None if it works on the feature maps themselves.
         if isinstance(arguments.get(name), ROIPooler):
             arguments[name] = fused_pooler(arguments[name], cfg.MODEL[section].POOLER_TYPE)
     predictors = "box_predictors" if "box_predictors" in arguments else "box_predictor"
@@ -152,27 +226,11 @@ def _with_fused_poolers(
 
 
 def _check_type(section: str, pooler_type: str) -> None:
-    known = [*POOLER_TYPES, _ROTATED]
-    # A mask or keypoint head may take the maps as they are; then there is no pooler.
+    known = [*POOLER_TYPES, ROTATED]
+    # Without a pooler, a mask or keypoint head works on the feature maps.
     if pooler_type in known or (pooler_type == "" and section != "ROI_BOX_HEAD"):
         return
     raise UserError(
-        f"MODEL.{section}.POOLER_TYPE '{pooler_type}' is none of {', '.join(known)}"
+        f"MODEL.{section}.POOLER_TYPE: unknown '{pooler_type}'; choose one of {', '.join(known)}"
         f"{did_you_mean(pooler_type, known)}"
-    )
-
-
-def fused_pooler(pooler: ROIPooler, pooler_type: str) -> FusedROIPooler | ROIPooler:
-    """Our pooler with the sizes, scales and levels of detectron2's."""
-    if pooler_type == _ROTATED:
-        return pooler
-    levels = list(pooler.level_poolers)
-    return FusedROIPooler(
-        output_size=pooler.output_size,
-        scales=[level.spatial_scale for level in levels],
-        # RoIPool has none.
-        sampling_ratio=getattr(levels[0], "sampling_ratio", 0),
-        pooler_type=pooler_type,
-        canonical_box_size=pooler.canonical_box_size,
-        canonical_level=pooler.canonical_level,
     )

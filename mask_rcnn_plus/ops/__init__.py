@@ -1,6 +1,8 @@
-"""RoI operators: exact, repeatable, all pyramid levels in one call; and masks pasted into runs.
+"""RoI operators (exact, deterministic, all pyramid levels in one call) and mask pasting.
 
-detectron2 is unknown here.
+roi_ops.py has the functions, layers.py the modules, csrc/ the C++ and CUDA code. mask_rle.py pastes
+masks into COCO's run lengths (csrc/mask_rle.cpp), run_lengths.py works on those. Nothing here
+depends on detectron2.
 """
 
 from mask_rcnn_plus.ops.layers import RoIAlign, RoIPool, RoIWarp

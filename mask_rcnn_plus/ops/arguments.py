@@ -1,4 +1,4 @@
-"""The arguments of RoI functions: brought into the one form the operators take, or refused."""
+"""Checks the arguments of RoI functions and converts them to the form that operators accept."""
 
 import enum
 import math
@@ -11,7 +11,7 @@ FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Grid(enum.IntEnum):
-    """How a box becomes a grid of points on a map; ``roi::Grid`` in csrc/roi_math.h."""
+    """How a box is converted to a grid of points on a map; ``roi::Grid`` in csrc/roi_math.h."""
 
     ALIGN = 0
     ALIGN_HALF = 1
@@ -21,35 +21,37 @@ class Grid(enum.IntEnum):
 
 MODES = ("avg", "max")
 
-# roi_math.h: kMaxLevels, kMaxBins, kMaxSamples.
-MOST_LEVELS, MOST_BINS, MOST_SAMPLES = 32, 32768, 32768
+# kMaxLevels, kMaxBins and kMaxSamples in csrc/roi_math.h.
+MAX_LEVELS, MAX_BINS, MAX_SAMPLES = 32, 32768, 32768
+
+
+class BoxShapeError(ValueError, AssertionError):
+    """Boxes with a wrong shape.
+
+    It is also an AssertionError because torchvision's functions raise that.
+    """
 
 
 def check_mode(mode: str) -> None:
-    """Refuses a mode that is neither ``"avg"`` nor ``"max"``.
-
+    """
     Raises:
-        ValueError: it is neither.
+        ValueError: ``mode`` is neither ``"avg"`` nor ``"max"``.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be 'avg' or 'max', got {mode!r}")
 
 
-class BoxShapeError(ValueError, AssertionError):
-    """Boxes of a wrong shape.
+def to_maps(features: Sequence[Tensor]) -> list[Tensor]:
+    """Checks feature maps; under autocast they get its dtype, so that levels do not mix dtypes.
 
-    A ValueError, and an AssertionError because that is what torchvision's functions raise.
-    """
-
-
-def check_maps(features: Sequence[Tensor]) -> None:
-    """Refuses what is no list of tensors.
+    Args:
+        features: maps of shape (N, C, H, W), one per level.
 
     Raises:
-        ValueError: it is not.
+        ValueError: not a list of tensors, or unsupported shapes, dtypes or devices.
     """
     if isinstance(features, Tensor):
-        raise ValueError("features is one tensor; give a list of maps, one a level")
+        raise ValueError("features is one tensor; give a list of maps, one per level")
     if len(features) == 0:
         raise ValueError("features is empty; give at least one map of shape (N, C, H, W)")
     for level, feature in enumerate(features):
@@ -57,19 +59,9 @@ def check_maps(features: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"a feature map must be a tensor; level {level} is {type(feature).__name__}"
             )
-
-
-def check_features(features: Sequence[Tensor]) -> None:
-    """Refuses feature maps that no operator takes.
-
-    Args:
-        features: at least one map of shape (N, C, H, W), one a level.
-
-    Raises:
-        ValueError: shapes, dtypes or devices do not fit.
-    """
-    if len(features) > MOST_LEVELS:
-        raise ValueError(f"got {len(features)} feature maps; at most {MOST_LEVELS} levels will do")
+    if len(features) > MAX_LEVELS:
+        raise ValueError(f"features must have at most {MAX_LEVELS} levels, got {len(features)}")
+    features = _to_autocast_dtype(features)
     first = features[0]
     for level, feature in enumerate(features):
         if feature.dim() != 4:
@@ -79,8 +71,8 @@ def check_features(features: Sequence[Tensor]) -> None:
             )
         if feature.dtype not in FEATURE_DTYPES:
             raise ValueError(
-                f"level {level} has dtype {feature.dtype}; RoI operators take float32, float64, "
-                "float16 and bfloat16"
+                f"level {level} has dtype {feature.dtype}; RoI operators support float32, "
+                "float64, float16 and bfloat16"
             )
         if feature.dtype != first.dtype or feature.device != first.device:
             raise ValueError(
@@ -89,25 +81,23 @@ def check_features(features: Sequence[Tensor]) -> None:
             )
         if feature.shape[:2] != first.shape[:2]:
             raise ValueError(
-                f"level {level} holds {feature.shape[0]} images of {feature.shape[1]} channels, "
-                f"level 0 {first.shape[0]} of {first.shape[1]}; all levels must agree"
+                f"level {level} has {feature.shape[0]} images of {feature.shape[1]} channels, "
+                f"level 0 has {first.shape[0]} of {first.shape[1]}; all levels must agree"
             )
+    return features
 
 
 def to_rows(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
-    """Boxes in the operators' form.
+    """Boxes as fp32 rows (R, 5) of (image index, x0, y0, x1, y1).
 
     Args:
         boxes: (R, 5), rows of (image index, x0, y0, x1, y1), or a sequence with (Ri, 4),
             rows of (x0, y0, x1, y1), for each image.
         like: a feature map, for its device.
 
-    Returns:
-        fp32 (R, 5). fp64 boxes are rounded; fp16 ones keep the precision they came with.
-
     Raises:
         BoxShapeError: the last dimension is not 5, or not 4 in a sequence.
-        ValueError: no tensors of real numbers; boxes and features are on different devices.
+        ValueError: not tensors of real numbers, or not on the device of the features.
     """
     for part in [boxes] if isinstance(boxes, Tensor) else boxes:
         if not isinstance(part, Tensor) or part.is_complex():
@@ -119,7 +109,7 @@ def to_rows(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise BoxShapeError(
                 "boxes must have shape (R, 5): (image index, x0, y0, x1, y1); got "
-                f"{tuple(boxes.shape)}. A list of (Ri, 4) tensors, one an image, will do as well"
+                f"{tuple(boxes.shape)}. A list of (Ri, 4) tensors, one per image, also works"
             )
         rows = boxes.float()
     else:
@@ -134,7 +124,7 @@ def to_rows(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
             parts.append(torch.cat([index, part.float()], dim=1))
         rows = torch.cat(parts) if parts else like.new_zeros((0, 5), dtype=torch.float32)
     if rows.device != like.device:
-        raise ValueError(f"boxes are on {rows.device}, features on {like.device}; move one")
+        raise ValueError(f"boxes are on {rows.device}, features on {like.device}; move one of them")
     return rows
 
 
@@ -142,37 +132,36 @@ def to_pair(output_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of the output.
 
     Raises:
-        ValueError: not one or two positive numbers.
+        ValueError: not one or two positive integers.
     """
     sides = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,)
     if len(sides) == 1:
         sides = sides * 2
     pair = [to_whole(side) for side in sides]
-    if len(pair) != 2 or any(side is None or not 1 <= side <= MOST_BINS for side in pair):
+    if len(pair) != 2 or any(side is None or not 1 <= side <= MAX_BINS for side in pair):
         raise ValueError(
-            f"output_size must be one or two whole numbers of 1 to {MOST_BINS}, got {output_size!r}"
+            f"output_size must be one or two whole numbers of 1 to {MAX_BINS}, got {output_size!r}"
         )
     return pair[0], pair[1]  # type: ignore[return-value]
 
 
 def to_whole(value: object) -> int | None:
-    """The integer that a value is, of Python's, torch's or NumPy's; None if it is none."""
+    """An integer of Python, torch or NumPy as int; None for other values."""
     if isinstance(value, int | torch.SymInt):
         return None if isinstance(value, bool) else value  # type: ignore[return-value]
     return int(value) if hasattr(value, "__index__") else None  # type: ignore[call-overload]
 
 
 def check_sampling(sampling_ratio: int, spatial_scales: Sequence[float]) -> None:
-    """Refuses what no grid can be made of.
-
+    """
     Raises:
-        ValueError: a ratio that is no whole number, or too large; a scale that is not above zero
-            and finite.
+        ValueError: the ratio is not an integer or too large, or a scale is not above zero and
+            finite.
     """
     ratio = to_whole(sampling_ratio)
-    if ratio is None or ratio > MOST_SAMPLES:
+    if ratio is None or ratio > MAX_SAMPLES:
         raise ValueError(
-            f"sampling_ratio must be a whole number of at most {MOST_SAMPLES}, "
+            f"sampling_ratio must be a whole number of at most {MAX_SAMPLES}, "
             f"got {sampling_ratio!r}"
         )
     for scale in spatial_scales:
@@ -181,13 +170,12 @@ def check_sampling(sampling_ratio: int, spatial_scales: Sequence[float]) -> None
 
 
 def check_canonical(canonical_box_size: float, canonical_level: int) -> None:
-    """Refuses what FPN's equation 1 cannot assign levels by.
-
-    Raises:
-        ValueError: a size that is not above zero and finite, or a level that is no whole number.
     """
-    known = isinstance(canonical_box_size, int | float)
-    if not known or not 0 < canonical_box_size < math.inf:
+    Raises:
+        ValueError: the size is not above zero and finite, or the level is not an integer.
+    """
+    is_number = isinstance(canonical_box_size, int | float)
+    if not is_number or not 0 < canonical_box_size < math.inf:
         raise ValueError(
             f"canonical_box_size must be above zero and finite, got {canonical_box_size!r}"
         )
@@ -196,26 +184,27 @@ def check_canonical(canonical_box_size: float, canonical_level: int) -> None:
 
 
 def first_level(spatial_scales: Sequence[float]) -> int:
-    """FPN's number of the first map: 2 where it has stride 4.
+    """FPN's number of the first map: 2 if it has stride 4.
 
     Raises:
-        ValueError: the scales are not 1/2^k, each half of the one before.
+        ValueError: the scales are not 1/2^k, each half of the previous one.
     """
     if len(spatial_scales) == 0:
-        raise ValueError("spatial_scales is empty; give one a map")
-    # 1 / 2^k is exact in floating point, so frexp's mantissa of 0.5 tells it.
+        raise ValueError("spatial_scales is empty; give one per map")
+    # 1 / 2^k is exact in floating point, with a mantissa of 0.5 in frexp.
     parts = [math.frexp(scale) for scale in spatial_scales]
     first = 1 - parts[0][1]
     for level, (mantissa, exponent) in enumerate(parts):
         if mantissa != 0.5 or 1 - exponent != first + level:
             raise ValueError(
-                f"spatial_scales must be 1 / 2^k, each half of the one before, got {spatial_scales}"
+                f"spatial_scales must be 1 / 2^k, each half of the previous one, "
+                f"got {spatial_scales}"
             )
     return first
 
 
 def with_cells(feature: Tensor) -> Tensor:
-    """A map that has a cell: one without gets zeros, which is what samples of it are worth."""
+    """The map, or one cell of zeros per image and channel if it has none: samples of it are 0."""
     height, width = feature.shape[2:]
     if height == 0 or width == 0:
         return torch.nn.functional.pad(feature, (0, int(width == 0), 0, int(height == 0)))
@@ -223,17 +212,16 @@ def with_cells(feature: Tensor) -> Tensor:
 
 
 def prefers_channels_last(features: Sequence[Tensor]) -> bool:
-    """Whether a map is channels_last beyond doubt: a map of one channel or one cell is both."""
+    """Whether a map is channels_last and not contiguous: a map of one channel or cell is both."""
     return any(
         f.is_contiguous(memory_format=torch.channels_last) and not f.is_contiguous()
         for f in features
     )
 
 
-def to_autocast_dtype(features: Sequence[Tensor]) -> list[Tensor]:
-    """Maps in autocast's dtype where autocast is on, so that pooling neither widens nor mixes."""
+def _to_autocast_dtype(features: Sequence[Tensor]) -> list[Tensor]:
     device_type = features[0].device.type
-    # Autocast knows no meta device.
+    # Autocast does not support the meta device.
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return list(features)
     dtype = torch.get_autocast_dtype(device_type)

@@ -1,22 +1,21 @@
 """Builds the operators' libraries when the package is installed.
 
-setuptools runs this file by itself, without the package around it (pyproject.toml,
-``[tool.setuptools.cmdclass]``), so it may import nothing of it. torch is imported only to find its
-headers; without torch or a compiler the package installs without libraries, and its operators run
-through torchvision's.
+setuptools runs this file alone (pyproject.toml, ``[tool.setuptools.cmdclass]``), so it must not
+import the package. torch is imported only to find its headers. Without torch or a compiler, the
+package is installed without libraries, and its operators run through torchvision's.
 
-The library for CUDA needs a torch built with CUDA, and an nvcc of the same major version. It is
-looked for in this order: ``$CUDA_HOME/bin``, ``PATH``, and the packages of the extra ``cuda``. The
-last are seen only where they lie beside the torch that this build imports, before it begins:
+The CUDA library needs a torch that was built with CUDA, and an nvcc of the same major version. nvcc
+is searched for in ``$CUDA_HOME/bin``, in ``PATH``, and in the packages of the extra ``cuda``. Those
+must be installed beside the torch that this build imports before the build begins:
 
-* pip: ``pip install torch "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.*"`` (of the version that
-  torch itself asks for), then ``pip install --no-build-isolation mask-rcnn-plus``. To name the
-  extra in that command is too late, since pip builds before it installs.
-* uv builds in an environment of its own: ``uv sync --extra cuda``, then the same again with
+* pip: ``pip install torch "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.*"`` (the version that
+  torch requires), then ``pip install --no-build-isolation mask-rcnn-plus``. To name the extra in
+  the second command is too late, since pip builds before it installs.
+* uv builds in a separate environment: ``uv sync --extra cuda``, then the same command again with
   ``--reinstall-package mask-rcnn-plus`` and ``CUDA_HOME`` set to ``nvidia/cu13`` in the project's
   site-packages.
 
-``TORCH_CUDA_ARCH_LIST`` names the architectures to build for, as torch's own extensions take it.
+``TORCH_CUDA_ARCH_LIST`` names the architectures to build for, as for torch's own extensions.
 """
 
 import os
@@ -32,19 +31,19 @@ from types import ModuleType
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-# LibTorch's stable ABI: a library built for 2.11 serves every later torch.
+# LibTorch's stable ABI: a library built for 2.11 works with every later torch.
 STABLE_ABI = "0x020b000000000000"
 
-# The geometry must round alike on host and device; see roi_math.h.
+# The geometry must round in the same way on host and device; see roi_math.h.
 CODE_FLAGS = ["-fvisibility=hidden", "-ffp-contract=off"]
 CPU_FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", *CODE_FLAGS]
 NVCC_FLAGS = [
     "-std=c++20",
     "-O3",
     "--expt-relaxed-constexpr",
-    # The architectures side by side, on as many cores as there are.
+    # Compile the architectures in parallel, on all cores.
     "--threads=0",
-    # torch may bring a CUDA runtime without the link that a linker looks for.
+    # torch's CUDA runtime may lack the symbolic link that a linker needs.
     "--cudart=static",
     "-DUSE_CUDA",
     f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
@@ -53,10 +52,10 @@ NVCC_FLAGS = [
     "-Xlinker=-s",
 ]
 
-# One of each generation that CUDA 13 knows, from T4 on; code for one also runs on later ones of the
-# same major version. A GPU newer than all of these takes the last one's PTX.
+# One of each generation that CUDA 13 supports, from T4 on. Code for one also runs on later ones of
+# the same major version. A GPU that is newer than all of these uses the PTX of the last one.
 ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
-# What torch lets TORCH_CUDA_ARCH_LIST say instead of numbers.
+# Names that torch allows in TORCH_CUDA_ARCH_LIST instead of numbers.
 FAMILIES = {
     "Turing": "7.5+PTX",
     "Ampere": "8.0;8.6+PTX",
@@ -86,7 +85,7 @@ class Nvcc:
         return self.release.partition(".")[0]
 
     def codes(self) -> set[str]:
-        """The architectures it knows, such as ``90`` and ``100a``."""
+        """The architectures that it supports, such as ``90`` and ``100a``."""
         return set(re.findall(r"sm_(\w+)", _output(self.path, "--list-gpu-code")))
 
 
@@ -101,7 +100,7 @@ def find_nvcc(major: str) -> Nvcc:
     """The first nvcc of a major version.
 
     Raises:
-        Unavailable: there is none; says which others there are.
+        Unavailable: no nvcc of that version; the message names the others.
     """
     places = [Path(entry) / "nvidia" / f"cu{major}" / "bin" for entry in sys.path]
     on_path = shutil.which("nvcc")
@@ -109,7 +108,7 @@ def find_nvcc(major: str) -> Nvcc:
         places.insert(0, Path(on_path).parent)
     if os.environ.get("CUDA_HOME"):
         places.insert(0, Path(os.environ["CUDA_HOME"]) / "bin")
-    found = []
+    others = []
     for place in places:
         path = place / "nvcc"
         if not path.is_file():
@@ -118,21 +117,21 @@ def find_nvcc(major: str) -> Nvcc:
         nvcc = Nvcc(path, release[1] if release else "unknown")
         if nvcc.major == major:
             return nvcc
-        found.append(f"{path} is of CUDA {nvcc.release}")
+        others.append(f"{path} is CUDA {nvcc.release}")
     raise Unavailable(
         f"torch was built with CUDA {major}, and no nvcc of that version was found"
-        + (f" ({'; '.join(found)})" if found else "")
+        + (f" ({'; '.join(others)})" if others else "")
         + f". Set CUDA_HOME to a CUDA {major} toolkit, or see mask_rcnn_plus/ops/build.py for one "
         "from the Python registry"
     )
 
 
 def capabilities(torch: ModuleType) -> list[tuple[int, int]]:
-    """The compute capabilities of the GPUs of this machine; none where they cannot be asked."""
+    """The compute capabilities of this machine's GPUs; empty if a GPU does not respond."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     try:
         return [torch.cuda.get_device_capability(index) for index in range(count)]
-    except RuntimeError:  # of a GPU that is out of order, or another process's alone
+    except RuntimeError:  # a broken GPU, or one that another process uses exclusively
         return []
 
 
@@ -143,19 +142,19 @@ def architecture_flags(
 
     Args:
         wanted: in the form of ``TORCH_CUDA_ARCH_LIST``: ``"8.0;9.0+PTX"`` or ``"Ampere;Hopper"``;
-            or None for those that most users have, and for older GPUs of this machine.
-        known: what nvcc can make, such as ``{"80", "90a"}``.
+            None for the most common architectures, and older GPUs of this machine.
+        known: architectures that nvcc supports, such as ``{"80", "90a"}``.
         present: compute capabilities of this machine's GPUs.
 
     Raises:
-        Unavailable: the list names something else than a number, or what nvcc does not know.
+        Unavailable: the list contains an invalid or unsupported name.
     """
     if not (wanted and wanted.strip()):
         oldest = tuple(map(int, ARCHITECTURES[0].split(".")))
-        older = [f"{one[0]}.{one[1]}" for one in sorted(set(present)) if one < oldest]
+        older = [f"{gpu[0]}.{gpu[1]}" for gpu in sorted(set(present)) if gpu < oldest]
         numbers = [n for n in (*older, *ARCHITECTURES) if n.replace(".", "") in known]
         if not numbers:
-            raise Unavailable(f"nvcc knows none of the architectures {', '.join(ARCHITECTURES)}")
+            raise Unavailable(f"nvcc supports none of {', '.join(ARCHITECTURES)}")
         wanted = ";".join(numbers) + "+PTX"
     flags = []
     names = re.split(r"[;,\s]+", wanted.strip(" ;,\t\n"))
@@ -163,8 +162,8 @@ def architecture_flags(
         match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
         if match is None or match[1] + match[2] not in known:
             raise Unavailable(
-                f"TORCH_CUDA_ARCH_LIST names {name!r}; expected numbers that nvcc knows, such as "
-                f"'8.0;9.0+PTX', or {', '.join(FAMILIES)}"
+                f"TORCH_CUDA_ARCH_LIST: unsupported {name!r}; expected numbers that nvcc supports, "
+                f"such as '8.0;9.0+PTX', or {', '.join(FAMILIES)}"
             )
         code = match[1] + match[2]
         flags.append(f"-gencode=arch=compute_{code},code=sm_{code}")
@@ -174,15 +173,15 @@ def architecture_flags(
 
 
 def nvcc_command(torch: ModuleType, source: Path, target: Path) -> list[str]:
-    """The command that makes the CUDA library.
+    """The command that builds the CUDA library.
 
     Raises:
-        Unavailable: torch or this machine has no CUDA that serves.
+        Unavailable: torch was built without CUDA, or there is no matching nvcc.
     """
     if torch.version.cuda is None:
         raise Unavailable("torch was built without CUDA")
     if not sys.platform.startswith("linux"):
-        raise Unavailable("the CUDA operators are built on Linux alone")
+        raise Unavailable("the CUDA operators can only be built on Linux")
     nvcc = find_nvcc(torch.version.cuda.partition(".")[0])
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
     home, root = nvcc.path.parents[1], torch_root(torch)
@@ -194,20 +193,20 @@ def nvcc_command(torch: ModuleType, source: Path, target: Path) -> list[str]:
         str(source),
         f"-o={target}",
         f"-L{root / 'lib'}",
-        # Where the registry's packages have the runtime; a toolkit's own nvcc knows its place.
+        # The runtime of the registry's packages; a toolkit's nvcc finds its own.
         f"-L{home / 'lib'}",
         "-ltorch_cpu",
         "-ltorch_cuda",
-        # torch is loaded before this library; the linker need not know all it depends on.
+        # torch is loaded before this library, so the linker may ignore missing dependencies.
         "-Xlinker=--allow-shlib-undefined",
     ]
 
 
 class BuildOperators(build_ext):
-    """``build_ext`` that knows where torch is and what its stable ABI asks for."""
+    """``build_ext`` with torch's paths and the flags for its stable ABI."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Builds one library; says so and goes on where that fails."""
+        """Builds one library; if that fails, warns and continues."""
         try:
             import torch
         except ImportError:
@@ -229,12 +228,12 @@ class BuildOperators(build_ext):
         ext.define_macros = [("TORCH_TARGET_VERSION", STABLE_ABI)]
         ext.extra_compile_args = CPU_FLAGS
         if sys.platform.startswith("linux"):
-            # torch is loaded before this library; the linker need not know all it depends on.
+            # torch is loaded before this library, so the linker may ignore missing dependencies.
             ext.extra_link_args = ["-Wl,--allow-shlib-undefined", "-s"]
         super().build_extension(ext)
 
     def build_cuda(self, ext: Extension, torch: ModuleType) -> None:
-        # setuptools does not know CUDA's sources.
+        # setuptools does not support CUDA sources.
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -244,6 +243,6 @@ class BuildOperators(build_ext):
             if process.returncode != 0:
                 raise Unavailable(f"nvcc failed:\n{process.stderr or process.stdout}")
         except Unavailable as reason:
-            # What an earlier build left would be taken for this one's.
+            # Remove the library of an earlier build, which would be used instead.
             target.unlink(missing_ok=True)
             self.warn(f"{ext.name} is not built: {reason}")

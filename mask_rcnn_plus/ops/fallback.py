@@ -1,7 +1,7 @@
-"""The RoI functions through torchvision's operators, where the compiled ones are missing.
+"""The RoI functions through torchvision's operators, if the compiled ones are missing.
 
-Same results within rounding, but for huge boxes on an adaptive grid, which torchvision walks
-sample by sample.
+The results are the same up to rounding. Huge boxes on an adaptive grid take very long, since
+torchvision computes every sample.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from mask_rcnn_plus.ops.arguments import Grid, prefers_channels_last
-from mask_rcnn_plus.ops.levels import assign_levels
 
 
 def pool_pyramid(
@@ -27,7 +26,7 @@ def pool_pyramid(
     canonical_level: int,
     mode: str,
 ) -> Tensor:
-    """:func:`mask_rcnn_plus.ops.roi_ops.pool_pyramid` on checked arguments; rows: fp32 (R, 5)."""
+    """:func:`mask_rcnn_plus.ops.roi_ops.pool_pyramid` for checked arguments; rows: fp32 (R, 5)."""
     from torchvision.ops import roi_align, roi_pool
 
     def pool(feature: Tensor, boxes: Tensor, scale: float) -> Tensor:
@@ -38,16 +37,16 @@ def pool_pyramid(
             boxes, scale = _to_whole_cells(boxes, scale), 1.0
         aligned = grid != Grid.ALIGN
         if mode == "max":
-            return _greatest_sample(feature, boxes, size, scale, sampling_ratio, aligned)
+            return _max_sample(feature, boxes, size, scale, sampling_ratio, aligned)
         if aligned and sampling_ratio <= 0:
-            # An inverted box has no samples; torchvision asks for a negative number of them.
+            # An inverted box has no samples; torchvision computes a negative number of them.
             inverted = (boxes[:, 3:] < boxes[:, 1:3]).any(dim=1, keepdim=True)
             empty = torch.nn.functional.pad(boxes[:, :1], (0, 4))
             boxes = torch.where(inverted, empty, boxes)
         return roi_align(feature, boxes, size, scale, sampling_ratio, aligned)
 
     levels = assign_levels(rows, len(scales), min_level, canonical_box_size, canonical_level)
-    return each_level(features, rows, levels, scales, (height, width), pool)
+    return _pool_by_level(features, rows, levels, scales, (height, width), pool)
 
 
 def quantized_roi_align(
@@ -58,14 +57,14 @@ def quantized_roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """torchvision's RoIAlign of a quantised map, which takes and gives its own kind."""
+    """torchvision's RoIAlign of a quantised map; the result is quantised too."""
     from torchvision.ops import roi_align
 
     return roi_align(input, boxes, output_size, spatial_scale, sampling_ratio, aligned)
 
 
 def _to_whole_cells(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes (R, 5) in pixels to RoIWarp's, in cells."""
+    """Boxes (R, 5) in pixels to RoIWarp's boxes, in whole cells."""
     scaled = boxes[:, 1:] * scale
     whole = scaled.trunc()
     whole = whole + ((scaled - whole).abs() >= 0.5) * scaled.sign()
@@ -74,7 +73,7 @@ def _to_whole_cells(boxes: Tensor, scale: float) -> Tensor:
     return torch.cat([boxes[:, :1], first, beyond], dim=1)
 
 
-def _greatest_sample(
+def _max_sample(
     feature: Tensor,
     boxes: Tensor,
     size: tuple[int, int],
@@ -82,9 +81,9 @@ def _greatest_sample(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """The maximum over samples: one bin for each sample, then the maximum over those bins.
+    """The maximum of each bin's samples: one bin per sample, then the maximum over those bins.
 
-    Takes memory for every sample of every box with the same grid.
+    It needs memory for every sample of all boxes with the same grid.
     """
     from torchvision.ops import roi_align
 
@@ -94,7 +93,7 @@ def _greatest_sample(
     samples = (length / length.new_tensor([size[1], size[0]])).ceil().clamp(min=0).long()
     if sampling_ratio > 0:
         samples = torch.full_like(samples, sampling_ratio)
-    # A part of no values ties the result to the map, where no box has a sample.
+    # An empty sum connects the result to the map's graph, even if no box has a sample.
     out = feature.new_zeros((len(boxes), feature.shape[1], *size)) + feature[..., :0].sum()
     for across, down in samples.unique(dim=0).tolist():
         if across and down:
@@ -105,7 +104,7 @@ def _greatest_sample(
     return out
 
 
-def each_level(
+def _pool_by_level(
     features: list[Tensor],
     rows: Tensor,
     levels: Tensor,
@@ -113,21 +112,22 @@ def each_level(
     output_size: tuple[int, int],
     pool: Callable[[Tensor, Tensor, float], Tensor],
 ) -> Tensor:
-    """Pools every box from its level with an operator that knows one level and fp32 or fp64 only.
+    """Pools each box from its level with a function for one level, in fp32 or fp64.
 
     Args:
         features: L maps (N, C, Hl, Wl).
         rows: (R, 5), fp32.
         levels: (R,) index of each box's level.
-        scales: L scales, handed to ``pool``.
+        scales: L scales, passed to ``pool``.
         output_size: (height, width).
-        pool: takes a map, boxes of the map's dtype, and a scale; returns (Ri, C, height, width).
+        pool: function of a map, boxes of the map's dtype, and a scale; returns (Ri, C, height,
+            width).
 
     Returns:
-        (R, C, height, width) in the features' dtype; NaN where a box is not finite.
+        (R, C, height, width) in the features' dtype; NaN if a box is not finite.
 
     Raises:
-        RuntimeError: a box names an image that the features do not hold.
+        RuntimeError: a box names an image that the features do not contain.
     """
     images, dtype = features[0].shape[0], features[0].dtype
     index = rows[:, 0]
@@ -139,7 +139,7 @@ def each_level(
             f"{images - 1}"
         )
     defined = torch.isfinite(rows).all(dim=1)
-    # torchvision has no bf16, and fp16 would round the boxes.
+    # torchvision does not support bf16, and in fp16 it would round the boxes.
     working = torch.float64 if dtype == torch.float64 else torch.float32
     rows = torch.where(defined[:, None], rows, torch.zeros_like(rows)).to(working)
     out = features[0].new_zeros((len(rows), features[0].shape[1], *output_size), dtype=working)
@@ -147,11 +147,32 @@ def each_level(
         chosen = (levels == level).nonzero()[:, 0]
         feature = feature.to(working)
         if feature.numel() > 0:
-            # Every level takes part, RoIs or not, so that every map gets a gradient.
+            # Even without RoIs, so that every map gets a gradient.
             out = out.index_put((chosen,), pool(feature, rows[chosen], scale))
-        else:  # torchvision reads out of bounds
+        else:  # torchvision would read out of bounds
             out = out + feature.sum()
     out = torch.where(defined[:, None, None, None], out, torch.nan)
     channels_last = prefers_channels_last(features)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return out.to(dtype).contiguous(memory_format=memory_format)
+
+
+def assign_levels(
+    rows: Tensor, levels: int, min_level: int, canonical_box_size: float, canonical_level: int
+) -> Tensor:
+    """The level of each box (FPN, equation 1, with detectron2's rounding).
+
+    Args:
+        rows: (R, 5), in input-image pixels.
+        levels: number of maps.
+        min_level: the number of the first map; a map of stride 2^k has number k.
+        canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
+        canonical_level: that level's number.
+
+    Returns:
+        (R,) int64 in [0, levels).
+    """
+    area = (rows[:, 3] - rows[:, 1]) * (rows[:, 4] - rows[:, 2])
+    side = area.clamp(min=0).nan_to_num(0.0).sqrt()
+    level = torch.floor(canonical_level + torch.log2(side / canonical_box_size + 1e-8))
+    return (level - min_level).clamp(0, levels - 1).long()

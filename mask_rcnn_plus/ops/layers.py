@@ -8,19 +8,19 @@ from torch import Tensor, nn
 from mask_rcnn_plus.ops.arguments import check_mode
 from mask_rcnn_plus.ops.roi_ops import roi_align, roi_pool, roi_warp
 
-# torch.fx then records one call instead of tracing into checks that need real shapes.
+# So that torch.fx records one call and does not trace into checks, which need real shapes.
 torch.fx.wrap("roi_align")
 torch.fx.wrap("roi_pool")
 torch.fx.wrap("roi_warp")
 
 
-def _mode(mode: str) -> str:
-    """The average goes without saying, as with torchvision's modules."""
+def _format_mode(mode: str) -> str:
+    """As in torchvision's modules, the average is not shown."""
     return "" if mode == "avg" else f", mode={mode!r}"
 
 
 class RoIAlign(nn.Module):
-    """:func:`mask_rcnn_plus.ops.roi_align` with its settings held."""
+    """:func:`mask_rcnn_plus.ops.roi_align` as a module with fixed settings."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class RoIAlign(nn.Module):
         aligned: bool = False,
         mode: str = "avg",
     ) -> None:
-        """Args are those of :func:`mask_rcnn_plus.ops.roi_align`."""
+        """The arguments are those of :func:`mask_rcnn_plus.ops.roi_align`."""
         super().__init__()
         check_mode(mode)
         self.output_size = output_size
@@ -55,14 +55,14 @@ class RoIAlign(nn.Module):
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
-        ) + _mode(self.mode)
+        ) + _format_mode(self.mode)
 
 
 class RoIPool(nn.Module):
-    """:func:`mask_rcnn_plus.ops.roi_pool` with its settings held."""
+    """:func:`mask_rcnn_plus.ops.roi_pool` as a module with fixed settings."""
 
     def __init__(self, output_size: int | Sequence[int], spatial_scale: float) -> None:
-        """Args are those of :func:`mask_rcnn_plus.ops.roi_pool`."""
+        """The arguments are those of :func:`mask_rcnn_plus.ops.roi_pool`."""
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
@@ -76,7 +76,7 @@ class RoIPool(nn.Module):
 
 
 class RoIWarp(nn.Module):
-    """:func:`mask_rcnn_plus.ops.roi_warp` with its settings held."""
+    """:func:`mask_rcnn_plus.ops.roi_warp` as a module with fixed settings."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class RoIWarp(nn.Module):
         sampling_ratio: int,
         mode: str = "avg",
     ) -> None:
-        """Args are those of :func:`mask_rcnn_plus.ops.roi_warp`."""
+        """The arguments are those of :func:`mask_rcnn_plus.ops.roi_warp`."""
         super().__init__()
         check_mode(mode)
         self.output_size = output_size
@@ -103,4 +103,4 @@ class RoIWarp(nn.Module):
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}"
-        ) + _mode(self.mode)
+        ) + _format_mode(self.mode)

@@ -1,6 +1,7 @@
-"""An optimised model: a detectron2 model for inference alone."""
+"""An optimised model, a detectron2 model for inference only, and the report about it."""
 
 import functools
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,15 +10,40 @@ from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.optimization import onednn
-from mask_rcnn_plus.optimization.report import OptimizationReport
+from mask_rcnn_plus.optimization.layers import INFERENCE_ONLY
+
+
+@dataclass
+class OptimizationReport:
+    """What :func:`mask_rcnn_plus.optimize` did; ``print`` shows it.
+
+    Attributes:
+        device, dtype: of the model, and of its weights and maps.
+        done: what was optimised, one line each.
+        kept: what runs as before, with the reason, one line each.
+        weight_mib: memory of the copy's weights and constants, which it shares with no other model.
+    """
+
+    device: str
+    dtype: str
+    done: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    weight_mib: float = 0.0
+
+    def __str__(self) -> str:
+        memory = f"{self.weight_mib:.1f} MiB of weights of its own"
+        lines = [f"optimised for {self.dtype} on {self.device}, {memory}"]
+        lines += [f"  done: {line}" for line in self.done]
+        lines += [f"  unchanged: {line}" for line in self.kept]
+        return "\n".join(lines)
 
 
 class OptimizedModel(nn.Module):
-    """Mixed into the class of the model that was optimised, which stays its base.
+    """Mixin for the class of an optimised model; the original model's class stays its base.
 
     Attributes:
         optimization_report: what was optimised, and what was not.
-        optimization_dtype: of weights and maps.
+        optimization_dtype: dtype of weights and maps.
     """
 
     optimization_report: OptimizationReport
@@ -30,30 +56,28 @@ class OptimizedModel(nn.Module):
             UserError: ``mode`` is True.
         """
         if mode:
-            raise UserError(
-                "an optimised model is for inference alone: train the model that it was made of"
-            )
+            raise UserError(INFERENCE_ONLY)
         return super().train(False)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """
         Raises:
-            UserError: always; weights here are folded, permuted and cast.
+            UserError: always; the weights here are folded, permuted and cast.
         """
         raise UserError(
-            "an optimised model takes no other weights: load them into the model that it was made "
-            "of, and optimise that again"
+            "an optimised model cannot load other weights: load them into the original model and "
+            "optimise that again"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class is made at run time, so a pickle names its base.
+        # The class is created at run time, so a pickle names its base instead.
         return _blank, (type(self).__bases__[-1],), self.__getstate__()
 
 
 class OptimizedRCNN(OptimizedModel):
-    """The part of an optimised ``GeneralizedRCNN``: its inference under autocast.
+    """Mixin for an optimised ``GeneralizedRCNN``: inference under autocast.
 
-    What was converted casts what it gets; autocast is for what was left as it was.
+    Converted layers cast their inputs themselves; autocast serves the layers that were left.
     """
 
     def inference(
@@ -66,18 +90,47 @@ class OptimizedRCNN(OptimizedModel):
         reduced = self.optimization_dtype != torch.float32
         device = self.device.type
         autocast = torch.autocast(device, self.optimization_dtype, enabled=reduced)
-        # Of an image that is no numbers nothing is to be detected, as stock has it.
-        with autocast, onednn.left_out(device == "cpu" and not _are_numbers(batched_inputs)):
+        # detectron2 detects nothing in an image with NaN; oneDNN's ReLU would turn NaN into 0.
+        not_finite = device == "cpu" and not _are_finite(batched_inputs)
+        with autocast, onednn.disabled(not_finite):
             raw = super().inference(batched_inputs, detected_instances, do_postprocess=False)
-        for one in raw:
-            _to_float(one)
+        for instances in raw:
+            _to_float(instances)
         if not do_postprocess:
             return raw
-        return self._postprocess(raw, batched_inputs, [one.image_size for one in raw])
+        return self._postprocess(raw, batched_inputs, [i.image_size for i in raw])
 
 
-def _are_numbers(inputs: list[dict[str, Any]]) -> bool:
-    images = (one["image"] for one in inputs)
+def as_optimized(
+    model: nn.Module, report: OptimizationReport, dtype: torch.dtype
+) -> OptimizedModel:
+    """A model with the parts of ``model``, in evaluation mode, that refuses training.
+
+    Its class is a subclass of the model's, so it can be used wherever detectron2 expects that.
+    Since the arguments of the model's constructor are unknown, it gets the model's attributes, as
+    an unpickled module does.
+    """
+    optimized = _blank(type(model))
+    optimized.__setstate__(vars(model))
+    optimized.optimization_report, optimized.optimization_dtype = report, dtype
+    return optimized
+
+
+def _blank(base: type[nn.Module]) -> Any:
+    cls = _optimized_class(base)
+    return cls.__new__(cls)
+
+
+@functools.cache
+def _optimized_class(base: type[nn.Module]) -> type[OptimizedModel]:
+    mixin = OptimizedModel
+    if issubclass(base, GeneralizedRCNN) and base.inference is GeneralizedRCNN.inference:
+        mixin = OptimizedRCNN
+    return type(f"Optimized{base.__name__}", (mixin, base), {"__module__": base.__module__})
+
+
+def _are_finite(inputs: list[dict[str, Any]]) -> bool:
+    images = (sample["image"] for sample in inputs)
     return all(torch.isfinite(image).all() for image in images if image.is_floating_point())
 
 
@@ -85,17 +138,3 @@ def _to_float(instances: Any) -> None:
     for name, value in instances.get_fields().items():
         if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
             instances.set(name, value.float())
-
-
-@functools.cache
-def optimized_class(base: type[nn.Module]) -> type[nn.Module]:
-    """A model's class as an optimised model's."""
-    part = OptimizedModel
-    if issubclass(base, GeneralizedRCNN) and base.inference is GeneralizedRCNN.inference:
-        part = OptimizedRCNN
-    return type(f"Optimized{base.__name__}", (part, base), {"__module__": base.__module__})
-
-
-def _blank(base: type[nn.Module]) -> nn.Module:
-    cls = optimized_class(base)
-    return cls.__new__(cls)

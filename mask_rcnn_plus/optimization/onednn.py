@@ -1,10 +1,9 @@
-"""oneDNN's convolution and linear layer with what follows them in the same pass.
+"""oneDNN's convolution and linear layer, fused with what follows them.
 
-torch's own functions have no fused ones, and compute fp32 1x1 convolutions and linear layers with
-another library, at half the speed on CPUs that are not Intel's. These are the operators that
-torch's compiler emits. They take weights as they are: weights packed beforehand were faster by less
-than 1 % of an image, for the size of image they were packed for alone, and up to 10 times slower
-for others.
+torch's own functions cannot fuse, and compute fp32 1x1 convolutions and linear layers with another
+library, at half the speed on CPUs from other makers than Intel. These are the operators that
+torch's compiler emits. Weights are not packed beforehand: that saved less than 1 % of an image's
+time, only for the image size they were packed for, and was up to 10 times slower for others.
 """
 
 import functools
@@ -17,33 +16,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]
-_left_out = ContextVar("_left_out", default=False)
+_disabled = ContextVar("_disabled", default=False)
 
 
 @contextmanager
-def left_out(wanted: bool) -> Iterator[None]:
-    """Within, if wanted, no layer takes these operators: oneDNN's ReLU turns NaN into 0."""
-    token = _left_out.set(wanted)
+def disabled(value: bool) -> Iterator[None]:
+    """A context in which layers do not use these operators, if ``value`` is True."""
+    token = _disabled.set(value)
     try:
         yield
     finally:
-        _left_out.reset(token)
+        _disabled.reset(token)
 
 
-def is_left_out() -> bool:
-    """Whether this is within :func:`left_out`."""
-    return _left_out.get()
+def is_disabled() -> bool:
+    """Whether the caller is within ``disabled(True)``."""
+    return _disabled.get()
 
 
 @functools.cache
 def is_usable(dtype: torch.dtype) -> bool:
-    """Whether the operators exist and compute right.
+    """Whether the operators exist and compute correctly for weights and maps of a dtype.
 
-    They belong to torch's inside and carry no promise, so one small case of each is computed and
-    compared; where one is missing, takes other arguments, or differs, none is used.
-
-    Args:
-        dtype: of weights and maps.
+    They are internal to torch and may change, so a small case of each is compared with torch's own
+    function. If one is missing, has other arguments or differs, none is used.
     """
     if not torch.backends.mkldnn.is_available():
         return False
@@ -53,15 +49,15 @@ def is_usable(dtype: torch.dtype) -> bool:
         values = torch.randn(shape, generator=generator).to(dtype)
         return values.to(memory_format=torch.channels_last) if len(shape) == 4 else values
 
-    maps, weight, bias, other = numbers(2, 8, 6, 7), numbers(16, 8, 3, 3), numbers(16), None
+    maps, weight, bias = numbers(2, 8, 6, 7), numbers(16, 8, 3, 3), numbers(16)
     other, rows, matrix = numbers(2, 16, 6, 7), numbers(5, 8), numbers(16, 8)
-    place = ((1, 1), (1, 1), (1, 1), 1)
+    settings = ((1, 1), (1, 1), (1, 1), 1)
     plain = F.conv2d(maps, weight, bias, padding=1)
     try:
         pairs = [
-            (convolution(maps, weight, bias, *place, relu=True), F.relu(plain)),
+            (convolution(maps, weight, bias, *settings, relu=True), F.relu(plain)),
             (
-                convolution_plus(other.clone(), maps, weight, bias, *place, relu=True),
+                convolution_plus(other.clone(), maps, weight, bias, *settings, relu=True),
                 F.relu(plain + other),
             ),
             (linear(rows, matrix, bias, relu=True), F.relu(F.linear(rows, matrix, bias))),
@@ -86,7 +82,7 @@ def convolution(
     *,
     relu: bool,
 ) -> Tensor:
-    """``F.conv2d``, and a ReLU in the same pass; not of empty maps."""
+    """``F.conv2d`` and a ReLU in the same pass; refuses empty maps."""
     after = "relu" if relu else "none"
     return torch.ops.mkldnn._convolution_pointwise(
         x, weight, bias, padding, stride, dilation, groups, after, [], ""
@@ -105,22 +101,22 @@ def convolution_plus(
     *,
     relu: bool,
 ) -> Tensor:
-    """The same added to ``other`` before the ReLU, in the same pass, in place of ``other``."""
+    """``relu(other + F.conv2d(x))`` in one pass; overwrites ``other`` with it."""
     after = "relu" if relu else None
     return torch.ops.mkldnn._convolution_pointwise_.binary(
         other, x, weight, bias, padding, stride, dilation, groups, "add", 1.0, after, [], ""
     )
 
 
-def takes_plus(x: Tensor, other: Tensor) -> bool:
-    """Whether :func:`convolution_plus` takes these maps.
+def can_add(x: Tensor, other: Tensor) -> bool:
+    """Whether :func:`convolution_plus` supports these maps.
 
-    Of maps of one cell, or in another layout, torch leaves the bf16 sum to an operator without it.
+    For maps of one cell, or in another layout, torch's bf16 implementation lacks the sum.
     """
     return x.shape[-2:].numel() > 1 and other.is_contiguous(memory_format=torch.channels_last)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
-    """``F.linear``, and a ReLU in the same pass; not of no rows."""
+    """``F.linear`` and a ReLU in the same pass; refuses zero rows."""
     after = "relu" if relu else "none"
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")

@@ -1,4 +1,4 @@
-"""The RPN: both predictions in one convolution, and boxes for the best anchors alone."""
+"""The RPN: both predictions in one convolution, and boxes of the best anchors only."""
 
 import torch
 from detectron2.layers import batched_nms
@@ -7,41 +7,44 @@ from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from mask_rcnn_plus.optimization.layers import FusedConv2d, constant
+from mask_rcnn_plus.optimization.layers import constant
 
 
-class FusedRPNHead(StandardRPNHead):
+class FusedRPNHead(nn.Module):
     """``StandardRPNHead`` with one 1x1 convolution instead of two, whose results are fp32."""
 
-    both: FusedConv2d
-    anchors: int
+    def __init__(self, head: StandardRPNHead) -> None:
+        """Uses the converted convolutions of ``head``, and changes them."""
+        super().__init__()
+        logits, deltas = head.objectness_logits, head.anchor_deltas
+        self.conv, self.anchors = head.conv, logits.out_channels
+        self.both = logits
+        dtype = logits.weight.dtype
+        self.both.weight = constant(torch.cat([logits.weight, deltas.weight]), dtype)
+        self.both.bias = constant(torch.cat([logits.bias, deltas.bias]), dtype)
+        self.both.out_channels = len(self.both.weight)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """As the head's: by level, logits (N, A, H, W) and deltas (N, A * box_dim, H, W)."""
+        """L maps (N, C, H, W) to L logits (N, A, H, W) and L deltas (N, A * box_dim, H, W)."""
         maps = [self.both.run(self.conv(x), relu=False).float() for x in features]
         return [x[:, : self.anchors] for x in maps], [x[:, self.anchors :] for x in maps]
 
 
-def fuse_rpn_head(head: nn.Module) -> None:
-    """Turns a ``StandardRPNHead`` with converted convolutions, in place, into the fused kind."""
-    logits, deltas = head.objectness_logits, head.anchor_deltas
-    head.anchors = logits.out_channels
-    both = logits
-    dtype = both.weight.dtype
-    both.weight = constant(torch.cat([logits.weight, deltas.weight]), dtype)
-    both.bias = constant(torch.cat([logits.bias, deltas.bias]), dtype)
-    both.out_channels = len(both.weight)
-    del head.objectness_logits, head.anchor_deltas
-    head.both = both
-    head.__class__ = FusedRPNHead
+class LeanRPN(nn.Module):
+    """``RPN`` that decodes boxes after choosing the best anchors of each level, not before.
 
-
-class LeanRPN(RPN):
-    """``RPN`` that decodes boxes after it has chosen the best anchors of each level, not before.
-
-    Same proposals in the same order. Anchors of equal scores are taken in the order of the map, as
-    detectron2's sort leaves them on the CPU.
+    It returns the same proposals in the same order. Of anchors with equal scores the first in the
+    map come first, as detectron2's sort orders them on the CPU.
     """
+
+    def __init__(self, rpn: RPN) -> None:
+        """Uses the head, the anchors and the test settings of ``rpn``."""
+        super().__init__()
+        self.in_features, self.rpn_head = rpn.in_features, rpn.rpn_head
+        self.anchor_generator = rpn.anchor_generator
+        self.box2box_transform = rpn.box2box_transform
+        self.pre_nms_topk, self.post_nms_topk = rpn.pre_nms_topk, rpn.post_nms_topk
+        self.nms_thresh, self.min_box_size = rpn.nms_thresh, rpn.min_box_size
 
     def forward(
         self,
@@ -49,7 +52,7 @@ class LeanRPN(RPN):
         features: dict[str, Tensor],
         gt_instances: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, Tensor]]:
-        """As the RPN's in evaluation: one ``Instances`` an image, best first, and no losses."""
+        """As ``RPN`` in evaluation: one ``Instances`` per image, best first, and no losses."""
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         logits, deltas = self.rpn_head(maps)
@@ -57,7 +60,7 @@ class LeanRPN(RPN):
         for level, (own, score, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
             number = score.shape[1]
             count = len(own)
-            # The order of anchors: cell by cell, the anchors of one together.
+            # Anchors are ordered cell by cell, then by their number in the cell.
             score = score.permute(0, 2, 3, 1).flatten(1).float()
             best, index = largest(score, min(count, self.pre_nms_topk[False]))
             cells = delta.permute(0, 2, 3, 1).reshape(len(score), -1, 4 * number)
@@ -70,9 +73,9 @@ class LeanRPN(RPN):
             boxes.append(decoded.view(len(score), -1, 4))
             scores.append(best)
             levels.append(torch.full_like(index[0], level))
-        level_of = torch.cat(levels)
+        level_index = torch.cat(levels)
         return [
-            self._select(size, *pair, level_of)
+            self._select(size, *pair, level_index)
             for size, *pair in zip(
                 images.image_sizes, torch.cat(boxes, 1), torch.cat(scores, 1), strict=True
             )
@@ -81,8 +84,9 @@ class LeanRPN(RPN):
     def _select(
         self, image_size: tuple[int, int], boxes: Tensor, scores: Tensor, levels: Tensor
     ) -> Instances:
-        """The best of an image's candidates after NMS a level, waiting for the device once more
-        than NMS does.
+        """The best of an image's candidates after NMS in each level.
+
+        It waits for the device once more than NMS does.
 
         Args:
             image_size: (H, W) in pixels.
@@ -92,7 +96,7 @@ class LeanRPN(RPN):
         kept = Boxes(torch.where(valid[:, None], boxes, 0.0))
         kept.clip(image_size)
         valid &= kept.nonempty(threshold=self.min_box_size)
-        # An empty box overlaps nothing, and behind all others it is dropped at the end.
+        # Invalid boxes become empty, so they overlap nothing; sorted last, they are dropped below.
         boxes = torch.where(valid[:, None], kept.tensor, 0.0)
         scores = torch.where(valid, scores, float("-inf"))
         order = batched_nms(boxes, scores, levels, self.nms_thresh)[: self.post_nms_topk[False]]
@@ -103,17 +107,24 @@ class LeanRPN(RPN):
 
 
 def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest of each row, (N, A) to two of (N, count); of equal ones the first.
+    """The ``count`` largest scores of each row and their positions; of equal ones the first.
 
-    ``topk`` leaves open which of equal scores it takes, and sorting all takes several times longer.
-    On a GPU, where what follows would wait for the device, it is ``topk`` alone.
+    ``topk`` does not say which of equal scores it takes, and sorting everything takes several times
+    longer. On a GPU, where the rest would wait for the device, it is ``topk`` only.
+
+    Args:
+        scores: (N, A).
+        count: at most A.
+
+    Returns:
+        two tensors (N, count).
     """
     if scores.device.type != "cpu" or not count:
         return scores.topk(count, dim=1)
     rows = []
     for row in scores:
         least = row.topk(count).values[-1]
-        # Not (row < least): a score that is not a number sorts first in topk, as in a sort.
+        # Not (row >= least): NaN sorts first in topk, as in a sort.
         candidates = (~(row < least)).nonzero()[:, 0]
         best, order = row[candidates].sort(descending=True, stable=True)
         rows.append((best[:count], candidates[order[:count]]))

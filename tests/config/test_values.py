@@ -9,7 +9,7 @@ from mask_rcnn_plus import UserError, get_cfg, load_config
 from mask_rcnn_plus.config import values
 from mask_rcnn_plus.config.values import RULES, check_values
 from mask_rcnn_plus.engine import ema, validation
-from mask_rcnn_plus.evaluation import coco_tasks
+from mask_rcnn_plus.evaluation.coco import TASKS
 from tests.test_configs import leaves
 
 
@@ -40,7 +40,7 @@ def test_every_number_and_choice_of_this_project_has_a_rule() -> None:
 
 def test_metrics_have_the_names_that_the_engine_gives_them() -> None:
     names = (values._AVERAGED, values._VALIDATION, values._TASKS.keys())
-    assert names == (ema.NAME, validation.NAME, coco_tasks.TASKS.keys())
+    assert names == (ema.NAME, validation.NAME, TASKS.keys())
 
 
 def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mask R-CNNs of every architecture, so small that one takes a fraction of a second."""
+"""Mask R-CNNs of every architecture, small enough to run in a fraction of a second."""
 
 import torch
 from detectron2.config import CfgNode
@@ -15,7 +15,7 @@ _COMMON = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.MASK_ON": True,
     "MODEL.BACKBONE.FREEZE_AT": 0,
-    # A ResNet-50's structure and names at a sixteenth of its width.
+    # The structure and names of a ResNet-50, with a sixteenth of its width.
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 4,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
@@ -105,14 +105,14 @@ def build(architecture: str, *, ours: bool = True, **keys: object) -> torch.nn.M
     model = build_model(config(architecture, ours=ours, **keys))
     with torch.no_grad():
         for name, buffer in model.named_buffers():
-            # Frozen BN that does nothing lets a random residual network's maps grow a thousandfold.
+            # With weights of 1, the maps of a random residual network grow a thousandfold.
             if name.endswith(("conv3.norm.weight", "conv2.norm.weight")):
                 buffer.fill_(0.5)
     return model
 
 
 def batch(*, empty: bool = False) -> list[dict]:
-    """Two images of 64 x 64 with two objects each, masks being the boxes and keypoints in them."""
+    """Two images of 64 x 64 with two objects each; masks fill the boxes and contain keypoints."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.tensor([[4.0, 6.0, 30.0, 40.0], [20.0, 20.0, 60.0, 50.0]])
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)

@@ -37,7 +37,7 @@ def from_config(**keys: object) -> torch.nn.Module:
     ],
 )
 @pytest.mark.parametrize("size", [(64, 96), (50, 71)])
-def test_maps_have_the_sizes_that_their_strides_say(
+def test_maps_have_the_sizes_of_their_strides(
     name: str, channels: tuple[int, ...], size: tuple[int, int]
 ) -> None:
     backbone = TimmBackbone(name=name).eval()
@@ -53,7 +53,7 @@ def test_maps_have_the_sizes_that_their_strides_say(
         assert one.shape == (2, shapes[key].channels, *sides)
 
 
-def test_maps_are_the_models_own() -> None:
+def test_maps_equal_the_models() -> None:
     name = "swin_tiny_patch4_window7_224"
     backbone = TimmBackbone(name=name, out_features=["res3", "res5"]).eval()
     model = timm.create_model(name, features_only=True, img_size=(64, 96), always_partition=True)
@@ -66,7 +66,7 @@ def test_maps_are_the_models_own() -> None:
     torch.testing.assert_close(found["res5"], expected[3].permute(0, 3, 1, 2))
 
 
-def test_a_smaller_image_is_padded_with_zeros_right_and_below() -> None:
+def test_image_is_padded_with_zeros_right_and_below() -> None:
     backbone = TimmBackbone(name="convnext_atto").eval()
     image = torch.randn(1, 3, 64, 64)
     image[:, :, 40:] = image[:, :, :, 33:] = 0
@@ -76,14 +76,14 @@ def test_a_smaller_image_is_padded_with_zeros_right_and_below() -> None:
         torch.testing.assert_close(one, whole[name][..., : one.shape[2], : one.shape[3]])
 
 
-def test_windows_that_must_fill_the_map_are_padded_to() -> None:
+def test_image_is_padded_to_whole_windows() -> None:
     backbone = TimmBackbone(name="maxvit_tiny_tf_224", out_features=["res2"]).eval()
     with torch.no_grad():
         maps = backbone(torch.randn(1, 3, 64, 80))
     assert maps["res2"].shape == (1, 64, 16, 20)
 
 
-def test_no_layer_stands_behind_the_last_map() -> None:
+def test_no_layers_behind_the_last_map() -> None:
     backbone = TimmBackbone(name="resnet18", out_features=["res2", "res4"])
     maps = backbone(torch.randn(1, 3, 32, 32))
     assert list(maps) == ["res2", "res4"]
@@ -110,7 +110,7 @@ def test_frozen_stages(name: str, freeze_at: int, frozen: list[str], trained: li
 
     assert not any(flag for part in frozen for flag in of(part))
     assert all(of(part) and all(of(part)) for part in trained)
-    # What batch norms know must stay as well, whatever images come.
+    # Statistics of batch norms must stay as well, whatever the images.
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     maps = backbone.train()(5 + torch.randn(2, 3, 64, 64))
     sum(one.sum() for one in maps.values()).backward()
@@ -120,7 +120,7 @@ def test_frozen_stages(name: str, freeze_at: int, frozen: list[str], trained: li
 
 
 def test_frozen_batch_norms_keep_their_statistics_and_their_activation() -> None:
-    """EfficientNet's norms hold the activation, which has to outlive them."""
+    """EfficientNet's norms contain the activation, which must be kept."""
     free = TimmBackbone(name="efficientnet_b0").eval()
     frozen = TimmBackbone(name="efficientnet_b0", freeze_batch_norm=True)
     frozen.load_state_dict(free.state_dict(), strict=False)
@@ -132,12 +132,12 @@ def test_frozen_batch_norms_keep_their_statistics_and_their_activation() -> None
     assert frozen.model.bn1.weight.requires_grad is False
 
 
-def test_drop_path_acts_in_training_alone() -> None:
+def test_drop_path_is_only_active_in_training() -> None:
     torch.manual_seed(0)
     backbone = TimmBackbone(name="convnext_atto", drop_path_rate=0.5)
     for key, parameter in backbone.named_parameters():
         if key.endswith("gamma"):
-            torch.nn.init.ones_(parameter)  # the branches that are dropped, at full weight
+            torch.nn.init.ones_(parameter)  # full weight for the branches that are dropped
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         kept = [backbone.eval()(image)["res5"] for _ in range(2)]
@@ -165,7 +165,7 @@ def test_fpn_by_config(norm: str, bias: bool) -> None:
     torch.testing.assert_close(maps["p6"], maps["p5"][..., ::2, ::2])
 
 
-def test_an_fpn_of_fewer_levels_has_its_top_above_them() -> None:
+def test_fpn_with_fewer_levels_has_its_top_above_them() -> None:
     fpn = from_config(
         BACKBONE__NAME="build_timm_fpn_backbone",
         FPN__IN_FEATURES="['res2', 'res3', 'res4']",
@@ -177,32 +177,32 @@ def test_an_fpn_of_fewer_levels_has_its_top_above_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "says"),
+    ("keys", "message"),
     [
         ({"TIMM__NAME": "convnext_tinny"}, "did you mean 'convnext_tiny'"),
-        ({"TIMM__NAME": "no such thing at all"}, "see timm.list_models()"),
+        ({"TIMM__NAME": "unknown model"}, "see timm.list_models()"),
         (
             {"TIMM__OUT_FEATURES": "['res2', 'res7']"},
-            "names 'res7', but 'resnet10t' has res1, res2",
+            "'resnet10t' has no 'res7'; choose from res1, res2",
         ),
         (
             {"TIMM__NAME": "vit_tiny_patch16_224"},
-            "names 'res2', but 'vit_tiny_patch16_224' has res4",
+            "'vit_tiny_patch16_224' has no 'res2'; choose from res4",
         ),
-        ({"TIMM__NAME": "vgg11", "TIMM__DROP_PATH_RATE": 0.1}, "has no drop path"),
-        ({"TIMM__NAME": "gcvit_xxtiny"}, "takes images of 224 x 224 pixels alone"),
-        ({"BACKBONE__FREEZE_AT": 9}, "FREEZE_AT is 9, but the stages are"),
+        ({"TIMM__NAME": "vgg11", "TIMM__DROP_PATH_RATE": 0.1}, "does not support drop path"),
+        ({"TIMM__NAME": "gcvit_xxtiny"}, "only supports images of 224 x 224 pixels"),
+        ({"BACKBONE__FREEZE_AT": 9}, "FREEZE_AT 9: no stage 'res9', only"),
         ({"TIMM__NAME": "hrnet_w18_small", "BACKBONE__FREEZE_AT": 2}, "set it to 0"),
         (
             {"BACKBONE__NAME": "build_timm_fpn_backbone", "TIMM__OUT_FEATURES": "['res2', 'res3']"},
-            "MODEL.FPN.IN_FEATURES names 'res4'",
+            "MODEL.FPN.IN_FEATURES: 'res4' is not in",
         ),
     ],
 )
-def test_what_cannot_be_built_is_one_clear_line(keys: dict[str, object], says: str) -> None:
+def test_wrong_configs_are_one_clear_line(keys: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
         from_config(**keys)
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -212,15 +212,15 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch) -> None:
         TimmBackbone(name="resnet18")
 
 
-def test_weights_that_cannot_be_fetched_are_one_clear_line(monkeypatch) -> None:
+def test_failed_download_is_one_clear_line(monkeypatch) -> None:
     def no_network(*args: object, **kwargs: object) -> None:
         raise OSError("Could not reach\nthe hub")
 
     monkeypatch.setattr(timm.models._builder, "load_pretrained", no_network)
     with pytest.raises(UserError) as error:
         from_config(TIMM__PRETRAINED=True)
-    assert "pretrained weights of 'resnet10t' cannot be had" in str(error.value)
+    assert "cannot download the pretrained weights of 'resnet10t'" in str(error.value)
     assert "set MODEL.TIMM.PRETRAINED False" in str(error.value)
     assert "\n" not in str(error.value)
-    # A checkpoint brings every weight with it.
+    # A checkpoint contains all weights.
     from_config(TIMM__PRETRAINED=True, WEIGHTS="model_final.pth")

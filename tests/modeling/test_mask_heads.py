@@ -1,4 +1,4 @@
-"""MLPMaskHead and SoftmaxMaskHead: shapes, losses and predictions worked out by hand."""
+"""MLPMaskHead and SoftmaxMaskHead: shapes, losses and predictions computed by hand."""
 
 import math
 
@@ -17,14 +17,14 @@ HEADS = ("MLPMaskHead", "SoftmaxMaskHead")
 
 
 def softmax_head(num_classes: int, *, conv: bool = False) -> SoftmaxMaskHead:
-    """A head for (R, 4, 2, 2) features; num_classes counts the background's channel."""
+    """A head for (R, 4, 2, 2) features; num_classes includes the background."""
     torch.manual_seed(0)
     dims = [4, 4] if conv else [4]
     return SoftmaxMaskHead(ShapeSpec(channels=4), num_classes=num_classes, conv_dims=dims)
 
 
 def constant_logits(head: torch.nn.Module, values: list[float]) -> None:
-    """Makes the head say the same logits at every pixel."""
+    """Makes the head predict the same logits at every pixel."""
     with torch.no_grad():
         head.predictor.weight.zero_()
         head.predictor.bias.copy_(torch.tensor(values))
@@ -60,17 +60,17 @@ def test_softmax_loss_is_the_cross_entropy_of_class_inside_and_background_outsid
     p = softmax([1.0, 2.0, -1.0, 0.5])
     with EventStorage() as storage:
         losses = head(torch.rand(2, 4, 2, 2), [half_inside([1]), half_inside([0])])
-    # Half of each RoI's pixels are its class's, the other half background's.
+    # Half of each RoI's pixels belong to its class, the other half to the background.
     by_hand = -(math.log(p[1]) + math.log(p[0]) + 2 * math.log(p[3])) / 4
     assert losses["loss_mask"].item() == pytest.approx(by_hand, rel=1e-5)
-    # p[1] = 0.6 says object everywhere for the first RoI, p[0] = 0.22 nowhere for the second.
+    # p[1] = 0.6 predicts the object everywhere in the first RoI, p[0] = 0.22 nowhere in the second.
     scalars = {name: value for name, (value, _) in storage.latest().items()}
     assert scalars["mask_rcnn/accuracy"] == 0.5
     assert scalars["mask_rcnn/false_positive"] == 0.5
     assert scalars["mask_rcnn/false_negative"] == 0.5
 
 
-def test_softmax_loss_is_of_operators_that_are_deterministic_on_a_gpu_too() -> None:
+def test_softmax_loss_is_deterministic_on_a_gpu() -> None:
     class Called(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore
             names.append(func.overloadpacket._qualified_op_name)
@@ -80,11 +80,11 @@ def test_softmax_loss_is_of_operators_that_are_deterministic_on_a_gpu_too() -> N
     with EventStorage(), Called():
         softmax_head(4)(torch.rand(1, 4, 2, 2), [half_inside([1])])["loss_mask"].backward()
     losses = {name for name in names if "nll_loss" in name}
-    # Of maps, aten::nll_loss2d_forward and _backward add up in any order.
+    # For maps, aten::nll_loss2d_forward and _backward add in any order.
     assert losses == {"aten::nll_loss_forward", "aten::nll_loss_backward"}
 
 
-def test_softmax_loss_of_agnostic_masks_knows_no_class() -> None:
+def test_softmax_loss_of_agnostic_masks_ignores_the_class() -> None:
     head = softmax_head(2)
     constant_logits(head, [0.3, -0.4])
     p = softmax([0.3, -0.4])
@@ -95,7 +95,7 @@ def test_softmax_loss_of_agnostic_masks_knows_no_class() -> None:
 
 
 def test_softmax_classes_compete() -> None:
-    """Unlike the sigmoid's: another class's logit changes the loss."""
+    """Unlike with a sigmoid, the logit of another class changes the loss."""
     head, losses = softmax_head(4), []
     for other in (0.0, 3.0):
         constant_logits(head, [1.0, 2.0, other, 0.5])
@@ -105,7 +105,7 @@ def test_softmax_classes_compete() -> None:
 
 
 @pytest.mark.parametrize(("logits", "classes"), [([1.0, 2.0, -1.0, 0.5], 3), ([0.3, -0.4], 1)])
-def test_softmax_predicts_the_class_against_its_strongest_rival(
+def test_softmax_predicts_the_class_relative_to_its_strongest_rival(
     logits: list[float], classes: int
 ) -> None:
     head = softmax_head(len(logits)).eval()
@@ -115,7 +115,7 @@ def test_softmax_predicts_the_class_against_its_strongest_rival(
     second.pred_classes = torch.tensor([2])
     found = head(torch.rand(3, 4, 2, 2), [first, second])
     p = softmax(logits)
-    # Of [1, 2, -1, 0.5] the largest is class 1's, and its strongest rival is class 0.
+    # In [1, 2, -1, 0.5], class 1 has the largest logit, and its strongest rival is class 0.
     if classes == 3:
         expected = [[p[1] / (p[1] + p[0]), p[0] / (p[0] + p[1])], [p[2] / (p[2] + p[1])]]
     else:
@@ -126,16 +126,16 @@ def test_softmax_predicts_the_class_against_its_strongest_rival(
             torch.testing.assert_close(mask, torch.full((1, 4, 4), value))
 
 
-def test_softmax_masks_are_where_the_class_is_the_likeliest() -> None:
+def test_softmax_masks_are_where_the_class_is_most_probable() -> None:
     head = softmax_head(4).eval()
-    constant_logits(head, [0.1, 0.2, 0.0, 0.1])  # no class has half of the probability
+    constant_logits(head, [0.1, 0.2, 0.0, 0.1])  # no class reaches a probability of 0.5
     one = Instances((16, 16))
     one.pred_classes = torch.tensor([0, 1, 2])
     (found,) = head(torch.rand(3, 4, 2, 2), [one])
     assert [bool((mask > 0.5).all()) for mask in found.pred_masks] == [False, True, False]
 
 
-def test_softmax_pictures_every_vis_period() -> None:
+def test_softmax_logs_images_every_vis_period() -> None:
     head = softmax_head(4)
     head.vis_period = 1
     with EventStorage() as storage:
@@ -144,7 +144,7 @@ def test_softmax_pictures_every_vis_period() -> None:
     assert image.shape == (3, 4, 8) and name.startswith("Left: mask prediction")
 
 
-def test_softmax_state_is_the_convolutional_heads_with_one_channel_more() -> None:
+def test_softmax_state_has_one_more_channel_than_the_convolutional_head() -> None:
     ours = build("fpn", ROI_MASK_HEAD__NAME="SoftmaxMaskHead").state_dict()
     theirs = build("fpn").state_dict()
     assert list(ours) == list(theirs)
@@ -168,7 +168,7 @@ def test_mlp_is_fully_connected(num_fc: int, resolution: int) -> None:
     x = torch.rand(2, 2, 3, 3)
     out = head.layers(x)
     assert out.shape == (2, 4, resolution, resolution)
-    # By hand: row-major features, ReLU between, row-major masks, classes first.
+    # By hand: row-major features, ReLU between layers, row-major masks, classes first.
     y = x.flatten(1)
     for layer in hidden:
         y = (y @ layer.weight.T + layer.bias).clamp(min=0)
@@ -220,7 +220,7 @@ def test_trains_and_predicts(architecture: str, keys: dict, side: int, agnostic:
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_no_positives_keep_the_graph(name: str) -> None:
+def test_loss_without_positives_keeps_the_graph(name: str) -> None:
     model = build("fpn", ROI_MASK_HEAD__NAME=name)
     with EventStorage():
         losses = model(batch(empty=True))
@@ -229,9 +229,9 @@ def test_no_positives_keep_the_graph(name: str) -> None:
     assert all(p.grad is not None for p in model.roi_heads.mask_head.parameters())
 
 
-def test_mlp_refuses_what_c4_gives_it() -> None:
+def test_mlp_refuses_features_of_c4() -> None:
     model = build("c4", ROI_MASK_HEAD__NAME="MLPMaskHead")
-    expected = "built for RoIs of 128 x 14 x 14 and got 128 x 7 x 7: C4"
+    expected = "built for RoIs of 128 x 14 x 14, got 128 x 7 x 7: C4"
     with EventStorage(), pytest.raises(UserError, match=expected):
         model(batch())
 
@@ -239,6 +239,6 @@ def test_mlp_refuses_what_c4_gives_it() -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("NUM_FC", -1), ("FC_DIM", 0), ("OUTPUT_RESOLUTION", 0)]
 )
-def test_mlp_refuses_sizes_that_are_none(key: str, value: int) -> None:
-    with pytest.raises(UserError, match=f"ROI_MASK_HEAD.MLP.{key} is {value}; it must be"):
+def test_mlp_refuses_sizes_out_of_range(key: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"ROI_MASK_HEAD.MLP.{key} must be at least .*got {value}"):
         build("fpn", ROI_MASK_HEAD__NAME="MLPMaskHead", **{f"ROI_MASK_HEAD__MLP__{key}": value})

@@ -1,4 +1,4 @@
-"""The mask loss has detectron2's value and figures, and waits for the device once."""
+"""The mask loss has detectron2's value and metrics, and waits for the device once."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from mask_rcnn_plus.modeling.mask_loss import mask_loss
+from mask_rcnn_plus.modeling.mask_heads import mask_loss
 from tests.modeling.models import batch, build
 from tests.modeling.waits import Waits
 
@@ -25,13 +25,13 @@ def positives() -> list[Instances]:
 
 
 @pytest.mark.parametrize("classes", [3, 1])
-def test_value_gradient_and_figures_are_detectron2s(classes: int) -> None:
+def test_value_gradient_and_metrics_equal_detectron2s(classes: int) -> None:
     results = []
-    for loss_of in (mask_head.mask_rcnn_loss, mask_loss):
+    for loss_function in (mask_head.mask_rcnn_loss, mask_loss):
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn((4, classes, 14, 14), generator=generator).requires_grad_()
         with EventStorage() as storage:
-            loss = loss_of(logits, positives(), vis_period=1)
+            loss = loss_function(logits, positives(), vis_period=1)
         loss.backward()
         pictures = [(name, picture) for name, picture, _ in storage._vis_data]
         results.append((loss.detach(), logits.grad, storage.latest(), pictures))
@@ -43,27 +43,27 @@ def test_value_gradient_and_figures_are_detectron2s(classes: int) -> None:
         assert torch.equal(torch.as_tensor(picture), torch.as_tensor(other))
 
 
-def test_without_objects_the_graph_is_kept() -> None:
+def test_loss_without_objects_keeps_the_graph() -> None:
     logits = torch.randn(0, 3, 14, 14).requires_grad_()
     loss = mask_loss(logits, [one[:0] for one in positives()])
     loss.backward()
     assert loss == 0 and logits.grad is not None
 
 
-def test_the_device_is_waited_for_once() -> None:
-    def waits(loss_of: Any) -> int:
+def test_loss_waits_for_the_device_once() -> None:
+    def waits(loss_function: Any) -> int:
         logits: Tensor = torch.randn(4, 3, 14, 14)
         instances = positives()
         with EventStorage(), Waits() as counted:
-            loss_of(logits, instances)
+            loss_function(logits, instances)
         return counted.count
 
-    # Taking the masks out of BitMasks asks for nothing; detectron2's figures ask one by one.
+    # Cropping BitMasks does not wait; detectron2's metrics wait one by one.
     assert waits(mask_head.mask_rcnn_loss) >= waits(mask_loss) + 3
 
 
 @pytest.mark.parametrize("architecture", ["fpn", "cascade", "c4"])
-def test_our_heads_use_it_with_the_same_losses(
+def test_our_roi_heads_use_it_with_the_same_losses(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = []
@@ -78,7 +78,7 @@ def test_our_heads_use_it_with_the_same_losses(
 
 
 @pytest.mark.parametrize("architecture", ["fpn", "cascade", "c4"])
-def test_a_mask_head_with_hooks_or_a_forward_of_its_own_is_called(architecture: str) -> None:
+def test_mask_head_with_hooks_or_its_own_forward_is_called(architecture: str) -> None:
     head = (model := build(architecture)).roi_heads.mask_head
     called = []
     handle = head.register_forward_hook(lambda *_: called.append("hook"))

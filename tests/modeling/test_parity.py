@@ -1,4 +1,4 @@
-"""The same weights and input in our models and in stock detectron2's give the same numbers."""
+"""With the same weights and inputs, our models and detectron2's have the same results."""
 
 import logging
 import pickle
@@ -21,10 +21,10 @@ TOLERANCE = 1e-5
 
 @pytest.fixture
 def smooth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Takes ReLU's kink away, in both models.
+    """Replaces ReLU by a smooth function, in both models.
 
-    Where a value lies within rounding of zero, one model's ReLU passes a gradient and the other's
-    does not: a difference of the gradient's full size, from one of 1e-8 in the value.
+    If a value is zero up to rounding, one model's ReLU may pass a gradient and the other's not: a
+    difference of 1e-8 in the value changes the gradient completely.
     """
 
     def smooth_relu(x: Tensor, inplace: bool = False) -> Tensor:
@@ -35,7 +35,7 @@ def smooth(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """Gives the predictors weights that tell boxes and classes apart, as training would."""
+    """Sets weights of the predictors that distinguish boxes and classes, as after training."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -46,7 +46,7 @@ def randomised(model: nn.Module) -> nn.Module:
 
 
 def in_zoo_format(model: nn.Module, path: Path) -> str:
-    """Writes what the model zoo's .pkl files are: NumPy arrays by name, and an author."""
+    """Writes a file like the model zoo's .pkl files: NumPy arrays by name, and an author."""
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     with path.open("wb") as file:
         pickle.dump({"model": arrays, "__author__": "Detectron2 Model Zoo"}, file)
@@ -55,7 +55,7 @@ def in_zoo_format(model: nn.Module, path: Path) -> str:
 
 @pytest.fixture
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[nn.Module, nn.Module]:
-    """Stock detectron2's model, and ours with its weights, by way of a checkpoint file."""
+    """detectron2's model, and ours with its weights, loaded from a checkpoint file."""
     stock = randomised(build(request.param, ours=False))
     ours = build(request.param)
     assert {n: v.shape for n, v in ours.state_dict().items()} == {
@@ -77,7 +77,7 @@ def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
 def test_losses_and_gradients(pair: tuple[nn.Module, nn.Module], smooth: None) -> None:
     losses = []
     for model in pair:
-        torch.manual_seed(1)  # the sampling of anchors and proposals
+        torch.manual_seed(1)  # for the sampling of anchors and proposals
         with EventStorage():
             losses.append(model(batch()))
         sum(losses[-1].values()).backward()
@@ -89,7 +89,8 @@ def test_losses_and_gradients(pair: tuple[nn.Module, nn.Module], smooth: None) -
     ours = dict(pair[1].named_parameters())
     for name, parameter in pair[0].named_parameters():
         expected = parameter.grad
-        # What is added is for a bias before a softmax over pixels, whose gradient is rounding.
+        # The absolute part is for a bias before a softmax over pixels, whose gradient is only
+        # rounding error.
         bound = TOLERANCE * expected.abs().max().item() + 1e-7
         assert expected.any(), name
         assert (ours[name].grad - expected).abs().max().item() <= bound, name
@@ -103,7 +104,7 @@ def test_detections(pair: tuple[nn.Module, nn.Module]) -> None:
             results.append(model.eval().inference(batch(), do_postprocess=False))
     for expected, found in zip(*results, strict=True):
         assert len(expected) >= 10
-        # Else all classes or all boxes could be mistaken for one another.
+        # Otherwise, confusing classes or boxes would not be noticed.
         assert len(expected.pred_classes.unique()) > 1
         assert (expected.scores[:-1] - expected.scores[1:]).max() > 100 * TOLERANCE
         fields = expected.get_fields()
@@ -117,7 +118,7 @@ def test_detections(pair: tuple[nn.Module, nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["fpn", "cascade"])
-def test_a_checkpoint_of_another_architecture_is_refused(
+def test_checkpoint_of_another_architecture_is_refused(
     architecture: str,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -126,7 +127,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     path = in_zoo_format(build("c4", ours=False), tmp_path / "c4.pkl")
     with pytest.raises(UserError, match="do not fit this model: ") as error:
         Checkpointer(build(architecture), strict=True).load(path)
-    # How many and the first of them, instead of some hundred names.
+    # The message has their number and the first name, instead of hundreds of names.
     message = str(error.value)
     assert re.search(r"\d+ of \d+ parameters are missing: \S+, \S+, \S+ and \d+ more;", message)
     assert "\n" not in message and len(message) < 800

@@ -1,4 +1,4 @@
-"""FusedROIPooler beside the detectron2 pooler that it replaces."""
+"""FusedROIPooler, compared with the detectron2 pooler that it replaces."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def boxes(counts=(40, 25)):
     lists = []
     for count in counts:
         corner = torch.rand(count, 2, generator=generator) * 200
-        # From 8 to 800 pixels: every level gets its share.
+        # From 8 to 800 pixels, so that every level gets boxes.
         size = 8 * 100 ** torch.rand(count, 2, generator=generator)
         lists.append(Boxes(torch.cat([corner, corner + size], dim=1)))
     return lists
@@ -53,22 +53,22 @@ def test_canonical_size_and_level_move_boxes_as_in_detectron2():
     assert not torch.allclose(out, default)
 
 
-def test_warp_takes_whole_cells():
+def test_warp_rounds_to_whole_cells():
     # (9, 9) to (22, 22) at stride 4 are 2.25 to 5.5 cells: cells 2 to 6, whose middle is cell 4.
     features = torch.arange(16.0).expand(1, 1, 16, 16).contiguous()
     pooler = FusedROIPooler(1, [1 / 4], 1, "ROIWarp")
     assert pooler([features], [Boxes(torch.tensor([[9.0, 9, 22, 22]]))]).item() == 4
 
 
-def test_max_types_take_the_greatest_sample():
+def test_max_types_return_the_maximum_sample():
     features = torch.arange(16.0).expand(1, 1, 16, 16).contiguous()
     box = [Boxes(torch.tensor([[8.0, 8, 24, 24]]))]
 
     def pooled(pooler_type):
         return FusedROIPooler(1, [1 / 4], 2, pooler_type)([features], box).item()
 
-    # Cells 2 to 6 at samples 3 and 5; half a cell less when aligned; warped, cells 2 to 6 are 5
-    # wide and start half a cell before the first, so the samples are at 2.75 and 5.25.
+    # Cells 2 to 6 have samples at 3 and 5, or half a cell less if aligned. Warped, these 5 cells
+    # start half a cell before the first, so the samples are at 2.75 and 5.25.
     assert (pooled("ROIAlign"), pooled("ROIAlignMax")) == (4, 5)
     assert (pooled("ROIAlignV2"), pooled("ROIAlignV2Max")) == (3.5, 4.5)
     assert (pooled("ROIWarp"), pooled("ROIWarpMax")) == (4, 5.25)
@@ -91,7 +91,7 @@ def test_no_images(pooler_type):
     assert out.shape == (0, 6, 7, 7)
 
 
-def test_the_same_twice_in_deterministic_mode():
+def test_two_runs_agree_in_deterministic_mode():
     pooler, grads = FusedROIPooler(7, SCALES, 0, "ROIAlignV2"), []
     torch.use_deterministic_algorithms(True)
     try:
@@ -107,9 +107,9 @@ def test_the_same_twice_in_deterministic_mode():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pooler_type": "ROIAlignRotated"}, "rotated boxes need detectron2's ROIPooler"),
-        ({"pooler_type": "ROIAligned"}, "'ROIAligned'; FusedROIPooler knows ROIAlign,"),
-        ({"scales": [1 / 4, 1 / 16]}, "each half of the one before"),
+        ({"pooler_type": "ROIAlignRotated"}, "ROIAlignRotated' .use detectron2's ROIPooler"),
+        ({"pooler_type": "ROIAligned"}, "'ROIAligned'; choose one of ROIAlign,"),
+        ({"scales": [1 / 4, 1 / 16]}, "each half of the previous one"),
         ({"canonical_box_size": 0}, "canonical_box_size must be above zero"),
     ],
 )
@@ -124,9 +124,9 @@ def test_refusals(changes, message):
         FusedROIPooler(**(good | changes))
 
 
-def test_refuses_maps_and_boxes_that_do_not_fit():
+def test_wrong_numbers_of_maps_and_boxes_are_refused():
     pooler = FusedROIPooler(7, SCALES, 2, "ROIAlignV2")
-    with pytest.raises(ValueError, match="got 3 maps for the 4 scales"):
+    with pytest.raises(ValueError, match="expected 4 maps, one per scale, got 3"):
         pooler(maps()[:3], boxes())
-    with pytest.raises(ValueError, match="got 1 lists of boxes for maps of 2 images"):
+    with pytest.raises(ValueError, match="expected 2 lists of boxes, one per image, got 1"):
         pooler(maps(), boxes((4,)))

@@ -1,4 +1,4 @@
-"""Masks that are pasted when somebody asks, against detectron2's post-processing."""
+"""Masks that are pasted only when needed, against detectron2's post-processing."""
 
 import copy
 import pickle
@@ -14,7 +14,7 @@ from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, postprocess
 
 
 def detections(kind: type = torch.Tensor) -> Instances:
-    """Six of them in a 100 x 80 input; the third has no area, the fourth is beyond the border."""
+    """Six detections in a 100 x 80 input; the third has no area, the fourth is outside."""
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(6, 2, generator=generator) * 50
     boxes = torch.cat([corner, corner + 10 + 30 * torch.rand(6, 2, generator=generator)], dim=1)
@@ -50,7 +50,7 @@ def test_same_as_detectron2(kind: type) -> None:
     assert masks.rle() == encoded
 
 
-def test_pasted_masks_are_indexed_as_tensors_are() -> None:
+def test_pasted_masks_are_indexed_like_tensors() -> None:
     masks = postprocess(detections(), 150, 200).pred_masks
     dense = masks.to_tensor()
     assert torch.equal(masks[1], dense[1])
@@ -66,7 +66,7 @@ def test_pasted_masks_are_indexed_as_tensors_are() -> None:
 
 
 @pytest.mark.parametrize("kind", [PastedMasks, RunLengthMasks])
-def test_masks_on_demand_do_what_apps_ask_of_a_tensor(kind: type) -> None:
+def test_masks_have_the_methods_that_apps_need(kind: type) -> None:
     masks = postprocess(detections(), 150, 200).pred_masks
     dense = masks.to_tensor()
     if kind is RunLengthMasks:
@@ -74,19 +74,21 @@ def test_masks_on_demand_do_what_apps_ask_of_a_tensor(kind: type) -> None:
     assert np.array_equal(masks.cpu().numpy(), dense.numpy())
     assert torch.equal(masks.sum(dim=(1, 2)), dense.sum(dim=(1, 2)))
     assert (masks.dtype, masks.dim(), masks.size(0)) == (torch.bool, 3, 4)
-    # A dtype is one of pixels, not of the small masks: as bytes those would all be empty.
+    # The dtype is that of pixels, not of the small masks, which would all be empty as bytes.
     assert torch.equal(masks.to(torch.uint8), dense.to(torch.uint8))
     assert torch.equal(masks.to("cpu", dtype=torch.float32), dense.float())
     assert isinstance(masks.to("cpu"), kind)
     for item in (torch.tensor(2), np.array(-1), (slice(None), slice(60, 90)), (0, 70), ..., None):
         assert torch.equal(masks[item], dense[item]), item
-    with pytest.raises(AttributeError, match="no_such"):
-        masks.no_such()
+    # Other methods of tensors do not paste: ask for to_tensor() first.
+    for name in ("no_such", "float"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(masks, name)
     for same in (copy.deepcopy(masks), pickle.loads(pickle.dumps(masks))):
         assert isinstance(same, kind) and torch.equal(same.to_tensor(), dense)
 
 
-def test_pasted_masks_live_in_instances() -> None:
+def test_pasted_masks_work_in_instances() -> None:
     instances = postprocess(detections(), 150, 200)
     dense = instances.pred_masks.to_tensor()
     assert instances.to("cpu").pred_masks is instances.pred_masks
@@ -94,18 +96,18 @@ def test_pasted_masks_live_in_instances() -> None:
     joined = Instances.cat([instances, instances[1:2]])
     assert torch.equal(joined.pred_masks.to_tensor(), dense[[0, 1, 2, 3, 1]])
     assert "PastedMasks" in repr(instances)
-    # Moving the boxes leaves the masks where they are.
+    # The masks stay in place when the boxes move.
     instances.pred_boxes.tensor.add_(20)
     assert torch.equal(instances.pred_masks.to_tensor(), dense)
 
 
-def test_masks_of_two_image_sizes_are_not_joined() -> None:
+def test_masks_of_two_image_sizes_cannot_be_joined() -> None:
     parts = [postprocess(detections(), 150, width).pred_masks for width in (200, 201)]
     with pytest.raises(ValueError, match="image size"):
         PastedMasks.cat(parts)
 
 
-def test_half_precision_samples_where_single_does() -> None:
+def test_half_precision_masks_are_sampled_in_fp32() -> None:
     masks = postprocess(detections(), 150, 200).pred_masks
     half = PastedMasks(masks.masks.bfloat16(), masks.boxes, masks.image_size)
     rounded = PastedMasks(masks.masks.bfloat16().float(), masks.boxes, masks.image_size)
@@ -113,7 +115,7 @@ def test_half_precision_samples_where_single_does() -> None:
     assert half.rle() == rounded.rle()
 
 
-def test_nothing_found_and_no_masks() -> None:
+def test_no_detections_and_no_masks() -> None:
     masks = postprocess(detections()[[]], 150, 200).pred_masks
     assert masks.to_tensor().shape == (0, 150, 200)
     assert masks.rle() == []

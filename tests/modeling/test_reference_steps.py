@@ -1,7 +1,7 @@
-"""The paper's steps, each worked out by hand, in the models as a config builds them.
+"""The paper's steps, computed by hand, in models that are built from a config.
 
 Mask R-CNN, sections 3 and 3.1, and Faster R-CNN, section 3.1, for the RPN. RoIPool's and RoIAlign's
-worked cases are in tests/ops.
+examples are in tests/ops.
 """
 
 import math
@@ -40,8 +40,8 @@ def proposals(boxes: Boxes) -> Instances:
     return one
 
 
-def says(head: nn.Module, logits: torch.Tensor) -> None:
-    """Makes a head's layers give these logits, whatever the features."""
+def set_logits(head: nn.Module, logits: torch.Tensor) -> None:
+    """Makes a head predict these logits, whatever the features."""
     head.layers = lambda _features: logits
 
 
@@ -52,7 +52,7 @@ def test_rpn_is_a_3x3_convolution_then_two_1x1() -> None:
     head = build("fpn").proposal_generator.rpn_head
     layers = (head.conv, head.objectness_logits, head.anchor_deltas)
     assert [layer.kernel_size for layer in layers] == [(3, 3), (1, 1), (1, 1)]
-    # Objectness and four deltas of 3 anchors a cell.
+    # Objectness and four deltas for 3 anchors per cell.
     assert [layer.out_channels for layer in layers[1:]] == [3, 12]
 
 
@@ -68,8 +68,8 @@ def test_anchors_are_scales_times_ratios() -> None:
     assert [len(cell) for cell in pyramid] == [3] * 5
 
 
-def test_anchors_are_positive_by_iou_or_as_the_best_of_an_object() -> None:
-    """IoU of at least 0.7, or the object's best; negative below 0.3 with all; else ignored."""
+def test_anchors_are_positive_by_iou_or_as_an_objects_best() -> None:
+    """Positive: IoU at least 0.7, or an object's best; negative: all IoUs below 0.3."""
     rpn = build("fpn").proposal_generator
     truth = objects(Boxes(torch.tensor([[0.0, 0, 100, 100], [200, 200, 300, 300]])), [0, 1])
     anchors = [
@@ -78,7 +78,7 @@ def test_anchors_are_positive_by_iou_or_as_the_best_of_an_object() -> None:
         ([0, 0, 100, 69], -1),  # 0.69
         ([0, 0, 100, 31], -1),  # 0.31
         ([0, 0, 100, 29], 0),  # 0.29
-        ([200, 200, 300, 245], 1),  # 0.45, but nothing is nearer to the second object
+        ([200, 200, 300, 245], 1),  # 0.45, but the best of the second object
         ([200, 200, 300, 240], -1),  # 0.40
         ([200, 200, 300, 220], 0),  # 0.20
         ([320, 0, 350, 30], 0),  # nothing
@@ -94,7 +94,7 @@ def test_anchors_are_positive_by_iou_or_as_the_best_of_an_object() -> None:
 def test_rpn_samples_256_anchors_half_of_them_positive(
     positives: int, expected: tuple[int, int]
 ) -> None:
-    """What positives are too few, negatives fill."""
+    """Negatives take the place of missing positives."""
     rpn = build("fpn").proposal_generator
     anchors = torch.tensor([[0.0, 0, 100, 100]] * positives + [[200.0, 200, 300, 300]] * 500)
     truth = objects(box(0, 0, 100, 100), [0])
@@ -113,13 +113,13 @@ def test_rois_are_positive_from_an_iou_of_a_half(architecture: str) -> None:
         (sampled,) = heads.label_and_sample_proposals([found], [objects(box(0, 0, 100, 100), [1])])
     lower_edges = sampled.proposal_boxes.tensor[:, 3].int().tolist()
     classes = dict(zip(lower_edges, sampled.gt_classes.tolist(), strict=True))
-    # The ground truth itself (100) is a proposal as well. Background is K.
+    # The ground truth (100) is added as a proposal. Background is class K.
     assert classes == {51: 1, 49: CLASSES, 50: CLASSES, 100: 1}
 
 
 @pytest.mark.parametrize("architecture", ["fpn", "c4", "cascade"])
 def test_one_roi_in_four_is_positive(architecture: str) -> None:
-    heads = build(architecture).roi_heads  # which sample 16 RoIs an image
+    heads = build(architecture).roi_heads  # they sample 16 RoIs per image
     found = torch.tensor([[0.0, 0, 100, 100]] * 40 + [[200.0, 200, 300, 300]] * 40)
     truth = objects(box(0, 0, 100, 100), [2])
     with EventStorage():
@@ -131,7 +131,7 @@ def test_one_roi_in_four_is_positive(architecture: str) -> None:
 
 
 def matched(boxes: Boxes, truth: Instances) -> Instances:
-    """RoIs matched to one object each, as label_and_sample_proposals gives them."""
+    """RoIs matched to one object each, as from label_and_sample_proposals."""
     one = proposals(boxes)
     for name, value in truth.get_fields().items():
         one.set(name, value)
@@ -149,18 +149,18 @@ def mask_loss(heads: nn.Module, rois: Instances) -> float:
 
 
 @pytest.mark.parametrize("right", [42, 60, 400])
-def test_the_mask_target_is_the_roi_intersected_with_the_object(right: int) -> None:
+def test_mask_target_is_the_intersection_of_roi_and_object(right: int) -> None:
     heads = build("fpn", ROI_MASK_HEAD__POOLER_RESOLUTION=14).roi_heads
-    # Of the RoI (0, 0, 28, 28) the object has the right half, however far it goes on outside.
+    # The object covers the right half of the RoI (0, 0, 28, 28), and possibly more outside.
     rois = matched(box(0, 0, 28, 28), objects(box(14, 0, right, 28), [1]))
     logits = torch.zeros(1, CLASSES, 28, 28)
     logits[:, 1, :, :14], logits[:, 1, :, 14:] = -3, 3
-    says(heads.mask_head, logits)
-    # Each pixel is right with a logit of 3: the binary cross-entropy log(1 + e^-3).
+    set_logits(heads.mask_head, logits)
+    # Each pixel is correct with a logit of 3: the binary cross-entropy is log(1 + e^-3).
     assert mask_loss(heads, rois) == pytest.approx(math.log(1 + math.exp(-3)), rel=1e-5)
 
 
-def test_the_mask_loss_is_the_mean_cross_entropy_of_a_sigmoid() -> None:
+def test_mask_loss_is_the_mean_cross_entropy_of_a_sigmoid() -> None:
     heads = build("fpn", ROI_MASK_HEAD__POOLER_RESOLUTION=14).roi_heads
     rois = matched(
         Boxes(torch.tensor([[0.0, 0, 28, 28], [0, 0, 28, 28]])),
@@ -168,8 +168,8 @@ def test_the_mask_loss_is_the_mean_cross_entropy_of_a_sigmoid() -> None:
     )
     logits = torch.zeros(2, CLASSES, 28, 28)
     logits[0, 0], logits[1, 2] = 1, -2
-    says(heads.mask_head, logits)
-    # The first RoI is a quarter object at 1, the second is all object at -2.
+    set_logits(heads.mask_head, logits)
+    # A quarter of the first RoI is the object, with logits of 1; all of the second, with -2.
     first = (math.log(1 + math.exp(-1)) + 3 * math.log(1 + math.e)) / 4
     second = math.log(1 + math.exp(2))
     assert mask_loss(heads, rois) == pytest.approx((first + second) / 2, rel=1e-5)
@@ -211,7 +211,7 @@ def test_background_rois_have_no_mask_and_no_box_loss() -> None:
     assert min(losses([200, 200, 300, 300], 0.5)) > 0
 
 
-def test_without_positives_the_mask_loss_is_nothing() -> None:
+def test_mask_loss_without_positives_is_zero() -> None:
     heads = build("fpn").roi_heads
     assert mask_loss(heads, matched(box(0, 0, 9, 9), objects(box(0, 0, 9, 9), [CLASSES]))) == 0
 
@@ -223,7 +223,7 @@ def keypoint_loss(logits: torch.Tensor, points: list[list[float]], roi: Boxes) -
     heads = build("keypoint").roi_heads
     one = matched(roi, objects(box(0, 0, 112, 112), [0]))
     one.gt_keypoints = Keypoints(torch.tensor([points]))
-    says(heads.keypoint_head, logits)
+    set_logits(heads.keypoint_head, logits)
     with EventStorage():
         return heads._forward_keypoint(maps(8), [one])["loss_keypoint"].item()
 
@@ -235,12 +235,12 @@ def test_a_keypoint_is_one_cell_of_56x56_under_a_softmax() -> None:
     points = [[21.5, 40.2, 2.0], [0.0, 111.9, 1.0], [50.0, 50.0, 0.0], [200.0, 50.0, 2.0]]
     logits = torch.zeros(1, KEYPOINTS, 56, 56)
     logits[0, 0, 20, 10] = 4
-    # The third is not labelled, the fourth lies outside the RoI: two count. A visible and a hidden
-    # one count alike.
+    # The third is not labelled and the fourth is outside the RoI, so two count. Visible and hidden
+    # keypoints count equally.
     first = math.log(math.exp(4) + 56 * 56 - 1) - 4
     by_hand = (first + math.log(56 * 56)) / 2
     assert keypoint_loss(logits, points, box(0, 0, 112, 112)) == pytest.approx(by_hand, rel=1e-5)
-    # Keypoints do not compete with one another, and those that do not count do not matter.
+    # Keypoints do not compete with each other, and those that do not count have no effect.
     logits[0, 1] += 3
     logits[0, 2:] = torch.rand(2, 56, 56)
     assert keypoint_loss(logits, points, box(0, 0, 112, 112)) == pytest.approx(by_hand, rel=1e-5)
@@ -252,7 +252,7 @@ def test_a_keypoint_is_one_cell_of_56x56_under_a_softmax() -> None:
 @pytest.mark.parametrize("architecture", ["fpn", "c4"])
 def test_the_100_best_detections_remain(architecture: str) -> None:
     predictor = build(architecture).eval().roi_heads.box_predictor
-    # 150 boxes that do not touch, sure of class 0 in ascending order.
+    # 150 boxes that do not touch, with increasing scores of class 0.
     grid = torch.cartesian_prod(torch.arange(15.0), torch.arange(10.0)) * 20
     found = proposals(Boxes(torch.cat([grid, grid + 10], dim=1)))
     scores = torch.zeros(150, CLASSES + 1)
@@ -260,11 +260,11 @@ def test_the_100_best_detections_remain(architecture: str) -> None:
     (kept,), _ = predictor.inference((scores, torch.zeros(150, 4 * CLASSES)), [found])
     assert len(kept) == 100
     torch.testing.assert_close(kept.pred_boxes.tensor, found.proposal_boxes.tensor[50:].flip(0))
-    # exp(8) against exp(0) of two other classes and of background.
+    # exp(8) against exp(0) for two other classes and the background.
     assert kept.scores[0].item() == pytest.approx(math.exp(8) / (math.exp(8) + 3), rel=1e-5)
 
 
-def test_nms_is_of_one_class_at_an_iou_of_a_half() -> None:
+def test_nms_is_per_class_with_an_iou_of_a_half() -> None:
     predictor = build("fpn").eval().roi_heads.box_predictor
     corners = [[0.0, 0, 100, 100], [0, 0, 100, 60], [0, 0, 100, 40], [0, 0, 100, 100]]
     scores = torch.zeros(4, CLASSES + 1)
@@ -272,15 +272,15 @@ def test_nms_is_of_one_class_at_an_iou_of_a_half() -> None:
         scores[row, kind] = logit
     found = proposals(Boxes(torch.tensor(corners)))
     (kept,), _ = predictor.inference((scores, torch.zeros(4, 4 * CLASSES)), [found])
-    # The second has an IoU of 0.6 with the first; the third 0.4; the fourth is of another class.
+    # The second has an IoU of 0.6 with the first, the third 0.4; the fourth has another class.
     assert kept.pred_boxes.tensor.tolist() == [corners[0], corners[2], corners[3]]
     assert kept.pred_classes.tolist() == [0, 0, 1]
 
 
 def pasted(logits: torch.Tensor, kind: int) -> torch.Tensor:
-    """The mask (400, 400) of a detection (10, 20, 38, 48) of a class, in the image."""
+    """The mask (400, 400) in the image of a detection (10, 20, 38, 48) of class ``kind``."""
     model = build("fpn", ROI_MASK_HEAD__POOLER_RESOLUTION=14).eval()
-    says(model.roi_heads.mask_head, logits)
+    set_logits(model.roi_heads.mask_head, logits)
     one = Instances(SIZE)
     one.pred_boxes, one.pred_classes = box(10, 20, 38, 48), torch.tensor([kind])
     one.scores = torch.ones(1)
@@ -289,20 +289,20 @@ def pasted(logits: torch.Tensor, kind: int) -> torch.Tensor:
     return result["instances"].pred_masks[0]
 
 
-def test_the_mask_of_the_predicted_class_is_pasted_into_its_box() -> None:
+def test_mask_of_the_predicted_class_is_pasted_into_its_box() -> None:
     logits = torch.zeros(1, CLASSES, 28, 28)
     logits[:, 0], logits[:, 1] = 5, -5
     logits[:, 1, :, :14] = 5
-    # The box is 28 pixels wide, so a pixel is a cell of the mask: its left half.
+    # The box is 28 pixels wide, so a pixel is a cell of the mask. The object is its left half.
     expected = torch.zeros(SIZE, dtype=torch.bool)
     expected[20:48, 10:24] = True
     assert torch.equal(pasted(logits, kind=1), expected)
 
 
 @pytest.mark.parametrize(("probability", "pixels"), [(0.49, 0), (0.51, 26 * 26)])
-def test_a_mask_is_what_is_probable_by_more_than_a_half(probability: float, pixels: int) -> None:
+def test_mask_is_where_the_probability_exceeds_a_half(probability: float, pixels: int) -> None:
     logits = torch.full((1, CLASSES, 28, 28), math.log(probability / (1 - probability)))
-    # Beyond the mask's outer cells' centres it is blended with 0, so ask inside.
+    # Beyond the centres of its outer cells, the mask is blended with 0, so look inside.
     assert pasted(logits, kind=2)[21:47, 11:37].sum() == pixels
     assert pasted(logits, kind=2).sum() <= 28 * 28
 

@@ -1,4 +1,4 @@
-"""This project's ROI heads: every pooler type, what is refused, no objects. See test_parity.py."""
+"""This project's ROI heads: pooler types, refusals, no objects. See also test_parity.py."""
 
 import pytest
 import torch
@@ -22,11 +22,11 @@ POOLERS = {
 @pytest.mark.parametrize("pooler_type", POOLER_TYPES)
 def test_every_pooler_type_in_every_head(pooler_type: str) -> None:
     # C4 has one pooler, the box head's.
-    for architecture, of_masks in (("fpn", pooler_type), ("c4", "ROIPool")):
+    for architecture, mask_pooler_type in (("fpn", pooler_type), ("c4", "ROIPool")):
         model = build(
             architecture,
             ROI_BOX_HEAD__POOLER_TYPE=pooler_type,
-            ROI_MASK_HEAD__POOLER_TYPE=of_masks,
+            ROI_MASK_HEAD__POOLER_TYPE=mask_pooler_type,
         )
         for name in POOLERS[architecture]:
             pooler = getattr(model.roi_heads, name)
@@ -42,7 +42,7 @@ def test_every_pooler_type_in_every_head(pooler_type: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_poolers_keep_the_sizes_and_levels_of_detectron2s(architecture: str) -> None:
+def test_poolers_have_the_sizes_and_levels_of_detectron2s(architecture: str) -> None:
     keys = {f"{s}__POOLER_SAMPLING_RATIO": 2 for s in POOLERS[architecture].values()}
     ours = build(architecture, **keys).roi_heads
     theirs = build(architecture, ours=False, **keys).roi_heads
@@ -56,7 +56,7 @@ def test_poolers_keep_the_sizes_and_levels_of_detectron2s(architecture: str) -> 
             assert getattr(found, field) == getattr(expected, field)
 
 
-def test_the_config_is_left_as_it_was() -> None:
+def test_config_is_not_changed() -> None:
     cfg = config("fpn", ROI_MASK_HEAD__POOLER_TYPE="ROIWarp")
     before = cfg.dump()
     build("fpn", ROI_MASK_HEAD__POOLER_TYPE="ROIWarp")
@@ -69,11 +69,16 @@ def test_the_config_is_left_as_it_was() -> None:
     [
         ("fpn", "ROI_MASK_HEAD", "ROIWrap", "did you mean 'ROIWarp'?"),
         ("c4", "ROI_BOX_HEAD", "ROIPoolMax", "did you mean 'ROIPool'?"),
-        ("cascade", "ROI_BOX_HEAD", "", "ROI_BOX_HEAD.POOLER_TYPE '' is none of ROIAlign,"),
-        ("keypoint", "ROI_KEYPOINT_HEAD", "max", "'max' is none of ROIAlign, ROIAlignV2,"),
+        (
+            "cascade",
+            "ROI_BOX_HEAD",
+            "",
+            "ROI_BOX_HEAD.POOLER_TYPE: unknown ''; choose one of ROIAlign,",
+        ),
+        ("keypoint", "ROI_KEYPOINT_HEAD", "max", "'max'; choose one of ROIAlign, ROIAlignV2,"),
     ],
 )
-def test_an_unknown_pooler_type_is_refused(
+def test_unknown_pooler_type_is_refused(
     architecture: str, section: str, pooler_type: str, expected: str
 ) -> None:
     with pytest.raises(UserError) as refusal:
@@ -83,17 +88,17 @@ def test_an_unknown_pooler_type_is_refused(
 
 
 def test_without_a_pooler_type_a_mask_head_gets_the_maps() -> None:
-    # As in detectron2; of the heads here none takes maps, so the refusal shows it.
+    # As in detectron2. No head here accepts maps, so it refuses them.
     with pytest.raises(UserError, match="MLPMaskHead needs RoIs"):
         build("fpn", ROI_MASK_HEAD__NAME="MLPMaskHead", ROI_MASK_HEAD__POOLER_TYPE="")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_batch_without_objects_keeps_the_graph(architecture: str) -> None:
+def test_batch_without_objects_keeps_the_graph(architecture: str) -> None:
     model = build(architecture)
     with EventStorage():
         losses = model(batch(empty=True))
     sum(losses.values()).backward()
     assert all(torch.isfinite(loss) for loss in losses.values())
-    # Every head's every parameter, or distributed training would wait for it forever.
+    # Distributed training would wait forever for a parameter without gradient.
     assert all(p.grad is not None for p in model.roi_heads.parameters())

@@ -1,4 +1,4 @@
-"""Training has the bits and the figures of detectron2's heads, and waits for the device less."""
+"""Training is bitwise equal to detectron2's heads, and waits for the device less often."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ POOLERS = ("box_pooler", "mask_pooler", "keypoint_pooler", "pooler")
 
 
 def trained(model: nn.Module) -> tuple[dict, dict, list, torch.Tensor, int]:
-    """Losses, figures, gradients, the next draw and the waits of a step; an image has no object."""
+    """Losses, metrics, gradients, next random number and waits of a step; one image is empty."""
     samples = [*batch(), *batch(empty=True)[:1]]
     torch.manual_seed(3)
     with EventStorage() as storage, Waits() as waits:
@@ -30,8 +30,8 @@ def trained(model: nn.Module) -> tuple[dict, dict, list, torch.Tensor, int]:
 
 @pytest.mark.parametrize(
     ("architecture", "saved"),
-    # Three images: 6 waits a classification for 1, 3 sizes for 1, 4 figures of masks for 1; the
-    # one that is left of each classification and of the masks is a copy that Waits does not see.
+    # For three images, one wait replaces 6 per classification, 3 for sizes and 4 for metrics of
+    # masks. For classifications and masks, the remaining one is a copy, which Waits does not count.
     [
         ("fpn", 6 + 2 + 4),
         ("dc5", 6 + 2 + 4),
@@ -40,21 +40,21 @@ def trained(model: nn.Module) -> tuple[dict, dict, list, torch.Tensor, int]:
         ("keypoint", 8),
     ],
 )
-def test_a_step_has_detectron2s_bits_and_fewer_waits(architecture: str, saved: int) -> None:
+def test_step_equals_detectron2s_with_fewer_waits(architecture: str, saved: int) -> None:
     stock, ours = build(architecture, ours=False), build(architecture)
     ours.load_state_dict(stock.state_dict())
-    for name in POOLERS:  # which round otherwise
+    for name in POOLERS:  # ours rounds differently
         if hasattr(stock.roi_heads, name):
             setattr(ours.roi_heads, name, getattr(stock.roi_heads, name))
-    losses, figures, gradients, drawn, waits = trained(stock)
-    our_losses, our_figures, our_gradients, our_drawn, our_waits = trained(ours)
-    assert our_losses == losses and our_figures == figures and our_drawn == drawn
+    losses, metrics, gradients, drawn, waits = trained(stock)
+    our_losses, our_metrics, our_gradients, our_drawn, our_waits = trained(ours)
+    assert our_losses == losses and our_metrics == metrics and our_drawn == drawn
     assert len(our_gradients) == len(gradients)
     assert all(torch.equal(a, b) for a, b in zip(our_gradients, gradients, strict=True))
     assert waits - our_waits == saved
 
 
-def test_a_seed_gives_detectron2s_first_weights_and_draws() -> None:
+def test_seed_gives_detectron2s_initial_weights_and_random_numbers() -> None:
     results = []
     for ours in (False, True):
         model = build("cascade", ours=ours)

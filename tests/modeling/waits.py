@@ -1,4 +1,4 @@
-"""Counts what a GPU would have to be waited for."""
+"""Counts the operations that would wait for a GPU."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ _OPERATORS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero
 
 
 class Waits(TorchDispatchMode):
-    """In it, ``count`` is how many numbers, and sizes that follow from values, the host asked for.
+    """``count`` is the number of values, and of sizes that depend on values, read by the host.
 
-    A copy of a whole tensor (``tolist``, ``cpu``) is none.
+    A copy of a whole tensor (``tolist``, ``cpu``) does not count.
     """
 
     def __init__(self) -> None:

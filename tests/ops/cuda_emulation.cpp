@@ -1,7 +1,7 @@
-// The CUDA kernels of the RoI operators, compiled for the CPU and called by test_cuda_emulation.py through ctypes; and,
-// to compare them with, the same operators written as plainly as their definitions, one sample or point at a time.
+// The CUDA kernels of the RoI operators, compiled for the CPU and called by test_cuda_emulation.py through ctypes; and
+// for comparison the same operators, written directly from their definitions, one sample or point at a time.
 #include "cuda_emulation.h"
-// The shim above must come before what it stands in for.
+// The emulation above must come before the headers that it replaces.
 #include "roi_cuda_average.cuh"
 #include "roi_cuda_average_backward.cuh"
 #include "roi_cuda_max.cuh"
@@ -61,7 +61,7 @@ void for_each_output(const Call& call, const float* boxes, const Visit& visit) {
   }
 }
 
-// Calls visit(cell offset, weight) for the cells of one point, and leaves out those of weight zero.
+// Calls visit(cell offset, weight) for the cells of one point, except those of weight zero.
 template <class Visit>
 void for_each_cell(const Cells& y, const Cells& x, const Strides& s, const Visit& visit) {
   for (int corner = 0; corner < 4; corner++) {
@@ -71,7 +71,7 @@ void for_each_cell(const Cells& y, const Cells& x, const Strides& s, const Visit
   }
 }
 
-// Calls visit(sample y, sample x) for all points of a bin that lie on the map.
+// Calls visit(sample y, sample x) for all points of a bin that are on the map.
 template <class Visit>
 void for_each_point(const RoI& r, int by, int bx, const Visit& visit) {
   Range in_y = points_of(r.y, by), in_x = points_of(r.x, bx);
@@ -170,8 +170,8 @@ API const char* maximum_backward(const Call* call, int type, uint64_t seed, cons
   });
 }
 
-// The definitions. Maps and sums are fp64; the average of an empty bin is zero, of an undefined box NaN (out is given
-// so).
+// The definitions. Maps and sums are fp64. The average of an empty bin is zero, that of an undefined box NaN (the
+// initial value of `out`).
 API void plain_average(const Call* call, double* const* maps, const float* boxes, double* out) {
   for_each_output(*call, boxes, [&](int64_t i, const RoI& r, int by, int bx, int64_t c) {
     const double* map = maps[r.level] + map_at<double>(*call, r, boxes + 5 * i, c);
@@ -198,7 +198,7 @@ API void plain_average_backward(const Call* call, const double* grad, bool grad_
   });
 }
 
-// In fp32, since which points are equal depends on how they round. Undefined boxes are left as given.
+// In fp32, since rounding decides which points are equal. For undefined boxes the outputs keep their initial values.
 API void plain_maximum(const Call* call, float* const* maps, const float* boxes, float* out, int* index) {
   for_each_output(*call, boxes, [&](int64_t i, const RoI& r, int by, int bx, int64_t c) {
     const float* map = maps[r.level] + map_at<float>(*call, r, boxes + 5 * i, c);
@@ -213,7 +213,7 @@ API void plain_maximum(const Call* call, float* const* maps, const float* boxes,
         best_index = at_point;
       }
     });
-    // Samples outside count as zero, after those inside.
+    // Samples outside count as zero, and come after those inside.
     if (r.y.samples > 0 && inside < int64_t{r.y.samples} * r.x.samples && (inside == 0 || best < 0)) {
       best = 0;
       best_index = -1;
@@ -237,7 +237,7 @@ API void plain_maximum_backward(const Call* call, const double* grad, bool grad_
   });
 }
 
-// How many axes have a bin with more taps than its share of the forward tables. Those RoIs are pooled slowly.
+// The number of axes that have a bin with more taps than the forward tables can hold. Those RoIs are pooled slowly.
 API int axes_beyond_tables(const Call* call, const float* boxes) {
   int count = 0;
   for (int64_t i = 0; i < call->rois; i++) {
@@ -255,7 +255,7 @@ API int axes_beyond_tables(const Call* call, const float* boxes) {
   return count;
 }
 
-// Sums a block's numbers through shared memory, with or without the barrier that this needs: what the machine is for.
+// Sums a block's numbers through shared memory, with or without the necessary barrier: tests the emulation itself.
 API unsigned sum_of_a_block(uint64_t seed, bool with_barrier) {
   unsigned sum = 0;
   emulation::machine.seed(seed);

@@ -1,11 +1,11 @@
-// Enough of CUDA to run the kernels of mask_rcnn_plus/ops/csrc/roi_cuda_*.cuh on the CPU, and to catch what goes wrong
-// with them on a GPU only sometimes.
+// Enough of CUDA to run the kernels of mask_rcnn_plus/ops/csrc/roi_cuda_*.cuh on the CPU, and to detect errors that only
+// sometimes appear on a GPU.
 //
-// A block's threads are fibers. Each runs until it waits for others, and a seed decides which one is next, and which
-// block: a kernel that lacks a barrier, or whose blocks are not independent, then gives another result under another
-// seed. Shared memory is a heap block of the very size asked for, filled with a seeded byte, so that a sanitizer sees
-// what lies beyond it and a second seed what was never written. Threads that wait at different barriers, or leave while
-// others wait, are an error.
+// A block's threads are fibers. Each runs until it waits for others. A seed determines which thread and which block run
+// next: a kernel with a missing barrier, or whose blocks are not independent, has another result with another seed.
+// Shared memory is a heap block of exactly the requested size, filled with a seeded byte: a sanitizer detects accesses
+// beyond it, and a second seed detects reads of memory that was never written. Threads that wait at different barriers,
+// or exit while others wait, are an error.
 #pragma once
 #include <ucontext.h>
 
@@ -52,14 +52,14 @@ class Machine {
     for (int64_t block : order) run_block(block, shared_bytes);
   }
 
-  // Waits for the whole block; `place` tells one barrier from another.
+  // Waits for the whole block; `place` identifies the barrier.
   void wait_for_block(const char* place) {
     current().state = State::kAtBarrier;
     current().place = place;
     yield();
   }
 
-  // Waits for the warp, then returns what each lane brought.
+  // Waits for the warp, then returns each lane's value.
   const int* exchange(int value, const char* place) {
     Warp& warp = warps_[thread_index.x / kWarpSize];
     warp.arriving[thread_index.x % kWarpSize] = value;

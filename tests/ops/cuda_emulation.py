@@ -1,4 +1,4 @@
-"""Calls the CUDA kernels as they run on the CPU (cuda_emulation.h), on guarded memory."""
+"""Calls the CUDA kernels on the CPU (cuda_emulation.h), on guarded memory."""
 
 import ctypes
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 CSRC = Path(__file__).parents[2] / "mask_rcnn_plus" / "ops" / "csrc"
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-# fp16 NaN, and beyond 10^38 as any other: what was not written, or lies outside, shows.
+# NaN as fp16, and above 10^38 as other dtypes: reveals values that were not written or are outside.
 POISON = 0x7F
 GUARD = 64
 PROT_NONE = 0
@@ -61,9 +61,9 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
 
 
 class Guarded:
-    """A dense tensor (N, C, H, W) of poison, ending where memory that nobody may read begins.
+    """A dense tensor (N, C, H, W) filled with poison.
 
-    Before it lie bytes that nobody may change.
+    The memory after it must not be read, and the bytes before it must not be changed.
     """
 
     def __init__(self, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = False):
@@ -116,7 +116,7 @@ def copy_guarded(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> Gua
 
 
 class Kernels:
-    """The operators' kernels, and beside each the plain definition (``plain_*``, on fp64 tensors).
+    """The operators' kernels, and the plain definition of each (``plain_*``, on fp64 tensors).
 
     Tensors are dense, maps and outputs in the case's layout.
     """
@@ -190,7 +190,7 @@ class Kernels:
         return maps
 
     def axes_beyond_tables(self, case: Case) -> int:
-        """How many axes of boxes have a bin with more taps than the forward tables hold."""
+        """The number of axes with a bin that has more taps than the forward tables can hold."""
         return self._call("axes_beyond_tables", case, _pointer(case.boxes))
 
     def _gather(
@@ -198,7 +198,7 @@ class Kernels:
     ) -> list[Tensor]:
         maps = [Guarded(s, dtype, case.channels_last) for s in case.sizes]
         plan = self._call("plan_bytes", case)
-        # A whole number of 16 bytes, so that it starts on such a border.
+        # A multiple of 16 bytes, so that it starts at an address that is one too.
         memory = Guarded((1, 1, math.ceil(plan / 16), 16), torch.uint8)
         arguments += (_pointer(case.boxes), _pointer(memory.tensor))
         self._run(name, case, dtype, seed, *arguments, _pointers([m.tensor for m in maps]))

@@ -1,7 +1,7 @@
-// The operators of roi_cuda.cu as they are, registered for the CPU in a namespace of their own: all that lies between
-// torch and the kernels, on CPU tensors, with the kernels emulated.
+// The unchanged operators of roi_cuda.cu, registered for the CPU in a separate namespace: the code between torch and the
+// kernels runs on CPU tensors, and the kernels are emulated.
 #include "cuda_emulation.h"
-// These must come before what is renamed below.
+// These must come before the renames below.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

@@ -1,4 +1,4 @@
-"""RoI operators written down slowly, straight from their definitions, in fp64.
+"""Slow RoI operators, written directly from their definitions, in fp64.
 
 Every sample is visited on its own; nothing is merged, separated, or shared with the package.
 """
@@ -66,7 +66,7 @@ def roi_align(
 
 
 def nearest_cell(v: float) -> int:
-    """Halves away from zero."""
+    """Rounds halves away from zero."""
     return math.floor(abs(v) + 0.5) * (1 if v >= 0 else -1)
 
 

@@ -1,4 +1,4 @@
-"""How the CUDA library is built: with which compiler, for which GPUs, and what it is made of."""
+"""How the CUDA library is built: the compiler, the GPUs, and the resulting code."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ SOURCE = Path(build.__file__).parent / "csrc" / "roi_cuda.cu"
 
 
 def fake_nvcc(folder: Path, release: str) -> Path:
-    """A toolkit whose nvcc knows two architectures; returns its folder."""
+    """A toolkit with an nvcc for two architectures; returns its folder."""
     path = folder / "bin" / "nvcc"
     path.parent.mkdir(parents=True)
     path.write_text(
@@ -34,7 +34,7 @@ def no_nvcc(monkeypatch):
     monkeypatch.setattr(build.sys, "path", [])
 
 
-def test_cuda_home_comes_before_path_before_the_registry(no_nvcc, tmp_path, monkeypatch):
+def test_cuda_home_precedes_path_precedes_python_packages(no_nvcc, tmp_path, monkeypatch):
     fake_nvcc(tmp_path / "nvidia" / "cu13", "13.0")
     monkeypatch.setattr(build.sys, "path", [str(tmp_path)])
     assert build.find_nvcc("13").path.parents[1] == tmp_path / "nvidia" / "cu13"
@@ -45,22 +45,22 @@ def test_cuda_home_comes_before_path_before_the_registry(no_nvcc, tmp_path, monk
     assert build.find_nvcc("13").release == "13.2"
 
 
-def test_another_version_is_passed_over_and_named(no_nvcc, tmp_path, monkeypatch):
+def test_nvcc_of_another_version_is_skipped_and_named(no_nvcc, tmp_path, monkeypatch):
     home = fake_nvcc(tmp_path / "home", "12.8")
     monkeypatch.setenv("CUDA_HOME", str(home))
-    with pytest.raises(build.Unavailable, match=r"CUDA 13, .*home/bin/nvcc is of CUDA 12.8"):
+    with pytest.raises(build.Unavailable, match=r"CUDA 13, .*home/bin/nvcc is CUDA 12.8"):
         build.find_nvcc("13")
     fake_nvcc(tmp_path / "nvidia" / "cu13", "13.0")
     monkeypatch.setattr(build.sys, "path", [str(tmp_path)])
     assert build.find_nvcc("13").release == "13.0"
 
 
-def test_no_compiler_says_what_to_do(no_nvcc):
+def test_missing_compiler_says_what_to_do(no_nvcc):
     with pytest.raises(build.Unavailable, match="Set CUDA_HOME to a CUDA 13 toolkit, or see"):
         build.find_nvcc("13")
 
 
-def test_a_torch_without_cuda_gets_no_cuda_library():
+def test_torch_without_cuda_gets_no_cuda_library():
     version = types.SimpleNamespace(cuda=None)
     with pytest.raises(build.Unavailable, match="torch was built without CUDA"):
         build.nvcc_command(types.SimpleNamespace(version=version), SOURCE, Path("target"))
@@ -84,15 +84,15 @@ def test_architectures(wanted, codes):
     assert all(flag.endswith(code) for flag, code in zip(flags, codes, strict=True))
 
 
-def test_by_default_all_that_torch_itself_is_built_for_is_served():
+def test_default_covers_all_architectures_of_torch():
     flags = build.architecture_flags(None, {"75", "80", "86", "90", "100", "120"})
     built = [int(code) for code in re.findall(r"code=sm_(\d+)", " ".join(flags))]
     for code in map(int, re.findall(r"sm_(\d+)", torch._C._cuda_getArchFlags() or "")):
-        if code >= 75:  # CUDA 12 knows older ones
-            assert any(one <= code and one // 10 == code // 10 for one in built)
+        if code >= 75:  # CUDA 12 also supports older ones
+            assert any(b <= code and b // 10 == code // 10 for b in built)
 
 
-def test_an_old_gpu_of_this_machine_is_built_for_too_where_nvcc_still_can():
+def test_default_includes_an_old_gpu_of_this_machine_if_nvcc_supports_it():
     present, known = [(7, 0), (6, 1), (8, 6), (7, 0)], {"61", "70", "75", "80", "86", "90"}
     flags = build.architecture_flags(None, known, present)
     codes = [re.search(r"code=(\w+)$", flag)[1] for flag in flags]
@@ -102,7 +102,7 @@ def test_an_old_gpu_of_this_machine_is_built_for_too_where_nvcc_still_can():
     assert build.architecture_flags("9.0", known, present) == flags[4:5]
 
 
-def test_a_gpu_that_cannot_be_asked_does_not_end_the_installation(monkeypatch):
+def test_unresponsive_gpu_does_not_fail_the_installation(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, index))
@@ -116,15 +116,15 @@ def test_a_gpu_that_cannot_be_asked_does_not_end_the_installation(monkeypatch):
 
 
 @pytest.mark.parametrize("wanted", ["Volta", "hopper", "9", "13.0", "8.0;sm_90"])
-def test_an_architecture_that_nvcc_does_not_know(wanted):
-    with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST names .* such as '8.0;9.0"):
+def test_unsupported_architecture_is_refused(wanted):
+    with pytest.raises(build.Unavailable, match=r"TORCH_CUDA_ARCH_LIST: .* such as '8.0;9.0"):
         build.architecture_flags(wanted, {"80", "90"})
 
 
 @pytest.mark.skipif(
     not (torch.version.cuda and shutil.which("nvcc")), reason="no nvcc, or a torch without CUDA"
 )
-def test_kernels_compile_and_keep_to_registers(tmp_path, monkeypatch):
+def test_kernels_compile_without_register_spills(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     command = build.nvcc_command(torch, SOURCE, tmp_path / "library.so")
     process = subprocess.run(
@@ -141,7 +141,7 @@ def test_kernels_compile_and_keep_to_registers(tmp_path, monkeypatch):
         process.stderr,
         re.DOTALL,
     )
-    # Four types each, and the two that plan a gradient.
+    # Four dtypes each, and the two kernels that plan a gradient.
     names = ("average_vectors", "average_elements", "spread_vectors", "spread_elements")
     names += ("max_elements", "spread_maxima")
     found = {name: [r for r in reports if f"{len(name)}{name}" in r[0]] for name in names}
@@ -150,8 +150,8 @@ def test_kernels_compile_and_keep_to_registers(tmp_path, monkeypatch):
     for kernel, stack, stores, loads, registers in reports:
         print(kernel, "registers:", registers)
         assert (stack, stores, loads) == ("0", "0", "0"), kernel
-    # Blocks of 256 threads share 65536 registers: at least three of them where memory is waited
-    # for, but for fp64.
+    # Blocks of 256 threads share 65536 registers: kernels that wait for memory need at least three
+    # blocks (two for fp64).
     for kernel, *_, registers in found["average_vectors"] + found["spread_vectors"]:
         assert int(registers) <= (128 if "vectorsId" in kernel else 80)
 
@@ -172,7 +172,7 @@ def test_kernels_compile_and_keep_to_registers(tmp_path, monkeypatch):
         (None, "no CUDA"),
     ],
 )
-def test_a_failing_build_says_so_and_goes_on(tmp_path, monkeypatch, command, message):
+def test_failed_build_warns_and_continues(tmp_path, monkeypatch, command, message):
     def nvcc_command(*arguments):
         if command is None:
             raise build.Unavailable("no CUDA")

@@ -1,4 +1,4 @@
-"""fpn_roi_align inside torch.compile with its own code generator, at any number of boxes."""
+"""fpn_roi_align inside torch.compile with its default backend, for any number of boxes."""
 
 import os
 import shutil
@@ -29,11 +29,11 @@ def inputs(count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     return [m.requires_grad_() for m in maps], torch.cat([image, corner, corner + size], dim=1)
 
 
-def test_compiled_code_serves_any_number_of_boxes(
+def test_compiled_code_accepts_any_number_of_boxes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    # In this process: its pool of compiling processes would outlive the test.
+    # In this process, since torch's pool of compiler processes would outlive the test.
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     torch._dynamo.reset()
     compiler = CompileCounterWithBackend("inductor")
@@ -55,7 +55,7 @@ def test_compiled_code_serves_any_number_of_boxes(
             assert torch.equal(ours.grad, theirs.grad)
         assert any(m.grad.any() for m in twins) == (count > 0)
         compilations[count] = compiler.frame_count
-    # torch itself makes code of its own for sizes of 0 and 1; all others share one.
+    # torch compiles sizes 0 and 1 separately; all other sizes share one compilation.
     assert compilations[300] == compilations[17]
     assert compilations[0] <= compilations[17] + 2
     assert compilations[299] == compilations[2] == compilations[0]

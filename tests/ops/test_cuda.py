@@ -1,4 +1,4 @@
-"""What only a GPU can show: that results repeat, that nothing waits, and what memory it takes.
+"""What needs a GPU: deterministic results, no waits for the device, and memory.
 
 Values are tested on every machine, in test_cuda_emulation.py.
 """
@@ -106,7 +106,7 @@ def test_maximum_equals_the_cpu(ratio, grid, dtype, channels_last):
 
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_hundred_runs_give_the_same_bits(dtype, channels_last):
+def test_hundred_runs_are_bitwise_equal(dtype, channels_last):
     maps, boxes, rest = random_maps(channels_last, dtype), random_boxes(), settings(channels_last)
 
     def run():
@@ -139,7 +139,7 @@ def test_nothing_waits_for_the_device(channels_last):
 
 
 @LAYOUTS
-def test_a_graph_replays_with_other_boxes(channels_last):
+def test_cuda_graph_replays_with_other_boxes(channels_last):
     maps, boxes, rest = random_maps(channels_last), random_boxes(), settings(channels_last)
     expected = operators.fpn_roi_align(maps, boxes.flip(0), 7, 7, *rest)
     expected_grads = operators.fpn_roi_align_backward(
@@ -164,17 +164,17 @@ def test_a_graph_replays_with_other_boxes(channels_last):
 
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_gradient_takes_its_own_memory_and_little_more(dtype, channels_last):
+def test_gradient_needs_little_memory_beyond_its_own(dtype, channels_last):
     maps, boxes, rest = random_maps(channels_last, dtype), random_boxes(), settings(channels_last)
     grad = operators.fpn_roi_align(maps, boxes, 7, 7, *rest)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    # What is asked for: the blocks that were free may be up to a MiB larger.
+    # Requested bytes, since the allocated blocks may be up to a MiB larger.
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     operators.fpn_roi_align_backward(grad, boxes, sizes_of(maps), *rest)
     taken = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
     gradients = sum(m.numel() * m.element_size() for m in maps)
-    # 84 bytes a RoI, and where each map's RoIs begin.
+    # 84 bytes per RoI, and the begin of each map's RoIs.
     assert taken <= gradients + 100 * len(boxes) + 8192
 
 
@@ -189,8 +189,8 @@ torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("image", ["2.0", "-1.0", "0.5", "float('nan')"])
-def test_an_image_that_is_not_there_fails_an_assertion(image):
-    # In a process of its own, since the device is of no use afterwards.
+def test_wrong_image_index_fails_an_assertion(image):
+    # In a subprocess, since the device is unusable afterwards.
     process = subprocess.run(
         [sys.executable, "-c", BAD_IMAGE.format(image=image)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -207,7 +207,7 @@ def test_an_image_that_is_not_there_fails_an_assertion(image):
 @pytest.mark.parametrize(
     ("maps", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0)]
 )
-def test_nothing_to_pool(maps, rois, channels_last):
+def test_empty_inputs(maps, rois, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     features = [torch.ones(maps, device="cuda").contiguous(memory_format=layout)]
     boxes = torch.tensor([[0.0, 1, 1, 5, 5]], device="cuda").expand(rois, 5)
@@ -226,7 +226,7 @@ def test_nothing_to_pool(maps, rois, channels_last):
         assert (grads[0] == 0).all()
 
 
-def test_a_gradient_of_any_strides():
+def test_gradient_with_any_strides():
     maps, boxes, rest = random_maps(True), random_boxes(), settings(True)
     one = torch.ones(1, 1, 1, 1, device="cuda").expand(len(boxes), 32, 7, 7)
     given = operators.fpn_roi_align_backward(one, boxes, sizes_of(maps), *rest)

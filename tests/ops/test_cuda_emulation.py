@@ -1,8 +1,8 @@
 """The CUDA kernels, run on the CPU thread by thread (cuda_emulation.h), against their definitions.
 
-Every kernel runs twice, its threads and blocks in another order each time: equal bits mean that no
-barrier is missing. What this cannot see: the device's own rounding of log2f at a level border, and
-memory that several blocks write at once.
+Every kernel runs twice, with its threads and blocks in different orders: equal bits mean that no
+barrier is missing. This cannot detect how the device rounds log2f at a level border, or memory that
+several blocks write at the same time.
 """
 
 import math
@@ -21,16 +21,17 @@ LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
 )
-# In fp32 samples are placed to within 2e-6 of a cell, alike for all; sums differ in their order.
+# fp32 positions of samples are exact to 2e-6 of a cell, and equal everywhere; the order of sums
+# differs.
 TOLERANCE = {
     torch.float32: 2e-6,
     torch.float64: 2e-6,
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
 }
-# For maps of 30 x 41 at a quarter and 15 x 21 at an eighth of an image, on either level: inside,
-# across borders, outside, inverted in one and in both axes, empty, one cell, of a size that is no
-# number, far larger than the map, and beyond fp32.
+# For maps of 30 x 41 at 1/4 and 15 x 21 at 1/8 of an image, on both levels: inside, across borders,
+# outside, inverted in one and in both axes, empty, one cell, of NaN size, far larger than the map,
+# and beyond fp32.
 BOXES = torch.tensor(
     [
         [0, 9.3, 6.7, 68.2, 53.9],
@@ -80,7 +81,7 @@ def random_maps(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:
 
 
 def twice(run: Callable[[int], Tensor | list[Tensor]]) -> Tensor | list[Tensor]:
-    """Runs on two schedules; returns what both gave, bit for bit."""
+    """Runs with two schedules, which must agree bit for bit; returns the result."""
     one, other = run(1), run(2)
     for a, b in zip(*([x] if isinstance(x, Tensor) else x for x in (one, other)), strict=True):
         bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
@@ -148,7 +149,7 @@ AVERAGES = pytest.mark.parametrize("check", [check_average, check_average_backwa
 MAXIMA = pytest.mark.parametrize("check", [check_maximum, check_maximum_backward])
 
 
-def test_a_missing_barrier_shows(kernels):
+def test_missing_barrier_is_detected(kernels):
     sums = {
         barrier: [kernels.library.sum_of_a_block(seed, barrier) for seed in range(4)]
         for barrier in (True, False)
@@ -160,7 +161,7 @@ def test_a_missing_barrier_shows(kernels):
 @LAYOUTS
 @DTYPES
 @AVERAGES
-def test_average_of_every_type(kernels, check, dtype, channels_last):
+def test_average_with_every_dtype(kernels, check, dtype, channels_last):
     check(kernels, a_case(channels=24, channels_last=channels_last), dtype)
 
 
@@ -169,21 +170,21 @@ def test_average_of_every_type(kernels, check, dtype, channels_last):
 @pytest.mark.parametrize("grid", [ALIGN, ALIGN_HALF, WARP])
 @AVERAGES
 def test_average_on_every_grid(kernels, check, grid, ratio, channels_last):
-    # An even number of channels, but no whole number of vectors: one channel a thread.
+    # An even number of channels, but not a multiple of the vector's size: one channel per thread.
     check(kernels, a_case(6, (2, 3), ratio, grid, channels_last))
 
 
-# fp32 vectors are 4 channels, and a block has 64 of them forward, 128 backward.
+# An fp32 vector has 4 channels; a block has 64 vectors forward and 128 backward.
 @pytest.mark.parametrize("channels", [1, 4, 7, 68, 132])
 @LAYOUTS
 @AVERAGES
-def test_average_of_any_number_of_channels(kernels, check, channels_last, channels):
+def test_average_with_any_number_of_channels(kernels, check, channels_last, channels):
     check(kernels, a_case(channels, (2, 2), channels_last=channels_last, boxes=BOXES[:6]))
 
 
 @LAYOUTS
 @pytest.mark.parametrize("check", [check_average_backward, check_maximum_backward])
-def test_a_gradient_in_the_other_layout(kernels, check, channels_last):
+def test_gradient_in_the_other_layout(kernels, check, channels_last):
     check(kernels, a_case(channels_last=channels_last), grad_channels_last=not channels_last)
 
 
@@ -193,7 +194,7 @@ def test_a_gradient_in_the_other_layout(kernels, check, channels_last):
     "check", [check_average, check_average_backward, check_maximum, check_maximum_backward]
 )
 def test_any_number_of_bins(kernels, check, bins, channels_last):
-    # Beyond 96 bins the gathering tables are filled in parts.
+    # With more than 96 bins the gathering tables are filled in parts.
     check(kernels, a_case(4, bins, 2, ALIGN_HALF, channels_last, BOXES[:6]))
 
 
@@ -202,7 +203,7 @@ def test_any_number_of_bins(kernels, check, bins, channels_last):
     "check", [check_average, check_average_backward, check_maximum, check_maximum_backward]
 )
 def test_many_boxes_on_one_map(kernels, check, channels_last):
-    # More than the 256 that a block looks at in one round, and many more than fit its tables.
+    # More than the 256 that a block checks at once, and many more than fit in its tables.
     corner = torch.rand(300, 2, generator=torch.Generator().manual_seed(1)) * 80
     image = torch.ones(300, 1)
     boxes = torch.cat([image, corner, corner + 25], dim=1)
@@ -212,7 +213,7 @@ def test_many_boxes_on_one_map(kernels, check, channels_last):
 @LAYOUTS
 @pytest.mark.parametrize("bins", [(2, 2), (3, 6000)])
 def test_average_without_tables(kernels, bins, channels_last):
-    # A map, or bins, too many for a block's shared memory.
+    # The map is too large, or the bins are too many, for a block's shared memory.
     case = Case(
         sizes=[(1, 4, 6, 7000)],
         boxes=torch.tensor([[0.0, 1, 0, 6900, 5], [0, 30, 1, 90, 4], [0, -9, -2, 7100, 8]]),
@@ -238,7 +239,7 @@ def test_tables_have_room_for_every_bin(kernels, grid, ratio):
 @LAYOUTS
 @DTYPES
 @MAXIMA
-def test_maximum_of_every_type(kernels, check, dtype, channels_last):
+def test_maximum_with_every_dtype(kernels, check, dtype, channels_last):
     check(kernels, a_case(channels=10, channels_last=channels_last), dtype)
 
 
@@ -253,13 +254,13 @@ def test_maximum_on_every_grid(kernels, check, grid, ratio, channels_last):
 
 
 def without_huge_grids(ratio: int) -> Tensor:
-    # The definition walks all 2^30 points of a bin of 10^30 cells where most lie off the map.
+    # The definition visits all 2^30 points of a bin of 10^30 cells, most of them outside the map.
     return BOXES if ratio else BOXES[BOXES[:, 1] > -1e20]
 
 
 @LAYOUTS
 def test_the_first_maximum_and_the_first_nan_win(kernels, channels_last):
-    # RoIPool over cells 0 to 3 of both axes, two bins a side of two cells each.
+    # RoIPool over cells 0 to 3 of both axes, with 2 x 2 bins of 2 x 2 cells.
     maps = torch.zeros(1, 1, 4, 4)
     maps[0, 0, :2, :2] = torch.tensor([[1.0, 5.0], [5.0, 5.0]])
     maps[0, 0, :2, 2:] = torch.tensor([[7.0, math.nan], [math.inf, math.nan]])
@@ -281,8 +282,8 @@ def test_the_first_maximum_and_the_first_nan_win(kernels, channels_last):
 
 @LAYOUTS
 def test_samples_outside_count_as_zero(kernels, channels_last):
-    # One bin, of two samples an axis at -3 and 3 (of which only one is on the map), then of a map
-    # whose value is above and below zero.
+    # One bin with two samples per axis at -3 and 3, of which only one is on the map; for map values
+    # above and below zero.
     case = Case(
         sizes=[(1, 2, 4, 4)],
         boxes=torch.tensor([[0.0, -5.5, -5.5, 6.5, 6.5], [0, 90, 90, 99, 99]]),
@@ -299,8 +300,8 @@ def test_samples_outside_count_as_zero(kernels, channels_last):
 
 
 @LAYOUTS
-def test_an_infinity_stays_where_it_is_read(kernels, channels_last):
-    # A weight of zero times infinity would be NaN.
+def test_infinity_does_not_spread(kernels, channels_last):
+    # Zero weight times infinity would be NaN.
     case = a_case(8, (3, 3), 2, ALIGN_HALF, channels_last, BOXES[[0, 4, 13]])
     grad = random(*case.out_shape())
     grad[1, :, 1, 1] = math.inf
@@ -324,7 +325,7 @@ def test_an_infinity_stays_where_it_is_read(kernels, channels_last):
 
 
 @pytest.mark.parametrize("image", [2.0, -1.0, 0.5, math.nan])
-def test_an_image_that_is_not_there_fails_an_assertion(kernels, image):
+def test_wrong_image_index_fails_an_assertion(kernels, image):
     boxes = BOXES[:2].clone()
     boxes[1, 0] = image
     case = a_case(boxes=boxes)

@@ -1,4 +1,4 @@
-"""The CUDA operators, from torch's arguments to their kernels, on CPU tensors.
+"""The CUDA operators, from torch's arguments to the kernels, on CPU tensors.
 
 The kernels are emulated (cuda_emulation.h); test_cuda_emulation.py tests them more closely.
 """
@@ -50,7 +50,7 @@ def layout_of(channels_last):
 @LAYOUTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_average_equals_the_cpu(emulated, dtype, channels_last):
-    # Given in either layout, and in none: sliced channels, strided boxes.
+    # In both layouts, and in neither: sliced channels, strided boxes.
     wide, boxes = pyramid(dtype, 16), torch.stack([BOXES, BOXES], dim=2)[:, :, 0]
     rest = settings(channels_last)
     outs, grads = [], []
@@ -74,7 +74,7 @@ def test_average_equals_the_cpu(emulated, dtype, channels_last):
 
 
 @LAYOUTS
-def test_a_gradient_without_strides_of_its_own(emulated, channels_last):
+def test_expanded_gradient(emulated, channels_last):
     one = torch.ones(1, 1, 1, 1).expand(len(BOXES), 8, 3, 2)
     sizes, rest = sizes_of(pyramid()), settings(channels_last)
     given = emulated.fpn_roi_align_backward(one, BOXES, sizes, *rest)
@@ -84,8 +84,8 @@ def test_a_gradient_without_strides_of_its_own(emulated, channels_last):
 
 @LAYOUTS
 @pytest.mark.parametrize("grid", [1, 3])
-def test_the_gradient_of_a_maximum_is_its_transpose(emulated, grid, channels_last):
-    # Only the points chosen count, and their values are linear in the map.
+def test_gradient_of_the_maximum_is_its_transpose(emulated, grid, channels_last):
+    # Only the chosen points count, and their values are linear in the map.
     maps, rest = pyramid(torch.float64), settings(channels_last, grid)
     out, index = emulated.fpn_roi_max(maps, BOXES, 3, 2, *rest)
     assert index.dtype == torch.int32
@@ -101,8 +101,8 @@ def test_the_gradient_of_a_maximum_is_its_transpose(emulated, grid, channels_las
         )
 
 
-def test_a_map_without_cells_is_refused(emulated):
-    # The Python functions give such a map a cell of zeros.
+def test_map_without_cells_is_refused(emulated):
+    # The Python functions pad such a map to one cell of zeros.
     maps, boxes = [torch.ones(1, 3, 0, 8)], torch.tensor([[0.0, 1, 1, 5, 5]])
     with pytest.raises(RuntimeError, match="level 0 has no cells: 0 x 8"):
         emulated.fpn_roi_align(maps, boxes, 2, 3, [1.0], 2, 1, 0, 1.0, 0, False)
@@ -112,7 +112,7 @@ def test_a_map_without_cells_is_refused(emulated):
 @pytest.mark.parametrize(
     ("shape", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0)]
 )
-def test_nothing_to_pool(emulated, shape, rois, channels_last):
+def test_empty_inputs(emulated, shape, rois, channels_last):
     maps = [torch.ones(shape)]
     boxes = torch.tensor([[0.0, 1, 1, 5, 5]]).expand(rois, 5)
     rest = ([1.0], 2, 1, 0, 1.0, 0, channels_last)
@@ -142,7 +142,7 @@ def test_refusals(emulated):
     for wrong in (index.long(), index[:, :4]):
         with pytest.raises(RuntimeError, match="index must be int32, of the gradient's shape"):
             emulated.fpn_roi_max_backward(out, wrong, BOXES, sizes_of(maps), *rest)
-    # Strides of zero: no memory behind them.
+    # Expanded, so that it uses no memory.
     plane = [torch.ones(1, 1, 1, 1).expand(1, 1, 65536, 65536)]
     with pytest.raises(RuntimeError, match=r"fewer than 2\^31 cells; level 0 has 65536 x 65536"):
         emulated.fpn_roi_max(plane, BOXES[:1], 2, 2, [1.0], *rest[1:])

@@ -1,4 +1,4 @@
-"""Boxes and maps that nobody draws in a paper: none, broken, far away, huge."""
+"""Unusual boxes and maps: empty, invalid, far outside, huge."""
 
 import math
 
@@ -9,7 +9,7 @@ from mask_rcnn_plus.ops import backend, fpn_roi_align, roi_align
 from mask_rcnn_plus.ops.arguments import Grid
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
-# torchvision's operators, which stand in elsewhere, walk a huge box sample by sample.
+# The fallback, torchvision's operators, computes every sample of a huge box.
 native_only = pytest.mark.skipif(backend() != "native", reason="the operators are not compiled")
 
 
@@ -17,7 +17,7 @@ native_only = pytest.mark.skipif(backend() != "native", reason="the operators ar
 @pytest.mark.parametrize(
     ("maps", "rois"), [((2, 3, 8, 8), 0), ((2, 0, 8, 8), 3), ((0, 3, 8, 8), 0), ((1, 3, 0, 8), 2)]
 )
-def test_nothing_to_pool(maps, rois, memory_format):
+def test_empty_inputs(maps, rois, memory_format):
     features = torch.ones(maps).contiguous(memory_format=memory_format).requires_grad_()
     boxes = torch.tensor([[0.0, 1, 1, 5, 5]]).expand(rois, 5)
     out = roi_align(features, boxes, (2, 3))
@@ -28,8 +28,8 @@ def test_nothing_to_pool(maps, rois, memory_format):
     assert (features.grad == 0).all()
 
 
-def test_a_map_without_cells_takes_nothing_from_the_other_levels():
-    # By FPN's equation 1 boxes of less than 56 pixels belong to the first level.
+def test_map_without_cells_does_not_affect_other_levels():
+    # By FPN's equation 1, boxes smaller than 56 pixels belong to the first level.
     full, empty = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 0, 4)
     small, large = [0.0, 1, 1, 5, 5], [0.0, 0, 0, 400, 400]
     for first, second, found in ((full, empty, 1.0), (empty, full, 0.0)):
@@ -45,29 +45,30 @@ def test_a_map_without_cells_takes_nothing_from_the_other_levels():
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("shape", [(1, 1, 0, 4), (1, 1, 4, 0), (1, 1, 0, 0)])
-def test_a_map_without_cells_still_tells_a_broken_box(shape, mode):
+def test_map_without_cells_still_gives_nan_for_invalid_boxes(shape, mode):
     boxes = torch.tensor([[0, math.nan, 1, 5, 5], [0, 1, 1, 5, 5]])
-    broken, sound = roi_align(torch.ones(shape), boxes, 1, mode=mode).flatten().tolist()
-    assert math.isnan(broken) and sound == 0
+    invalid, valid = roi_align(torch.ones(shape), boxes, 1, mode=mode).flatten().tolist()
+    assert math.isnan(invalid) and valid == 0
 
 
-def test_an_empty_list_of_boxes():
+def test_empty_list_of_boxes():
     assert roi_align(torch.ones(0, 3, 4, 4), [], 2).shape == (0, 3, 2, 2)
 
 
 @pytest.mark.parametrize("image", [2, -1, 0.5, math.nan, math.inf, 1e30])
-def test_an_image_that_is_not_there_is_an_error(image):
+def test_wrong_image_index_is_an_error(image):
     boxes = torch.tensor([[0, 1.0, 1, 5, 5], [image, 1, 1, 5, 5]])
     with pytest.raises(RuntimeError, match=r"boxes\[1\] names image .* hold images 0 to 1"):
         roi_align(torch.ones(2, 3, 8, 8), boxes, 2)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-# Not aligned, a box's least length would hide a NaN; aligned, an adaptive grid would be empty.
+# Without these checks, the minimum length of unaligned boxes would hide a NaN, and the adaptive
+# grid of aligned boxes would be empty.
 @pytest.mark.parametrize(("ratio", "aligned"), [(-1, True), (2, True), (-1, False)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("column", [1, 2, 3, 4])
-def test_a_coordinate_that_is_no_number_gives_nan_in_its_row_alone(
+def test_non_finite_coordinate_gives_nan_only_in_its_row(
     column, bad, ratio, aligned, memory_format
 ):
     features = torch.ones(1, 3, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
@@ -82,7 +83,7 @@ def test_a_coordinate_that_is_no_number_gives_nan_in_its_row_alone(
 
 
 @native_only
-def test_a_box_beyond_fp32_gives_nan():
+def test_box_beyond_fp32_gives_nan():
     boxes = torch.tensor([[0, -3e38, -3e38, 3e38, 3e38]])
     assert roi_align(torch.ones(1, 1, 8, 8), boxes, 2).isnan().all()
 
@@ -90,8 +91,8 @@ def test_a_box_beyond_fp32_gives_nan():
 @native_only
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("ratio", [-1, 2])
-def test_huge_boxes_are_quick_and_finite(ratio, memory_format):
-    # A million cells a side: 1 / 7 of it each bin, 2^15 samples an axis, nearly all off the map.
+def test_huge_boxes_are_fast_and_finite(ratio, memory_format):
+    # Sides of a million cells and more: 2^15 samples per bin and axis, nearly all outside the map.
     features = torch.ones(1, 3, 8, 8).contiguous(memory_format=memory_format).requires_grad_()
     boxes = torch.tensor([[0, -1e6, -1e6, 1e6, 1e6], [0, -1e30, -1e30, 1e30, 1e30]]).repeat(50, 1)
     out = roi_align(features, boxes, 7, 1.0, ratio, True)
@@ -103,9 +104,9 @@ def test_huge_boxes_are_quick_and_finite(ratio, memory_format):
 
 
 @native_only
-def test_a_huge_box_averages_over_its_whole_area():
-    # 8 of 8000 rows and columns are on the map (9.0 counting the cell's width of border on each
-    # side that clamps to it, less half a sample at each end): the mean is about (9 / 8000)^2.
+def test_huge_box_averages_over_its_whole_area():
+    # 8 of 8000 rows and columns are on the map. Samples up to one cell outside are clamped to it,
+    # which makes about 9 with half a sample less at each end: the mean is about (9 / 8000)^2.
     out = roi_align(torch.ones(1, 1, 8, 8), torch.tensor([[0.0, -4000, -4000, 4000, 4000]]), 1)
     assert out.item() == pytest.approx((9.0 / 8000) ** 2, rel=0.01)
 
@@ -122,8 +123,8 @@ def test_boxes_outside_give_zeros_and_no_gradient():
 def test_inverted_boxes():
     ramp = torch.arange(8.0).expand(1, 1, 8, 8).contiguous()
     inverted, upright = torch.tensor([[0.0, 6, 6, 2, 2]]), torch.tensor([[0.0, 2, 2, 6, 6]])
-    # On a fixed grid the bins run backwards; an adaptive grid has no samples; unaligned, the box
-    # is one cell from its start, here columns 6 to 7.
+    # On a fixed grid the bins are reversed; an adaptive grid has no samples; an unaligned box has
+    # one cell from its start, here columns 6 to 7.
     backwards = roi_align(ramp, inverted, 2, 1.0, 2, True)
     assert torch.equal(backwards, roi_align(ramp, upright, 2, 1.0, 2, True).flip(2, 3))
     assert (roi_align(ramp, inverted, 2, 1.0, -1, True) == 0).all()
@@ -132,7 +133,7 @@ def test_inverted_boxes():
 
 @native_only
 def test_more_than_two_to_the_31_elements():
-    # Untouched memory costs nothing; only the far corner, beyond 2^31, is written and read.
+    # Untouched memory is not allocated; only the last corner, beyond 2^31, is written and read.
     try:
         features = torch.empty(
             1, 2, 36000, 36000, dtype=torch.bfloat16, memory_format=torch.channels_last
@@ -147,8 +148,8 @@ def test_more_than_two_to_the_31_elements():
 
 @native_only
 @pytest.mark.parametrize("channels", [64, 256, 272, 260])
-def test_an_output_larger_than_the_caches_has_the_same_bits(channels):
-    # From 16 MiB on an output is written past the caches (where its cells are aligned for that).
+def test_output_larger_than_the_caches_is_bitwise_equal(channels):
+    # Outputs of 16 MiB or more are written with non-temporal stores, if their cells are aligned.
     side = 7 if channels == 256 else 8
     rois = (17 << 20) // (4 * channels * side**2) + 1
     features = torch.rand(1, channels, 20, 20).contiguous(memory_format=torch.channels_last)
@@ -156,7 +157,7 @@ def test_an_output_larger_than_the_caches_has_the_same_bits(channels):
     boxes = torch.cat([torch.zeros(rois, 1), corners, corners + 4 * torch.rand(rois, 2)], 1)
     boxes[3, 1] = math.nan
     whole = roi_align(features, boxes, side, 1.0, 2, True)
-    parts = [roi_align(features, some, side, 1.0, 2, True) for some in boxes.chunk(2)]
+    parts = [roi_align(features, chunk, side, 1.0, 2, True) for chunk in boxes.chunk(2)]
     assert whole.nbytes >= 16 << 20 > parts[0].nbytes
     assert torch.equal(whole.view(torch.int32), torch.cat(parts).view(torch.int32))
 
@@ -181,11 +182,14 @@ def test_refusals_name_the_argument(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spatial_scales": [0.25]}, "2 feature maps need a list of as many spatial_scales, got"),
-        ({"spatial_scales": [0.25, 0.25]}, "each half of the one before"),
+        ({"spatial_scales": [0.25]}, "2 feature maps need a list of 2 spatial_scales, got"),
+        ({"spatial_scales": [0.25, 0.25]}, "each half of the previous one"),
         ({"spatial_scales": [0.3, 0.15]}, "1 / 2\\^k"),
         ({"features": []}, "features is empty"),
-        ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 4, 4, 4)]}, "level 1 holds"),
+        (
+            {"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 4, 4, 4)]},
+            "level 1 has 1 images of 4 channels",
+        ),
         ({"features": [torch.ones(1, 3, 8, 8), torch.ones(1, 3, 4, 4).half()]}, "level 1 is"),
         ({"canonical_box_size": 0}, "canonical_box_size must be above zero"),
     ],
@@ -226,7 +230,7 @@ def test_pyramid_refusals_name_the_argument(changes, message):
         ({"boxes": torch.ones(1, 5) * 1j}, "real numbers, .* got torch.complex64"),
     ],
 )
-def test_what_is_no_number_or_no_tensor_is_refused_by_name(changes, message):
+def test_wrong_types_are_refused_by_name(changes, message):
     arguments = {
         "input": torch.ones(1, 3, 8, 8),
         "boxes": torch.tensor([[0.0, 1, 1, 5, 5]]),
@@ -241,13 +245,13 @@ def test_what_is_no_number_or_no_tensor_is_refused_by_name(changes, message):
     ("changes", "message"),
     [
         ({"features": torch.ones(1, 3, 8, 8)}, "features is one tensor; give a list"),
-        ({"spatial_scales": 0.25}, "a list of as many spatial_scales, got 0.25"),
+        ({"spatial_scales": 0.25}, "a list of 1 spatial_scales, got 0.25"),
         ({"canonical_box_size": None}, "canonical_box_size must be .* got None"),
         ({"canonical_level": 4.5}, "canonical_level must be a whole number, got 4.5"),
         ({"features": [torch.ones(1, 3, 8, 8)] * 33, "spatial_scales": [0.5] * 33}, "at most 32"),
     ],
 )
-def test_what_is_no_pyramid_is_refused_by_name(changes, message):
+def test_invalid_pyramid_is_refused_by_name(changes, message):
     arguments = {
         "features": [torch.ones(1, 3, 8, 8)],
         "boxes": torch.tensor([[0.0, 1, 1, 5, 5]]),
@@ -261,7 +265,7 @@ def test_what_is_no_pyramid_is_refused_by_name(changes, message):
         fpn_roi_align(**arguments)
 
 
-def test_sizes_of_other_libraries_are_numbers():
+def test_numpy_integers_are_accepted():
     numpy = pytest.importorskip("numpy")
     features, boxes = torch.rand(1, 2, 8, 8), torch.tensor([[0.0, 1, 1, 5, 5]])
     out = roi_align(features, boxes, (numpy.int64(3), numpy.int32(2)), 1.0, numpy.int64(2))

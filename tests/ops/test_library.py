@@ -1,4 +1,4 @@
-"""Which implementation serves, on which instruction set, and what stands in where none is built."""
+"""The implementation and instruction set in use, and the fallback without compiled operators."""
 
 import os
 import shutil
@@ -27,10 +27,10 @@ def without_native(monkeypatch):
 
 @pytest.mark.skipif(
     not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))),
-    reason="no C++ compiler: torchvision's operators stand in",
+    reason="no C++ compiler: torchvision's operators are used",
 )
-def test_the_compiled_operators_are_in_use():
-    # Where there is a compiler, a fallback is a broken build.
+def test_compiled_operators_are_used():
+    # With a compiler, using the fallback means that the build is broken.
     assert backend() == "native"
 
 
@@ -55,7 +55,7 @@ def pool_and_grad(dtype, grid=Grid.ALIGN_HALF, mode="avg", ratio=2):
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_fallback_gives_the_same(dtype, grid, mode, ratio, monkeypatch):
+def test_fallback_has_the_same_results(dtype, grid, mode, ratio, monkeypatch):
     out, grads = pool_and_grad(dtype, grid, mode, ratio)
     monkeypatch.setitem(library._failures, "cpu", "a test took it away")
     with warnings.catch_warnings():
@@ -66,7 +66,7 @@ def test_fallback_gives_the_same(dtype, grid, mode, ratio, monkeypatch):
     torch.testing.assert_close(grads, other_grads, rtol=tolerance, atol=tolerance)
 
 
-def test_fallback_is_announced_once(without_native):
+def test_fallback_warns_once(without_native):
     assert backend() == "torchvision"
     maps = torch.ones(1, 1, 8, 8)
     with pytest.warns(UserWarning, match="a test took it away.*install a C\\+\\+ compiler"):
@@ -77,7 +77,7 @@ def test_fallback_is_announced_once(without_native):
 
 
 @pytest.mark.filterwarnings("ignore:RoI operators on cpu")
-def test_fallback_keeps_the_promises_about_boxes(without_native):
+def test_fallback_treats_unusual_boxes_as_documented(without_native):
     maps = torch.ones(2, 3, 8, 8)
     with pytest.raises(RuntimeError, match=r"boxes\[0\] names image 2"):
         roi_align(maps, torch.tensor([[2.0, 1, 1, 5, 5]]), 2)
@@ -87,9 +87,9 @@ def test_fallback_keeps_the_promises_about_boxes(without_native):
     assert roi_align(maps, torch.zeros(0, 5), 2).shape == (0, 3, 2, 2)
 
 
-def test_a_library_that_does_not_load_is_a_reason_not_an_error(tmp_path, monkeypatch):
+def test_library_that_does_not_load_is_a_reason_not_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
-    assert "holds no _roi_cpu" in library._load("_roi_cpu")
+    assert "contains no _roi_cpu" in library._load("_roi_cpu")
     (tmp_path / "_roi_cpu.abi3.so").write_text("not a library")
     assert "does not load" in library._load("_roi_cpu")
 
@@ -97,21 +97,21 @@ def test_a_library_that_does_not_load_is_a_reason_not_an_error(tmp_path, monkeyp
 @pytest.mark.skipif(
     not (torch.version.cuda and shutil.which("nvcc")), reason="no nvcc, or a torch without CUDA"
 )
-def test_the_cuda_operators_are_in_use_where_they_can_be_built():
+def test_cuda_operators_are_used_if_they_can_be_built():
     assert backend("cuda") == "native"
 
 
-def test_why_there_are_no_cuda_operators(tmp_path, monkeypatch):
+def test_reason_for_missing_cuda_operators(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     monkeypatch.setattr(torch.version, "cuda", None)
     assert library._load_for_cuda(None) == "this torch was built without CUDA"
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert "holds no _roi_cuda library" in library._load_for_cuda(None)
+    assert "contains no _roi_cuda library" in library._load_for_cuda(None)
     missing = library._load_for_cuda("no compiler")
     assert missing == "the library that declares the operators is missing: no compiler"
 
 
-def test_what_to_do_about_missing_cuda_operators(monkeypatch):
+def test_fix_for_missing_cuda_operators(monkeypatch):
     monkeypatch.setitem(library._failures, "cuda", "a test took it away")
     monkeypatch.setattr(library, "_warned", set())
     assert backend("cuda") == "torchvision"
@@ -121,7 +121,7 @@ def test_what_to_do_about_missing_cuda_operators(monkeypatch):
         library.warn_of_fallback("cuda")
 
 
-# Runs in a process of its own, since the instruction set is chosen once.
+# Runs in a subprocess, since the instruction set is chosen once per process.
 PARITY = """
 import torch
 from torchvision.ops import roi_align as theirs
@@ -143,14 +143,14 @@ for channels in (3, 16, 70, 280):
             expected.backward(grad.float())
             assert (out.float() - expected).abs().max() < tolerance, (channels, dtype)
             assert (a.grad.float() - b.grad).abs().max() < 4 * tolerance, (channels, dtype)
-            # The greatest sample is the greatest of bins of one sample each.
+            # The maximum of the samples equals the maximum over bins of one sample each.
             a = x.to(dtype).clone(memory_format=memory_format).requires_grad_()
             b = a.detach().clone().float().requires_grad_()
             out = roi_align(a, boxes, 5, 0.5, 2, mode="max")
             expected = torch.nn.functional.max_pool2d(theirs(b, boxes, 10, 0.5, 1), 2)
             out.backward(grad)
             expected.backward(grad.float())
-            # torchvision's samples of ten bins are placed by other roundings than those of five.
+            # Ten bins round the positions of samples differently from five bins.
             assert (out.float() - expected).abs().max() < 4 * tolerance, (channels, dtype)
             assert (a.grad.float() - b.grad).abs().max() < 8 * tolerance, (channels, dtype)
 bits = torch.arange(-2**15, 2**15, dtype=torch.int16)
@@ -160,7 +160,7 @@ for dtype in (torch.float16, torch.bfloat16):
         out = roi_align(maps, torch.tensor([[0.0, 0, 0, 32, 32]]), 32, 1.0, 1, aligned=True)
         assert torch.equal(out.isnan(), x.isnan())
         assert torch.equal(out[~x.isnan()], x[~x.isnan()])
-# Half-way cases round to even: the mean of two neighbours.
+# Ties round to even: the mean of two neighbours.
 for dtype in (torch.float16, torch.bfloat16):
     low = torch.arange(0, 0x7bff if dtype is torch.float16 else 0x7f7e, dtype=torch.int16)
     pair = torch.stack([low.view(dtype), (low + 1).view(dtype)])

@@ -1,4 +1,4 @@
-"""Masks pasted into runs, against detectron2's paste and pycocotools' encoding."""
+"""Masks pasted into run lengths, against detectron2's paste and pycocotools' encoding."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from detectron2.layers import paste_masks_in_image
 
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
-from mask_rcnn_plus.ops import backend, fallback_rle, library, paste_masks_rle
+from mask_rcnn_plus.ops import backend, library, paste_masks_rle, run_lengths
 from tests.memory import linux_only, run_alone
 
 native_only = pytest.mark.skipif(backend() != "native", reason="the operators are not compiled")
@@ -23,7 +23,7 @@ def expected(masks, boxes, size, threshold=0.5):
 
 
 def blobs(count, side, generator):
-    """Smooth probabilities, as a mask head gives."""
+    """Smooth probabilities, as from a mask head."""
     coarse = 6 * torch.randn(count, 1, 4, 4, generator=generator)
     size = (side, side)
     return torch.nn.functional.interpolate(coarse, size=size, mode="bilinear").sigmoid()[:, 0]
@@ -41,7 +41,7 @@ def any_masks(kind, count, side, generator):
 
 
 def any_boxes(kind, count, size, generator):
-    """Boxes as detectron2's post-processing leaves them: within the image."""
+    """Boxes as after detectron2's post-processing: within the image."""
     height, width = size
     limit = torch.tensor([width, height] * 2)
     ends = torch.rand(2, count, 2, generator=generator) * limit[:2]
@@ -60,7 +60,7 @@ def any_boxes(kind, count, size, generator):
 
 @pytest.fixture(params=["native", "fallback"])
 def either(request, monkeypatch):
-    """The compiled operator, and what stands in for it."""
+    """The compiled operator, and its fallback."""
     if request.param == "native" and backend() != "native":
         pytest.skip("the operators are not compiled")
     if request.param == "fallback":
@@ -74,7 +74,7 @@ SIZES = [(1, 1), (1, 37), (50, 41), (130, 200)]
 
 @pytest.mark.parametrize("boxes", BOXES)
 @pytest.mark.parametrize("masks", ["blobs", "noise", "binary", "threshold"])
-def test_bytes_are_those_of_paste_and_encode(either, masks, boxes):
+def test_bytes_equal_paste_and_encode(either, masks, boxes):
     generator = torch.Generator().manual_seed(0)
     for size in SIZES:
         for side in (1, 7, 28):
@@ -85,10 +85,10 @@ def test_bytes_are_those_of_paste_and_encode(either, masks, boxes):
                 assert out == expected(small, where, size, threshold)
 
 
-def test_a_case_worked_out_by_hand(either):
-    # One cell in a box of two pixels: within it 0.75 * 0.75 at each, around it 0.75 * 0.25.
+def test_case_computed_by_hand(either):
+    # One cell in a box of two pixels: values 0.75 * 0.75 in the box, and 0.75 * 0.25 around it.
     out = paste_masks_rle(torch.ones(1, 1, 1), torch.tensor([[1.0, 1, 3, 3]]), (4, 5))
-    # Runs 5, 2, 2, 2, 9, the last two less the last but one.
+    # Runs 5, 2, 2, 2, 9; the last two are stored as differences from the last but one.
     assert out == [{"size": [4, 5], "counts": b"52207"}]
     small, where = torch.ones(1, 1, 1), torch.tensor([[1.0, 1, 3, 3]])
     (none,) = paste_masks_rle(small, where, (4, 5), threshold=0.6)
@@ -114,25 +114,25 @@ NAN, INF = float("nan"), float("inf")
         (3e38, 0, 3e38, 9),
     ],
 )
-def test_boxes_without_a_place_give_an_empty_mask(either, box):
+def test_empty_and_invalid_boxes_give_an_empty_mask(either, box):
     out = paste_masks_rle(torch.ones(2, 4, 4), torch.tensor([box, (1.0, 2, 9, 8)]), (12, 15))
     assert mask_util.area(out).tolist() == [0, 48]
     assert out[0]["counts"] == mask_util.encode(np.zeros((12, 15), np.uint8, order="F"))["counts"]
 
 
-def test_boxes_that_pass_the_border_lose_what_is_beyond_it(either):
+def test_boxes_are_cut_at_the_border(either):
     generator = torch.Generator().manual_seed(1)
     small = blobs(8, 14, generator)
     where = torch.tensor([[-30.5, -8, 20, 31], [10, 10.2, 90, 77], [-9, -9, 60, 70], [0, 0, 9, 9]])
     where = where.repeat(2, 1)
     whole = paste_masks_in_image(small, where + 100, (300, 300))[:, 100:140, 100:150]
     ours = mask_util.decode(paste_masks_rle(small, where, (40, 50)))
-    # Away from the origin fp32 places the samples a little differently.
+    # Far from the origin, fp32 rounds the positions of samples differently.
     assert np.mean(ours.transpose(2, 0, 1) != whole.numpy()) < 1e-3
     assert paste_masks_rle(small, where, (40, 50)) == expected(small, where, (40, 50))
 
 
-def test_threshold_zero_takes_all_that_is_sampled(either):
+def test_threshold_zero_includes_all_sampled_pixels(either):
     generator = torch.Generator().manual_seed(2)
     small = any_masks("binary", 8, 5, generator)
     where = any_boxes("random", 8, (30, 40), generator)
@@ -140,7 +140,7 @@ def test_threshold_zero_takes_all_that_is_sampled(either):
     assert paste_masks_rle(small, where, (30, 40), 0) == expected(small, where, (30, 40), 0)
 
 
-def test_values_that_are_no_numbers_stay_where_they_are(either):
+def test_non_finite_values_do_not_spread(either):
     generator = torch.Generator().manual_seed(3)
     small = any_masks("binary", 6, 9, generator)
     small[:, 2, 3], small[:, 6, 6], small[:, 1, 7] = NAN, INF, -INF
@@ -149,7 +149,7 @@ def test_values_that_are_no_numbers_stay_where_they_are(either):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.bool])
-def test_other_types_are_worked_on_in_fp32(either, dtype):
+def test_other_dtypes_are_converted_to_fp32(either, dtype):
     generator = torch.Generator().manual_seed(4)
     small = blobs(5, 28, generator).to(dtype)
     where = any_boxes("random", 5, (80, 70), generator)
@@ -157,13 +157,13 @@ def test_other_types_are_worked_on_in_fp32(either, dtype):
     assert out == expected(small.float(), where, (80, 70))
 
 
-def test_any_layout_and_masks_wider_than_high(either):
+def test_strided_and_non_square_masks(either):
     generator = torch.Generator().manual_seed(5)
     small = torch.rand(4, 6, 12, generator=generator)
     where = any_boxes("random", 4, (50, 60), generator)
     turned = paste_masks_rle(small.transpose(1, 2), where[:, [1, 0, 3, 2]], (60, 50))
     ours = mask_util.decode(paste_masks_rle(small, where, (50, 60)))
-    # Transposing swaps two of the four products that are added.
+    # Transposing swaps two of the four products in the sum.
     assert np.mean(mask_util.decode(turned).transpose(1, 0, 2) != ours) < 1e-3
 
 
@@ -176,8 +176,8 @@ def test_no_masks(either):
     [
         ((2, 1, 28, 28), (2, 4), (9, 9), 0.5, r"masks must have shape \(R, M, M\)"),
         ((2, 0, 28), (2, 4), (9, 9), 0.5, "masks must have shape"),
-        ((2, 28, 28), (3, 4), (9, 9), 0.5, r"2 masks need boxes of shape \(2, 4\)"),
-        ((2, 28, 28), (2, 5), (9, 9), 0.5, "need boxes of shape"),
+        ((2, 28, 28), (3, 4), (9, 9), 0.5, r"boxes must have shape \(2, 4\)"),
+        ((2, 28, 28), (2, 5), (9, 9), 0.5, "boxes must have shape"),
         ((2, 28, 28), (2, 4), (0, 9), 0.5, r"image_size must be .* got \(0, 9\)"),
         ((2, 28, 28), (2, 4), (2**20, 2**20), 0.5, "less than 2"),
         ((2, 28, 28), (2, 4), (9, 9), -1, "threshold must be 0 or more, got -1"),
@@ -190,7 +190,7 @@ def test_refusals(masks, boxes, size, threshold, message):
 
 
 @native_only
-def test_any_number_of_threads_gives_the_same():
+def test_thread_count_does_not_change_the_result():
     generator = torch.Generator().manual_seed(6)
     small = blobs(40, 28, generator)
     where = any_boxes("random", 40, (200, 300), generator)
@@ -212,14 +212,14 @@ def test_opcheck():
 
 
 @pytest.mark.parametrize("pixels", [[], [0], [9], [0, 9], [3, 4, 5], list(range(10))])
-def test_counts_of_runs_at_the_borders(pixels):
+def test_counts_with_runs_at_the_borders(pixels):
     image = np.zeros((5, 2), np.uint8, order="F")
     image.ravel(order="K")[pixels] = 1
     begins, ends = np.array(pixels, np.int64), np.array(pixels, np.int64) + 1
-    assert fallback_rle.to_counts(begins, ends, 10) == mask_util.encode(image)["counts"]
+    assert run_lengths.encode(begins, ends, 10) == mask_util.encode(image)["counts"]
 
 
-# In a process of its own: both torch and the operators choose their instructions once.
+# In a subprocess: both torch and the operators choose their instruction set once.
 PARITY = """
 import torch, mask_rcnn_plus
 from tests.ops.test_mask_rle import BOXES, any_boxes, any_masks, expected, paste_masks_rle
@@ -236,13 +236,13 @@ for kind in ("noise", "threshold"):
 
 @native_only
 @pytest.mark.parametrize(
-    ("of_torch", "ours"), [("default", "baseline"), ("avx2", "baseline"), ("avx2", "avx2")]
+    ("torch_isa", "ours"), [("default", "baseline"), ("avx2", "baseline"), ("avx2", "avx2")]
 )
-def test_every_instruction_set_rounds_as_torch_does(of_torch, ours):
+def test_every_instruction_set_rounds_like_torch(torch_isa, ours):
     process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PARITY],
         env=os.environ
-        | {"ATEN_CPU_CAPABILITY": of_torch, "MASK_RCNN_PLUS_CPU_ISA": ours}
+        | {"ATEN_CPU_CAPABILITY": torch_isa, "MASK_RCNN_PLUS_CPU_ISA": ours}
         | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -269,5 +269,5 @@ print(extra(lambda: paste_masks_rle(masks, boxes, (3000, 4000))))
 
 @linux_only
 @native_only
-def test_memory_is_that_of_the_runs():
+def test_memory_is_proportional_to_the_runs():
     assert float(run_alone(MEMORY)) < 24

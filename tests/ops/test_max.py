@@ -1,4 +1,4 @@
-"""mode="max", RoIPool and RoIWarp, over one map and over a pyramid: values, gradients, choices."""
+"""mode="max", RoIPool and RoIWarp on one map and on a pyramid: values, gradients, ties."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_equals_the_definition(device, pool, dtype, memory_format, ratio):  # no
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16, 17, 64, 131, 272])
-def test_every_channel_count_gives_the_same_in_both_formats(device, channels):  # noqa: F811
+def test_both_formats_agree_for_every_channel_count(device, channels):  # noqa: F811
     maps = random_maps(1, channels, 19, 37, device=device)
     boxes = BOXES[BOXES[:, 0] == 0].to(device)
     results = []
@@ -70,13 +70,13 @@ def test_every_channel_count_gives_the_same_in_both_formats(device, channels):  
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     exact = reference.roi_align(maps.double().cpu(), boxes.cpu(), (7, 7), 1.0, 2, True, "max")
-    # A sample beyond cell 32 is placed to within 4e-6; of so many, some lie on slopes of six.
+    # Beyond cell 32, positions are exact to 4e-6; some of the samples are on slopes of six.
     torch.testing.assert_close(out.double().cpu(), exact, rtol=0, atol=2e-5)
 
 
-def test_the_greatest_of_four_samples_by_hand():
-    # Samples at 0.5 and 1.5 in both axes of a 3 x 3 map; the last, the mean of 16, 32, 128 and 256,
-    # is the greatest.
+def test_maximum_of_four_samples_by_hand():
+    # Samples at 0.5 and 1.5 in both axes of a 3 x 3 map. The last, the mean of 16, 32, 128 and 256,
+    # is the maximum.
     maps = torch.tensor([[[[1.0, 2.0, 4.0], [8.0, 16.0, 32.0], [64.0, 128.0, 256.0]]]])
     maps.requires_grad_()
     out = roi_align(maps, torch.tensor([[0.0, 0.0, 0.0, 2.0, 2.0]]), 1, 1.0, 2, mode="max")
@@ -85,7 +85,7 @@ def test_the_greatest_of_four_samples_by_hand():
     assert maps.grad.flatten().tolist() == [0, 0, 0, 0, 0.25, 0.25, 0, 0.25, 0.25]
 
 
-def test_of_equal_maxima_the_first_has_the_gradient():
+def test_first_of_equal_maxima_gets_the_gradient():
     maps = torch.zeros(1, 1, 4, 4, requires_grad=True)
     roi_pool(maps, torch.tensor([[0.0, 1, 1, 2, 2]]), 1).backward()
     assert maps.grad.nonzero().tolist() == [[0, 0, 1, 1]]
@@ -93,7 +93,7 @@ def test_of_equal_maxima_the_first_has_the_gradient():
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("channels", [1, 20])
-def test_nan_is_the_maximum_and_infinity_stays_where_it_is(channels, memory_format):
+def test_nan_is_the_maximum_and_infinity_does_not_spread(channels, memory_format):
     maps = torch.zeros(1, channels, 6, 6)
     maps[..., 1, 1], maps[..., 2, 2], maps[..., 4, 4] = torch.nan, 5, torch.inf
     maps = maps.contiguous(memory_format=memory_format).requires_grad_()
@@ -103,25 +103,25 @@ def test_nan_is_the_maximum_and_infinity_stays_where_it_is(channels, memory_form
     out.sum().backward()
     assert (maps.grad[..., 1, 1] == 1).all()
     assert maps.grad.sum() == 4 * channels
-    # A sample on column 3 must not read column 4's infinity with weight zero.
+    # A sample at column 3 must not read column 4's infinity with weight zero.
     out = roi_align(maps.detach(), torch.tensor([[0.0, 3, 4, 4, 5]]), 1, 1.0, 1, True, "max")
     assert (out == 0).all()
 
 
-def test_zeros_from_outside_count_but_have_no_gradient():
+def test_zeros_from_outside_count_but_get_no_gradient():
     maps = torch.full((1, 1, 4, 4), -1.0, requires_grad=True)
     across = torch.tensor([[0.0, -6, 0, 4, 4]])
     out = roi_align(maps, across, 1, 1.0, 2, mode="max")
     assert out.item() == 0
     out.backward()
     assert (maps.grad == 0).all()
-    # RoIPool knows no outside: it takes the cells there are.
+    # RoIPool has no samples outside: it uses the existing cells.
     assert roi_pool(maps, across, 1).item() == -1
 
 
 @pytest.mark.parametrize("grid", list(Grid))
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_pyramid_equals_each_level_on_its_own(device, grid, memory_format):  # noqa: F811
+def test_pyramid_equals_each_level_separately(device, grid, memory_format):  # noqa: F811
     generator = torch.Generator().manual_seed(5)
     scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
     corner = torch.rand(60, 2, generator=generator) * 300
@@ -169,7 +169,7 @@ def test_edges(memory_format):
             [0, 6, 6, 2, 2],
         ]
     )
-    # Two samples a bin miss a map that is a thousandth of the bin; an adaptive grid does not.
+    # Two samples per bin miss a map that is a thousandth of the bin; an adaptive grid hits it.
     for huge, pool in (
         (1, lambda b: roi_align(maps, b, 2, 1.0, -1, True, "max")),
         (0, lambda b: roi_align(maps, b, 2, 1.0, 2, False, "max")),
@@ -222,7 +222,7 @@ def test_opcheck(dtype, channels_last):
 
 @pytest.mark.skipif(backend() != "native", reason="the operators are not compiled")
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_an_index_that_no_bin_has_is_passed_over(memory_format):
+def test_index_outside_the_bin_is_ignored(memory_format):
     settings = ([1.0], 0, int(Grid.POOL), 0, 1.0, 0, memory_format == torch.channels_last)
     boxes = torch.tensor([[0.0, 1, 1, 2, 2], [0, 90, 90, 99, 99]])
     index = torch.tensor([-(2**31), -1, 0, 1, 4, 2**31 - 1]).int().repeat(2, 1)[:, :, None, None]
@@ -232,7 +232,7 @@ def test_an_index_that_no_bin_has_is_passed_over(memory_format):
     assert out.nonzero().tolist() == [[0, 2, 1, 1], [0, 3, 1, 2]]
 
 
-def test_a_second_derivative_is_refused():
+def test_second_derivative_is_refused():
     maps = torch.randn(1, 2, 8, 8, requires_grad=True)
     out = roi_pool(maps, torch.tensor([[0.0, 1, 1, 5, 5]]), 2)
     (grad,) = torch.autograd.grad(out.pow(2).sum(), maps, create_graph=True)
@@ -240,6 +240,6 @@ def test_a_second_derivative_is_refused():
         grad.sum().backward()
 
 
-def test_an_unknown_mode_is_named():
+def test_unknown_mode_is_named():
     with pytest.raises(ValueError, match="mode must be 'avg' or 'max', got 'mean'"):
         roi_align(torch.ones(1, 1, 4, 4), torch.zeros(0, 5), 2, mode="mean")

@@ -1,4 +1,4 @@
-"""Memory of the compiled RoIAlign: its result and little more, however many samples it takes."""
+"""Memory of the compiled RoIAlign: little more than its result, whatever the number of samples."""
 
 import json
 
@@ -27,7 +27,7 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
         maps = [m.requires_grad_() for m in maps]
         def forward(ratio, maps=maps):
             return fpn_roi_align(maps, boxes, {BINS}, [1/4, 1/8, 1/16, 1/32], ratio, True)
-        torch.autograd.grad(forward(2).sum(), maps)  # whatever is set up once
+        torch.autograd.grad(forward(2).sum(), maps)  # one-time initialisation
         row = dict(itemsize=dtype.itemsize, cells=sum(m.numel() for m in maps))
         for ratio in (2, 16, 0):
             out = forward(ratio)
@@ -59,8 +59,8 @@ def test_memory_is_the_result_and_a_bounded_scratch() -> None:
         for ratio in (2, 16, 0):
             assert 0.9 * out < row[f"forward {ratio}"] < out + 12, row
             assert 0.9 * maps < row[f"backward {ratio}"] < maps + 12, row
-        # With 16 samples an axis there are 64 times as many as with 2: 25 million in all. A float
-        # for each would be 96 MiB, and 16 bytes for each row and each column of them 7 MiB.
+        # 16 samples per axis are 64 times as many as 2: 25 million in all. One float per sample
+        # would need 96 MiB, and 16 bytes per row and per column of samples 7 MiB.
         for direction in ("forward", "backward"):
             assert row[f"{direction} 16"] - row[f"{direction} 2"] < 2, row
         assert row["kept"] < 2, row

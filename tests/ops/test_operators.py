@@ -1,4 +1,4 @@
-"""What torch is told of the operators: shapes, derivatives, compilation; and how they repeat."""
+"""The operators in torch: shapes, derivatives, compilation, determinism."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_only_some_levels_may_need_a_gradient():
     assert maps[1].grad.abs().sum() > 0
 
 
-def test_a_second_derivative_is_refused():
+def test_second_derivative_is_refused():
     maps = torch.randn(1, 2, 8, 8, requires_grad=True)
     out = roi_align(maps, torch.tensor([[0.0, 1, 1, 5, 5]]), 2)
     (grad,) = torch.autograd.grad(out.pow(2).sum(), maps, create_graph=True)
@@ -61,7 +61,7 @@ def test_a_second_derivative_is_refused():
         grad.sum().backward()
 
 
-def test_compiles_whole_with_any_number_of_boxes():
+def test_compiles_as_one_graph_for_any_number_of_boxes():
     torch._dynamo.reset()
     compiler = CompileCounterWithBackend("aot_eager")
 
@@ -89,7 +89,7 @@ def test_exports():
     assert torch.equal(program.module()(maps, BOXES[:2]), module(maps, BOXES[:2]))
 
 
-def test_autocast_pools_in_its_own_type():
+def test_autocast_pools_in_its_dtype():
     maps = pyramid()
     mixed = [maps[0], maps[1].bfloat16()]
     with torch.autocast("cpu", torch.bfloat16):
@@ -103,7 +103,7 @@ def test_autocast_pools_in_its_own_type():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_does_not_move_boxes(dtype):
-    # Beyond 2048, fp16 holds even numbers only; a box rounded there would read another column.
+    # Beyond 2048, fp16 only has even integers; a rounded box would read another column.
     maps = torch.zeros(1, 1, 2, 4096, dtype=dtype)
     maps[..., 3001] = 1
     out = roi_align(maps, torch.tensor([[0.0, 3000.5, 0.5, 3001.5, 1.5]]), 1, 1.0, 1)
@@ -112,12 +112,12 @@ def test_half_precision_does_not_move_boxes(dtype):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_half_precision_number_survives(dtype, channels_last):
+def test_every_half_precision_number_is_preserved(dtype, channels_last):
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int16)
     maps = bits.view(dtype).reshape(1, 64, 32, 32)
     if channels_last:
         maps = maps.contiguous(memory_format=torch.channels_last)
-    # One sample in the middle of each cell: the map itself.
+    # One sample in the middle of each cell returns the map itself.
     out = roi_align(maps, torch.tensor([[0.0, 0, 0, 32, 32]]), 32, 1.0, 1, aligned=True)
     number = ~maps.isnan()
     assert torch.equal(out.isnan(), ~number)
@@ -127,7 +127,7 @@ def test_every_half_precision_number_survives(dtype, channels_last):
 @pytest.mark.parametrize("mode", ["avg", "max"])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_repeats_bit_for_bit_at_any_thread_count(dtype, channels_last, mode):
+def test_thread_count_does_not_change_a_bit(dtype, channels_last, mode):
     generator = torch.Generator().manual_seed(2)
     boxes = torch.rand(150, 5, generator=generator) * 100
     boxes[:, 0] = torch.randint(0, 2, (150,), generator=generator)
@@ -146,32 +146,32 @@ def test_repeats_bit_for_bit_at_any_thread_count(dtype, channels_last, mode):
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
-def test_every_row_of_a_gradient_is_written_once(mode):
-    # Rows of a channels_last gradient are summed in bands, by several threads. A box over the whole
-    # map is seen by every band, and what falls outside a band must not be added there again.
+def test_every_row_of_the_gradient_is_summed_once(mode):
+    # Several threads sum the rows of a channels_last gradient in bands. A box over the whole map is
+    # visited for every band, and must only be added to the rows of that band.
     threads = torch.get_num_threads()
     maps = torch.ones(1, 128, 200, 16).contiguous(memory_format=torch.channels_last)
     boxes = torch.tensor([[0.0, 0, 0, 16, 200]]).repeat(3, 1)
     try:
         torch.set_num_threads(4)
         leaf = maps.requires_grad_()
-        # A sample in each cell's middle and half-way between cells, so each band's border is met.
+        # Samples within cells and near their borders, so that bands' borders are tested.
         out = roi_align(leaf, boxes, (200, 16), 1.0, 2, True, mode)
         out.sum().backward()
     finally:
         torch.set_num_threads(threads)
     columns = leaf.grad.sum(dim=(1, 3))[0]
-    # Each of the 200 rows of bins gives 3 boxes x 16 bins x 128 channels.
+    # Each of the 200 rows of bins adds 3 boxes x 16 bins x 128 channels.
     assert leaf.grad.sum().item() == pytest.approx(200 * 3 * 16 * 128, rel=1e-5)
     if mode == "avg":
-        # The samples at a quarter and three quarters of a cell leave all of it in that cell but at
-        # the map's edges, where nothing lies beyond.
+        # The samples at a quarter and three quarters of a cell add the same sum to every row, also
+        # at the map's edges, where they are clamped.
         torch.testing.assert_close(
             columns, torch.full_like(columns, 3 * 16 * 128.0), rtol=1e-5, atol=0
         )
 
 
-def test_serves_deterministic_mode_without_a_word(recwarn):
+def test_deterministic_mode_does_not_warn(recwarn):
     maps = pyramid(requires_grad=True)
     torch.use_deterministic_algorithms(True)
     try:

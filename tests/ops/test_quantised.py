@@ -9,23 +9,23 @@ from mask_rcnn_plus.ops import RoIPool, RoIWarp, roi_align, roi_pool, roi_warp
 
 
 @pytest.mark.parametrize(("height", "width", "bin_h", "bin_w"), [(21, 14, 3, 2), (35, 42, 5, 6)])
-def test_a_region_that_divides_is_plain_max_pooling(height, width, bin_h, bin_w):
-    # The worked cases: 21 x 14 cells into 7 x 7 is 3 x 2 max pooling, 35 x 42 is 5 x 6.
+def test_divisible_region_is_plain_max_pooling(height, width, bin_h, bin_w):
+    # Examples: 21 x 14 cells into 7 x 7 is 3 x 2 max pooling, 35 x 42 is 5 x 6.
     maps = torch.randn(1, 2, height, width, generator=torch.Generator().manual_seed(1))
     box = torch.tensor([[0.0, 0, 0, width - 1, height - 1]])
     expected = torch.nn.functional.max_pool2d(maps, (bin_h, bin_w))
     assert torch.equal(roi_pool(maps, box, 7), expected)
 
 
-def test_a_region_that_does_not_divide_shares_rows():
+def test_bins_of_an_indivisible_region_share_rows():
     # 15 rows into 7: bin p covers rows floor(15 p / 7) to ceil(15 (p + 1) / 7), so neighbours
-    # share a row; of rising rows the maximum is each bin's last.
+    # share a row. Rows increase, so the maximum is each bin's last row.
     maps = torch.arange(15.0)[:, None].expand(1, 1, 15, 21).contiguous()
     out = roi_pool(maps, torch.tensor([[0.0, 0, 0, 20, 14]]), 7)
     assert out[0, 0, :, 0].tolist() == [2, 4, 6, 8, 10, 12, 14]
 
 
-def test_fifteen_pixels_become_two_cells():
+def test_fifteen_pixels_are_rounded_to_two_cells():
     # 128 px on 25 cells: 15 px are 2.93 cells; a RoI from 0.49 to 1.49 cells (2.5 to 7.6 px)
     # rounds to cells 0 and 1, so the ramp's maximum is 1.
     ramp = torch.arange(25.0).expand(1, 1, 25, 25).contiguous()
@@ -48,7 +48,7 @@ def test_pool_equals_torchvision(dtype):
     assert torch.equal(maps.grad.double(), theirs.grad.to(dtype).double())
 
 
-def test_warp_of_as_many_cells_as_bins_copies_them():
+def test_warp_with_as_many_cells_as_bins_copies_them():
     maps = torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(1))
     # 1.6 to 5.5 rounds to cells 2 to 6 (halves away from zero), 0.4 to 3.6 to cells 0 to 4.
     out = roi_warp(maps, torch.tensor([[0, 1.6, 0.4, 5.5, 3.6]]), 5, 1.0, 1)
@@ -62,10 +62,10 @@ def test_warp_rounds_negative_halves_away_from_zero():
     assert out[0, 0, 0].tolist() == [0, 0, 1]
 
 
-def test_warp_samples_as_align_does_inside():
+def test_warp_samples_like_align_inside():
     maps = torch.randn(2, 3, 12, 14, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([[0, 6.0, 8, 21, 17], [1, 9, 2, 4, 20]])
-    # Halved: cells 3 to 11 (10.5 away from zero) by 4 to 9 (8.5); inverted in x: cell 5 alone.
+    # Halved: cells 3 to 11 (10.5 away from zero) by 4 to 9 (8.5); inverted in x: only cell 5.
     cells = torch.tensor([[0.0, 3, 4, 12, 10], [1, 5, 1, 6, 11]])
     out = roi_warp(maps, boxes, 4, 0.5, 2)
     assert torch.equal(out, roi_align(maps, cells, 4, 1.0, 2, aligned=True))

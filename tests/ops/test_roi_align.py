@@ -1,4 +1,4 @@
-"""roi_align and fpn_roi_align: their values, against definitions, hand and torchvision."""
+"""roi_align and fpn_roi_align against definitions, results by hand and torchvision."""
 
 import math
 
@@ -13,17 +13,17 @@ from tests.ops import reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
-# What the dtype itself can hold of values up to four. Boxes are fp32 for every dtype: a sample near
-# cell 20 is placed to within 2e-6, on slopes up to six.
+# The precision of each dtype for values up to four. Boxes are fp32 for every dtype: near cell 20,
+# positions are exact to 2e-6, on slopes up to six.
 TOLERANCE = {
     torch.float32: 6e-6,
     torch.float64: 6e-6,
     torch.float16: 2e-3,
     torch.bfloat16: 1.6e-2,
 }
-# How far torchvision's results may be off, as a share of the largest value. Its CUDA kernels fuse
-# products and sums, which moves a sample by a unit in the last place: 8e-6 of a cell beyond column
-# 64, on slopes up to six.
+# Tolerance for torchvision's results, relative to the largest value. Its CUDA kernels fuse products
+# and sums, which moves a sample by a unit in the last place: 8e-6 of a cell beyond column 64, on
+# slopes up to six.
 THEIRS = {"cpu": 1e-6, "cuda": 2e-5}
 # Inside, across each border, outside, inverted in one and in both axes, empty, and one cell wide.
 BOXES = torch.tensor(
@@ -67,7 +67,7 @@ def test_equals_the_definition(device, dtype, memory_format, ratio, aligned):
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_gradient_equals_the_definitions(device, dtype, memory_format):
+def test_gradient_equals_the_definition(device, dtype, memory_format):
     maps = random_maps(2, 5, 15, 21, dtype=dtype, device=device, memory_format=memory_format)
     exact = maps.double().cpu().requires_grad_()
     expected = reference.roi_align(exact, BOXES, (3, 4), 0.7, 2, True)
@@ -87,7 +87,7 @@ def test_gradient_equals_the_definitions(device, dtype, memory_format):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 16, 17, 64, 131, 272])
-def test_every_channel_count_gives_the_same_in_both_formats(device, channels):
+def test_both_formats_agree_for_every_channel_count(device, channels):
     maps = random_maps(1, channels, 19, 37, device=device)
     boxes = BOXES[BOXES[:, 0] == 0].to(device)
     results = []
@@ -126,16 +126,16 @@ def test_equals_torchvision(device, ratio, memory_format):
     assert (ours.grad - theirs.grad).abs().max() <= tolerance * theirs.grad.abs().max()
 
 
-def test_a_ramp_gives_the_bins_centres():
-    # Mask R-CNN's picture of quantisation: 15 px of a 128 px image on a 25 x 25 map are 2.93
-    # cells. On a map that holds its own column, each bin's average is the column of its centre:
-    # thirds of 2.9296875 cells from 0 are centred at 0.48828125, 1.46484375 and 2.44140625.
+def test_ramp_gives_the_centres_of_bins():
+    # Mask R-CNN's example of quantisation: 15 px of a 128 px image on a 25 x 25 map are 2.93
+    # cells. On a map whose values are its columns, each bin's average is the column of its centre:
+    # thirds of 2.9296875 cells from 0 have the centres 0.48828125, 1.46484375 and 2.44140625.
     ramp = torch.arange(25.0).expand(1, 1, 25, 25).contiguous()
     box = torch.tensor([[0.0, 0.0, 0.0, 15.0, 15.0]])
     out = roi_align(ramp, box, 3, 25 / 128, 2, aligned=False)
     assert torch.equal(out[0, 0, 0], torch.tensor([0.48828125, 1.46484375, 2.44140625]))
-    # Aligned, cell 0's centre is half a cell in: every centre is half a cell less, and the first,
-    # with samples at -0.256 and 0.232, is held at the border: (0 + 0.232421875) / 2.
+    # Aligned, every centre is half a cell less. The first bin has samples at -0.256, clamped to 0,
+    # and 0.232: (0 + 0.232421875) / 2.
     out = roi_align(ramp, box, 3, 25 / 128, 2, aligned=True)
     assert torch.equal(out[0, 0, 0], torch.tensor([0.1162109375, 0.96484375, 1.94140625]))
 
@@ -149,7 +149,7 @@ def test_four_samples_by_hand():
     assert out.item() == sum(means) / 4
 
 
-def test_a_list_of_boxes_is_one_entry_an_image():
+def test_list_of_boxes_has_one_entry_per_image():
     maps = random_maps(3, 4, 12, 12)
     first, last = torch.tensor([[1.0, 1, 6, 6], [2, 3, 9, 8]]), torch.tensor([[0.0, 2, 5, 11]])
     out = roi_align(maps, [first, torch.zeros(0, 4), last], 2)
@@ -157,13 +157,13 @@ def test_a_list_of_boxes_is_one_entry_an_image():
     assert torch.equal(out, roi_align(maps, rows, 2))
 
 
-# (side of a square box, level): P4 begins at 224 pixels, and each level at twice the one before.
+# (side of a square box, level): P4 begins at 224 pixels, and each level at twice the previous one.
 BORDERS = [(1, 2), (111, 2), (112, 3), (223, 3), (224, 4), (447, 4), (448, 5), (5000, 5)]
 
 
 @pytest.mark.parametrize(("side", "level"), BORDERS)
 def test_levels_by_hand(device, side, level):
-    # Every map is constant and holds its own level's number.
+    # Every map is constant: its level's number.
     maps = [torch.full((1, 1, 64 >> i, 64 >> i), i + 2.0, device=device) for i in range(4)]
     scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
     box = torch.tensor([[0.0, 4.0, 4.0, 4.0 + side, 4.0 + side]], device=device)
@@ -175,7 +175,7 @@ def test_levels_by_hand(device, side, level):
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_pyramid_equals_each_level_on_its_own(device, memory_format):
+def test_pyramid_equals_each_level_separately(device, memory_format):
     generator = torch.Generator().manual_seed(5)
     maps = [
         random_maps(2, 24, 96 >> i, 128 >> i, device=device, memory_format=memory_format)
@@ -214,8 +214,8 @@ ratios = st.sampled_from([-1, 1, 2, 5])
 
 @settings(max_examples=60, deadline=None)
 @given(boxes_strategy, ratios, st.booleans(), st.floats(-4, 4, width=32))
-def test_a_constant_map_gives_the_constant(boxes, ratio, aligned, constant):
-    # For boxes inside the map and not inverted; they are folded there.
+def test_constant_map_gives_the_constant(boxes, ratio, aligned, constant):
+    # The boxes are folded into the map, and are not inverted.
     corners = boxes[:, 1:].abs() % 20
     low, high = (
         torch.minimum(corners[:, :2], corners[:, 2:]),
@@ -240,7 +240,7 @@ def test_linear_in_the_map(boxes, ratio, aligned, a, b):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 63), st.integers(1, 63), ratios)
 def test_translation_by_whole_cells(dx, dy, eighths, size, ratio):
-    # Eighths of a cell are exact in fp32, so the shifted box reads the very same values.
+    # Eighths of a cell are exact in fp32, so the shifted box reads the same values.
     maps = random_maps(1, 2, 40, 40)
     box = torch.tensor([[0, 2 + eighths / 8, 3.0, 2 + (eighths + size) / 8, 3 + size / 8]])
     shifted = torch.roll(maps, (dy, dx), (2, 3))
@@ -251,7 +251,7 @@ def test_translation_by_whole_cells(dx, dy, eighths, size, ratio):
 
 @settings(max_examples=60, deadline=None)
 @given(boxes_strategy, ratios, st.booleans())
-def test_the_gradient_is_the_transpose(boxes, ratio, aligned):
+def test_gradient_is_the_transpose(boxes, ratio, aligned):
     # <pool(x), g> = <x, pool^T(g)> for every box, inside or not.
     maps = random_maps(1, 2, 20, 22, dtype=torch.float64).requires_grad_()
     out = roi_align(maps, boxes, (2, 3), 0.5, ratio, aligned)
@@ -262,7 +262,7 @@ def test_the_gradient_is_the_transpose(boxes, ratio, aligned):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 80), st.integers(0, 80), st.integers(4, 70), ratios)
-def test_gradient_of_an_inner_box_sums_to_the_gradient_given(x, y, size, ratio):
+def test_gradient_of_an_inner_box_preserves_the_sum(x, y, size, ratio):
     maps = torch.zeros(1, 1, 24, 24, requires_grad=True)
     box = torch.tensor([[0.0, 1 + x / 8, 1 + y / 8, 1 + (x + size) / 8, 1 + (y + size) / 8]])
     roi_align(maps, box, 3, 1.0, ratio, True).sum().backward()

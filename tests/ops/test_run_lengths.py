@@ -4,7 +4,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
-from mask_rcnn_plus.ops.run_lengths import crop, placed, runs, window_of
+from mask_rcnn_plus.ops.run_lengths import crop, decode, placed, window_of
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -22,17 +22,17 @@ def masks() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_runs_are_where_the_ones_are(mask: np.ndarray) -> None:
+def test_decoded_runs_are_the_ones(mask: np.ndarray) -> None:
     rle = encode(mask)
     flat = np.zeros(mask.size, bool)
-    for begin, end in zip(*runs(rle), strict=True):
+    for begin, end in zip(*decode(rle), strict=True):
         flat[begin:end] = True
     assert (flat.reshape(mask.shape, order="F") == mask).all()
-    assert np.array_equal(runs({**rle, "counts": rle["counts"].decode()})[0], runs(rle)[0])
+    assert np.array_equal(decode({**rle, "counts": rle["counts"].decode()})[0], decode(rle)[0])
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_windows_and_crops_are_those_of_the_decoded_mask(mask: np.ndarray) -> None:
+def test_windows_and_crops_equal_the_decoded_mask(mask: np.ndarray) -> None:
     rle = encode(mask)
     x, y, w, h = mask_util.toBbox(rle).astype(int).tolist()
     assert window_of(rle) == (x, y, x + w, y + h) or not mask.any()
@@ -44,7 +44,7 @@ def test_windows_and_crops_are_those_of_the_decoded_mask(mask: np.ndarray) -> No
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_a_tile_s_mask_in_the_image(mask: np.ndarray) -> None:
+def test_mask_of_a_tile_in_the_image(mask: np.ndarray) -> None:
     height, width = mask.shape
     for corner, size in (((0, 0), (height, width)), ((3, 2), (height + 2, width + 9))):
         image = np.zeros(size, np.uint8)

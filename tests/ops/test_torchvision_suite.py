@@ -1,4 +1,4 @@
-"""What torchvision's own tests of its RoI operators ask, asked of ours in our words.
+"""The properties that torchvision's tests check for its RoI operators, rewritten for ours.
 
 Values and gradients against definitions are in test_roi_align.py and test_quantised.py; this file
 has the rest: forms of input, dtypes, refusals, tracing, autocast.
@@ -33,7 +33,7 @@ def random_maps(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor
 
 
 class Model(nn.Module):
-    """A model that pools, as torch.fx meets one."""
+    """A model that pools, for torch.fx."""
 
     def __init__(self, pool: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Model(nn.Module):
 @pytest.mark.parametrize("name", ["roi_align", "roi_pool"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_the_same_call_gives_torchvisions_result(name, dtype, contiguous):
+def test_same_call_returns_torchvisions_result(name, dtype, contiguous):
     # The same positional and keyword arguments for both.
     maps = random_maps(2, 6, 10, 12, dtype=dtype)
     if not contiguous:
@@ -63,9 +63,9 @@ def test_the_same_call_gives_torchvisions_result(name, dtype, contiguous):
 
 
 @functions
-def test_maps_and_boxes_need_not_be_contiguous(function):
+def test_maps_and_boxes_may_be_strided(function):
     maps = random_maps(2, 12, 10, 8)
-    wide = torch.stack([BOXES, torch.zeros_like(BOXES)], dim=2)  # every other number is a box's
+    wide = torch.stack([BOXES, torch.zeros_like(BOXES)], dim=2)  # every second number is a box's
     expected = function(maps.transpose(2, 3).contiguous(), BOXES, 5)
     for strided in (maps.transpose(2, 3), torch.stack([maps.transpose(2, 3)] * 2)[0]):
         assert torch.equal(function(strided, wide[..., 0], 5), expected)
@@ -78,14 +78,14 @@ def test_maps_and_boxes_need_not_be_contiguous(function):
 
 
 @functions
-def test_the_gradient_of_maps_and_outputs_that_are_not_contiguous(function):
+def test_gradient_of_strided_maps_and_outputs(function):
     maps = random_maps(1, 2, 5, 6, dtype=torch.float64).requires_grad_()
     boxes = torch.tensor([[0.0, 0, 0, 4, 4], [0, 0, 2, 3, 4], [0, 2, 2, 4, 4]])
     gradcheck(lambda m: function(m.transpose(2, 3), boxes, 2).permute(1, 3, 0, 2), maps)
 
 
 @functions
-def test_boxes_as_rows_and_as_a_list_are_the_same(function):
+def test_boxes_as_rows_or_as_a_list(function):
     maps = random_maps(2, 3, 10, 10)
     parts = [BOXES[BOXES[:, 0] == image, 1:] for image in (0, 1)]
     expected = function(maps, BOXES, 5)
@@ -96,7 +96,7 @@ def test_boxes_as_rows_and_as_a_list_are_the_same(function):
 @functions
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_boxes_may_have_another_dtype_than_the_maps(function, dtype):
-    # All of BOXES are halves, which fp16 holds exactly.
+    # All of BOXES are multiples of 0.5, which are exact in fp16.
     maps = random_maps(2, 3, 10, 10)
     out = function(maps, BOXES.to(dtype), 5)
     assert out.dtype == maps.dtype
@@ -105,7 +105,7 @@ def test_boxes_may_have_another_dtype_than_the_maps(function, dtype):
 
 @functions
 @pytest.mark.parametrize("boxes", [torch.zeros(1, 4), torch.zeros(5), [torch.zeros(1, 3)]])
-def test_boxes_of_a_wrong_shape_raise_what_torchvision_raises(function, boxes):
+def test_boxes_of_a_wrong_shape_raise_torchvisions_error(function, boxes):
     with pytest.raises(AssertionError):
         function(torch.ones(1, 1, 8, 8), boxes, output_size=(2, 2))
 
@@ -116,7 +116,7 @@ quantisation = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprec
 @quantisation
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, torch.qint32])
-def test_quantised_maps_go_to_torchvision(dtype, aligned):
+def test_torchvision_pools_quantised_maps(dtype, aligned):
     maps = random_maps(1, 2, 10, 10)
     maps, boxes = (torch.quantize_per_tensor(t, 0.5, 10, dtype) for t in (maps, BOXES[:3]))
     out = roi_align(maps, boxes, 5, 1.0, 2, aligned)
@@ -129,11 +129,11 @@ def test_quantised_maps_go_to_torchvision(dtype, aligned):
 @pytest.mark.parametrize("pool", [roi_pool, roi_warp, lambda *args: roi_align(*args, mode="max")])
 def test_other_quantised_maps_are_refused_by_name(pool):
     quantised = torch.quantize_per_tensor(torch.ones(1, 1, 8, 8), 1.0, 0, torch.qint8)
-    with pytest.raises(ValueError, match=r"dtype torch\.qint8; RoI operators take float32"):
+    with pytest.raises(ValueError, match=r"dtype torch\.qint8; RoI operators support float32"):
         pool(quantised, BOXES[:1], 5)
 
 
-# TorchScript itself is on its way out, and says so.
+# TorchScript is deprecated, and warns.
 scripting = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 native_only = pytest.mark.skipif(ops.backend() != "native", reason="operators are not compiled")
 
@@ -141,7 +141,7 @@ native_only = pytest.mark.skipif(ops.backend() != "native", reason="operators ar
 @scripting
 @native_only
 @functions
-def test_functions_are_scripted(function):
+def test_functions_can_be_scripted(function):
     scripted = torch.jit.script(function)
     maps = random_maps(2, 3, 10, 10, dtype=torch.float64).requires_grad_()
     lists = [BOXES[:3, 1:], BOXES[3:, 1:]]
@@ -161,13 +161,13 @@ def test_functions_are_scripted(function):
     [*MODULES.values(), RoIAlign(3, 0.5, 2, True, "max"), RoIWarp([2, 3], 0.5, 2, "max")],
     ids=repr,
 )
-def test_modules_are_scripted(module):
+def test_modules_can_be_scripted(module):
     maps = random_maps(2, 3, 10, 10)
     assert torch.equal(torch.jit.script(module)(maps, BOXES), module(maps, BOXES))
 
 
 @modules
-def test_a_module_is_its_function(module):
+def test_module_equals_its_function(module):
     maps = random_maps(2, 3, 10, 10)
     function = {RoIAlign: roi_align, RoIPool: roi_pool, RoIWarp: roi_warp}[type(module)]
     assert torch.equal(module(maps, BOXES), function(maps, BOXES, (5, 5), 1.0))
@@ -204,9 +204,9 @@ def test_settings_have_torchvisions_names(name):
 
 
 @modules
-def test_tracing_takes_a_module_as_one_call(module):
+def test_tracing_records_a_module_as_one_call(module):
     maps = random_maps(2, 3, 10, 10)
-    # Of the module alone, and of a model that contains it.
+    # The module itself, and a model that contains it.
     for model in (module, Model(module)):
         graph = torch.fx.symbolic_trace(model)
         assert torch.equal(graph(maps, BOXES), model(maps, BOXES))
@@ -224,9 +224,9 @@ def test_feature_extraction_names_one_node(module):
 
 @functions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_autocast_decides_the_dtype_of_maps_but_not_of_boxes(function, dtype):
-    # torchvision casts its result back to the dtype of the maps; ours stays in autocast's, which
-    # the layers behind it would cast to anyway.
+def test_autocast_sets_the_dtype_of_maps_but_not_of_boxes(function, dtype):
+    # torchvision casts its result back to the maps' dtype; ours stays in autocast's dtype, to which
+    # the next layers would cast it.
     maps = random_maps(2, 3, 10, 10, dtype=dtype)
     boxes = BOXES + torch.tensor([0, 0.3, 0.3, 0.3, 0.3])
     with torch.autocast("cpu", torch.bfloat16):
@@ -236,7 +236,7 @@ def test_autocast_decides_the_dtype_of_maps_but_not_of_boxes(function, dtype):
 
 
 @pytest.mark.parametrize("name", ["RoIAlign", "RoIWarp"])
-def test_a_module_exports_with_any_number_of_boxes(name):
+def test_module_exports_with_any_number_of_boxes(name):
     maps, module = random_maps(2, 3, 10, 10), MODULES[name]
     shapes = ({}, {0: torch.export.Dim("boxes")})
     exported = torch.export.export(module, (maps, BOXES), dynamic_shapes=shapes).module()

@@ -1,4 +1,4 @@
-"""Parts of an optimised model that are compiled, or captured as CUDA graphs, or fail to be."""
+"""Parts of an optimised model that are compiled or captured as CUDA graphs, and failures."""
 
 import copy
 import pickle
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from mask_rcnn_plus import optimize
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
-from mask_rcnn_plus.optimization import compiling, graphs
-from mask_rcnn_plus.optimization.graphs import GraphedBackbone
+from mask_rcnn_plus.optimization import OptimizationReport, wrappers
 from mask_rcnn_plus.optimization.layers import InferenceLayer
-from mask_rcnn_plus.optimization.report import OptimizationReport
+from mask_rcnn_plus.optimization.wrappers import Compiled, GraphedBackbone
 from tests.optimization.test_optimization import MODELS, SIZES, assert_same, detect, images, lively
 
 
@@ -31,33 +30,33 @@ def fast(model: nn.Module) -> nn.Module:
     return optimize(model)
 
 
-def compiled_by(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+def use_compiler(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     compile_ = torch.compile
     monkeypatch.setattr(
-        compiling.torch, "compile", lambda f, **kwargs: compile_(f, backend=backend, **kwargs)
+        wrappers.torch, "compile", lambda f, **kwargs: compile_(f, backend=backend, **kwargs)
     )
 
 
-def test_compiled_it_detects_the_same_in_images_of_any_size_and_so_does_a_copy(
+def test_compiled_model_and_its_copies_detect_the_same_for_any_size(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced: list[int] = []
 
-    def backend(graph: Any, inputs: Any) -> Any:  # which traces, and compiles nothing
+    def backend(graph: Any, inputs: Any) -> Any:  # traces without compiling
         traced.append(len(inputs))
         return graph.forward
 
-    compiled_by(monkeypatch, backend)
+    use_compiler(monkeypatch, backend)
     torch._dynamo.reset()
     fast = optimize(model, compile=True)
     assert "proposal_generator.rpn_head: torch.compile" in fast.optimization_report.done
     assert not fast.optimization_report.kept
-    # Elsewhere oneDNN stays.
+    # Other parts keep oneDNN.
     assert fast.roi_heads.box_head.fc1.fused and not fast.backbone.part.fpn_output2.fused
     assert fast.backbone.size_divisibility == 32 and fast.backbone.output_shape()["p2"].stride == 4
     for sizes in (SIZES, ((64, 96),), ((33, 130),)):
         assert_same(detect(fast, images(*sizes)), detect(model, images(*sizes)))
-    # One graph of the backbone and one of the RPN's head, and the same of a single image, at most.
+    # One graph of the backbone and one of the RPN's head, and at most two more for single images.
     assert 2 <= len(traced) <= 6
     before = len(traced)
     timer = StageTimer(stage_modules(fast), torch.device("cpu"))
@@ -67,11 +66,11 @@ def test_compiled_it_detects_the_same_in_images_of_any_size_and_so_does_a_copy(
     for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert_same(detect(again), detect(model))
         assert again.backbone._works
-    # Hooks cut nothing, and what was compiled for a model serves its copies.
+    # Hooks do not split the graphs, and copies reuse the compiled code.
     assert len(traced) == before
 
 
-def test_what_cannot_be_compiled_runs_as_it_would_and_is_named(
+def test_parts_that_cannot_be_compiled_run_uncompiled_and_are_named(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
@@ -80,7 +79,7 @@ def test_what_cannot_be_compiled_runs_as_it_would_and_is_named(
         tries.append(1)
         raise RuntimeError("no working C++ compiler")
 
-    compiled_by(monkeypatch, backend)
+    use_compiler(monkeypatch, backend)
     torch._dynamo.reset()
     fast = optimize(model, compile=True)
     for _ in range(2):
@@ -89,19 +88,19 @@ def test_what_cannot_be_compiled_runs_as_it_would_and_is_named(
     kept = "\n".join(fast.optimization_report.kept)
     assert "backbone: without torch.compile, which failed" in kept
     assert "rpn_head: without torch.compile" in kept and "no working C++ compiler" in kept
-    # Then oneDNN computes there too.
+    # Uncompiled parts use oneDNN again.
     layers = [one for one in fast.modules() if isinstance(one, InferenceLayer)]
     assert all(layer.fused for layer in layers)
     assert_same(detect(pickle.loads(pickle.dumps(fast))), detect(model))
     assert len(tries) == 2
 
 
-def test_torchs_own_compiler_computes_the_same() -> None:
+def test_default_compiler_computes_the_same() -> None:
     torch._dynamo.reset()
     part = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
     part = lively(part).to(memory_format=torch.channels_last)
     report = OptimizationReport(device="cpu", dtype="fp32")
-    compiled = compiling.Compiled(part, "backbone", report)
+    compiled = Compiled(part, name="backbone", report=report)
     with torch.no_grad():
         for size in ((2, 3, 8, 6), (2, 3, 5, 9)):
             x = torch.randn(size, generator=torch.Generator().manual_seed(0))
@@ -110,21 +109,21 @@ def test_torchs_own_compiler_computes_the_same() -> None:
     assert not report.kept and compiled._works
 
 
-def test_a_mistake_in_what_a_compiled_part_gets_is_not_the_compilers(
+def test_wrong_input_is_not_a_compiler_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled_by(monkeypatch, "eager")
+    use_compiler(monkeypatch, "eager")
     report = OptimizationReport(device="cpu", dtype="fp32")
-    compiled = compiling.Compiled(nn.Linear(3, 2), "head", report)
+    compiled = Compiled(nn.Linear(3, 2), name="head", report=report)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         compiled(torch.zeros(1, 5))
     assert compiled._works and not report.kept
 
 
-class Fake:
-    """What torch.cuda does around a capture, on the CPU.
+class FakeCuda:
+    """The functions of torch.cuda for captures, on the CPU.
 
-    A graph computes again what was called within ``graph``, into the maps that it gave then.
+    A graph repeats the call that was captured within ``graph``, and writes into the same maps.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -161,20 +160,20 @@ class Fake:
         handle = self.backbone.register_forward_hook(lambda m, x, out: seen.append((x[0], out)))
         yield
         handle.remove()
-        if self.breaks:  # as torch: without a way back to the stream before
+        if self.breaks:  # like torch, without restoring the previous stream
             raise RuntimeError("operation not permitted when stream is capturing")
         self.current.pop()
         ((source, maps),) = seen
 
         def replay() -> None:
-            time.sleep(0)  # another thread's turn
+            time.sleep(0)  # lets another thread run
             for name, value in self.backbone(source).items():
                 maps[name].copy_(value)
 
         graph.replay = replay
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(graphs, "DEVICE", "cpu")
+        monkeypatch.setattr(wrappers, "DEVICE", "cpu")
         for name, value in {
             "device": lambda device: nullcontext(),
             "Stream": lambda device: self.stream("side"),
@@ -200,11 +199,11 @@ class Pyramid(nn.Module):
 
 
 @pytest.fixture
-def graphed(monkeypatch: pytest.MonkeyPatch) -> tuple[GraphedBackbone, Fake]:
+def graphed(monkeypatch: pytest.MonkeyPatch) -> tuple[GraphedBackbone, FakeCuda]:
     backbone = Pyramid()
-    fake = Fake(backbone)
+    fake = FakeCuda(backbone)
     fake.install(monkeypatch)
-    return GraphedBackbone(backbone, OptimizationReport(device="cuda", dtype="fp32")), fake
+    return GraphedBackbone(backbone, report=OptimizationReport("cuda", "fp32")), fake
 
 
 def image(width: int, value: float) -> Tensor:
@@ -216,8 +215,8 @@ def assert_right(maps: dict[str, Tensor], x: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_shape_is_captured_at_its_second_use_and_its_maps_are_the_callers(
-    graphed: tuple[GraphedBackbone, Fake],
+def test_shape_is_captured_at_its_second_use_and_results_are_copies(
+    graphed: tuple[GraphedBackbone, FakeCuda],
 ) -> None:
     backbone, fake = graphed
     kept = []
@@ -231,14 +230,14 @@ def test_a_shape_is_captured_at_its_second_use_and_its_maps_are_the_callers(
     assert all(one["pool"] == "pool" for one in fake.captures)
     assert len({id(one["stream"]) for one in fake.captures}) == 1
     assert {one["capture_error_mode"] for one in fake.captures} == {"thread_local"}
-    # Each replay but the first waits for the one before, on whatever stream that was.
+    # Each replay but the first waits for the previous one, on any stream.
     assert len(fake.waits) == 2 * 4 - 1
     with torch.enable_grad():
         assert backbone(image(6, 1.0))["p2"].requires_grad
 
 
-def test_a_graph_made_in_inference_mode_serves_outside_of_it_and_one_of_autocast_within(
-    graphed: tuple[GraphedBackbone, Fake],
+def test_graph_from_inference_mode_works_outside_it_and_autocast_has_its_own(
+    graphed: tuple[GraphedBackbone, FakeCuda],
 ) -> None:
     backbone, fake = graphed
     with torch.inference_mode():
@@ -255,29 +254,29 @@ def test_a_graph_made_in_inference_mode_serves_outside_of_it_and_one_of_autocast
 
 
 @torch.no_grad()
-def test_many_shapes_are_not_captured_again_and_again_and_a_frequent_one_takes_a_place(
-    graphed: tuple[GraphedBackbone, Fake], monkeypatch: pytest.MonkeyPatch
+def test_rare_shapes_are_not_captured_repeatedly_and_a_frequent_one_replaces_another(
+    graphed: tuple[GraphedBackbone, FakeCuda], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone, fake = graphed
     for value in range(20):
         for width in range(2, 24, 2):
             x = image(width, float(value))
             assert_right(backbone(x), x)
-    assert len(fake.captures) == len(backbone._graphs) == graphs.MOST_GRAPHS
+    assert len(fake.captures) == len(backbone._graphs) == wrappers.MAX_GRAPHS
     for value in range(41):
         backbone(image(30, float(value)))
-    assert len(fake.captures) == graphs.MOST_GRAPHS + 1
-    assert len(backbone._graphs) == graphs.MOST_GRAPHS
+    assert len(fake.captures) == wrappers.MAX_GRAPHS + 1
+    assert len(backbone._graphs) == wrappers.MAX_GRAPHS
     assert any(key[0][-1] == 30 for key in backbone._graphs)
-    monkeypatch.setattr(graphs, "_MOST_SHAPES", 20)
+    monkeypatch.setattr(wrappers, "_MAX_SHAPES", 20)
     for width in range(100, 160):
         backbone(image(width, 1.0))
     assert len(backbone._uses) <= 20 and set(backbone._graphs) <= set(backbone._uses)
 
 
 @torch.no_grad()
-def test_a_capture_that_fails_is_tried_once_and_named(
-    graphed: tuple[GraphedBackbone, Fake],
+def test_failed_capture_is_not_repeated_and_is_named(
+    graphed: tuple[GraphedBackbone, FakeCuda],
 ) -> None:
     backbone, fake = graphed
     fake.breaks = True
@@ -289,7 +288,7 @@ def test_a_capture_that_fails_is_tried_once_and_named(
     assert kept.startswith("backbone: without CUDA graphs, which failed (RuntimeError: operation")
 
 
-def test_threads_get_their_own_maps(graphed: tuple[GraphedBackbone, Fake]) -> None:
+def test_threads_get_separate_maps(graphed: tuple[GraphedBackbone, FakeCuda]) -> None:
     backbone, _ = graphed
     wrong: list[float] = []
 
@@ -309,22 +308,22 @@ def test_threads_get_their_own_maps(graphed: tuple[GraphedBackbone, Fake]) -> No
 
 
 @torch.no_grad()
-def test_a_copy_a_pickle_and_a_moved_model_capture_anew(
-    graphed: tuple[GraphedBackbone, Fake],
+def test_copied_pickled_and_moved_models_capture_again(
+    graphed: tuple[GraphedBackbone, FakeCuda],
 ) -> None:
     backbone, _ = graphed
     for _ in range(2):
         backbone(image(6, 1.0))
     for other in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone)), backbone.double()):
         assert not other._graphs and other.calls > 0
-    # What the weights are now is what is computed.
+    # The current weights are used.
     backbone.part.scale.fill_(3.0)
     assert torch.equal(backbone(image(6, 1.0))["p2"], image(6, 3.0).double())
 
 
-def test_without_a_gpu_it_runs_as_it_would(model: nn.Module, fast: nn.Module) -> None:
+def test_graphed_backbone_runs_without_a_gpu(model: nn.Module, fast: nn.Module) -> None:
     graphed = copy.deepcopy(fast)
-    graphed.backbone = GraphedBackbone(graphed.backbone, graphed.optimization_report)
+    graphed.backbone = GraphedBackbone(graphed.backbone, report=graphed.optimization_report)
     assert graphed.backbone.size_divisibility == 32
     again = pickle.loads(pickle.dumps(graphed))
     for _ in range(3):

@@ -1,10 +1,10 @@
-// Masks pasted into an image and run-length encoded in one step: no image of a mask exists, only its runs.
+// Pastes masks into an image and run-length encodes them in one step, without a bitmap of the image.
 //
-// The result is, bit for bit, that of detectron2's paste_masks_in_image on the CPU followed by pycocotools' encode. What
-// decides is one comparison a pixel, value >= threshold, so the value is computed as torch's grid_sample computes it:
-// fp32, in its order, and with products and sums rounded once or twice as torch was compiled for this machine
-// (`fused`; mask_rcnn_plus/ops/mask_rle.py finds out). Pixels between four cells that are all clearly above the
-// threshold, or all clearly below, need no value.
+// The result equals, bit for bit, that of detectron2's paste_masks_in_image on the CPU followed by pycocotools' encode.
+// It depends on one comparison per pixel, value >= threshold, so the value is computed exactly as in torch's
+// grid_sample: in fp32, in the same order, and with products and sums rounded once or twice, depending on how torch was
+// compiled for this machine (`fused`, from mask_rcnn_plus/ops/mask_rle.py). Between four cells that are all clearly
+// above or all clearly below the threshold, no values are computed.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -22,9 +22,9 @@
 namespace roi {
 namespace {
 
-// Of the values between four cells, relative to the greatest: a hundred times what rounding can change.
+// What "clearly" means, relative to the largest of the four cells: a hundred times the largest rounding error.
 constexpr float kMargin = 1e-5f;
-// Vectors are read whole, beyond the last weight as well.
+// Whole vectors are read, also beyond the last weight.
 constexpr int64_t kPadding = 16;
 
 struct Threshold {
@@ -34,20 +34,20 @@ struct Threshold {
 
 // Consecutive pixels between the same two cells of the mask.
 struct Stretch {
-  int32_t begin, end;  // from the first pixel of the axis
-  int32_t cell;        // of the padded mask; the other one is cell + 1
+  int32_t begin, end;  // relative to the first pixel of the axis
+  int32_t cell;        // in the padded mask; the second cell is cell + 1
 };
 
-// One axis of a box: where its pixels lie on the mask.
+// One axis of a box: the positions of its pixels on the mask.
 class PastedAxis {
  public:
-  // Pixels first .. first + size of the image, the centre of pixel i being at i + 0.5.
+  // Pixels [first, first + size) of the image; the centre of pixel i is at i + 0.5.
   int64_t first, size;
   std::vector<Stretch> stretches;
-  std::vector<float> low, high;  // each pixel's weights of its two cells
+  std::vector<float> low, high;  // for each pixel, the weights of its two cells
 
   PastedAxis(float start, float end, int64_t image, int64_t cells, bool fused) {
-    // A pixel more than the box on each side. NaN, or a box beyond the image, leaves no pixel.
+    // One more pixel than the box on each side; no pixel if the box is NaN or outside the image.
     float from = std::floor(start) - 1.f, to = std::ceil(end) + 1.f, limit = static_cast<float>(image);
     if (from < 0.f) from = 0.f;
     if (to > limit) to = limit;
@@ -65,7 +65,7 @@ class PastedAxis {
       float whole = std::floor(at);
       high[i] = at - whole;
       low[i] = 1.f - high[i];
-      // Cell -1 is the first of the padded mask. From cells + 1 on, and where `at` is no number, both cells are zero.
+      // Cell -1 is the first of the padded mask. Both cells are zero from cells + 1 on, and where `at` is NaN.
       bool inside = whole >= -1.f && whole < static_cast<float>(cells);
       int32_t cell = inside ? static_cast<int32_t>(whole) + 1 : static_cast<int32_t>(cells) + 1;
       if (stretches.empty() || stretches.back().cell != cell)
@@ -75,7 +75,8 @@ class PastedAxis {
   }
 };
 
-// A mask in a border of zeros, column by column, and what the four cells of each square say of the values between them.
+// A mask with a border of zeros, column by column; and for each square of four cells, whether the values between them
+// are all below the threshold, all reach it, or are mixed.
 class PaddedMask {
  public:
   enum Verdict : uint8_t { kBelow, kReached, kMixed };
@@ -91,7 +92,7 @@ class PaddedMask {
         float most = std::max(std::max(c.nw, c.ne), std::max(c.sw, c.se));
         float slack = kMargin * std::max(std::fabs(least), std::fabs(most));
         bool number = !std::isnan(c.nw + c.ne + c.sw + c.se);
-        // Weights beyond the padded mask may be NaN, and their sum with them.
+        // Beyond the padded mask, weights may be NaN, and so may the values.
         bool outside = x > columns || y > rows;
         Verdict verdict = kMixed;
         if (number && most + slack < threshold) verdict = kBelow;
@@ -112,12 +113,12 @@ class PaddedMask {
   std::vector<uint8_t> verdicts_;
 };
 
-// COCO's compressed run lengths, written as the runs come: of zeros, of ones, of zeros ..., column by column. From the
-// fourth on, each is the difference from the last but one, in groups of five bits, least first; bit 5 tells that
-// another group follows, and 48 is added.
+// Writes COCO's compressed run lengths: of zeros, ones, zeros and so on, column by column. From the fourth on, each is
+// the difference from the last but one. They are written in groups of five bits, least significant first; bit 5 says
+// that another group follows, and 48 is added.
 class RunWriter {
  public:
-  // Ones at [begin, end), not before those added so far.
+  // Adds ones at [begin, end), which must be after those added so far.
   void add(int64_t begin, int64_t end) {
     if (begin != end_) {
       flush();
@@ -126,7 +127,7 @@ class RunWriter {
     end_ = end;
   }
 
-  // The code of an image of so many pixels.
+  // Returns the code of an image of `pixels` pixels.
   std::string finish(int64_t pixels) {
     flush();
     if (written_ < pixels || pixels == 0) write(pixels - written_);
@@ -163,7 +164,7 @@ void add_bits(RunWriter& runs, const uint64_t* bits, int64_t count, int64_t posi
     for (uint64_t left = bits[word]; left != 0;) {
       int begin = __builtin_ctzll(left);
       uint64_t rest = ~(left >> begin);
-      int length = rest == 0 ? 64 : __builtin_ctzll(rest);  // zeros come in from above, so begin + length <= 64
+      int length = rest == 0 ? 64 : __builtin_ctzll(rest);  // the shift fills with zeros, so begin + length <= 64
       int64_t at = position + 64 * word + begin;
       runs.add(at, at + length);
       left = begin + length == 64 ? 0 : left & (~uint64_t{0} << (begin + length));
@@ -174,7 +175,7 @@ void add_bits(RunWriter& runs, const uint64_t* bits, int64_t count, int64_t posi
 std::string paste(const float* mask, int64_t rows, int64_t columns, const float* box, int64_t height, int64_t width,
                   Threshold threshold) {
   RunWriter runs;
-  // Of the comparisons above none is true of NaN; a box with one has no pixel.
+  // A box with NaN has no pixel.
   bool number = !std::isnan(box[0]) && !std::isnan(box[1]) && !std::isnan(box[2]) && !std::isnan(box[3]);
   PastedAxis y(box[1], box[3], number ? height : 0, rows, threshold.fused);
   PastedAxis x(box[0], box[2], y.size ? width : 0, columns, threshold.fused);
@@ -184,7 +185,7 @@ std::string paste(const float* mask, int64_t rows, int64_t columns, const float*
   const Kernels& kernel = kernels(Storage::kFloat);
   auto reach = threshold.fused ? kernel.reach_fused : kernel.reach;
   std::vector<uint64_t> bits((y.size + 63) / 64);
-  std::vector<Stretch> column;  // what is not below the threshold; `cell` is -1 where all is above
+  std::vector<Stretch> column;  // stretches not below the threshold; `cell` is -1 if all values reach it
   for (const Stretch& across : x.stretches) {
     column.clear();
     for (Stretch down : y.stretches) {
@@ -221,7 +222,7 @@ int64_t pixels_of(const float* box, int64_t height, int64_t width) {
   return side(box[0], box[2], width) * side(box[1], box[3], height);
 }
 
-// The codes of all masks, one behind the other, and where each ends.
+// The codes of all masks, concatenated, and the end of each.
 std::tuple<Tensor, Tensor> paste_masks_rle(const Tensor& masks_, const Tensor& boxes_, int64_t height, int64_t width,
                                            double threshold, bool fused) {
   STD_TORCH_CHECK(masks_.dim() == 3 && masks_.scalar_type() == ScalarType::Float,
@@ -243,7 +244,7 @@ std::tuple<Tensor, Tensor> paste_masks_rle(const Tensor& masks_, const Tensor& b
   for (int64_t i = 0; i < count; i++) pixels += pixels_of(corners + 4 * i, height, width);
 
   std::vector<std::string> codes(count);
-  // Most pixels are decided by the hundred.
+  // Most pixels are decided together with about a hundred others.
   for_each_task(count, worker_count(count, count * rows * columns + pixels / 4), [&](int64_t, int64_t i) {
     codes[i] = paste(values + i * rows * columns, rows, columns, corners + 4 * i, height, width,
                      {static_cast<float>(threshold), fused});

@@ -4,7 +4,7 @@
 
 namespace {
 
-// a * b + c, rounded once or twice: whichever torch's own sampling does on this machine (mask_rle.cpp).
+// a * b + c, rounded once or twice, as torch's own sampling does on this machine (mask_rle.cpp).
 template <bool Fused>
 ROI_INLINE Vec<float> multiply_add(Vec<float> a, Vec<float> b, Vec<float> c) {
   if constexpr (!Fused) return a * b + c;

@@ -1,5 +1,5 @@
-// From an operator's arguments to the geometry's types. The checks here keep a direct call from reading out of bounds;
-// the Python functions, which users call, say more.
+// Converts an operator's arguments to the geometry's types. The checks prevent direct calls from reading out of bounds;
+// the Python functions, which users call, have clearer messages.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -18,7 +18,7 @@ inline MemoryFormat memory_format(bool channels_last) {
   return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
-// sizes: (N, C, H, W) of each level, flat.
+// sizes: (N, C, H, W) of each level, in one list.
 inline Pyramid make_pyramid(const std::vector<int64_t>& sizes, const std::vector<double>& scales, int64_t min_level,
                             double canonical_size, int64_t canonical_level) {
   STD_TORCH_CHECK(!scales.empty() && scales.size() <= kMaxLevels, "expected 1 to ", kMaxLevels, " levels, got ",
@@ -56,7 +56,7 @@ inline Sampling make_sampling(int64_t bins_y, int64_t bins_x, int64_t ratio, int
 
 inline void check_averaged(const Sampling& s) { STD_TORCH_CHECK(s.grid != Grid::kPool, "RoIPool has no average"); }
 
-// Which point was a maximum is told in 32 bits.
+// The index of a maximum has 32 bits.
 inline void check_planes(const Pyramid& p) {
   for (int l = 0; l < p.levels; l++)
     STD_TORCH_CHECK(int64_t{p.height[l]} * p.width[l] <= INT32_MAX,
@@ -69,7 +69,7 @@ inline void check_boxes(const Tensor& boxes) {
                   "boxes must be a float32 tensor of shape (R, 5)");
 }
 
-// Flat (N, C, H, W) of each map.
+// (N, C, H, W) of each map, in one list.
 inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& maps) {
   std::vector<int64_t> sizes;
   for (const Tensor& m : maps) {
@@ -80,7 +80,7 @@ inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& maps) {
   return sizes;
 }
 
-// Host memory only.
+// For boxes in host memory.
 inline void check_images(const float* boxes, int64_t count, int images) {
   for (int64_t i = 0; i < count; i++)
     STD_TORCH_CHECK(image_of(boxes + 5 * i, images) >= 0, "boxes[", i, "] names image ", boxes[5 * i],

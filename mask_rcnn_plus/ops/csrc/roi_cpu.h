@@ -1,4 +1,4 @@
-// What the CPU sources share: the plan of a call, and the inner loops that exist once for each instruction set.
+// Shared by the CPU sources: the plan of a call, and the table of inner loops, which exists once per instruction set.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -8,25 +8,25 @@
 
 namespace roi {
 
-// What one axis of a bin reads. Averaging is separable and reads each cell once, with the sum of its samples' weights;
-// a maximum has to see every point.
+// What one axis of a bin reads. Averaging is separable: it reads each cell once, with the sum of its samples' weights
+// (Tap). A maximum needs every point (Point).
 struct Tap {
   int32_t cell;
   float weight;
 };
 struct Point {
   int32_t cell;
-  float low, high;  // weights of `cell` and of cell + 1; high is 0 where only one cell is read
+  float low, high;  // weights of `cell` and of cell + 1; high is 0 if only one cell is read
 };
 
-// One axis of one RoI: bin b reads items[begin[b]] .. items[begin[b + 1]]. `first` and `last` bound the cells in use;
-// last < first where the RoI misses the map.
+// One axis of one RoI: bin b reads the items [begin[b], begin[b + 1]). `first` and `last` are the first and last cells
+// that it reads; last < first if the RoI is outside the map.
 template <class Item>
 struct AxisItems {
   const int32_t* begin;
   const Item* items;
   int32_t first, last;
-  int32_t samples;  // a bin's samples, those outside the map included; kWholeCells for RoIPool
+  int32_t samples;  // samples of a bin, including those outside the map; kWholeCells for RoIPool
 };
 
 template <class Item>
@@ -39,8 +39,8 @@ struct RoIItems {
 using RoITaps = RoIItems<Tap>;
 using RoIPoints = RoIItems<Point>;
 
-// Every box of a call, grouped by map (level-major, then image) and within a map ordered from top to bottom, so that
-// neighbours in time are neighbours in memory. Takes memory in proportion to RoIs x (bins + items along their sides).
+// All boxes of a call, grouped by map (level-major, then image) and ordered from top to bottom within a map, so that
+// successive RoIs read nearby memory. Its size is proportional to RoIs x (bins + items along their sides).
 template <class Item>
 class Plan {
  public:
@@ -70,29 +70,29 @@ struct MaskCell {
   float nw, ne, sw, se;
 };
 
-// Channels that a channels-first map is worked on at a time: its values are brought, 16 channels to a cell, into a
-// block whose cells are then contiguous.
+// The number of channels of a channels-first map that are processed at a time: they are copied into a block in which
+// the 16 channels of a cell are contiguous.
 constexpr int kBlock = 16;
 
-// The inner loops for one storage type. Storage is the tensors' type; working is float, or double for double.
-// Strides count elements. A map has row and cell strides; bins are contiguous rows of channels, `stride` apart.
+// The inner loops for one storage type, which is the tensors' type. The working type is float, or double for double.
+// Strides are in elements. A map has row and cell strides; bins are contiguous rows of channels, `stride` apart.
 struct Kernels {
-  // Averages every bin of one RoI: storage map to storage bins, and working block to working bins.
+  // Averages every bin of one RoI. average: storage map to storage bins; average_block: working block to working bins.
   void (*average)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell, int64_t channels,
                   void* bins, int64_t stride);
   void (*average_block)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                         int64_t channels, void* bins, int64_t stride);
-  // average for bins at multiples of kStreamAlignment bytes, written past the caches: an output larger than those would
-  // be fetched only to be overwritten. fp32 alone; null for other types.
+  // average for bins at multiples of kStreamAlignment bytes, written with non-temporal stores: an output larger than
+  // the caches would be fetched only to be overwritten. For fp32; null for other types.
   void (*average_streaming)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                             int64_t channels, void* bins, int64_t stride);
-  // Adds the gradient of every bin of one RoI to the rows [row_begin, row_end) of a working map: storage gradient, and
-  // working gradient.
+  // Adds the gradient of every bin of one RoI to the rows [row_begin, row_end) of a working map. spread: from a storage
+  // gradient; spread_block: from a working gradient.
   void (*spread)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels, void* map,
                  int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
   void (*spread_block)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
                        void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
-  // The same for the maximum; `points`, of the bins' strides, tells which point it was.
+  // The same for the maximum; `points`, with the strides of the bins, are the indices of the maxima.
   void (*maximum)(const RoIPoints&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                   int64_t channels, void* bins, int32_t* points, int64_t stride);
   void (*maximum_block)(const RoIPoints&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
@@ -102,17 +102,18 @@ struct Kernels {
   void (*route_block)(const RoIPoints&, int bins_y, int bins_x, const void* bins, const int32_t* points,
                       int64_t stride, int64_t channels, void* map, int64_t row, int64_t cell, int32_t row_begin,
                       int32_t row_end);
-  // Channel planes of storage, `plane` apart, to working cells, `cell` apart, and back. Gathering fills the cells with
-  // zeros up to a whole number of vectors or to the next cell; the way back may read a vector beyond the last cell.
+  // Copies channel planes of storage, `plane` apart, to working cells, `cell` apart, and back. Gathering fills the
+  // cells with zeros up to a whole number of vectors or to the next cell; scattering may read a vector beyond the last
+  // cell.
   void (*gather_planes)(const void* planes, int64_t plane, int64_t cells, int64_t channels, void* out, int64_t cell);
   void (*scatter_planes)(const void* in, int64_t cell, int64_t cells, int64_t channels, void* planes, int64_t plane);
-  // Working cells to storage cells.
+  // Copies working cells to storage cells.
   void (*store_cells)(const void* in, int64_t in_cell, int64_t cells, int64_t channels, void* out, int64_t out_cell);
-  // Bit i of `bits`: whether the sample of a mask between four cells, with the weights west, east, north[i] and
-  // south[i], reaches the threshold. Weights may be read a vector beyond `count`. fp32 alone; null for other types.
+  // Sets bit i of `bits` if the sample of a mask between four cells, with the weights west, east, north[i] and
+  // south[i], reaches the threshold. May read a vector of weights beyond `count`. For fp32; null for other types.
   void (*reach)(const MaskCell&, float west, float east, const float* north, const float* south, int64_t count,
                 float threshold, uint64_t* bits);
-  // The same with each product and sum rounded once.
+  // The same with fused multiply-add, which rounds once.
   void (*reach_fused)(const MaskCell&, float west, float east, const float* north, const float* south, int64_t count,
                       float threshold, uint64_t* bits);
 };
@@ -121,16 +122,17 @@ constexpr int64_t kStreamAlignment = 64;
 
 enum class Storage { kFloat, kDouble, kHalf, kBFloat16 };
 
-// Null where this build or this machine lacks the instruction set.
+// Null if this build or this machine lacks the instruction set.
 const Kernels* kernels_avx512(Storage storage);
 const Kernels* kernels_avx2(Storage storage);
 const Kernels* kernels_baseline(Storage storage);
 
-// The widest instruction set of this machine, or the one MASK_RCNN_PLUS_CPU_ISA names: avx512, avx2 or baseline.
+// The widest instruction set of this machine, or the one named by MASK_RCNN_PLUS_CPU_ISA: avx512, avx2 or baseline.
 const char* cpu_isa();
 const Kernels& kernels(Storage storage);
 
-// Uninitialised memory, with room to read a vector beyond its end, that asks for huge pages: touching it for the first time is then hundreds of times fewer faults.
+// Uninitialised memory in huge pages, which cause hundreds of times fewer page faults, with room to read a vector
+// beyond its end.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes);

@@ -5,7 +5,7 @@
 namespace roi {
 namespace {
 
-// Several cores' own caches, and much of what they share.
+// Larger than the private caches of several cores, and a large part of the shared cache.
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 bool should_stream(const void* out, int64_t numel, int64_t channels, const Type& type) {

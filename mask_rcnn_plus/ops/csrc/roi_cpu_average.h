@@ -1,6 +1,6 @@
 // The inner loops of average pooling, for the instruction set of the translation unit that includes this.
 //
-// Named vector accumulators, not loops left to the compiler: those are four times slower.
+// Explicit vector accumulators: loops that the compiler vectorises are four times slower.
 #pragma once
 #include "roi_cpu_simd.h"
 
@@ -31,8 +31,8 @@ ROI_INLINE void average_bin(const RoITaps& roi, int by, int bx, const In* map, i
   }
 }
 
-// Asks for the cells that the bin below reads and this one does not, while there is work to do. Cells side by side come
-// by themselves; the next row of a map is too far off for that.
+// Prefetches the cells that the bin below reads and this one does not. The hardware prefetches adjacent cells, but not
+// the next row of a map.
 template <int Vectors, class A, class In>
 ROI_INLINE void prefetch_below(const RoITaps& roi, int by, int bx, const In* map, int64_t row, int64_t cell) {
   const int32_t* y = roi.y.begin + by;
@@ -128,7 +128,7 @@ void spread(const RoITaps& roi, int bins_y, int bins_x, const void* bins_, int64
   constexpr int many = kBackwardVectors, some = many / 2;
   A* map = static_cast<A*>(map_);
   for (int by = 0; by < bins_y; by++) {
-    // A bin's cells are in order, so those within the rows asked for are one run.
+    // A bin's cells are in order, so those within the rows are consecutive.
     int32_t y = roi.y.begin[by], y_end = roi.y.begin[by + 1];
     auto outside = [&](int32_t i) { return roi.y.items[i].cell < row_begin || roi.y.items[i].cell >= row_end; };
     while (y < y_end && outside(y)) y++;

@@ -1,4 +1,4 @@
-// The shared headers come before the choice of target: what they define inline must stay baseline code.
+// The shared headers come before the choice of target, so that their inline functions are baseline code.
 #include "roi_cpu.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -8,7 +8,7 @@
 
 namespace roi {
 const Kernels* kernels_avx2(Storage storage) {
-  // Every processor with AVX2 and FMA converts half precision as well.
+  // Every processor with AVX2 and FMA also has F16C.
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? table(storage) : nullptr;
 }
 }  // namespace roi

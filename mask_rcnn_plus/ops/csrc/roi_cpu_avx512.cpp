@@ -1,4 +1,4 @@
-// The shared headers come before the choice of target: what they define inline must stay baseline code.
+// The shared headers come before the choice of target, so that their inline functions are baseline code.
 #include "roi_cpu.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

@@ -1,5 +1,5 @@
-// Backward pooling on the CPU: who sums which part of the gradient maps. Nobody else writes there, and RoIs are added in
-// the plan's order, so the sums are the same however many threads there are.
+// Backward pooling on the CPU: which task sums which part of the gradient maps. No other task writes there, and RoIs
+// are added in the plan's order, so the sums do not depend on the number of threads.
 #pragma once
 #include "roi_cpu_job.h"
 
@@ -11,7 +11,7 @@ struct Part {
   int64_t c, channels;
   int32_t row_begin, row_end;
   char* data;     // channel c of the map's first cell, in the working type
-  int64_t width;  // channels of a cell that are this part's to write
+  int64_t width;  // channels of a cell that belong to this part
   int64_t cell;   // elements from one cell to the next
   int64_t row;
 };
@@ -20,7 +20,7 @@ template <class Item>
 int32_t zero_rows(const Job<Item>& job, const Part& part, int32_t begin, int32_t end) {
   if (end <= begin) return begin;
   int64_t bytes = job.type.working_bytes;
-  if (part.width == part.cell) {  // cells lie side by side
+  if (part.width == part.cell) {  // the cells are contiguous
     std::memset(at(part.data, begin * part.row, bytes), 0, (end - begin) * part.row * bytes);
     return end;
   }
@@ -29,8 +29,8 @@ int32_t zero_rows(const Job<Item>& job, const Part& part, int32_t begin, int32_t
   return end;
 }
 
-// Rows are zeroed just ahead of the RoIs that reach them, while they are about to be in cache anyway.
-// add(worker, roi, part): what one RoI adds to the part.
+// Zeroes rows just before the first RoI that reaches them, when they are needed in the cache anyway.
+// add(worker, roi, part) adds one RoI to the part.
 template <class Item, class Add>
 void sum_part(const Job<Item>& job, int64_t worker, const Part& part, const Add& add) {
   int32_t zeroed = part.row_begin;
@@ -43,9 +43,9 @@ void sum_part(const Job<Item>& job, int64_t worker, const Part& part, const Add&
   zero_rows(job, part, zeroed, part.row_end);
 }
 
-// channels_last, and the storage type is the one sums are made in: straight into the gradient map.
+// For channels_last in the working type: sums are written directly to the gradient map.
 //
-// By rows: a band of them at a time, all channels. RoIs across a border of two bands are visited for both.
+// By rows: a band of rows at a time, all channels. A RoI across the border of two bands is visited for both.
 template <class Item, class Add>
 void sum_rows(const Job<Item>& job, std::vector<Tensor>& out, int64_t workers, const Add& add) {
   constexpr int64_t kLeastRows = 16, kTasksPerWorker = 8;
@@ -61,7 +61,7 @@ void sum_rows(const Job<Item>& job, std::vector<Tensor>& out, int64_t workers, c
                 [&](int64_t worker, int64_t task) { sum_part(job, worker, parts[task], add); });
 }
 
-// By channels: all rows, a few of the channels. Where a RoI's gradient has to be rearranged first, that is done once.
+// By channels: all rows, some channels. A RoI's gradient that must be rearranged first is rearranged once.
 template <class Item, class Add>
 void sum_slices(const Job<Item>& job, std::vector<Tensor>& out, int64_t slice, int64_t workers, const Add& add) {
   int64_t slices = (job.channels + slice - 1) / slice;
@@ -76,7 +76,7 @@ void sum_slices(const Job<Item>& job, std::vector<Tensor>& out, int64_t slice, i
   });
 }
 
-// Every other layout and type: a block of 16 channels of one map is summed in the working type, then stored once.
+// For other layouts and types: a block of 16 channels of one map is summed in the working type, then stored once.
 template <class Item, class Add>
 void sum_by_block(const Job<Item>& job, std::vector<Tensor>& out, bool channels_last, int64_t workers, const Add& add) {
   int64_t width = job.block_width(), block_bytes = job.most_cells() * width * job.type.working_bytes;
@@ -99,15 +99,15 @@ void sum_by_block(const Job<Item>& job, std::vector<Tensor>& out, bool channels_
   });
 }
 
-// The gradient of every level. `rearranged`: whether the gradient given is brought into cells by scratch memory, of
-// `width()` channels for each of `workers()`.
+// The gradient of every level. `rearranged`: whether the incoming gradient is first rearranged into cells, in scratch
+// memory of `width()` channels for each of `workers()`.
 template <class Item>
 struct Gradient {
   const Job<Item>& job;
   bool channels_last, rearranged;
 
   bool in_place() const { return channels_last && job.type.bytes == job.type.working_bytes; }
-  // Wide slices keep a cell's cache lines together; narrow ones keep many threads busy.
+  // Wide slices keep a cell's cache lines together; narrow slices occupy more threads.
   int64_t width() const {
     if (!in_place()) return kBlock;
     int64_t threads = torch::stable::get_num_threads(), width = 4 * kBlock;

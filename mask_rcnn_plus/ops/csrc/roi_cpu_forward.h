@@ -4,11 +4,11 @@
 
 namespace roi {
 
-// channels_last: a cell's channels are contiguous, so the inner loop runs over them in place.
-// pool(roi, map, row, cell): strides in elements of storage.
+// channels_last: a cell's channels are contiguous, so the inner loop reads them in place.
+// pool(roi, map, row, cell): row and cell are strides in elements of storage.
 template <class Item, class Pool>
 void pool_channels_last(const Job<Item>& job, const std::vector<Tensor>& maps, const Pool& pool) {
-  // Neighbours in the plan read the same cells, so a worker takes several in a row.
+  // Successive RoIs in the plan read the same cells, so a worker takes several at once.
   constexpr int64_t kRoIsPerTask = 8, kTasksPerWorker = 16;
   int64_t count = job.plan.size(), c = job.channels, workers = worker_count(count, 4 * job.outputs());
   int64_t tasks = std::min(count, std::max(count / kRoIsPerTask, workers * kTasksPerWorker));
@@ -21,9 +21,10 @@ void pool_channels_last(const Job<Item>& job, const std::vector<Tensor>& maps, c
   });
 }
 
-// NCHW: 16 channels of one map at a time are rearranged into a block with contiguous channels, a run of cells when
-// first asked for: overlapping RoIs then share that work, and cells that no RoI reads cost nothing.
-// pool(worker, roi, block, row, cell, c, channels): strides in working elements; channels [c, c + channels).
+// NCHW: 16 channels of one map at a time are rearranged into a block with contiguous channels. Each run of cells is
+// rearranged at its first use, so overlapping RoIs share that work, and cells that no RoI reads cost nothing.
+// pool(worker, roi, block, row, cell, c, channels): row and cell are strides in working elements; channels
+// [c, c + channels).
 template <class Item, class Pool>
 void pool_planes(const Job<Item>& job, const std::vector<Tensor>& maps, int64_t workers, const Pool& pool) {
   constexpr int64_t kRun = 16;

@@ -1,5 +1,5 @@
-// One call on the CPU: its tensors, and which task works on which part of which of them. What is done with a RoI there,
-// an average or a maximum, the callers say.
+// One call on the CPU: its tensors, and how they are divided into tasks. The callers define what is done with a RoI, an
+// average or a maximum.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -16,8 +16,8 @@ namespace roi {
 
 struct Type {
   Storage storage;
-  int64_t bytes;          // of an element in a tensor
-  int64_t working_bytes;  // of an element while it is summed
+  int64_t bytes;          // bytes of an element in a tensor
+  int64_t working_bytes;  // bytes of an element while it is summed
 };
 
 inline Type type_of(ScalarType t) {
@@ -39,7 +39,7 @@ inline Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, Scala
 
 inline bool is_channels_last(const Tensor& t) { return t.stride(1) == 1 && t.size(1) > 1; }
 
-// Either dense layout as it lies; anything else, such as an expanded scalar, copied.
+// The tensor itself in either dense layout; a copy of anything else, such as an expanded scalar.
 inline Tensor dense(const Tensor& t) {
   return torch::stable::contiguous(t, memory_format(is_channels_last(t) && t.stride(3) == t.size(1)));
 }
@@ -55,7 +55,7 @@ inline const char* at(const void* base, int64_t elements, int64_t bytes) {
 }
 inline char* at(void* base, int64_t elements, int64_t bytes) { return static_cast<char*>(base) + elements * bytes; }
 
-// What the arguments of every operator come down to.
+// The arguments that all operators have in common.
 struct Call {
   Pyramid pyramid;
   Sampling sampling;
@@ -72,7 +72,7 @@ struct Call {
   int64_t count() const { return rois.size(0); }
 };
 
-// Facts that its tasks share.
+// What the tasks of a call share.
 template <class Item>
 struct Job {
   const Kernels& kernel;
@@ -87,12 +87,12 @@ struct Job {
   int64_t width(int map) const { return pyramid.width[map / pyramid.images]; }
   int64_t cells(int map) const { return height(map) * width(map); }
   int64_t outputs() const { return plan.size() * channels * bins(); }
-  // Blocks of kBlock channels, and those of every map.
+  // The number of blocks of kBlock channels, and that of all maps.
   int64_t blocks() const { return (channels + kBlock - 1) / kBlock; }
-  // Channels a cell of a block has room for: a giant map of few channels must not take 16 of them.
+  // Channels per cell of a block: a huge map of few channels must not use memory for 16.
   int64_t block_width() const { return std::min<int64_t>(kBlock, (channels + 3) / 4 * 4); }
   int64_t block_tasks() const { return plan.maps() * blocks(); }
-  // Rows of all maps.
+  // The number of rows of all maps.
   int64_t rows() const {
     int64_t all = 0;
     for (int m = 0; m < plan.maps(); m++) all += height(m);
@@ -103,7 +103,7 @@ struct Job {
     for (int m = 0; m < plan.maps(); m++) most = std::max(most, cells(m));
     return most;
   }
-  // First element of a map within its level's tensor.
+  // The first element of a map in its level's tensor.
   int64_t offset(int map) const { return map % pyramid.images * channels * cells(map); }
 };
 

@@ -1,4 +1,4 @@
-// Max pooling on the CPU: RoIPool, and the maximum over the samples of RoIAlign and RoIWarp. The inner loops are in
+// Max pooling on the CPU: RoIPool, and the maximum of the samples of RoIAlign and RoIWarp. The inner loops are in
 // roi_cpu_max.h.
 #include <tuple>
 
@@ -8,7 +8,7 @@
 namespace roi {
 namespace {
 
-// Points and values of a block lie side by side, so 32-bit points travel as the floats of the same bits.
+// Points and values of a block are stored together, so 32-bit points are copied as floats with the same bits.
 const Kernels& movers() { return kernels(Storage::kFloat); }
 
 std::tuple<Tensor, Tensor> forward(std::vector<Tensor> features, const Tensor& boxes, int64_t pooled_height,

@@ -1,8 +1,8 @@
 // The inner loops of max pooling, for the instruction set of the translation unit that includes this.
 //
-// A point's value is the sum over its taps, rows first; a tap of weight zero is not read, since 0 times infinity would
-// spoil it. Products and sums are rounded one by one, as on the device: both must agree on which of two points is the
-// greater. The first maximum in row-major order wins, and NaN is greater than every number, as in torch's max_pool2d.
+// A point's value is the sum over its taps, rows first. A tap of weight zero is not read, since 0 times infinity is
+// NaN. Products and sums are rounded separately, as on the device: both must agree on which of two points is greater.
+// The first maximum in row-major order wins, and NaN is greater than every number, as in torch's max_pool2d.
 #pragma once
 #include "roi_cpu_simd.h"
 
@@ -11,10 +11,10 @@ namespace {
 using roi::Point;
 using roi::RoIPoints;
 
-// The best values, their points and one point's values share the registers.
+// The registers hold the best values, their points and one point's values.
 constexpr int kMaxVectors = ROI_VECTOR_BYTES == 64 ? 4 : 2;
 
-// Whole vectors of channels, or the first few lanes of one.
+// Whole vectors of channels, or the first lanes of one vector.
 template <class A>
 struct Whole {
   template <class T>
@@ -43,7 +43,7 @@ struct Part {
   ROI_MEMBER void store_points(int32_t* p, Lanes<A> v) const { store_lanes_part<A>(p, v, channels); }
 };
 
-// Calls tap(weight, cell's offset from the map's begin) for the one, two or four cells that a point reads.
+// Calls tap(weight, offset of the cell in the map) for the one, two or four cells that a point reads.
 template <class Tap>
 ROI_INLINE void each_tap(const Point& y, const Point& x, int64_t row, int64_t cell, const Tap& tap) {
   int64_t first = y.cell * row + x.cell * cell;
@@ -123,15 +123,15 @@ void maximum(const RoIPoints& roi, int bins_y, int bins_x, const void* map_, int
     }
 }
 
-// One vector of a bin's channels: each lane's gradient goes to the cells of the point that was its maximum. Lanes that
-// chose the same point go together; few points are chosen at all, however many a bin has.
+// One vector of a bin's channels: each lane's gradient goes to the cells of the point that was its maximum. Lanes with
+// the same point are handled together; few of a bin's points are a maximum.
 template <class A, class In, class Access>
 ROI_INLINE void route_bin(const RoIPoints& roi, int by, int bx, const In* grad, const int32_t* points, A* map,
                           int64_t row, int64_t cell, int32_t row_begin, int32_t row_end, Access access) {
   const Vec<A> g = access.load(grad);
   const Lanes<A> chosen = access.load_points(points);
   const int32_t columns = roi.x.begin[bx + 1] - roi.x.begin[bx];
-  // A caller may hand in points that this bin does not have.
+  // A direct caller may pass points that this bin does not have.
   const int32_t count = columns * (roi.y.begin[by + 1] - roi.y.begin[by]);
   for (uint32_t left = lane_bits<A>((chosen >= splat_lanes<A>(0)) & (chosen < splat_lanes<A>(count))); left != 0;) {
     int32_t point = points[__builtin_ctz(left)];

@@ -1,4 +1,4 @@
-// Work shared among torch's threads, in an order that the result cannot depend on.
+// Runs tasks on torch's threads; the result must not depend on their order.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 
@@ -8,18 +8,18 @@
 
 namespace roi {
 
-// Elements read or written that are worth a thread: waking one costs about as much.
+// Elements to read or write per thread: waking a thread takes about as long.
 constexpr int64_t kLeastWork = 32768;
 
-// Threads for `tasks` tasks that touch about `work` elements in all.
+// The number of threads for `tasks` tasks that read or write about `work` elements in all.
 inline int64_t worker_count(int64_t tasks, int64_t work) {
   int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), work / kLeastWork);
   return std::max<int64_t>(1, std::min(tasks, threads));
 }
 
 // Runs work(worker, task) for every task in [0, tasks), on `workers` threads. Tasks are unequal, so each worker takes
-// the next one when it is free. Which worker runs a task is left to chance: tasks must not share what they write, and
-// `worker` may only choose scratch memory.
+// the next task when it is free. Any worker may run a task: tasks must not write to shared memory, and `worker` may
+// only select scratch memory.
 template <class Work>
 void for_each_task(int64_t tasks, int64_t workers, const Work& work) {
   if (workers <= 1) {

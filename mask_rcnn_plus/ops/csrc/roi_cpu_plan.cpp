@@ -18,13 +18,13 @@ namespace {
 constexpr int64_t kRoIsPerArena = 16;
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-// Offsets until the arena has stopped growing, then pointers.
+// Holds offsets while the arena grows, then pointers.
 struct AxisOffsets {
   size_t begin, items;
   int32_t first, last, samples;
 };
 
-// Calls emit(first cell, last cell, item) for all that a bin reads.
+// Calls emit(first cell, last cell, item) for every item that a bin reads.
 template <class Emit>
 void read_bin(const Axis& axis, int bin, float factor, Tap*, const Emit& emit) {
   merged_taps(axis, bin, [&](int cell, float weight) { emit(cell, cell, Tap{cell, mul(weight, factor)}); });
@@ -61,7 +61,7 @@ AxisItems<Item> resolve(const Arena& arena, const AxisOffsets& o) {
   return {arena.begins.data() + o.begin, arena.items.data() + o.items, o.first, o.last, o.samples};
 }
 
-// Row and column of the first cell, for the order of work only.
+// Row and column of the first cell, only used to order the RoIs.
 int order_key(float start, int size) {
   return static_cast<int>(start > 0.f ? (start < static_cast<float>(size) ? start : static_cast<float>(size)) : 0.f);
 }
@@ -70,7 +70,7 @@ int order_key(float start, int size) {
 
 template <class Item>
 Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling) {
-  // Bands of 8 rows: fine enough to stay in cache, coarse enough for neighbours in x to meet.
+  // Bands of 8 rows: small enough for the cache, large enough to keep neighbours in x together.
   struct Key {
     int map, band, column;
     int64_t index;
@@ -80,7 +80,7 @@ Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, cons
   };
   std::vector<Key> keys(count);
   int64_t tasks = (count + kRoIsPerArena - 1) / kRoIsPerArena;
-  // What a bin reads takes about as long to find out, an axis, as a hundred elements to read.
+  // To find what a bin reads takes, per axis, about as long as to read a hundred elements.
   int64_t workers = worker_count(tasks, count * 100 * (sampling.bins_y + sampling.bins_x));
   std::vector<RoI> located(count);
   for_each_task(tasks, workers, [&](int64_t, int64_t task) {
@@ -105,7 +105,7 @@ Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, cons
       rois_[i].index = keys[i].index;
       rois_[i].defined = r.defined;
       map_of_[i] = keys[i].map;
-      if (!r.defined) r.y.samples = r.x.samples = 0;  // what a NaN would give as a cell is undefined
+      if (!r.defined) r.y.samples = r.x.samples = 0;  // converting NaN to a cell is undefined behaviour
       y[i - first] = append_axis<Item>(arena, r.y, sampling.bins_y, r.inv_count);
       x[i - first] = append_axis<Item>(arena, r.x, sampling.bins_x, 1.f);
     }
@@ -146,7 +146,7 @@ void use_huge_pages(void* data, int64_t bytes) {
   uintptr_t begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
   begin = (begin + kHugePage - 1) & ~static_cast<uintptr_t>(kHugePage - 1);
   end &= ~static_cast<uintptr_t>(kHugePage - 1);
-  // Only advice: where it is refused, small pages serve.
+  // Only a hint: if it is refused, small pages are used.
   if (begin < end) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)data;

@@ -1,7 +1,7 @@
-// Vectors of the width this file is compiled for, loaded from and stored to every storage type.
+// Vectors of the width of the current target, loaded from and stored to all storage types.
 //
-// Included by one translation unit for each instruction set, after it has chosen its target. Everything here has
-// internal linkage: a linker must never pick the AVX-512 copy of a function for the baseline.
+// Included by one translation unit per instruction set, after it has set its target. Everything here has internal
+// linkage, so that the linker cannot use the AVX-512 copy of a function in the baseline.
 #pragma once
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,12 +17,12 @@
 
 namespace {
 
-// Chosen by the including file: GCC 12 does not define __AVX512F__ and its like after `#pragma GCC target` in C++.
+// Set by the including file: in C++, GCC 12 does not define __AVX512F__ and so on after `#pragma GCC target`.
 #ifndef ROI_VECTOR_BYTES
 #define ROI_VECTOR_BYTES 16
 #endif
 constexpr int kVectorBytes = ROI_VECTOR_BYTES;
-// Accumulators that leave registers for operands: AVX-512 has 32, the others 16.
+// The number of accumulators, which leaves registers for operands: AVX-512 has 32, the others 16.
 constexpr int kForwardVectors = ROI_VECTOR_BYTES == 64 ? 16 : 8;
 constexpr int kBackwardVectors = ROI_VECTOR_BYTES == 64 ? 8 : 4;
 
@@ -43,7 +43,7 @@ using Vec = typename VecOf<A>::type;
 template <class A>
 constexpr int kLanes = VecOf<A>::lanes;
 
-// Integers as wide as the lanes: what comparing vectors gives, and indices beside them.
+// Integers as wide as the lanes: for results of comparisons, and for indices.
 template <class A>
 struct LanesOf {
   typedef std::conditional_t<sizeof(A) == 8, int64_t, int32_t> type __attribute__((vector_size(kVectorBytes)));
@@ -79,7 +79,7 @@ ROI_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
-// A vector anywhere in memory, of whatever type. (memcpy says the same, but GCC 12 makes a call of some of them.)
+// A vector anywhere in memory, of any type. (memcpy does the same, but GCC 12 does not always inline it.)
 template <class V>
 struct Unaligned {
   typedef V type __attribute__((aligned(1), may_alias));
@@ -93,8 +93,8 @@ ROI_INLINE const typename Unaligned<V>::type& at(const void* p) {
   return *static_cast<const typename Unaligned<V>::type*>(p);
 }
 
-// The pointer itself, in one register. Left to its own, GCC 12 takes a row of accesses p[0], p[n], p[2n] ... apart into
-// as many bases as it has registers, and then some.
+// The pointer itself, kept in one register. Otherwise GCC 12 uses a separate register for the base of each access p[0],
+// p[n], p[2n] and so on, and runs out of registers.
 template <class T>
 ROI_INLINE T* pinned(T* p) {
 #if defined(__GNUC__)
@@ -114,7 +114,7 @@ ROI_INLINE void store(A* p, Vec<A> v) {
   at<Vec<A>>(p) = v;
 }
 
-// Past the caches, to an address that is a multiple of the vector's size; fence() before another thread reads it.
+// A non-temporal store to an address that is a multiple of the vector's size; fence() before another thread reads it.
 ROI_INLINE void stream(float* p, Vec<float> v) {
 #if ROI_VECTOR_BYTES == 64
   _mm512_stream_ps(p, v);
@@ -138,7 +138,7 @@ ROI_INLINE Vec<float> load(const BFloat16* p, float) {
 
 ROI_INLINE void store(BFloat16* p, Vec<float> v) {
   VecBits u = (VecBits)v;
-  // To nearest, ties to even; a NaN must not be rounded into infinity.
+  // Rounds to nearest, ties to even; NaN must not become infinity.
   VecBits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   VecBits nan = (VecBits)(v != v);
   HalfBits h = __builtin_convertvector((rounded & ~nan) | (0x7fc0u & nan), HalfBits);
@@ -153,7 +153,8 @@ ROI_INLINE Vec<float> load(const Half* p, float) {
 #else
   VecBits h = __builtin_convertvector(load_bits(p), VecBits);
   VecBits sign = (h & 0x8000u) << 16, magnitude = (h & 0x7fffu) << 13;
-  // Multiplying by 2^112 moves the exponent's bias, subnormal numbers included; infinity and NaN keep all-ones.
+  // Multiplying by 2^112 changes the exponent's bias, also for subnormal numbers. The exponent of infinity and NaN must
+  // stay all ones.
   Vec<float> value = (Vec<float>)magnitude * 0x1p112f;
   VecBits special = (VecBits)((h & 0x7c00u) == 0x7c00u) & 0x7f800000u;
   return (Vec<float>)((VecBits)value | special | sign);
@@ -167,8 +168,8 @@ ROI_INLINE void store(Half* p, Vec<float> v) {
   HalfBits h = (HalfBits)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
   VecBits u = (VecBits)v, sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
-  // Normal: move the bias from 127 to 15 and round 13 bits away, ties to even. Subnormal: adding 0.5 lines the ulp up
-  // with 2^-24, so that the addition itself rounds.
+  // Normal: change the bias from 127 to 15 and round 13 bits away, ties to even. Subnormal: adding 0.5 makes the unit
+  // in the last place 2^-24, so that the addition itself rounds.
   VecBits normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   VecBits subnormal = (VecBits)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
   VecBits small = (VecBits)(magnitude < 0x38800000u), large = (VecBits)(magnitude >= 0x477ff000u);
@@ -179,7 +180,7 @@ ROI_INLINE void store(Half* p, Vec<float> v) {
   at<HalfBits>(p) = h;
 }
 
-// The first n lanes only; the rest are zero.
+// Loads the first n lanes; the others are zero.
 template <class T, class A>
 ROI_INLINE Vec<A> load_part(const T* p, int64_t n, A tag) {
   T buffer[kLanes<A>] = {};
@@ -199,7 +200,7 @@ ROI_INLINE Lanes<A> splat_lanes(int32_t i) {
   return i - Lanes<A>{};
 }
 
-// Lanes of 32 bits in memory: all of them, or the first n (the rest are -1).
+// Loads 32-bit lanes: all of them, or the first n (the others are -1).
 template <class A>
 struct Narrow {
   typedef int32_t type __attribute__((vector_size(kLanes<A> * 4)));
@@ -229,7 +230,7 @@ ROI_INLINE void store_lanes_part(int32_t* p, Lanes<A> v, int64_t n) {
   std::memcpy(p, buffer, n * sizeof(int32_t));
 }
 
-// A bit for each lane of a comparison.
+// One bit per lane of a comparison.
 template <class A>
 ROI_INLINE uint32_t lane_bits(Lanes<A> v) {
 #if ROI_VECTOR_BYTES == 64
@@ -243,7 +244,7 @@ ROI_INLINE uint32_t lane_bits(Lanes<A> v) {
 #endif
 }
 
-// Transposes a square of kLanes x kLanes in registers: each step swaps the off-diagonal halves of ever larger blocks.
+// Transposes kLanes x kLanes values in registers: each step swaps the off-diagonal halves of larger blocks.
 template <int Step, class V, int... J>
 ROI_INLINE void swap_blocks(V& a, V& b, std::integer_sequence<int, J...>) {
   constexpr int n = sizeof...(J);

@@ -1,7 +1,7 @@
-// The RoI operators for CUDA: from torch's arguments to launches. Kernels are in the .cuh files, one idea a file.
+// The RoI operators for CUDA: from torch's arguments to kernel launches. The kernels are in the .cuh files.
 //
-// Nothing here waits for the device, so a box that names no image cannot be an exception: it fails an assertion in the
-// kernel, which torch reports at the next synchronisation.
+// Nothing here waits for the device, so a box with a wrong image index cannot raise an exception: it fails an assertion
+// in the kernel, which torch reports at the next synchronisation.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -18,7 +18,7 @@
 namespace roi::cuda {
 namespace {
 
-// The device of a tensor is the current one while this lives.
+// Makes a tensor's device the current one during this object's lifetime.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& t) : guard_(t.get_device_index()) {
@@ -31,7 +31,7 @@ class OnDeviceOf {
   void* stream_ = nullptr;
 };
 
-// Calls run(T()) with the features' type.
+// Calls run(T()), where T is the features' type.
 template <class Run>
 void dispatch(ScalarType type, const Run& run) {
   switch (type) {
@@ -47,7 +47,7 @@ Tensor empty(const std::vector<int64_t>& sizes, const Tensor& like, ScalarType t
   return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, memory_format(channels_last));
 }
 
-// Either dense layout is read as it lies; anything else, such as an expanded scalar, is copied.
+// The tensor itself in either dense layout; a copy of anything else, such as an expanded scalar.
 bool is_channels_last(const Tensor& t) { return t.size(1) > 1 && t.stride(1) == 1 && t.stride(3) == t.size(1); }
 
 Tensor dense(const Tensor& t) { return torch::stable::contiguous(t, memory_format(is_channels_last(t))); }
@@ -81,7 +81,7 @@ void check_launched(bool launched) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// The facts of one call, and its features as the kernels read them.
+// The arguments of one call, and its features as the kernels read them.
 struct Forward {
   Call call;
   Tensor boxes;
@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor> maximum(std::vector<Tensor> features, const Tensor& b
   return {out, index};
 }
 
-// The gradient of every map; index is null for the average.
+// The gradient of every map; `index` is null for the average.
 std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Tensor& boxes,
                               const std::vector<int64_t>& sizes, const Pyramid& pyramid, int64_t ratio, int64_t grid,
                               bool channels_last) {
@@ -169,8 +169,8 @@ std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Ten
 
   Call call = {pyramid, sampling, boxes.size(0), grad.size(1), channels_last};
   Tensor rois = torch::stable::contiguous(boxes);
-  // A box head that flattens hands back NCHW for channels_last. To lay that out as the maps are costs less than to read
-  // the one and write the other at every cell.
+  // For channels_last maps, a box head that flattens its input returns an NCHW gradient. To convert it once costs less
+  // than to read one layout and write the other at every cell.
   Tensor given = index == nullptr && channels_last ? torch::stable::contiguous(grad, memory_format(true)) : dense(grad);
   Tensor memory = torch::stable::empty({Plan::bytes(call.rois, maps_of(call))}, ScalarType::Byte, std::nullopt,
                                        grad.device());

@@ -1,5 +1,5 @@
-// Average pooling. A block pools some channels of one RoI. The merged taps of the RoI's bins are worked out once, into
-// shared memory, and serve every channel.
+// Average pooling. A block pools some channels of one RoI. The merged taps of the RoI's bins are computed once, into
+// shared memory, and are used for every channel.
 #pragma once
 #include "roi_cuda_device.cuh"
 
@@ -10,25 +10,25 @@ struct Tap {
   float weight;
 };
 
-// What a block knows of its RoI. Each bin of an axis has `slots` taps of room; of those, `counts` are in use.
+// A block's data about its RoI. Each bin of an axis has room for `slots` taps, of which `counts` are used.
 struct TapTables {
   Place place;
   int slots_y, slots_x;
-  bool fits;      // there is room for all slots
-  bool overflow;  // a bin had more taps than slots
+  bool fits;      // whether there is room for all slots
+  bool overflow;  // whether a bin has more taps than slots
 };
 
-// Taps that one bin can have: a tap is a cell, each once.
+// The maximum number of taps of a bin: one per cell.
 ROI_HD int slots_of(const Axis& a) {
-  // A bin reaches into a cell at each end, and rounding may add another.
+  // A bin includes part of a cell at each end, and rounding may add another.
   float spanned = add(ceilf(fabsf(a.bin)), 3.f);
   int slots = a.size;
   if (spanned < static_cast<float>(slots)) slots = static_cast<int>(spanned);
   return 2 * a.samples < slots ? 2 * a.samples : slots;
 }
 
-// Room for the taps of any RoI that lies on its map; the others, and those on maps too large for shared memory, are
-// pooled without tables, sample by sample.
+// Room for the taps of any RoI that is on its map. Other RoIs, and RoIs on maps too large for shared memory, are pooled
+// without tables, sample by sample.
 inline int tap_capacity(const Call& call) {
   int64_t bins = int64_t{call.sampling.bins_y} + call.sampling.bins_x, sides = 0;
   for (int l = 0; l < call.pyramid.levels; l++) {
@@ -47,10 +47,10 @@ inline int64_t tap_bytes(const Call& call, int capacity) {
   return sizeof(TapTables) + ceil_div(bins, 2) * 2 * sizeof(int) + capacity * sizeof(Tap);
 }
 
-// One RoI's taps, as a block's threads read them.
+// The taps of one RoI, read by all threads of a block.
 class RoITaps {
  public:
-  // All threads of the block call this, once.
+  // All threads of the block must call this once.
   ROI_DEVICE RoITaps(const Call& call, const float* box, int capacity, unsigned char* shared)
       : tables_(reinterpret_cast<TapTables*>(shared)),
         counts_(reinterpret_cast<int*>(shared + sizeof(TapTables))),
@@ -140,7 +140,7 @@ class RoITaps {
   bool fits_;
 };
 
-// channels_last: neighbouring threads, `lanes` of them, take neighbouring vectors of a cell.
+// For channels_last: `lanes` neighbouring threads take neighbouring vectors of a cell.
 template <class T>
 ROI_KERNEL(4) average_vectors(Call call, Maps<const T> maps, const float* boxes, T* out, int lanes, int chunks,
                               int capacity) {
@@ -153,7 +153,7 @@ ROI_KERNEL(4) average_vectors(Call call, Maps<const T> maps, const float* boxes,
   const Place& place = taps.place();
   int level = place.roi.level, bins_x = call.sampling.bins_x;
   int64_t cell = call.channels, row = cell * call.pyramid.width[level];
-  // An undefined box reads no cell.
+  // An undefined box reads no cells.
   const T* map = maps.level[level] + place.image * row * call.pyramid.height[level] + c;
   T* bins = out + index * call.bins() * cell + c;
   Working<T> start = place.roi.defined ? Working<T>(0) : not_a_number<Working<T>>();
@@ -173,7 +173,7 @@ ROI_KERNEL(4) average_vectors(Call call, Maps<const T> maps, const float* boxes,
   }
 }
 
-// Any layout: neighbouring threads take neighbouring outputs, so that they are written in whole lines.
+// For any layout: neighbouring threads take neighbouring outputs, so that whole cache lines are written.
 template <class T>
 ROI_KERNEL(4) average_elements(Call call, Maps<const T> maps, const float* boxes, T* out, int64_t chunk_channels,
                                int64_t chunks, int capacity) {
@@ -203,12 +203,12 @@ ROI_KERNEL(4) average_elements(Call call, Maps<const T> maps, const float* boxes
   }
 }
 
-// Outputs of a block of average_elements: enough to pay for the tables.
+// Outputs per block of average_elements: enough to make the tables worth their cost.
 constexpr int64_t kElementsABlock = 4096;
-// Lanes of average_vectors: 256 bytes, so that what a RoI's bins share stays in the cache nearest to the block.
+// Lanes of average_vectors: 256 bytes, so that cells shared by a RoI's bins stay in the L1 cache.
 constexpr int kMostLanes = 16;
 
-// Returns false where the call needs more blocks than a launch may have.
+// Returns false if the call needs more blocks than a launch may have.
 template <class T>
 bool launch_average(const Call& call, const Maps<const T>& maps, const float* boxes, T* out, void* stream) {
   int capacity = tap_capacity(call);

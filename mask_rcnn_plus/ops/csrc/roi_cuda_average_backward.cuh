@@ -1,13 +1,13 @@
-// The gradient of average pooling: a cell's is the sum over bins of weight_y * weight_x * the bin's gradient.
+// The gradient of average pooling: for a cell, the sum over bins of weight_y * weight_x * the bin's gradient.
 #pragma once
 #include "roi_cuda_gather.cuh"
 
 namespace roi::cuda {
 
-constexpr int kTileRows = kWarps;  // a warp works on one row of a tile
+constexpr int kTileRows = kWarps;  // one warp per row of a tile
 
-// The weights of a tile's rows and columns in the bins of a batch of RoIs, in shared memory; and for each row and
-// column the bins that read it, so that nobody looks at the others.
+// In shared memory: the weights of a tile's rows and columns in the bins of a batch of RoIs, and for each row and
+// column the bins that read it, so that no thread visits the others.
 template <int Columns>
 struct WeightTables {
   float* y;        // [RoI][bin][row], 1 / samples included
@@ -29,7 +29,7 @@ struct WeightTables {
     bins_x = bins_y + t.batch * kTileRows;
   }
 
-  // Every thread of the block; bins [by, by + count_y) and [bx, bx + count_x).
+  // Called by all threads of the block, for the bins [by, by + count_y) and [bx, bx + count_x).
   ROI_DEVICE void fill(const Plan& plan, const int* rows, int count, const Bounds& tile, int by, int count_y, int bx,
                        int count_x) {
     for (int i = threadIdx.x; i < count * (count_y + count_x); i += kThreads) {
@@ -56,7 +56,7 @@ struct WeightTables {
   }
 
  private:
-  // weights[i]: of cell first + i; zero where the tile has ended.
+  // weights[i] is the weight of cell first + i, or zero beyond the tile.
   ROI_DEVICE static void fill_bin(const Axis& axis, int bin, float factor, int first, int end, int room,
                                   float* weights) {
     for (int i = 0; i < room; i++) weights[i] = 0.f;
@@ -77,16 +77,16 @@ struct WeightTables {
   }
 };
 
-// 32 accumulators a thread, and as many columns as they are for.
+// 32 accumulators per thread, and the number of columns that they serve.
 template <class T>
 constexpr int kVectorColumns = sizeof(T) == 2 ? 4 : 8;
 
-// Blocks that a multiprocessor's registers are shared among. fp64 needs a few more than a third of them.
+// The number of blocks that share a multiprocessor's registers. fp64 needs slightly more than a third of them.
 template <class T>
 constexpr int kVectorBlocks = sizeof(T) == 8 ? 2 : 3;
 
-// Gradient and maps channels_last: a thread takes one vector of every cell in a row of the tile, so that each vector of
-// the gradient that it loads serves several cells.
+// For channels_last gradients and maps: a thread takes one vector of every cell in a row of the tile, so that each
+// gradient vector that it loads is used for several cells.
 template <class T>
 ROI_KERNEL(kVectorBlocks<T>) spread_vectors(Call call, Plan plan, const T* grad, Maps<T> maps, Tiling tiling,
                                             TableShape shape, int64_t chunks) {
@@ -130,7 +130,7 @@ ROI_KERNEL(kVectorBlocks<T>) spread_vectors(Call call, Plan plan, const T* grad,
 #pragma unroll
                 for (int k = 0; k < kColumns; k++) {
                   float weight = mul(weight_y, weights[k / 4][k % 4]);
-                  // A cell that a bin does not read must not meet its gradient, which may be infinite.
+                  // Skip cells that the bin does not read: its gradient may be infinite.
                   if (weight != 0.f) {
 #pragma unroll
                     for (int v = 0; v < kVector<T>; v++)
@@ -156,7 +156,7 @@ ROI_KERNEL(kVectorBlocks<T>) spread_vectors(Call call, Plan plan, const T* grad,
 constexpr int kElementColumns = kWarp;
 constexpr int kElementChannels = 16;
 
-// Any layouts: a thread takes one cell and some channels.
+// For any layouts: a thread takes one cell and some channels.
 template <class T>
 ROI_KERNEL(2) spread_elements(Call call, Plan plan, const T* grad, Strides from, Maps<T> maps, Tiling tiling,
                               TableShape shape, int64_t chunks) {
@@ -205,7 +205,8 @@ ROI_KERNEL(2) spread_elements(Call call, Plan plan, const T* grad, Strides from,
     if (k < channels) out[k * to.channel] = static_cast<T>(sum[k]);
 }
 
-// grad_channels_last: of the gradient given. Returns false where the call needs more blocks than a launch may have.
+// grad_channels_last describes the incoming gradient. Returns false if the call needs more blocks than a launch may
+// have.
 template <class T>
 bool launch_average_backward(const Call& call, const float* boxes, const T* grad, bool grad_channels_last,
                              const Maps<T>& maps, const Plan& plan, void* stream) {

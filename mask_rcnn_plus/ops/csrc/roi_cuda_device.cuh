@@ -1,6 +1,6 @@
-// What every kernel file needs of CUDA. For the tests, kernels are compiled a second time, by the host's compiler:
-// there tests/ops/cuda_emulation.h stands in for CUDA and runs their threads one by one. So this is the only file that
-// names CUDA's headers.
+// What every kernel file needs from CUDA. It is the only file that includes CUDA's headers: for the tests, the host's
+// compiler compiles the kernels with tests/ops/cuda_emulation.h in the place of CUDA, which runs their threads one by
+// one.
 #pragma once
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -11,7 +11,7 @@
 #include "roi_math.h"
 
 #ifdef __CUDACC__
-// A wrong image index must stop the program, in release builds too.
+// A wrong image index must stop the program, also in release builds.
 #undef NDEBUG
 #include <cuda_runtime.h>
 
@@ -36,7 +36,7 @@ using c10::Half;
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-// Kernels take a block's shared memory without asking for more than every device grants.
+// The shared memory per block that every device grants without a request for more.
 constexpr int64_t kSharedBytes = 40 * 1024;
 constexpr int64_t kMostBlocks = INT32_MAX;
 
@@ -52,23 +52,23 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t shared_bytes,
 #endif
 }
 
-// The facts of one call that all its kernels share.
+// The arguments that all kernels of one call share.
 struct Call {
   Pyramid pyramid;
   Sampling sampling;
   int64_t rois, channels;
-  bool channels_last;  // the maps, their gradients, and the output
+  bool channels_last;  // layout of the maps, their gradients, and the output
 
   ROI_HD int64_t bins() const { return int64_t{sampling.bins_y} * sampling.bins_x; }
 };
 
-// One pointer a level, to a dense (N, C, H, W) tensor.
+// One pointer per level, to a dense (N, C, H, W) tensor.
 template <class T>
 struct Maps {
   T* level[kMaxLevels];
 };
 
-// Of a dense four-dimensional tensor; they count elements.
+// Strides of a dense four-dimensional tensor, in elements.
 struct Strides {
   int64_t item, channel, row, cell;
 };
@@ -81,15 +81,15 @@ ROI_HD Strides strides_of(bool channels_last, int64_t channels, int64_t height, 
 
 ROI_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// 64-bit division takes a hundred instructions; nearly every operand is small.
+// 64-bit division takes a hundred instructions, and nearly all operands fit in 32 bits.
 ROI_HD int64_t quotient(int64_t a, int64_t b) {
   if (a <= INT32_MAX && b <= INT32_MAX) return static_cast<int32_t>(a) / static_cast<int32_t>(b);
   return a / b;
 }
 
-// The box's place, undefined where it names no image. The host cannot look at boxes without waiting for the device, so
-// a wrong index is found here: as in torch's own lookups it fails an assertion, which the program meets at its next
-// synchronisation.
+// The box's position on its map; undefined if the image index is wrong. The host cannot read boxes without waiting for
+// the device, so the index is checked here: as in torch's own indexing, a wrong one fails an assertion, which is
+// reported at the next synchronisation.
 struct Place {
   RoI roi;
   int image;
@@ -105,7 +105,7 @@ ROI_DEVICE Place place_of(const float* box, const Call& call) {
   return p;
 }
 
-// Sums are made in fp32, and for fp64 in fp64.
+// Sums are fp32, and fp64 for fp64 features.
 template <class T>
 struct WorkingType {
   using Type = float;
@@ -125,7 +125,7 @@ ROI_DEVICE W not_a_number() {
 ROI_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
 ROI_DEVICE double fused(double a, double b, double c) { return fma(a, b, c); }
 
-// 16 bytes, the widest access there is.
+// 16 bytes, the widest access.
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
@@ -145,11 +145,11 @@ ROI_DEVICE void store_vector(T* to, const Working<T> (&from)[kVector<T>]) {
   for (int v = 0; v < kVector<T>; v++) items[v] = static_cast<T>(from[v]);
   uint4 bits;
   memcpy(&bits, items, sizeof(bits));
-  // A plain assignment may be taken apart into four.
+  // The compiler may split a plain assignment into four.
   __stwb(reinterpret_cast<uint4*>(to), bits);
 }
 
-// Whether every cell of a channels_last tensor starts on a vector's boundary.
+// Whether every cell of a channels_last tensor starts at a multiple of the vector's size.
 template <class T>
 bool is_vectorised(const void* data, int64_t channels) {
   return channels % kVector<T> == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;

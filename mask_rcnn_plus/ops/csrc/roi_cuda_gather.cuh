@@ -1,8 +1,8 @@
 // How gradients are gathered. Each block owns a tile of one map's gradient, finds the RoIs that read it, and writes
-// every element once: no atomics, no zeroing, and sums in an order that never changes.
+// every element once: without atomics or zeroing, and with sums in a fixed order.
 //
-// Three launches on one stream, with no word from the host between them: plan_rois places every RoI, rank_rois sorts
-// them by map, and the gathering kernel walks the RoIs of its tile's map.
+// There are three launches on one stream, and the host does not wait between them: plan_rois locates every RoI,
+// rank_rois sorts them by map, and the gathering kernel visits the RoIs of its tile's map.
 #pragma once
 #include "roi_cuda_device.cuh"
 
@@ -21,23 +21,23 @@ ROI_HD bool meet(const Bounds& a, const Bounds& b) {
 
 struct PlannedRoI {
   RoI roi;
-  Bounds cells;  // that its bins read
+  Bounds cells;  // the cells that its bins read
 };
 
-// The RoIs of a call, sorted by map (level-major, then image) and among those of one map by row of `boxes`. Arrays in
+// The RoIs of a call, sorted by map (level-major, then image), and within a map by row of `boxes`. The arrays are in
 // device memory.
 struct Plan {
   Bounds* bounds;     // sorted
   int* order;         // sorted: rows of `boxes`
   int* map_begin;     // maps + 1; the RoIs of map m are [map_begin[m], map_begin[m + 1])
   PlannedRoI* rois;   // not sorted
-  int* keys;          // not sorted: the map, or the number of maps where a box is undefined
+  int* keys;          // not sorted: the map, or the number of maps if a box is undefined
 
   static int64_t bytes(int64_t rois, int64_t maps) {
     return rois * static_cast<int64_t>(sizeof(Bounds) + sizeof(PlannedRoI) + 2 * sizeof(int)) +
            (maps + 1) * static_cast<int64_t>(sizeof(int));
   }
-  // memory: bytes() of them, aligned to 16.
+  // memory: bytes() bytes, aligned to 16.
   static Plan in(void* memory, int64_t rois) {
     Plan p;
     p.bounds = static_cast<Bounds*>(memory);
@@ -56,8 +56,8 @@ ROI_DEVICE int warp_sum(int v) {
   return v;
 }
 
-// The cells that an axis' bins read; a whole warp works them out. Not the first and the last bin's alone: an inverted
-// box runs backwards, and rounding may disorder the bins of a distant one.
+// The cells that an axis' bins read, computed by a warp. The first and last bins are not enough: the bins of an
+// inverted box descend, and rounding may change the order of a distant box's bins.
 ROI_DEVICE Range warp_cells_read(const Axis& a, int bins, int lane) {
   Range all = {INT32_MAX, 0};
   for (int bin = lane; bin < bins; bin += kWarp) {
@@ -74,7 +74,7 @@ ROI_DEVICE Range warp_cells_read(const Axis& a, int bins, int lane) {
   return all;
 }
 
-// One warp a RoI.
+// One warp per RoI.
 static ROI_KERNEL(1) plan_rois(Call call, const float* boxes, Plan plan) {
   int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   int lane = threadIdx.x % kWarp;
@@ -93,8 +93,8 @@ static ROI_KERNEL(1) plan_rois(Call call, const float* boxes, Plan plan) {
   plan.keys[i] = key;
 }
 
-// One warp a RoI, which counts those that come before it, and one a map, which counts those of the maps before. Quick
-// for the thousands of boxes that detectors make: 10^5 of them take about a millisecond.
+// One warp per RoI, which counts the RoIs before it, and one per map, which counts the RoIs of the maps before. This is
+// quick for the thousands of boxes in detectors: 10^5 boxes take about a millisecond.
 static ROI_KERNEL(1) rank_rois(Plan plan, int64_t rois, int64_t maps) {
   int64_t query = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   int lane = threadIdx.x % kWarp;
@@ -157,22 +157,22 @@ ROI_DEVICE Tile tile_at(const Tiling& t, const Pyramid& p, int64_t index) {
   return tile;
 }
 
-// What a gathering block knows, in shared memory. Tables follow it, and are read 16 bytes at a time.
+// A gathering block's data in shared memory. Tables follow, which are read 16 bytes at a time.
 struct alignas(16) HitList {
   Tile tile;
   int votes[kWarps];
-  int rows[kThreads];  // of `boxes`, the RoIs that may read the tile
+  int rows[kThreads];  // rows of `boxes`: the RoIs that may read the tile
 };
 
-// All threads of the block take part. The tile stays in shared memory: registers are for sums. Tiles are taken from the
-// last, since those of the coarsest maps are read by the most RoIs: they must not be what a launch ends with.
+// Called by all threads of the block. The tile is in shared memory, since the registers hold the sums. The last tiles
+// come first: those of the coarsest maps are read by the most RoIs, and must not delay the end of a launch.
 ROI_DEVICE void find_tile(HitList* list, const Tiling& t, const Pyramid& p, int64_t index) {
   if (threadIdx.x == 0) list->tile = tile_at(t, p, t.begin[p.levels] - 1 - index);
   __syncthreads();
 }
 
-// Calls visit(rows of boxes, how many) for the RoIs that may read a tile, at most `batch` at a time and always in the
-// plan's order. All threads of the block take part, and visit must end at a barrier.
+// Calls visit(rows of boxes, count) for the RoIs that may read a tile, at most `batch` at a time and always in the
+// plan's order. Called by all threads of the block; visit must end with a barrier.
 template <class Visit>
 ROI_DEVICE void for_each_batch(const Call& call, const Plan& plan, int batch, HitList* list, Visit&& visit) {
   int map = list->tile.level * call.pyramid.images + list->tile.image;
@@ -194,16 +194,16 @@ ROI_DEVICE void for_each_batch(const Call& call, const Plan& plan, int batch, Hi
   }
 }
 
-// Tables are filled for some bins of an axis at a time, so that any number of bins fits.
+// Tables hold some bins of an axis at a time, so that any number of bins is possible.
 constexpr int kMostTableBins = 96;
 constexpr int kMostBatch = 16;
 
 struct TableShape {
-  int bins_y, bins_x;  // in a table
-  int batch;           // RoIs in a table
+  int bins_y, bins_x;  // per table
+  int batch;           // RoIs per table
 };
 
-// bytes_of(bins_y, bins_x): of one RoI's part of the table.
+// bytes_of(bins_y, bins_x): the size of one RoI's part of the table.
 template <class BytesOf>
 TableShape make_table_shape(const Sampling& s, const BytesOf& bytes_of) {
   TableShape t = {};

@@ -1,7 +1,7 @@
-// Max pooling, and which of a bin's points was the maximum.
+// Max pooling, and the index of the maximum among a bin's points.
 //
-// A point's value is a weighted sum that host and device must round alike, or they would disagree about which of two
-// points is the larger: no fused operations here.
+// There are no fused operations here: host and device must round a point's value, a weighted sum, in the same way, or
+// they would disagree on which of two points is greater.
 #pragma once
 #include "roi_cuda_device.cuh"
 
@@ -17,7 +17,7 @@ ROI_HD double mul(double a, double b) { return a * b; }
 using roi::add;
 using roi::mul;
 
-// The value of a point on a map of one channel. A cell of weight zero is not read: it may be infinite.
+// The value of a point on one channel's map. A cell of weight zero is not read, since it may be infinite.
 template <class T>
 ROI_DEVICE Working<T> value_at(const T* channel, const Strides& s, const Cells& y, const Cells& x) {
   using W = Working<T>;
@@ -41,7 +41,7 @@ struct Maximum {
   int index;  // row by row among the bin's points on the map, or -1
 };
 
-// The first of equal points wins; a NaN, the first of them, wins over every number.
+// The first of equal points wins; the first NaN wins over every number.
 template <class T>
 ROI_DEVICE Maximum<Working<T>> maximum_of(const RoI& roi, int by, int bx, Range in_y, Range in_x, const T* channel,
                                           const Strides& s) {
@@ -65,10 +65,10 @@ struct MaxHeader {
   Place place;
 };
 
-// Outputs of a block: enough to pay for finding the RoI and its bins' points.
+// Outputs per block: enough to make finding the RoI and its bins' points worth its cost.
 constexpr int64_t kMaximaABlock = 2048;
 
-// Any layout, one thread an output at a time. `tables`: whether every bin's points fit shared memory.
+// For any layout: a thread computes one output at a time. `tables`: whether all bins' points fit in shared memory.
 template <class T>
 ROI_KERNEL(2) max_elements(Call call, Maps<const T> maps, const float* boxes, T* out, int* indices,
                            int64_t chunk_channels, int64_t chunks, bool tables) {
@@ -111,7 +111,7 @@ ROI_KERNEL(2) max_elements(Call call, Maps<const T> maps, const float* boxes, T*
   }
 }
 
-// Returns false where the call needs more blocks than a launch may have.
+// Returns false if the call needs more blocks than a launch may have.
 template <class T>
 bool launch_max(const Call& call, const Maps<const T>& maps, const float* boxes, T* out, int* indices, void* stream) {
   int64_t bins = int64_t{call.sampling.bins_y} + call.sampling.bins_x;

@@ -12,8 +12,8 @@ struct BinPoints {
   Range points, cells;
 };
 
-// In shared memory: the points and cells of a batch of RoIs' bins; and for each row and column of a tile the bins that
-// read it, so that nobody looks at the others.
+// In shared memory: the points and cells of a batch of RoIs' bins, and for each row and column of a tile the bins that
+// read it, so that no thread visits the others.
 struct PointTables {
   BinPoints* y;    // [RoI][bin]
   BinPoints* x;    // [RoI][bin]
@@ -32,7 +32,7 @@ struct PointTables {
     bins_x = bins_y + t.batch * kMaxRows;
   }
 
-  // Every thread of the block; bins [by, by + count_y) and [bx, bx + count_x).
+  // Called by all threads of the block, for the bins [by, by + count_y) and [bx, bx + count_x).
   ROI_DEVICE void fill(const Plan& plan, const int* rows, int count, const Bounds& tile, int by, int count_y, int bx,
                        int count_x) {
     for (int i = threadIdx.x; i < count * (count_y + count_x); i += kThreads) {
@@ -58,7 +58,7 @@ struct PointTables {
   }
 
  private:
-  // Of cell first + k, unless that is beyond `end`.
+  // For cell first + k, unless that is beyond `end`.
   ROI_DEVICE static Range bins_that_read(const BinPoints* bins, int count, int first, int k, int end) {
     Range r = {0, 0};
     if (k >= end - first) return r;
@@ -75,7 +75,7 @@ ROI_DEVICE float weight_in(const Cells& c, int cell) {
   return c.low == cell ? c.low_weight : c.low + 1 == cell ? c.high_weight : 0.f;
 }
 
-// Any layouts: a thread takes one cell and some channels.
+// For any layouts: a thread takes one cell and some channels.
 template <class T>
 ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, const int* indices, Strides from_index,
                             Maps<T> maps, Tiling tiling, TableShape shape, int64_t chunks) {
@@ -90,7 +90,7 @@ ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, c
   int64_t channels = call.channels - first;
 
   W sum[kMaxChannels] = {};
-  // One bin's gradient, for this thread's cell.
+  // Adds one bin's gradient to this thread's cell.
   auto add_bin = [&](const RoI& r, int roi_row, int by, int bx, Range points_y, Range points_x) {
     int width = points_x.end - points_x.begin;
     if (width <= 0) return;
@@ -106,7 +106,7 @@ ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, c
       Cells y = point_at(r.y, begin_y, points_y.begin + point / width);
       Cells x = point_at(r.x, begin_x, points_x.begin + point % width);
       float weight = mul(weight_in(y, tile.bounds.top + row), weight_in(x, tile.bounds.left + column));
-      // A cell that the point does not read must not meet its gradient, which may be infinite.
+      // Skip cells that the point does not read: its gradient may be infinite.
       if (weight != 0.f) sum[k] = fused(static_cast<W>(weight), static_cast<W>(grad_at[k * from.channel]), sum[k]);
     }
   };
@@ -135,8 +135,8 @@ ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, c
     if (k < channels) out[k * to.channel] = static_cast<T>(sum[k]);
 }
 
-// *_channels_last: of the gradient and of the indices given. Returns false where the call needs more blocks than a
-// launch may have.
+// *_channels_last describe the incoming gradient and indices. Returns false if the call needs more blocks than a launch
+// may have.
 template <class T>
 bool launch_max_backward(const Call& call, const float* boxes, const T* grad, bool grad_channels_last,
                          const int* indices, bool indices_channels_last, const Maps<T>& maps, const Plan& plan,

@@ -1,13 +1,13 @@
-// The geometry of every RoI operator, once, for host and device.
+// The geometry of all RoI operators, for host and device.
 //
 // A box is (image index, x0, y0, x1, y1) in input-image pixels, fp32. Each axis of a box on a map is an `Axis`: `bins`
 // equal bins from `start`, each with `samples` regularly spaced points, on a map of `size` cells. A sample reads the
-// two cells around it with linear weights; a cell's centre lies at its integer index. Samples further than one cell
-// outside the map count as zero, as in torchvision. RoIPool reads whole cells instead (`kWholeCells`).
+// two cells around it with linear weights; a cell's centre is at its integer index. Samples more than one cell outside
+// the map count as zero, as in torchvision. RoIPool reads whole cells instead (`kWholeCells`).
 //
-// All arithmetic goes through add/sub/mul/div below. They are never contracted into fused operations (the host
-// compiles with -ffp-contract=off, the device uses the _rn intrinsics), so host and device agree bit for bit. The one
-// exception is log2f exactly at a level border.
+// All arithmetic uses add/sub/mul/div below. They are never contracted into fused operations (the host compiles with
+// -ffp-contract=off, the device uses the _rn intrinsics), so host and device agree bit for bit. The only exception is
+// log2f exactly at a level border.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -20,14 +20,14 @@
 
 namespace roi {
 
-// A kernel takes a Pyramid by value; 32 halvings are more than any image has.
+// Kernels receive a Pyramid by value. No image can be halved 32 times.
 constexpr int kMaxLevels = 32;
-// An adaptive grid is at most this many samples a bin and axis. A flat sample index then fits in 31 bits, and a bin
-// wider than this many cells is beyond any map.
+// Maximum samples per bin and axis of an adaptive grid, so that a flat sample index fits in 31 bits. A bin of more
+// cells is larger than any map.
 constexpr int kMaxSamples = 32768;
-// Bins along an axis; a box's are then counted within 31 bits.
+// Maximum bins per axis, so that a box's bins can be counted in 31 bits.
 constexpr int kMaxBins = 32768;
-// In place of Axis::samples: every cell of a bin is a point of its own.
+// A value of Axis::samples: every cell of a bin is a point.
 constexpr int kWholeCells = -1;
 
 #ifdef __CUDA_ARCH__
@@ -57,9 +57,9 @@ struct Pyramid {
   int width[kMaxLevels];
 };
 
-// How a box becomes a grid of points on a map.
+// How a box is converted to a grid of points on a map.
 enum class Grid : int {
-  kAlign = 0,      // RoIAlign as torchvision's aligned=False: no shift, at least one cell a side
+  kAlign = 0,      // RoIAlign with torchvision's aligned=False: no shift, at least one cell per side
   kAlignHalf = 1,  // RoIAlign, shifted by half a cell, so that pixel and cell centres coincide
   kWarp = 2,       // RoIWarp: the border rounded to whole cells, samples inside
   kPool = 3,       // RoIPool: border and bins rounded to whole cells
@@ -67,7 +67,7 @@ enum class Grid : int {
 
 struct Sampling {
   int bins_y, bins_x;
-  int ratio;  // samples a bin and axis; <= 0: as many as the bin is cells wide, rounded up
+  int ratio;  // samples per bin and axis; <= 0: the bin's size in cells, rounded up
   Grid grid;
 };
 
@@ -78,13 +78,13 @@ struct Axis {
 
 struct RoI {
   int level;
-  bool defined;  // false: a coordinate is not finite, or the box is too large for fp32
+  bool defined;  // false if a coordinate is not finite, or the box is too large for fp32
   Axis y, x;
   float inv_count;  // 1 / samples in a bin
 };
 
-// FPN, equation 1, with detectron2's rounding: floor(k0 + log2(sqrt(area) / 224 + 1e-8)), clamped to the levels there
-// are. A box of negative area is treated as an empty one.
+// FPN, equation 1, with detectron2's rounding: floor(k0 + log2(sqrt(area) / 224 + 1e-8)), clamped to the existing
+// levels. A box of negative area is treated as empty.
 ROI_HD int level_of(const float* box, const Pyramid& p) {
   if (p.levels == 1) return 0;
   float area = mul(sub(box[3], box[1]), sub(box[4], box[2]));
@@ -109,7 +109,7 @@ ROI_HD Axis make_axis(float lo, float hi, float scale, int bins, const Sampling&
     a.start = sub(mul(lo, scale), offset);
     length = sub(sub(mul(hi, scale), offset), a.start);
   }
-  // Before half-cell alignment, boxes were given at least one cell; the results of that time keep it.
+  // Versions before half-cell alignment widened boxes to at least one cell; their grids keep that.
   if (s.grid != Grid::kAlignHalf && !(length > 1.f)) length = 1.f;
   a.bin = div(length, (float)bins);
   float adaptive = ceilf(a.bin);
@@ -131,7 +131,7 @@ ROI_HD RoI locate(const float* box, const Pyramid& p, const Sampling& s) {
   return r;
 }
 
-// The image a box belongs to, or -1 where its index is not a whole number in [0, images).
+// The image that a box belongs to, or -1 if its index is not an integer in [0, images).
 ROI_HD int image_of(const float* box, int images) {
   if (!(box[0] >= 0.f && box[0] < (float)images)) return -1;
   int n = (int)box[0];
@@ -150,12 +150,12 @@ struct Range {
   int begin, end;
 };
 
-// The samples of a bin that lie on the map. Rounding is monotone, so they are one run; halving finds its ends without
-// walking a grid that may be far larger than the map.
+// The samples of a bin that are on the map. Rounding is monotone, so they are consecutive; a binary search finds the
+// ends, since the grid may be far larger than the map.
 ROI_HD Range samples_inside(const Axis& a, float bin_begin) {
   Range whole = {0, a.samples};
   if (a.samples <= 0) return whole;
-  // A sample lies between its bin's ends, after rounding as before.
+  // A sample is between its bin's ends, also after rounding.
   if (is_inside(a, bin_begin) && is_inside(a, add(bin_begin, a.bin))) return whole;
   Range r;
   for (int end = 0; end < 2; end++) {
@@ -163,7 +163,7 @@ ROI_HD Range samples_inside(const Axis& a, float bin_begin) {
     while (lo < hi) {
       int mid = lo + (hi - lo) / 2;
       float v = sample_at(a, bin_begin, mid);
-      // Ascending samples enter at -1 and leave beyond `size`; those of an inverted box go the other way.
+      // Ascending samples enter the map at -1 and leave it after `size`; those of an inverted box descend.
       bool before = a.bin >= 0.f ? (end == 0 ? !(v >= -1.f) : v <= (float)a.size)
                                  : (end == 0 ? !(v <= (float)a.size) : v >= -1.f);
       if (before) lo = mid + 1; else hi = mid;
@@ -173,7 +173,8 @@ ROI_HD Range samples_inside(const Axis& a, float bin_begin) {
   return r;
 }
 
-// The two cells a sample reads: `low` with weight 1 - high_weight and low + 1 with high_weight (0 at the far border).
+// The two cells that a sample reads: `low` with weight 1 - high_weight and low + 1 with high_weight (0 at the far
+// border).
 struct Cells {
   int low;
   float low_weight, high_weight;
@@ -192,7 +193,7 @@ ROI_HD Cells cells_of(const Axis& a, float v) {
   return c;
 }
 
-// The points of a bin that lie on the map: samples, or with kWholeCells the cells themselves.
+// The points of a bin that are on the map: samples, or with kWholeCells the cells themselves.
 ROI_HD Range points_of(const Axis& a, int bin) {
   if (a.samples != kWholeCells) return samples_inside(a, bin_start(a, bin));
   float last = (float)a.size;
@@ -200,7 +201,7 @@ ROI_HD Range points_of(const Axis& a, int bin) {
   float end = add(a.start, ceilf(mul((float)(bin + 1), a.bin)));
   begin = begin > 0.f ? (begin < last ? begin : last) : 0.f;
   end = end > begin ? (end < last ? end : last) : begin;
-  // A side beyond 2^24 cells may round up as a float.
+  // As a float, a side of more than 2^24 cells may be rounded up.
   Range r = {(int)begin, (int)end};
   if (r.end > a.size) r.end = a.size;
   return r;
@@ -212,31 +213,31 @@ ROI_HD Cells point_at(const Axis& a, float bin_begin, int i) {
   return cells_of(a, sample_at(a, bin_begin, i));
 }
 
-// Whether some of a bin's samples lie outside the map, where they count as zero.
+// Whether some of a bin's samples are outside the map, where they count as zero.
 ROI_HD bool reads_outside(const Axis& y, Range in_y, const Axis& x, Range in_x) {
   if (y.samples <= 0 || x.samples <= 0) return false;
   return in_y.end - in_y.begin < y.samples || in_x.end - in_x.begin < x.samples;
 }
 
-// The cells [begin, end) that a bin reads; empty where begin >= end.
+// The cells [begin, end) that a bin reads; empty if begin >= end.
 ROI_HD Range cells_read(const Axis& a, int bin) {
   Range points = points_of(a, bin);
   if (points.begin >= points.end) return {0, 0};
   float begin = bin_start(a, bin);
   Cells first = point_at(a, begin, points.begin), last = point_at(a, begin, points.end - 1);
-  if (last.low < first.low) {  // an inverted box comes from above
+  if (last.low < first.low) {  // the points of an inverted box descend
     Cells swap = first;
     first = last;
     last = swap;
   }
-  // Two points between the same cells: either may be the one that reaches the upper.
+  // If both points are between the same cells, either may reach the upper cell.
   bool upper = last.high_weight != 0.f || (first.low == last.low && first.high_weight != 0.f);
   return {first.low, last.low + (upper ? 2 : 1)};
 }
 
 // Calls emit(cell, weight) once for each cell that a bin reads, in the samples' order (ascending, or descending for an
-// inverted box), the weights of its samples summed in that order too. Average pooling is separable, so these weights,
-// one list an axis, are all that it needs.
+// inverted box). The weight is the sum over the samples, in that order. Average pooling is separable, so it only needs
+// these weights, one list per axis.
 template <class Emit>
 ROI_HD void merged_taps(const Axis& a, int bin, Emit&& emit) {
   float begin = bin_start(a, bin);
@@ -247,7 +248,7 @@ ROI_HD void merged_taps(const Axis& a, int bin, Emit&& emit) {
     Cells c = cells_of(a, sample_at(a, begin, i));
     if (c.low != cell) {
       bool up = cell >= 0 && c.low == cell + 1, down = cell >= 0 && c.low == cell - 1;
-      // An inverted box comes from above: its cells descend.
+      // The cells of an inverted box descend.
       if (high != 0.f && !up && c.low < cell) emit(cell + 1, high);
       if (low != 0.f && !down) emit(cell, low);
       if (high != 0.f && !up && c.low > cell) emit(cell + 1, high);
@@ -264,8 +265,7 @@ ROI_HD void merged_taps(const Axis& a, int bin, Emit&& emit) {
   if (a.bin >= 0.f && high != 0.f) emit(cell + 1, high);
 }
 
-// The weight of one cell in a bin: what merged_taps emits for it, bit for bit. The gathering backward asks this way
-// round.
+// The weight of one cell in a bin, bit for bit as merged_taps emits it. The gathering backward needs it by cell.
 ROI_HD float weight_of(const Axis& a, int bin, int cell) {
   float begin = bin_start(a, bin);
   Range range = samples_inside(a, begin);
