@@ -31,7 +31,7 @@ from benchmarks.harness import (
 )
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.modeling import FusedROIPooler
-from mask_rcnn_plus.ops.levels import assign_levels
+from mask_rcnn_plus.ops.fallback import assign_levels
 from mask_rcnn_tools.arguments import Parser, positive, run_command
 from mask_rcnn_tools.environment import describe_environment
 
