@@ -1,6 +1,7 @@
 """The program ``mask-rcnn-plus``: finds the module of a command and runs it."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
     if name in COMMANDS:
+        # Before torch: waiting threads sleep instead of slowing down other processes.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if name not in LIGHT:
             # Before anything else imports detectron2, because the plugin repairs it.
             importlib.import_module("mask_rcnn_plus")

@@ -1,6 +1,9 @@
 """Who may import whom."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +85,22 @@ def test_what_starts_a_command_needs_no_torch() -> None:
         used = {name[0] for name in imported(ROOT / f"mask_rcnn_tools/{name}.py")}
         allowed = {"mask_rcnn_tools", "torch"} if name == "arguments" else {"mask_rcnn_tools"}
         assert used & {"torch", "detectron2", "mask_rcnn_plus", "mask_rcnn_tools"} <= allowed, name
+
+
+@pytest.mark.slow
+def test_the_plugin_trains_and_evaluates_without_the_tools(tiny_config: Path) -> None:
+    code = """if True:
+        import runpy, sys
+        sys.modules["mask_rcnn_tools"] = None  # importing it now fails
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    script = f"import sys; sys.argv = sys.argv[1:]\n{code}"
+    command = [sys.executable, "-c", script, str(ROOT / "train_net.py")]
+    command += ["--config-file", str(tiny_config)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    weights = tiny_config.parent / "output/model_final.pth"
+    for options in ([], ["--eval-only", "MODEL.WEIGHTS", str(weights)]):
+        done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "DATA_CHECK" in done.stdout and "not checked" in done.stdout
+    assert weights.is_file()
