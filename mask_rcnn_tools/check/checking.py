@@ -118,10 +118,10 @@ def _inspect(json_file: Path, digest: str, progress: bool) -> Inspection:
         with _no_collection():
             inspection = inspect(parse(json_file), progress=progress)
     except UserError as error:
-        if "is no json" not in str(error):
+        if not isinstance(error.__cause__, (ValueError, RecursionError)):
             raise
-        detail = str(error).split("is no json: ", 1)[-1]
-        return Inspection([Problem("no-json", detail=f"is no json: {detail}")], 0, [], [], [], [])
+        detail = f"is no json: {error.__cause__}"
+        return Inspection([Problem("no-json", detail=detail)], 0, [], [], [], [])
     if len(inspection.problems) <= _KEPT:
         cache.save(key, inspection)
     return inspection
