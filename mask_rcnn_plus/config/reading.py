@@ -198,12 +198,12 @@ def _one_line(subject: str, hint: str = "") -> Iterator[None]:
         *(yaml.YAMLError, ValueError, AssertionError, TypeError, AttributeError),
         *(LookupError, OverflowError, SyntaxError),
     ) as error:
-        text = reason(error, 300)
-        if isinstance(error, LookupError) and error.args:
-            text = str(error.args[0])  # str() of a KeyError adds quotation marks
-        # yacs prints types as "<class 'int'>".
-        text = re.sub(r"<class '([\w.]+)'>", r"\1", text)
-        raise UserError(f"{subject}: {text}{hint}") from error
+        # str() of a KeyError adds quotation marks; yacs prints types as "<class 'int'>".
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(text.split()))
+        if len(text) > 300:  # yacs names the key at the end
+            text = f"{text[:150]} ... {text[-150:]}"
+        raise UserError(f"{subject}: {text or type(error).__name__}{hint}") from error
 
 
 def _check_keys(keys: Iterable[str], known: Mapping[str, Any], where: str) -> None:

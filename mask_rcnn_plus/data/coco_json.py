@@ -121,7 +121,7 @@ def refuse_harmful_masks(path: Path) -> None:
     content = parse(path)
     if outline_fault(content):
         return
-    sizes = {
+    sizes: dict[int | str, list[Any]] = {
         image["id"]: [image.get("height"), image.get("width")]
         for image in content["images"]
         if isinstance(image, dict) and _is_id(image.get("id"))

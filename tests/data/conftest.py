@@ -47,9 +47,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "root"
     path.mkdir()
     monkeypatch.setenv("DETECTRON2_DATASETS", str(path))
-    monkeypatch.setattr(folders, "_folders", {})
     catalogs = (DatasetCatalog, MetadataCatalog)
     before = [dict(catalog.data) for catalog in catalogs]
+    for name in folders._folders:  # registered by earlier tests
+        for catalog in catalogs:
+            catalog.data.pop(name, None)
+    monkeypatch.setattr(folders, "_folders", {})
     yield path
     for catalog, data in zip(catalogs, before, strict=True):
         catalog.data.clear()
