@@ -156,9 +156,12 @@ def test_classes_max_detections_and_score_threshold(folder: Path, weights: str) 
 
     everything = objects()
     category = min(o["category_id"] for o in everything)
-    kept = objects("--classes", ("circle", "square", "triangle")[category - 1])
+    classes = ["--classes", ("circle", "square", "triangle")[category - 1]]
+    kept = objects(*classes)
     assert {o["category_id"] for o in kept} == {category}
     assert len(kept) >= sum(o["category_id"] == category for o in everything)
+    limited = objects(*classes, "--max-detections", "1")
+    assert len(limited) == len({o["image_id"] for o in kept})
     best = objects("--max-detections", "1")
     assert len(best) == 3
     for image in range(1, 4):
