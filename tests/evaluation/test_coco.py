@@ -296,7 +296,7 @@ def test_a_ground_truth_with_only_crowds_is_explained(register: Register, log: A
     assert "the ground truth has no object with a box (crowds do not count)" in log.text
 
 
-def test_without_nan_nothing_is_explained(register: Register, log: Any) -> None:
+def test_no_reason_if_all_metrics_are_defined(register: Register, log: Any) -> None:
     boxes = [(10, 10, 20, 20), (40, 40, 50, 50), (100, 100, 120, 120)]
     name = register([(1, 1, box) for box in boxes], {1: "a"})
     evaluate(COCOEvaluator(name), make_output([(0, box, 0.9) for box in boxes]))

@@ -1,11 +1,11 @@
-"""Plots stay legible with any names."""
+"""Plots stay legible with any names; tables name their limits and changes."""
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from mask_rcnn_tools.report import plots
-from mask_rcnn_tools.report.text import _title
+from mask_rcnn_tools.report.text import _title, change
 
 
 @pytest.mark.parametrize(("letter", "max_columns"), [("W", 1), ("i", 3)])
@@ -27,3 +27,8 @@ def test_recall_at_different_limits_names_both() -> None:
     assert _title("ARmax", metrics) == "AR200/100"
     assert _title("ARmax", metrics[:1]) == "AR200"
     assert _title("ARmax", [{}]) == "ARmax"
+
+
+def test_a_change_has_its_sign() -> None:
+    assert [change(39.5, 49.3), change(2.0, 1.0), change(1.0, 1.01)] == ["+9.8", "-1.0", "±0"]
+    assert change(1.0, float("nan")) == change(None, 1.0) == ""
