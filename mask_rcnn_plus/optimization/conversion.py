@@ -141,7 +141,7 @@ def _check(model: nn.Module, dtype: str, device: torch.device) -> None:
     if isinstance(model, OptimizedModel):
         raise UserError("the model is already optimised; optimise the original model")
     if dtype == "fp16" and device.type == "cpu":
-        raise UserError("dtype 'fp16' is slower than fp32 on CPUs; choose 'bf16'")
+        raise UserError("dtype 'fp16' is slower than fp32 on CPUs; take 'bf16'")
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

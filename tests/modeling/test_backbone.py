@@ -47,10 +47,10 @@ def test_maps_have_the_sizes_of_their_strides(
     assert tuple(shape.channels for shape in shapes.values()) == channels
     with torch.no_grad():
         maps = backbone(torch.randn(2, 3, *size))
-    for key, one in maps.items():
+    for key, feature in maps.items():
         stride = shapes[key].stride
         sides = [-(-side // stride) for side in size]
-        assert one.shape == (2, shapes[key].channels, *sides)
+        assert feature.shape == (2, shapes[key].channels, *sides)
 
 
 def test_maps_equal_the_models() -> None:
@@ -60,10 +60,10 @@ def test_maps_equal_the_models() -> None:
     model.load_state_dict(backbone.model.state_dict())
     image = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        found, expected = backbone(image), model.eval()(image)
-    assert list(found) == ["res3", "res5"]
-    torch.testing.assert_close(found["res3"], expected[1].permute(0, 3, 1, 2))
-    torch.testing.assert_close(found["res5"], expected[3].permute(0, 3, 1, 2))
+        actual, expected = backbone(image), model.eval()(image)
+    assert list(actual) == ["res3", "res5"]
+    torch.testing.assert_close(actual["res3"], expected[1].permute(0, 3, 1, 2))
+    torch.testing.assert_close(actual["res5"], expected[3].permute(0, 3, 1, 2))
 
 
 def test_image_is_padded_with_zeros_right_and_below() -> None:
@@ -72,8 +72,10 @@ def test_image_is_padded_with_zeros_right_and_below() -> None:
     image[:, :, 40:] = image[:, :, :, 33:] = 0
     with torch.no_grad():
         whole, cut = backbone(image), backbone(image[:, :, :40, :33])
-    for name, one in cut.items():
-        torch.testing.assert_close(one, whole[name][..., : one.shape[2], : one.shape[3]])
+    for name, feature in cut.items():
+        torch.testing.assert_close(
+            feature, whole[name][..., : feature.shape[2], : feature.shape[3]]
+        )
 
 
 def test_image_is_padded_to_whole_windows() -> None:
@@ -87,7 +89,7 @@ def test_no_layers_behind_the_last_map() -> None:
     backbone = TimmBackbone(name="resnet18", out_features=["res2", "res4"])
     maps = backbone(torch.randn(1, 3, 32, 32))
     assert list(maps) == ["res2", "res4"]
-    sum(one.sum() for one in maps.values()).backward()
+    sum(feature.sum() for feature in maps.values()).backward()
     assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
@@ -105,15 +107,15 @@ def test_frozen_stages(name: str, freeze_at: int, frozen: list[str], trained: li
     backbone = TimmBackbone(name=name, freeze_at=freeze_at)
     parameters = dict(backbone.model.named_parameters())
 
-    def of(part: str) -> list[bool]:
+    def requires_grad_flags(part: str) -> list[bool]:
         return [p.requires_grad for key, p in parameters.items() if key.startswith(f"{part}.")]
 
-    assert not any(flag for part in frozen for flag in of(part))
-    assert all(of(part) and all(of(part)) for part in trained)
+    assert not any(flag for part in frozen for flag in requires_grad_flags(part))
+    assert all(requires_grad_flags(part) and all(requires_grad_flags(part)) for part in trained)
     # Statistics of batch norms must stay as well, whatever the images.
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     maps = backbone.train()(5 + torch.randn(2, 3, 64, 64))
-    sum(one.sum() for one in maps.values()).backward()
+    sum(feature.sum() for feature in maps.values()).backward()
     after = backbone.model.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert not [key for key in changed if key.startswith(tuple(f"{part}." for part in frozen))]
@@ -126,9 +128,9 @@ def test_frozen_batch_norms_keep_their_statistics_and_their_activation() -> None
     frozen.load_state_dict(free.state_dict(), strict=False)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        expected, found = free(image), frozen.train()(image)
-    for name, one in expected.items():
-        torch.testing.assert_close(found[name], one)
+        expected, actual = free(image), frozen.train()(image)
+    for name, feature in expected.items():
+        torch.testing.assert_close(actual[name], feature)
     assert frozen.model.bn1.weight.requires_grad is False
 
 
@@ -152,14 +154,14 @@ def test_fpn_by_config(norm: str, bias: bool) -> None:
         BACKBONE__NAME="build_timm_fpn_backbone", FPN__OUT_CHANNELS=32, FPN__NORM=norm
     )
     maps = fpn(torch.randn(1, 3, 64, 64))
-    assert {name: one.shape[2] for name, one in maps.items()} == {
+    assert {name: feature.shape[2] for name, feature in maps.items()} == {
         "p2": 16,
         "p3": 8,
         "p4": 4,
         "p5": 2,
         "p6": 1,
     }
-    assert all(one.shape[1] == 32 for one in maps.values())
+    assert all(feature.shape[1] == 32 for feature in maps.values())
     assert fpn.size_divisibility == 32
     assert (fpn.fpn_lateral2.bias is not None) == bias
     torch.testing.assert_close(maps["p6"], maps["p5"][..., ::2, ::2])

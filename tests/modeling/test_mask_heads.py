@@ -32,13 +32,13 @@ def constant_logits(head: torch.nn.Module, values: list[float]) -> None:
 
 def half_inside(classes: list[int]) -> Instances:
     """Positives of a 16 x 16 image whose object fills the left half of the RoI (0, 0, 16, 16)."""
-    one = Instances((16, 16))
+    image = Instances((16, 16))
     mask = torch.zeros(len(classes), 16, 16, dtype=torch.bool)
     mask[:, :, :8] = True
-    one.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 16.0, 16.0]] * len(classes)))
-    one.gt_classes = torch.tensor(classes)
-    one.gt_masks = BitMasks(mask)
-    return one
+    image.proposal_boxes = Boxes(torch.tensor([[0.0, 0.0, 16.0, 16.0]] * len(classes)))
+    image.gt_classes = torch.tensor(classes)
+    image.gt_masks = BitMasks(mask)
+    return image
 
 
 def test_softmax_loss_is_weighted() -> None:
@@ -113,26 +113,26 @@ def test_softmax_predicts_the_class_relative_to_its_strongest_rival(
     first, second = Instances((16, 16)), Instances((16, 16))
     first.pred_classes = torch.tensor([1, 0])
     second.pred_classes = torch.tensor([2])
-    found = head(torch.rand(3, 4, 2, 2), [first, second])
+    predictions = head(torch.rand(3, 4, 2, 2), [first, second])
     p = softmax(logits)
     # In [1, 2, -1, 0.5], class 1 has the largest logit, and its strongest rival is class 0.
     if classes == 3:
         expected = [[p[1] / (p[1] + p[0]), p[0] / (p[0] + p[1])], [p[2] / (p[2] + p[1])]]
     else:
         expected = [[p[0], p[0]], [p[0]]]
-    for one, values in zip(found, expected, strict=True):
-        assert one.pred_masks.shape == (len(values), 1, 4, 4)
-        for mask, value in zip(one.pred_masks, values, strict=True):
+    for image, values in zip(predictions, expected, strict=True):
+        assert image.pred_masks.shape == (len(values), 1, 4, 4)
+        for mask, value in zip(image.pred_masks, values, strict=True):
             torch.testing.assert_close(mask, torch.full((1, 4, 4), value))
 
 
 def test_softmax_masks_are_where_the_class_is_most_probable() -> None:
     head = softmax_head(4).eval()
     constant_logits(head, [0.1, 0.2, 0.0, 0.1])  # no class reaches a probability of 0.5
-    one = Instances((16, 16))
-    one.pred_classes = torch.tensor([0, 1, 2])
-    (found,) = head(torch.rand(3, 4, 2, 2), [one])
-    assert [bool((mask > 0.5).all()) for mask in found.pred_masks] == [False, True, False]
+    image = Instances((16, 16))
+    image.pred_classes = torch.tensor([0, 1, 2])
+    (predictions,) = head(torch.rand(3, 4, 2, 2), [image])
+    assert [bool((mask > 0.5).all()) for mask in predictions.pred_masks] == [False, True, False]
 
 
 def test_softmax_logs_images_every_vis_period() -> None:
@@ -211,12 +211,12 @@ def test_trains_and_predicts(architecture: str, keys: dict, side: int, agnostic:
         boxes = Instances((64, 64))
         boxes.pred_boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 50.0]]))
         boxes.pred_classes = torch.tensor([1])
-        found = model.eval().roi_heads.forward_with_given_boxes(features, [boxes, boxes[:0]])
-    assert [tuple(one.pred_masks.shape) for one in found] == [
+        predictions = model.eval().roi_heads.forward_with_given_boxes(features, [boxes, boxes[:0]])
+    assert [tuple(image.pred_masks.shape) for image in predictions] == [
         (1, 1, side, side),
         (0, 1, side, side),
     ]
-    assert 0 < found[0].pred_masks.min() <= found[0].pred_masks.max() < 1
+    assert 0 < predictions[0].pred_masks.min() <= predictions[0].pred_masks.max() < 1
 
 
 @pytest.mark.parametrize("name", HEADS)

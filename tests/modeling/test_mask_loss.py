@@ -16,12 +16,12 @@ from tests.modeling.waits import Waits
 
 def positives() -> list[Instances]:
     """Two images with objects, one without."""
-    found = []
+    images = []
     for sample in [*batch(), *batch(empty=True)[:1]]:
-        one = sample["instances"]
-        one.proposal_boxes = Boxes(one.gt_boxes.tensor + 2.5)
-        found.append(one)
-    return found
+        objects = sample["instances"]
+        objects.proposal_boxes = Boxes(objects.gt_boxes.tensor + 2.5)
+        images.append(objects)
+    return images
 
 
 @pytest.mark.parametrize("classes", [3, 1])
@@ -45,7 +45,7 @@ def test_value_gradient_and_metrics_equal_detectron2s(classes: int) -> None:
 
 def test_loss_without_objects_keeps_the_graph() -> None:
     logits = torch.randn(0, 3, 14, 14).requires_grad_()
-    loss = mask_loss(logits, [one[:0] for one in positives()])
+    loss = mask_loss(logits, [objects[:0] for objects in positives()])
     loss.backward()
     assert loss == 0 and logits.grad is not None
 

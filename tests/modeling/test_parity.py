@@ -65,12 +65,12 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[nn.Module, nn.
     return stock, ours
 
 
-def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
+def assert_near(actual: Tensor, expected: Tensor, what: str) -> None:
     """Within 1e-5 of the largest value."""
-    assert found.shape == expected.shape, what
+    assert actual.shape == expected.shape, what
     if expected.numel():
         bound = TOLERANCE * max(1.0, expected.abs().max().item())
-        assert (found - expected).abs().max().item() <= bound, what
+        assert (actual - expected).abs().max().item() <= bound, what
 
 
 @pytest.mark.parametrize("pair", ARCHITECTURES, indirect=True)
@@ -102,16 +102,16 @@ def test_detections(pair: tuple[nn.Module, nn.Module]) -> None:
     for model in pair:
         with torch.no_grad():
             results.append(model.eval().inference(batch(), do_postprocess=False))
-    for expected, found in zip(*results, strict=True):
+    for expected, actual in zip(*results, strict=True):
         assert len(expected) >= 10
         # Otherwise, confusing classes or boxes would not be noticed.
         assert len(expected.pred_classes.unique()) > 1
         assert (expected.scores[:-1] - expected.scores[1:]).max() > 100 * TOLERANCE
         fields = expected.get_fields()
-        assert fields.keys() == found.get_fields().keys()
+        assert fields.keys() == actual.get_fields().keys()
         assert {"pred_masks", "pred_keypoints"} & fields.keys()
         for name, value in fields.items():
-            there = found.get(name)
+            there = actual.get(name)
             if isinstance(value, Boxes):
                 value, there = value.tensor, there.tensor
             assert_near(there, value, name)

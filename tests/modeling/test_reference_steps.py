@@ -23,21 +23,21 @@ def box(*corners: float) -> Boxes:
 
 def objects(boxes: Boxes, classes: list[int]) -> Instances:
     """Ground truth whose masks fill the boxes."""
-    one = Instances(SIZE)
-    one.gt_boxes = boxes
-    one.gt_classes = torch.tensor(classes)
+    instances = Instances(SIZE)
+    instances.gt_boxes = boxes
+    instances.gt_classes = torch.tensor(classes)
     masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.tensor.int().tolist(), strict=True):
         mask[y0:y1, x0:x1] = True
-    one.gt_masks = BitMasks(masks)
-    return one
+    instances.gt_masks = BitMasks(masks)
+    return instances
 
 
 def proposals(boxes: Boxes) -> Instances:
-    one = Instances(SIZE)
-    one.proposal_boxes = boxes
-    one.objectness_logits = torch.zeros(len(boxes))
-    return one
+    instances = Instances(SIZE)
+    instances.proposal_boxes = boxes
+    instances.objectness_logits = torch.zeros(len(boxes))
+    return instances
 
 
 def set_logits(head: nn.Module, logits: torch.Tensor) -> None:
@@ -108,9 +108,13 @@ def test_rpn_samples_256_anchors_half_of_them_positive(
 @pytest.mark.parametrize("architecture", ["fpn", "c4", "cascade"])
 def test_rois_are_positive_from_an_iou_of_a_half(architecture: str) -> None:
     heads = build(architecture).roi_heads
-    found = proposals(Boxes(torch.tensor([[0.0, 0, 100, 51], [0, 0, 100, 49], [300, 0, 350, 50]])))
+    candidates = proposals(
+        Boxes(torch.tensor([[0.0, 0, 100, 51], [0, 0, 100, 49], [300, 0, 350, 50]]))
+    )
     with EventStorage():
-        (sampled,) = heads.label_and_sample_proposals([found], [objects(box(0, 0, 100, 100), [1])])
+        (sampled,) = heads.label_and_sample_proposals(
+            [candidates], [objects(box(0, 0, 100, 100), [1])]
+        )
     lower_edges = sampled.proposal_boxes.tensor[:, 3].int().tolist()
     classes = dict(zip(lower_edges, sampled.gt_classes.tolist(), strict=True))
     # The ground truth (100) is added as a proposal. Background is class K.
@@ -120,10 +124,10 @@ def test_rois_are_positive_from_an_iou_of_a_half(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ["fpn", "c4", "cascade"])
 def test_one_roi_in_four_is_positive(architecture: str) -> None:
     heads = build(architecture).roi_heads  # they sample 16 RoIs per image
-    found = torch.tensor([[0.0, 0, 100, 100]] * 40 + [[200.0, 200, 300, 300]] * 40)
+    candidates = torch.tensor([[0.0, 0, 100, 100]] * 40 + [[200.0, 200, 300, 300]] * 40)
     truth = objects(box(0, 0, 100, 100), [2])
     with EventStorage():
-        (sampled,) = heads.label_and_sample_proposals([proposals(Boxes(found))], [truth])
+        (sampled,) = heads.label_and_sample_proposals([proposals(Boxes(candidates))], [truth])
     assert sampled.gt_classes.sort().values.tolist() == [2] * 4 + [CLASSES] * 12
 
 
@@ -132,10 +136,10 @@ def test_one_roi_in_four_is_positive(architecture: str) -> None:
 
 def matched(boxes: Boxes, truth: Instances) -> Instances:
     """RoIs matched to one object each, as from label_and_sample_proposals."""
-    one = proposals(boxes)
+    instances = proposals(boxes)
     for name, value in truth.get_fields().items():
-        one.set(name, value)
-    return one
+        instances.set(name, value)
+    return instances
 
 
 def maps(channels: int) -> dict[str, torch.Tensor]:
@@ -221,11 +225,11 @@ def test_mask_loss_without_positives_is_zero() -> None:
 
 def keypoint_loss(logits: torch.Tensor, points: list[list[float]], roi: Boxes) -> float:
     heads = build("keypoint").roi_heads
-    one = matched(roi, objects(box(0, 0, 112, 112), [0]))
-    one.gt_keypoints = Keypoints(torch.tensor([points]))
+    instances = matched(roi, objects(box(0, 0, 112, 112), [0]))
+    instances.gt_keypoints = Keypoints(torch.tensor([points]))
     set_logits(heads.keypoint_head, logits)
     with EventStorage():
-        return heads._forward_keypoint(maps(8), [one])["loss_keypoint"].item()
+        return heads._forward_keypoint(maps(8), [instances])["loss_keypoint"].item()
 
 
 def test_a_keypoint_is_one_cell_of_56x56_under_a_softmax() -> None:
@@ -254,12 +258,14 @@ def test_the_100_best_detections_remain(architecture: str) -> None:
     predictor = build(architecture).eval().roi_heads.box_predictor
     # 150 boxes that do not touch, with increasing scores of class 0.
     grid = torch.cartesian_prod(torch.arange(15.0), torch.arange(10.0)) * 20
-    found = proposals(Boxes(torch.cat([grid, grid + 10], dim=1)))
+    candidates = proposals(Boxes(torch.cat([grid, grid + 10], dim=1)))
     scores = torch.zeros(150, CLASSES + 1)
     scores[:, 0] = torch.linspace(4, 8, 150)
-    (kept,), _ = predictor.inference((scores, torch.zeros(150, 4 * CLASSES)), [found])
+    (kept,), _ = predictor.inference((scores, torch.zeros(150, 4 * CLASSES)), [candidates])
     assert len(kept) == 100
-    torch.testing.assert_close(kept.pred_boxes.tensor, found.proposal_boxes.tensor[50:].flip(0))
+    torch.testing.assert_close(
+        kept.pred_boxes.tensor, candidates.proposal_boxes.tensor[50:].flip(0)
+    )
     # exp(8) against exp(0) for two other classes and the background.
     assert kept.scores[0].item() == pytest.approx(math.exp(8) / (math.exp(8) + 3), rel=1e-5)
 
@@ -270,8 +276,8 @@ def test_nms_is_per_class_with_an_iou_of_a_half() -> None:
     scores = torch.zeros(4, CLASSES + 1)
     for row, (kind, logit) in enumerate([(0, 9.0), (0, 8.0), (0, 7.0), (1, 6.0)]):
         scores[row, kind] = logit
-    found = proposals(Boxes(torch.tensor(corners)))
-    (kept,), _ = predictor.inference((scores, torch.zeros(4, 4 * CLASSES)), [found])
+    candidates = proposals(Boxes(torch.tensor(corners)))
+    (kept,), _ = predictor.inference((scores, torch.zeros(4, 4 * CLASSES)), [candidates])
     # The second has an IoU of 0.6 with the first, the third 0.4; the fourth has another class.
     assert kept.pred_boxes.tensor.tolist() == [corners[0], corners[2], corners[3]]
     assert kept.pred_classes.tolist() == [0, 0, 1]
@@ -281,11 +287,11 @@ def pasted(logits: torch.Tensor, kind: int) -> torch.Tensor:
     """The mask (400, 400) in the image of a detection (10, 20, 38, 48) of class ``kind``."""
     model = build("fpn", ROI_MASK_HEAD__POOLER_RESOLUTION=14).eval()
     set_logits(model.roi_heads.mask_head, logits)
-    one = Instances(SIZE)
-    one.pred_boxes, one.pred_classes = box(10, 20, 38, 48), torch.tensor([kind])
-    one.scores = torch.ones(1)
-    found = model.roi_heads.forward_with_given_boxes(maps(8), [one])
-    (result,) = model._postprocess(found, [{"height": SIZE[0], "width": SIZE[1]}], [SIZE])
+    instances = Instances(SIZE)
+    instances.pred_boxes, instances.pred_classes = box(10, 20, 38, 48), torch.tensor([kind])
+    instances.scores = torch.ones(1)
+    raw = model.roi_heads.forward_with_given_boxes(maps(8), [instances])
+    (result,) = model._postprocess(raw, [{"height": SIZE[0], "width": SIZE[1]}], [SIZE])
     return result["instances"].pred_masks[0]
 
 

@@ -47,13 +47,13 @@ def test_poolers_have_the_sizes_and_levels_of_detectron2s(architecture: str) -> 
     ours = build(architecture, **keys).roi_heads
     theirs = build(architecture, ours=False, **keys).roi_heads
     for name in POOLERS[architecture]:
-        found, expected = getattr(ours, name), getattr(theirs, name)
-        assert isinstance(found, FusedROIPooler)
+        actual, expected = getattr(ours, name), getattr(theirs, name)
+        assert isinstance(actual, FusedROIPooler)
         assert isinstance(expected, ROIPooler)
-        assert found.sampling_ratio == 2
-        assert found.scales == tuple(p.spatial_scale for p in expected.level_poolers)
+        assert actual.sampling_ratio == 2
+        assert actual.scales == tuple(p.spatial_scale for p in expected.level_poolers)
         for field in ("output_size", "min_level", "max_level", "canonical_box_size"):
-            assert getattr(found, field) == getattr(expected, field)
+            assert getattr(actual, field) == getattr(expected, field)
 
 
 def test_config_is_not_changed() -> None:

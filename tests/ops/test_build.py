@@ -144,15 +144,15 @@ def test_kernels_compile_without_register_spills(tmp_path, monkeypatch):
     # Four dtypes each, and the two kernels that plan a gradient.
     names = ("average_vectors", "average_elements", "spread_vectors", "spread_elements")
     names += ("max_elements", "spread_maxima")
-    found = {name: [r for r in reports if f"{len(name)}{name}" in r[0]] for name in names}
-    assert {name: len(kernels) for name, kernels in found.items()} == dict.fromkeys(names, 4)
+    by_name = {name: [r for r in reports if f"{len(name)}{name}" in r[0]] for name in names}
+    assert {name: len(kernels) for name, kernels in by_name.items()} == dict.fromkeys(names, 4)
     assert len(reports) == 4 * len(names) + 2
     for kernel, stack, stores, loads, registers in reports:
         print(kernel, "registers:", registers)
         assert (stack, stores, loads) == ("0", "0", "0"), kernel
     # Blocks of 256 threads share 65536 registers: kernels that wait for memory need at least three
     # blocks (two for fp64).
-    for kernel, *_, registers in found["average_vectors"] + found["spread_vectors"]:
+    for kernel, *_, registers in by_name["average_vectors"] + by_name["spread_vectors"]:
         assert int(registers) <= (128 if "vectorsId" in kernel else 80)
 
     # Memory is read and written 16 bytes at a time.

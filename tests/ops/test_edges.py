@@ -32,13 +32,13 @@ def test_map_without_cells_does_not_affect_other_levels():
     # By FPN's equation 1, boxes smaller than 56 pixels belong to the first level.
     full, empty = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 0, 4)
     small, large = [0.0, 1, 1, 5, 5], [0.0, 0, 0, 400, 400]
-    for first, second, found in ((full, empty, 1.0), (empty, full, 0.0)):
-        maps = [one.clone().requires_grad_() for one in (first, second)]
+    for first, second, expected in ((full, empty, 1.0), (empty, full, 0.0)):
+        maps = [m.clone().requires_grad_() for m in (first, second)]
         out = fpn_roi_align(maps, torch.tensor([small]), 1, [0.25, 0.125], 2, True)
-        assert out.item() == found
+        assert out.item() == expected
         out.sum().backward()
-        assert [one.grad.shape for one in maps] == [first.shape, second.shape]
-        assert sum(one.grad.sum() for one in maps) == pytest.approx(found)
+        assert [m.grad.shape for m in maps] == [first.shape, second.shape]
+        assert sum(m.grad.sum() for m in maps) == pytest.approx(expected)
     out = fpn_roi_align([full, empty], torch.tensor([small, large]), 1, [0.25, 0.125], 2, True)
     assert out.flatten().tolist() == [1.0, 0.0]
 

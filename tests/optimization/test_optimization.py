@@ -62,12 +62,12 @@ def images(*sizes: tuple[int, int]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def detect(model: nn.Module, inputs: list[dict[str, Any]] | None = None) -> list[Any]:
-    return [one["instances"] for one in model(inputs or images(*SIZES))]
+    return [output["instances"] for output in model(inputs or images(*SIZES))]
 
 
-def assert_same(found: list[Any], expected: list[Any]) -> None:
+def assert_same(actual: list[Any], expected: list[Any]) -> None:
     """The tolerance of fp32: 1e-4 in scores, 0.05 px in boxes and keypoints, the same masks."""
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         assert len(a) == len(b) > 0
         assert torch.equal(a.pred_classes, b.pred_classes)
         torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
@@ -161,7 +161,7 @@ def test_layers_agree_without_onednn_and_without_rois(model: nn.Module, fast: nn
     assert_same(detect(plain), detect(model))
     none = optimize(model)
     none.roi_heads.box_predictor.test_score_thresh = 1.0
-    assert [len(one) for one in detect(none)] == [0, 0]
+    assert [len(output) for output in detect(none)] == [0, 0]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -173,15 +173,15 @@ def test_non_finite_images_and_weights_have_the_models_detections(
     inputs += images(SIZES[0])
     expected, fast = detect(model, inputs), optimize(model, dtype)
     assert len(expected[0]) == 0 < len(expected[1])
-    found = detect(fast, inputs)
-    assert len(found[0]) == 0 < len(found[1])
+    actual = detect(fast, inputs)
+    assert len(actual[0]) == 0 < len(actual[1])
     if dtype == "fp32":
-        assert_same(found[1:], expected[1:])
+        assert_same(actual[1:], expected[1:])
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.backbone.bottom_up.stem.conv1.weight[0, 0, 0, 0] = value
     fast = optimize(broken, dtype)
-    assert [len(one) for one in detect(fast)] == [len(one) for one in detect(broken)]
+    assert [len(output) for output in detect(fast)] == [len(output) for output in detect(broken)]
     report = str(fast.optimization_report)
     assert "backbone.bottom_up.stem.conv1.weight with NaN or infinite values" in report
     assert "by oneDNN" not in report
@@ -206,7 +206,11 @@ def test_non_finite_norms_have_the_models_detections(
     if value == float("inf") and statistic != "weight":
         assert_same(detect(fast), expected)
     else:
-        assert [len(one) for one in detect(fast)] == [len(one) for one in expected] == [0, 0]
+        assert (
+            [len(output) for output in detect(fast)]
+            == [len(output) for output in expected]
+            == [0, 0]
+        )
     kept = "\n".join(fast.optimization_report.kept)
     assert ("backbone.bottom_up.res2.0.conv1" in kept) == (folded == "not")
 
@@ -232,13 +236,13 @@ def test_non_finite_and_empty_proposals_are_dropped_as_in_detectron2(
     deltas[0][0, 0, 1, 1], deltas[1][:, 4, 2, 2], deltas[2][:, 2, 3, 3] = float("inf"), 1e3, -1e3
     logits[0][0, 0, 1, 1] = logits[1][0, 1, 2, 2] = logits[2][0, 0, 3, 3] = 9.0
     sizes = type("Images", (), {"image_sizes": [(60, 64), (64, 50)]})
-    found = []
-    for one in (model, fast):
-        rpn = copy.deepcopy(one.proposal_generator)
+    actual = []
+    for output in (model, fast):
+        rpn = copy.deepcopy(output.proposal_generator)
         rpn.rpn_head = _Constant((logits, deltas))
         rpn.min_box_size = 2.0
-        found.append(rpn(sizes, features)[0])
-    for stock, ours in zip(*found, strict=True):
+        actual.append(rpn(sizes, features)[0])
+    for stock, ours in zip(*actual, strict=True):
         assert 0 < len(stock) == len(ours)
         assert torch.equal(ours.objectness_logits, stock.objectness_logits)
         assert torch.equal(ours.proposal_boxes.tensor, stock.proposal_boxes.tensor)
@@ -287,11 +291,11 @@ def test_scores_and_deltas_are_fp32_also_without_onednn(model: nn.Module) -> Non
     for layer in fast.modules():
         if isinstance(layer, layers.InferenceLayer):
             layer.fused = False
-    found: list[torch.dtype] = []
+    actual: list[torch.dtype] = []
     predictor = fast.roi_heads.box_predictor
-    predictor.register_forward_hook(lambda _, inputs, both: found.extend(x.dtype for x in both))
+    predictor.register_forward_hook(lambda _, inputs, both: actual.extend(x.dtype for x in both))
     detect(fast)
-    assert found == [torch.float32, torch.float32]
+    assert actual == [torch.float32, torch.float32]
     assert fast.roi_heads.box_head.fc1.weight.dtype == torch.bfloat16
 
 
@@ -316,7 +320,7 @@ def test_deformable_convolutions_run_in_fp32() -> None:
     keys = {"RESNETS__DEFORM_ON_PER_STAGE": [False, False, False, True]}
     model = lively(build("fpn", ours=False, **keys))
     assert_same(detect(optimize(model)), detect(model))
-    assert all(len(one) for one in detect(optimize(model, "bf16")))
+    assert all(len(output) for output in detect(optimize(model, "bf16")))
 
 
 def test_copies_and_pickles_detect_the_same(fast: nn.Module) -> None:
@@ -403,34 +407,34 @@ def test_report_has_the_memory_of_the_weights(model: nn.Module) -> None:
 
 
 def test_copy_can_be_used_like_the_model(model: nn.Module, fast: nn.Module) -> None:
-    batches = [[one] for one in images(*SIZES)]
+    batches = [[output] for output in images(*SIZES)]
     expected = [detect(model, batch)[0] for batch in batches]
     # As called by detectron2's loop and DefaultPredictor.
     assert_same([detect(fast, batch)[0] for batch in batches], expected)
     recorder = _Recorder()
     _, speed = run_inference(fast, batches, recorder, dataset_name="two images")
-    assert all(isinstance(one.pred_masks, PastedMasks) for one in recorder.found)
+    assert all(isinstance(output.pred_masks, PastedMasks) for output in recorder.actual)
     assert speed.postprocessing_ms is not None
-    for one in recorder.found:
-        one.pred_masks = one.pred_masks.to_tensor()
-    assert_same(recorder.found, expected)
+    for output in recorder.actual:
+        output.pred_masks = output.pred_masks.to_tensor()
+    assert_same(recorder.actual, expected)
     # Given boxes, as in test-time augmentation.
     given = [Instances(size) for size in SIZES]
-    for one in given:
-        one.pred_boxes = Boxes(torch.tensor([[4.0, 6.0, 30.0, 40.0]]))
-        one.pred_classes = torch.tensor([1])
+    for output in given:
+        output.pred_boxes = Boxes(torch.tensor([[4.0, 6.0, 30.0, 40.0]]))
+        output.pred_classes = torch.tensor([1])
     with torch.no_grad():
         a, b = (m.inference(images(*SIZES), copy.deepcopy(given)) for m in (fast, model))
-    for one, other in zip(a, b, strict=True):
-        assert torch.equal(one["instances"].pred_masks, other["instances"].pred_masks)
+    for output, other in zip(a, b, strict=True):
+        assert torch.equal(output["instances"].pred_masks, other["instances"].pred_masks)
 
 
 class _Recorder(DatasetEvaluator):
     def __init__(self) -> None:
-        self.found: list[Any] = []
+        self.actual: list[Any] = []
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        self.found += [one["instances"] for one in outputs]
+        self.actual += [output["instances"] for output in outputs]
 
 
 def test_first_block_of_a_stage_does_not_overwrite_its_input() -> None:

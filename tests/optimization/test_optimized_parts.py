@@ -89,7 +89,7 @@ def test_parts_that_cannot_be_compiled_run_uncompiled_and_are_named(
     assert "backbone: without torch.compile, which failed" in kept
     assert "rpn_head: without torch.compile" in kept and "no working C++ compiler" in kept
     # Uncompiled parts use oneDNN again.
-    layers = [one for one in fast.modules() if isinstance(one, InferenceLayer)]
+    layers = [item for item in fast.modules() if isinstance(item, InferenceLayer)]
     assert all(layer.fused for layer in layers)
     assert_same(detect(pickle.loads(pickle.dumps(fast))), detect(model))
     assert len(tries) == 2
@@ -227,9 +227,9 @@ def test_shape_is_captured_at_its_second_use_and_results_are_copies(
             assert len(fake.captures) == (0 if value == 0 else 2 if (value, width) != (1, 6) else 1)
     for maps, x in kept:
         assert_right(maps, x)
-    assert all(one["pool"] == "pool" for one in fake.captures)
-    assert len({id(one["stream"]) for one in fake.captures}) == 1
-    assert {one["capture_error_mode"] for one in fake.captures} == {"thread_local"}
+    assert all(item["pool"] == "pool" for item in fake.captures)
+    assert len({id(item["stream"]) for item in fake.captures}) == 1
+    assert {item["capture_error_mode"] for item in fake.captures} == {"thread_local"}
     # Each replay but the first waits for the previous one, on any stream.
     assert len(fake.waits) == 2 * 4 - 1
     with torch.enable_grad():
