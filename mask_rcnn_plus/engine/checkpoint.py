@@ -157,7 +157,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _choose(self) -> str:
         """The newest sound checkpoint of the run, chosen by the main process; "" for none."""
-        chosen, faults = None, []
+        chosen: Path | None = None
+        faults: list[str] = []
         if comm.is_main_process():
             chosen, faults = saving.choose(Path(self.save_dir))
             for fault in faults:

@@ -133,7 +133,7 @@ def candidates(folder: Path) -> list[Path]:
 
 def choose(folder: Path) -> tuple[Path | None, list[str]]:
     """The best sound checkpoint of a run, and the faults of the better candidates."""
-    faults = []
+    faults: list[str] = []
     for path in candidates(folder):
         if not (fault := damage(path)):
             return path, faults

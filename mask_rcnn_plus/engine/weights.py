@@ -145,7 +145,7 @@ def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -
     Args:
         path: the file.
         mapped: leave the tensors in the file until they are used.
-        also: further classes that the file may hold. Their attributes are restored without a call.
+        also: further classes that the file may hold; they must be safe with any attributes.
 
     Raises:
         UnsafePickleError: the file names another class or function.
@@ -282,6 +282,8 @@ class _Array(np.ndarray):
         return super().__new__(cls, 0)
 
     def __setstate__(self, state: Any) -> None:
+        if self.size:  # its memory would be freed, and a tensor may share it
+            raise BadFileError("the file restores an array twice")
         shape, dtype, fortran, data = state[-4:]
         super().__setstate__((1, shape, dtype.dtype, fortran, data))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from mask_rcnn_plus.engine import main
+from mask_rcnn_tools.check.before_run import check_data
 
 
 def run(argv: list[str], forbidden: str, seconds: int) -> tuple[int, str]:
@@ -39,7 +40,7 @@ def run(argv: list[str], forbidden: str, seconds: int) -> tuple[int, str]:
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
             code = 1
             try:
-                code = main(argv)
+                code = main(argv, check_data=check_data)
             finally:
                 sys.stderr.flush()
                 os._exit(code)

@@ -190,6 +190,13 @@ def test_a_hostile_pkl_is_refused(tmp_path: Path, content: bytes, expected: str)
     assert expected in refusal(path)
 
 
+def test_an_array_is_restored_only_once(tmp_path: Path) -> None:
+    path = tmp_path / "twice.pkl"
+    # Then again with the state that the pickle has stored as number 20.
+    path.write_bytes(pickle.dumps(np.ones(9), protocol=2)[:-1] + b"h\x14b.")
+    assert "restores an array twice" in refusal(path)
+
+
 class Flagged:
     """Pickled as a dtype whose flags say that it holds references to Python objects."""
 
