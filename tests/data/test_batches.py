@@ -108,12 +108,12 @@ def test_a_mapper_that_returns_none_gets_another_image() -> None:
 def test_a_dead_worker_is_an_error_only_when_the_next_batch_is_fetched() -> None:
     def deadly(record: dict[str, Any]) -> str:
         if record["file_name"] == doomed:
+            time.sleep(1)  # until the first batch has arrived
             os.kill(os.getpid(), signal.SIGKILL)
         return record["file_name"]
 
-    doomed = RECORDS[[index for _, index in itertools.islice(SampleOrder(9, seed=1).walk(), 9)][6]][
-        "file_name"
-    ]
+    order = [index for _, index in itertools.islice(SampleOrder(9, seed=1).walk(), 9)]
+    doomed = RECORDS[order[2]]["file_name"]  # in the second batch
     source = iter(batches(deadly, num_workers=1))
     assert len(next(source)) == 2
     # The worker dies while it prefetches; this process can finish what it does meanwhile.
