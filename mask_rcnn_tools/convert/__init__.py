@@ -1,14 +1,14 @@
-"""Labels of other tools into COCO json, in the layout of a data set by folder."""
+"""Converts the labels of other tools into COCO json, as a data set folder."""
 
 from mask_rcnn_tools.convert import labelme, masks, via, voc, yolo
-from mask_rcnn_tools.convert.found import Found, Picture, Thing
+from mask_rcnn_tools.convert.labels import LabelledImage, LabelledObject, Labels
 from mask_rcnn_tools.convert.writing import Plan, write_coco
 
 __all__ = [
-    "Found",
-    "Picture",
+    "LabelledImage",
+    "LabelledObject",
+    "Labels",
     "Plan",
-    "Thing",
     "labelme",
     "masks",
     "via",

@@ -1,101 +1,106 @@
-"""Converts labels of other tools into a data set by folder, COCO json and images, and checks it."""
+"""Converts the labels of other tools into a data set folder with COCO json, and checks it."""
 
 import argparse
 import re
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mask_rcnn_plus.data import dataset_root
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_tools.arguments import Parser
 from mask_rcnn_tools.check import ERROR, check_coco, note_leaks
-from mask_rcnn_tools.convert import Found, Plan, labelme, masks, via, voc, write_coco, yolo
+from mask_rcnn_tools.convert import labelme, masks, via, voc, yolo
+from mask_rcnn_tools.convert.labels import Labels
+from mask_rcnn_tools.convert.writing import Plan, write_coco
 
 PROGRAM = "mask-rcnn-plus convert"
 
-# Format -> its reader, which options it takes besides those of all, what SOURCE is, an example.
-FORMATS: dict[str, tuple[Callable[..., Found], tuple[str, ...], str, str]] = {
-    "labelme": (
+
+class Format(NamedTuple):
+    """A label format.
+
+    Attributes:
+        read: reads SOURCE; the options are its keyword arguments.
+        options: of this format, besides those of all formats.
+        title: completes "Converts ...".
+        source: describes SOURCE.
+        example: the arguments of an example.
+    """
+
+    read: Callable[..., Labels]
+    options: tuple[str, ...]
+    title: str
+    source: str
+    example: str
+
+
+FORMATS = {
+    "labelme": Format(
         labelme.read,
         ("images",),
-        "the folder of labelme's json files (folders within included), or one of them",
+        "labelme's json files",
+        "a folder of labelme's json files (also in subfolders), or one json file",
         "labelme photos --output datasets/pets",
     ),
-    "via": (
+    "via": Format(
         via.read,
         ("images", "class_attribute", "class_name"),
-        "VIA 2's project, or its annotations exported as json or csv, or a folder of such files",
+        "labels of the VGG Image Annotator (VIA) 2",
+        "a project of VIA 2, annotations exported as JSON or CSV, or a folder of such files",
         "via project.json --images photos --class-attribute species --output datasets/pets",
     ),
-    "voc": (
+    "voc": Format(
         voc.read,
         ("classes",),
-        "a folder with JPEGImages, SegmentationObject and SegmentationClass (and ImageSets)",
+        "instance masks in Pascal VOC's layout",
+        "a folder with JPEGImages, SegmentationObject, SegmentationClass (and ImageSets)",
         "voc VOCdevkit/VOC2012 --output datasets/voc",
     ),
-    "yolo": (
+    "yolo": Format(
         yolo.read,
         ("classes",),
-        "the folder of data.yaml, images/ and labels/ with polygons, or the yaml; without one, "
-        "images/train and images/val (or train/images and valid/images) are the splits",
+        "YOLO's segmentation labels",
+        "the folder with data.yaml, images/ and labels/ (polygons), or the yaml file. Without a "
+        "yaml, images/train and images/val (or train/images and valid/images) are the splits",
         "yolo pets-seg --output datasets/pets",
     ),
-    "masks": (
+    "masks": Format(
         masks.read,
         ("class_name",),
-        "a folder of images/NAME.jpg and masks/NAME/*.png or masks/NAME_*.png, an object a file; "
-        "or of NAME/images/*.png and NAME/masks/*.png; masks/NAME/CLASS/*.png, "
-        "masks/CLASS/NAME_*.png and NAME/masks/CLASS/*.png name a class",
+        "folders of binary masks",
+        "a folder with images/NAME.jpg and masks/NAME/*.png or masks/NAME_*.png (one file per "
+        "object), or with NAME/images/*.png and NAME/masks/*.png. A folder CLASS names the class: "
+        "masks/NAME/CLASS/*.png, masks/CLASS/NAME_*.png or NAME/masks/CLASS/*.png",
         "masks nuclei --class-name nucleus --output datasets/nuclei",
     ),
-}
-
-TITLES = {
-    "labelme": "labelme's json files",
-    "via": "labels of the VGG Image Annotator (VIA)",
-    "voc": "instance masks in Pascal VOC's layout",
-    "yolo": "YOLO's segmentation labels",
-    "masks": "folders of binary masks",
 }
 
 _EPILOG = """\
 example:
   {program} {example}
 
-Polygons stay polygons (clipped to the image); pixel masks become run lengths, which say exactly the
-same; circles and ellipses become polygons within 0.02 pixels of them. Images stay as they are, with
-their EXIF orientation, by which they are turned when they are read, as the tool turned them.
+Masks: polygons stay polygons, clipped to the image. Pixel masks become run lengths (RLE) of exactly
+the same pixels. Circles and ellipses become polygons with a deviation below 0.02 pixels.
+Images: the files stay unchanged. The EXIF orientation is respected, as in the labelling tools.
+Splits: the split of an image depends only on its file name and --seed, so that it stays the same
+when you add images. With few images, train gets at least one image with objects, and val too if
+there are two.
+Class ids: in alphabetical order, in the order of the source, or in that of --classes.
+Files outside SOURCE and --images are never read, whatever the labels say.
 
-The split follows from each file name and the seed alone: images that are added later move none; of
-few images, one with objects goes to train and, of two, one to val.
-Class ids follow the names' order in the alphabet, the source's own or that of --classes.
-No file outside SOURCE and --images is read, whatever the labels name.
-
-exit code: 0 when all was converted and the data check finds no error; 1 when something was skipped,
-which is named, or the check finds an error; 2 when nothing could be converted
+exit code: 0 if everything was converted and the data check finds no error; 1 if something was
+skipped (it is listed) or the check finds an error; 2 if nothing could be converted
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Converts, checks the result, and prints what was found.
-
-    Args:
-        argv: the format and the arguments; see ``--help``.
-
-    Returns:
-        the exit code: 0, or 1 if something was skipped or the data check finds an error.
-
-    Raises:
-        UserError: an argument does not fit, or nothing can be converted.
-    """
+    """Converts labels, checks the new data set, and prints the results."""
     arguments = _parse(argv)
-    reader, takes, *_ = FORMATS[arguments.format]
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in takes}
-    if arguments.format == "masks":
-        options["class_name"] = options["class_name"] or "object"
-    found = reader(arguments.source, **options)
+    label_format = FORMATS[arguments.format]
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in label_format.options}
+    labels = label_format.read(arguments.source, **options)
     plan = Plan(
         arguments.output,
         arguments.format,
@@ -106,41 +111,40 @@ def main(argv: Sequence[str]) -> int:
         link=arguments.link,
         overwrite=arguments.overwrite,
     )
-    jsons = write_coco(found, plan)
+    jsons = write_coco(labels, plan)
     name = arguments.output.resolve().name
-    reports = [
+    results = [
         check_coco(path, arguments.output / "images", name=f"{name}_{path.stem}", images="decode")
         for path in jsons
     ]
-    note_leaks(reports)
-    for line in found.lines():
-        print(line)
-    if found.lines():
-        print()
-    print("\n\n".join(report.text() for report in reports))
-    usable = [path.stem for path, r in zip(jsons, reports, strict=True) if r.annotations]
-    print(f"\n{_next(arguments.output, usable, arguments.split)}")
-    return int(bool(found.skipped) or any(report.kinds(ERROR) for report in reports))
+    note_leaks(results)
+    if lines := labels.lines():
+        print("\n".join(lines), end="\n\n")
+    print("\n\n".join(result.text() for result in results))
+    usable = [path.stem for path, result in zip(jsons, results, strict=True) if result.annotations]
+    print(f"\n{_next_step(arguments.output, usable, arguments.split)}")
+    return int(bool(labels.skipped) or any(result.kinds(ERROR) for result in results))
 
 
-def _next(output: Path, splits: list[str], chosen: str | None) -> str:
-    """How to train on it.
+def _next_step(output: Path, splits: list[str], chosen: str | None) -> str:
+    """The command that trains on the new data set.
 
     Args:
         output: its folder.
         splits: those with objects.
-        chosen: --split.
+        chosen: the value of --split.
     """
-    name = output.resolve().name
-    where = ""
-    if output.resolve().parent != dataset_root().resolve():
-        where = f"DETECTRON2_DATASETS={shlex.quote(str(output.resolve().parent))} "
+    output = output.resolve()
+    name = output.name
+    environment = ""
+    if output.parent != dataset_root().resolve():
+        environment = f"DETECTRON2_DATASETS={shlex.quote(str(output.parent))} "
     train = next((split for split in ("train", chosen) if split in splits), None)
     if train is None:
-        return f"written: {output}, with nothing to train on"
+        return f"written: {output}; it has no objects to train on"
     test = f"('{name}_val',)" if train == "train" and "val" in splits else "()"
     return (
-        f"written: {output}; train on it with\n  {where}train_net.py --config-file "
+        f"written: {output}; to train on it:\n  {environment}train_net.py --config-file "
         f'configs/small_data.yaml DATASETS.TRAIN "(\'{name}_{train}\',)" DATASETS.TEST "{test}"'
     )
 
@@ -149,73 +153,78 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog=PROGRAM,
         description=__doc__,
-        epilog=f"{PROGRAM} FORMAT --help says more. For weights there is convert-torchvision.\n\n"
-        + _EPILOG.format(program=PROGRAM, example=FORMATS["labelme"][3]),
+        epilog=f"{PROGRAM} FORMAT --help explains the options of a format. To convert weights, use "
+        "mask-rcnn-plus convert-torchvision.\n\n"
+        + _EPILOG.format(program=PROGRAM, example=FORMATS["labelme"].example),
     )
     parser.add_argument("format", metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="SOURCE --output FOLDER ...")
-    chosen = parser.parse_args(argv[:1])
-    if chosen.format not in FORMATS:
-        hint = did_you_mean(chosen.format, FORMATS) or f"; there are {', '.join(FORMATS)}"
-        raise UserError(f"{PROGRAM} does not know the format '{chosen.format}'{hint}")
-    arguments = _format_parser(chosen.format).parse_args(argv[1:])
-    arguments.format = chosen.format
+    name = parser.parse_args(argv[:1]).format
+    if name not in FORMATS:
+        hint = did_you_mean(name, FORMATS) or f"; the formats are {', '.join(FORMATS)}"
+        raise UserError(f"{PROGRAM}: unknown format '{name}'{hint}")
+    arguments = _format_parser(name).parse_args(argv[1:])
+    arguments.format = name
     _check(arguments)
     return arguments
 
 
 def _format_parser(name: str) -> Parser:
-    _, takes, what, example = FORMATS[name]
+    label_format = FORMATS[name]
     parser = Parser(
         prog=f"{PROGRAM} {name}",
-        description=f"Makes {TITLES[name]} a data set by folder, and checks it.",
-        epilog=_EPILOG.format(program=PROGRAM, example=example),
+        description=f"Converts {label_format.title} into a data set folder, and checks it.",
+        epilog=_EPILOG.format(program=PROGRAM, example=label_format.example),
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=what)
+    parser.add_argument("source", type=Path, metavar="SOURCE", help=label_format.source)
     parser.add_argument(
         "--output",
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="datasets/NAME: gets images/, train.json and val.json, the data sets NAME_train, ...",
+        help="datasets/NAME; images/, train.json and val.json are written into it, as the data "
+        "sets NAME_train and NAME_val",
     )
-    if "images" in takes:
+    if "images" in label_format.options:
         parser.add_argument(
-            "--images", type=Path, metavar="FOLDER", help="where the images lie, if not in SOURCE"
+            "--images", type=Path, metavar="FOLDER", help="the folder of the images, if not SOURCE"
         )
-    if "class_attribute" in takes:
+    if "class_attribute" in label_format.options:
         parser.add_argument(
             "--class-attribute", metavar="NAME", help="the region attribute that names the class"
         )
-    if "class_name" in takes:
-        default = ", where no folder names one (default: object)" if name == "masks" else ""
+    if "class_name" in label_format.options:
+        is_default = name == "masks"
         parser.add_argument(
-            "--class-name", metavar="NAME", help=f"the class of all objects{default}"
+            "--class-name",
+            metavar="NAME",
+            default="object" if is_default else None,
+            help="the class of masks that are not in a folder CLASS (default: object)"
+            if is_default
+            else "the class of all objects",
         )
     parser.add_argument(
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="the names of the source's indices in their order"
-        if "classes" in takes
-        else "the classes in the order of their ids; objects of others are left out",
+        help="the class names, in the order of the source's class indices"
+        if "classes" in label_format.options
+        else "the class names, in the order of their ids; objects of other classes are left out",
     )
     parser.add_argument(
         "--val",
         type=_fraction,
-        metavar="PART",
-        help="the part of the images for val.json (default: the source's own splits, else 0.2)",
+        metavar="FRACTION",
+        help="the fraction of the images for val.json (default: the splits of the source, or 0.2)",
     )
-    parser.add_argument("--split", metavar="NAME", help="instead, put all images into NAME.json")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
+    parser.add_argument("--split", metavar="NAME", help="put all images into NAME.json instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the random split (default: 0)")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--copy", action="store_true", help="copy the images (the default)")
+    how.add_argument("--copy", action="store_true", help="copy the images (default)")
     how.add_argument(
-        "--link",
-        action="store_true",
-        help="make hard links, which take no space: the same files under a second name",
+        "--link", action="store_true", help="make hard links to the images, which need no space"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files of FOLDER")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files in FOLDER")
     return parser
 
 
@@ -225,33 +234,32 @@ def _fraction(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to below 1, not '{text}'")
+        raise argparse.ArgumentTypeError(f"expected at least 0 and below 1, got '{text}'")
     return value
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Refuses what cannot be done before anything is read."""
+    """Refuses invalid arguments before any file is read."""
     source, output = arguments.source, arguments.output
     if not source.exists():
-        raise UserError(f"there is no file or folder '{source}'")
+        raise UserError(f"SOURCE: there is no file or folder '{source}'")
     if arguments.format in ("voc", "masks") and not source.is_dir():
-        raise UserError(f"'{source}' is no folder")
+        raise UserError(f"SOURCE: '{source}' is not a folder")
     if getattr(arguments, "images", None) is not None and not arguments.images.is_dir():
-        raise UserError(f"there is no folder '{arguments.images}' (--images)")
+        raise UserError(f"--images: there is no folder '{arguments.images}'")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")
     top = source if source.is_dir() else source.parent
     if output.resolve().is_relative_to(top.resolve()) and (
         source.is_dir() or output.resolve() == top.resolve()
     ):
-        raise UserError(f"--output {output} lies in SOURCE; name a folder elsewhere")
+        raise UserError(f"--output {output} is inside SOURCE; name another folder")
     if arguments.split is not None:
         if arguments.val is not None:
             raise UserError("--val and --split exclude each other")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", arguments.split):
-            raise UserError(f"--split '{arguments.split}' is no name: letters, digits, _ and -")
+            raise UserError(f"--split: use letters, digits, _ and -, got '{arguments.split}'")
         if arguments.split == "images":
-            raise UserError("--split images: the images lie in the folder of that name")
-    both = getattr(arguments, "class_attribute", None) and getattr(arguments, "class_name", None)
-    if both:
+            raise UserError("--split images: this is the name of the image folder; use another")
+    if getattr(arguments, "class_attribute", None) and getattr(arguments, "class_name", None):
         raise UserError("--class-attribute and --class-name exclude each other")

@@ -1,4 +1,4 @@
-"""Shapes that tools draw, as polygons; polygons and masks as COCO annotations."""
+"""Turns the shapes of labelling tools into polygons, and objects into COCO annotations."""
 
 import math
 from typing import Any
@@ -8,61 +8,63 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, segmentation_fault
-from mask_rcnn_tools.check.polygons import MIN_AREA
-from mask_rcnn_tools.convert.found import Thing
+from mask_rcnn_tools.check.masks import MIN_AREA
+from mask_rcnn_tools.convert.labels import LabelledObject
 
-_ROUNDNESS = 0.02  # pixels that a circle's polygon may lie inside it
+_MAX_DEVIATION = 0.02  # pixels between an ellipse and its polygon, at most
 
 
-class Unfit(Exception):
-    """Why something is no shape: the end of a sentence."""
+class InvalidShape(Exception):
+    """A shape that cannot be converted. The message is the end of a sentence."""
 
 
 def to_number(value: Any) -> float:
-    """A coordinate.
+    """A coordinate as a float.
 
     Raises:
-        Unfit: it is none, or so large that it cannot be meant.
+        InvalidShape: it is not a number (also not a bool or a text), or extremely large.
     """
-    # A bool is no number, and text is none that a tool writes for one.
     if type(value) not in (int, float) or not abs(value) <= MAX_COORDINATE:
-        raise Unfit(f"has the coordinate {value!r:.40}")
+        raise InvalidShape(f"has the coordinate {value!r:.40}")
     return float(value)
 
 
 def polygon(points: Any) -> list[float]:
-    """Corners [[x, y], ...] in a row.
+    """The coordinates [x0, y0, x1, y1, ...] of corners [[x, y], ...].
 
     Raises:
-        Unfit: fewer than three, or no numbers.
+        InvalidShape: there are fewer than three corners, or a coordinate is not a number.
     """
     if not isinstance(points, list) or any(
         not isinstance(point, (list, tuple)) or len(point) != 2 for point in points
     ):
-        raise Unfit("has no list of corners [x, y]")
+        raise InvalidShape("has no list of corners [x, y]")
     if len(points) < 3:
-        raise Unfit(f"has {len(points)} corner{'s' * (len(points) != 1)}")
+        raise InvalidShape(f"has {len(points)} corner{'s' * (len(points) != 1)}")
     return [to_number(value) for point in points for value in point]
 
 
 def rectangle(x0: Any, y0: Any, x1: Any, y1: Any) -> list[float]:
-    """Between two opposite corners, in any order."""
+    """The polygon of a rectangle between two opposite corners, in any order."""
     x0, y0, x1, y1 = map(to_number, (x0, y0, x1, y1))
     return [x0, y0, x1, y0, x1, y1, x0, y1]
 
 
 def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, theta: Any = 0.0) -> list[float]:
-    """An ellipse with half axes rx and ry, whose polygon leaves it by less than 0.02 pixels.
+    """The polygon of an ellipse, which deviates from it by less than 0.02 pixels.
 
-    The first axis is turned by theta (radians, clockwise on screen).
+    Args:
+        cx, cy: the centre.
+        rx, ry: the half axes.
+        theta: rotation of the first axis, in radians, clockwise on the screen.
 
     Raises:
-        Unfit: a number is none, or a half axis is not above zero.
+        InvalidShape: a value is not a number, or a half axis is not above 0.
     """
     cx, cy, rx, ry, theta = map(to_number, (cx, cy, rx, ry, theta))
     if min(rx, ry) <= 0:
-        raise Unfit(f"has the radius {min(rx, ry):g}")
-    corners = math.ceil(math.pi / math.acos(1 - min(_ROUNDNESS / max(rx, ry), 0.5)))
+        raise InvalidShape(f"has the radius {min(rx, ry):g}")
+    corners = math.ceil(math.pi / math.acos(1 - min(_MAX_DEVIATION / max(rx, ry), 0.5)))
     angles = np.arange(max(corners, 8)) * (2 * math.pi / max(corners, 8))
     along, across = rx * np.cos(angles), ry * np.sin(angles)
     x = cx + along * math.cos(theta) - across * math.sin(theta)
@@ -71,13 +73,13 @@ def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, theta: Any = 0.0) -> list[float]
 
 
 def clip(corners: list[float], width: int, height: int) -> list[float]:
-    """The part of a polygon within its image; unchanged where it is all within.
+    """The part of a polygon inside the image; the same polygon if it is completely inside.
 
-    Edge by edge (Sutherland and Hodgman, 1974): what falls apart stays one polygon, joined by
-    edges along the border, which enclose nothing.
+    The algorithm of Sutherland and Hodgman (1974). If the clipping splits the polygon, the result
+    is still one polygon: edges along the border, which enclose no area, connect its parts.
 
     Returns:
-        [] where nothing is left.
+        [] if no part is inside.
     """
     points = list(zip(corners[0::2], corners[1::2], strict=True))
     for axis, limit, sign in (
@@ -103,45 +105,45 @@ def clip(corners: list[float], width: int, height: int) -> list[float]:
 
 
 def _area(corners: list[float]) -> float:
-    """Of a polygon whose edges do not cross; a loop the other way round counts against it."""
+    """The area of a polygon. Loops in opposite directions cancel each other."""
     x, y = np.array(corners[0::2]), np.array(corners[1::2])
     x, y = x - x[0], y - y[0]
     return float(abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))) / 2
 
 
 def to_rle(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO's run lengths of a mask (H, W), ready for json."""
+    """COCO's run lengths of a mask (H, W), for JSON."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": list(mask.shape), "counts": rle["counts"].decode()}
 
 
-def to_annotation(thing: Thing, height: int, width: int) -> dict[str, Any]:
-    """COCO's segmentation, bbox and area of an object.
+def to_annotation(labelled: LabelledObject, height: int, width: int) -> dict[str, Any]:
+    """COCO's segmentation, bbox, area and iscrowd of an object.
 
-    Polygons stay polygons, clipped to the image, with the box around their corners; with a mask,
-    whose run lengths say exactly what it says, all become one mask, and so does a polygon whose
-    loops cancel each other. The area is that of the pixels that pycocotools gives the object.
+    Polygons stay polygons, clipped to the image, with the box of their corners. An object with an
+    RLE becomes one RLE, and so does a polygon whose loops cancel each other. The area is the number
+    of pixels that pycocotools assigns to the object.
 
     Raises:
-        Unfit: nothing is left of it.
+        InvalidShape: the object covers no pixel of the image.
     """
-    polygons = [part for p in thing.polygons if (part := clip(p, width, height))]
+    polygons = [part for p in labelled.polygons if (part := clip(p, width, height))]
     if fault := segmentation_fault(polygons, [height, width]):
-        raise Unfit(fault)
+        raise InvalidShape(fault)
     solid = [p for p in polygons if _area(p) > MIN_AREA]
     parts = [*coco_mask.frPyObjects(polygons, height, width)] if polygons else []
-    if thing.rle is not None:
-        parts.append({**thing.rle, "counts": thing.rle["counts"].encode()})
+    if labelled.rle is not None:
+        parts.append({**labelled.rle, "counts": labelled.rle["counts"].encode()})
     merged = coco_mask.merge(parts) if parts else None
     area = int(coco_mask.area(merged)) if merged else 0
     if merged is None or area == 0:
-        raise Unfit("covers no pixel of its image")
-    # Lines enclose nothing. Loops that cancel each other, as an 8's, cover pixels all the same.
+        raise InvalidShape("covers no pixel of its image")
+    # Remove polygons without area, unless they cover pixels, like a figure eight.
     if len(solid) < len(polygons) and solid:
-        alone = coco_mask.merge(coco_mask.frPyObjects(solid, height, width))
-        polygons = solid if coco_mask.area(alone) == area else polygons
+        without_flat = coco_mask.merge(coco_mask.frPyObjects(solid, height, width))
+        polygons = solid if coco_mask.area(without_flat) == area else polygons
     segmentation: Any
-    if thing.rle is None and all(_area(p) > MIN_AREA for p in polygons):
+    if labelled.rle is None and all(_area(p) > MIN_AREA for p in polygons):
         segmentation = polygons
         xs, ys = ([v for p in polygons for v in p[axis::2]] for axis in (0, 1))
         box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]

@@ -1,6 +1,6 @@
-"""VGG Image Annotator (VIA) 2: a project, or annotations exported as json or csv.
+"""Reads the VGG Image Annotator (VIA) 2: a project, or annotations exported as JSON or CSV.
 
-Regions are in pixels of the image as the browser shows it: upright, in every browser since 2020.
+Coordinates are those of the image as a browser shows it; all browsers since 2020 show it upright.
 """
 
 import csv
@@ -11,25 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_tools.convert.files import (
-    Unreadable,
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
+from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.geometry import InvalidShape, ellipse, polygon, rectangle, to_number
+from mask_rcnn_tools.convert.labels import (
+    LabelledObject,
+    Labels,
     files_below,
     find_image,
     read_json,
-    to_picture,
 )
-from mask_rcnn_tools.convert.found import Found, Thing, with_bar
-from mask_rcnn_tools.convert.geometry import (
-    Unfit,
-    ellipse,
-    polygon,
-    rectangle,
-    to_number,
-)
+from mask_rcnn_tools.progress import progress_bar
 
 _WITHOUT_AREA = ("point", "polyline", "line")
 _COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
+# Type of a region -> the names of its numbers.
+_NUMBERS = {
+    "rect": ("x", "y", "width", "height"),
+    "circle": ("cx", "cy", "r"),
+    "ellipse": ("cx", "cy", "rx", "ry"),
+}
 
 
 def read(
@@ -39,69 +40,71 @@ def read(
     class_attribute: str | None = None,
     class_name: str | None = None,
     progress: bool = True,
-) -> Found:
-    """Reads a file of VIA, or all of them in a folder.
+) -> Labels:
+    """Reads a file of VIA, or all such files in a folder.
 
-    An image without regions is one without objects.
+    An image without regions is an image without objects.
 
     Args:
-        source: the .json or .csv, or the folder.
-        images: where the images lie, by default beside the file.
-        class_attribute: the region attribute that names the class; None takes the only one.
-        class_name: instead, the class of every region.
-        progress: shows a bar.
+        source: the .json or .csv file, or the folder.
+        images: the folder of the images, by default that of the file.
+        class_attribute: the region attribute that names the class; None if there is only one.
+        class_name: the class of all regions, instead.
+        progress: shows a progress bar.
 
     Raises:
-        UserError: the attribute is not there, or it is not said which one to take.
+        UserError: there is no such attribute, or several and none is chosen.
     """
-    found = Found()
+    labels = Labels()
     files = [source]
     if source.is_dir():
         files = [p for p in files_below(source) if p.suffix.lower() in (".json", ".csv")]
-    work: list[tuple[Path, dict[str, Any]]] = []
+    entries: list[tuple[Path, dict[str, Any]]] = []
     for path in files:
         try:
-            entries = _csv(path) if path.suffix.lower() == ".csv" else _json(path)
-        except Unreadable as error:
-            found.skip("files cannot be read", f"{path} {error}")
+            content = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
+        except UnreadableFile as error:
+            labels.skip("files cannot be read", f"{path} {error}")
             continue
-        work += [(path, entry) for entry in entries]
+        entries += [(path, entry) for entry in content]
     if class_name is None:
-        class_attribute = _choose(class_attribute, [entry for _, entry in work])
+        class_attribute = _choose_attribute(class_attribute, [entry for _, entry in entries])
     seen: set[Path] = set()
-    for path, entry in with_bar(work, "reading VIA", progress=progress):
+    for path, entry in progress_bar("reading VIA", "image", entries, enabled=progress):
         name = entry["filename"]
         roots = [path.parent] if images is None else [images]
-        place = find_image(name, roots, roots)
-        if place is None:
-            found.skip("images are not there", f"{path}: '{name}' (--images FOLDER says where)")
+        found = find_image(name, roots, roots)
+        if found is None:
+            what = "images are missing (--images FOLDER names their folder)"
+            labels.skip(what, f"{path}: '{name}'")
             continue
-        if place[0] in seen:
-            found.skip("images are labelled twice; the first counts", f"{path}: '{name}'")
+        if found[0] in seen:
+            labels.skip("images are labelled twice; the first labels count", f"{path}: '{name}'")
             continue
-        seen.add(place[0])
-        picture = to_picture(*place, found)
-        if picture is None:
+        seen.add(found[0])
+        image = labels.open_image(*found)
+        if image is None:
             continue
         for index, (shape, attributes) in enumerate(entry["regions"]):
             where = f"{path}: '{name}' regions[{index}]"
             kind = shape.get("name") if isinstance(shape, dict) else None
             if kind in _WITHOUT_AREA:
-                found.note(f"regions are a {kind}, which has no area: left out", where)
+                labels.note(f"regions of the type {kind} have no area and are left out", where)
                 continue
-            label = class_name or _label(attributes, class_attribute)
+            label = class_name or _class_of(attributes, class_attribute)
             if not label:
-                found.skip(f"regions have no single class in '{class_attribute}'", where)
+                labels.skip(f"regions have no class, or several, in '{class_attribute}'", where)
                 continue
             try:
-                picture.things.append(Thing(label, [_outline(kind, shape)]))
-            except Unfit as error:
-                found.skip("regions are no shape that can be read", f"{where} ({kind}) {error}")
-        found.pictures.append(picture)
-    return found
+                image.objects.append(LabelledObject(label, [_outline(kind, shape)]))
+            except InvalidShape as error:
+                labels.skip("regions are invalid", f"{where} ({kind}) {error}")
+        labels.images.append(image)
+    return labels
 
 
-def _json(path: Path) -> list[dict[str, Any]]:
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """The entries of a JSON file: filename, and regions as (shape, attributes)."""
     content = read_json(path)
     if isinstance(content, dict) and "_via_img_metadata" in content:  # a project
         content = content["_via_img_metadata"]
@@ -110,35 +113,34 @@ def _json(path: Path) -> list[dict[str, Any]]:
         isinstance(e, dict) and isinstance(e.get("filename"), str) and "regions" in e
         for e in entries
     ):
-        raise Unreadable("is not VIA's: its entries have no 'filename' and 'regions'")
+        raise UnreadableFile("is not VIA's: its entries have no 'filename' and 'regions'")
     for entry in entries:
-        regions = entry["regions"] or []
-        # VIA 1 numbered them in an object.
-        regions = list(regions.values()) if isinstance(regions, dict) else regions
+        regions = entry["regions"]
+        if isinstance(regions, dict):  # VIA 1 wrote an object with numbers as keys
+            regions = list(regions.values())
         entry["regions"] = [
-            (r.get("shape_attributes"), r.get("region_attributes"))
-            if isinstance(r, dict)
+            (region.get("shape_attributes"), region.get("region_attributes"))
+            if isinstance(region, dict)
             else (None, None)
-            for r in (regions if isinstance(regions, list) else [])
+            for region in (regions if isinstance(regions, list) else [])
         ]
     return entries
 
 
-def _csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    """The entries of a CSV file, as ``_read_json`` returns them."""
     entries: dict[str, dict[str, Any]] = {}
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # polygons are long
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             for row in _rows(csv.reader(file)):
-                size = row.get("file_size", "")
-                entry = entries.setdefault(
-                    f"{row['filename']}{size}", {"filename": row["filename"], "regions": []}
-                )
-                shape, attributes = (json.loads(row[key] or "{}") for key in _COLUMNS[1:])
+                key = f"{row['filename']}{row.get('file_size', '')}"
+                entry = entries.setdefault(key, {"filename": row["filename"], "regions": []})
+                shape, attributes = (json.loads(row[column] or "{}") for column in _COLUMNS[1:])
                 if shape:
                     entry["regions"].append((shape, attributes))
     except (OSError, ValueError, csv.Error) as error:
-        raise Unreadable(f"is not VIA's csv: {' '.join(str(error).split())[:120]}") from error
+        raise UnreadableFile(f"is not VIA's CSV: {reason(error, 120)}") from error
     return list(entries.values())
 
 
@@ -151,12 +153,12 @@ def _rows(lines: Iterator[list[str]]) -> Iterator[dict[str, str]]:
                 raise ValueError(f"it has no column '{missing[0]}'")
         elif line:
             if len(line) != len(header):
-                raise ValueError(f"a row has {len(line)} fields, not {len(header)}")
+                raise ValueError(f"a row has {len(line)} fields, expected {len(header)}")
             yield dict(zip(header, line, strict=True))
 
 
-def _choose(wanted: str | None, entries: list[dict[str, Any]]) -> str:
-    """The attribute that names classes."""
+def _choose_attribute(wanted: str | None, entries: list[dict[str, Any]]) -> str:
+    """The region attribute that names the classes."""
     counts = Counter(
         name
         for entry in entries
@@ -168,31 +170,32 @@ def _choose(wanted: str | None, entries: list[dict[str, Any]]) -> str:
         return next(iter(counts))
     if wanted in counts or not any(entry["regions"] for entry in entries):
         return wanted or ""
-    listed = ", ".join(f"'{name}' ({count} regions)" for name, count in counts.most_common(8))
     if not counts:
-        raise UserError("no region has an attribute: name the class of all with --class-name NAME")
+        raise UserError("no region has an attribute; name the class with --class-name NAME")
+    names = ", ".join(f"'{name}' ({count} regions)" for name, count in counts.most_common(8))
     if wanted is None:
-        raise UserError(f"say with --class-attribute which of these names the class: {listed}")
-    hint = did_you_mean(wanted, counts) or f"; there are {listed}"
-    raise UserError(f"no region has the attribute '{wanted}' (--class-attribute){hint}")
+        raise UserError(f"choose the attribute of the class with --class-attribute: {names}")
+    hint = did_you_mean(wanted, counts) or f"; the attributes are {names}"
+    raise UserError(f"--class-attribute: no region has the attribute '{wanted}'{hint}")
 
 
-def _label(attributes: Any, name: str | None) -> str:
-    """The class of a region; "" where there is none, or more than one."""
+def _class_of(attributes: Any, name: str | None) -> str:
+    """The class of a region; "" if it has none or several."""
     value = attributes.get(name) if isinstance(attributes, dict) else None
-    if isinstance(value, dict):  # of a checkbox: what is ticked
+    if isinstance(value, dict):  # checkboxes
         ticked = [key for key, on in value.items() if on]
         value = ticked[0] if len(ticked) == 1 else ""
     return str(value).strip() if isinstance(value, (str, int)) else ""
 
 
 def _outline(kind: Any, shape: Any) -> list[float]:
+    """The polygon of a region."""
     if not isinstance(shape, dict):
-        raise Unfit("has no shape_attributes")
+        raise InvalidShape("has no shape_attributes")
     if kind == "polygon":
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
-            raise Unfit("has not as many all_points_x as all_points_y")
+            raise InvalidShape("does not have as many all_points_x as all_points_y")
         return polygon([list(pair) for pair in zip(xs, ys, strict=True)])
     numbers = [shape.get(key) for key in _NUMBERS.get(str(kind), ())]
     if kind == "rect":
@@ -203,11 +206,4 @@ def _outline(kind: Any, shape: Any) -> list[float]:
     if kind == "ellipse":
         cx, cy, rx, ry = numbers
         return ellipse(cx, cy, rx, ry, shape.get("theta", 0.0))
-    raise Unfit("is of a kind that is not known")
-
-
-_NUMBERS = {
-    "rect": ("x", "y", "width", "height"),
-    "circle": ("cx", "cy", "r"),
-    "ellipse": ("cx", "cy", "rx", "ry"),
-}
+    raise InvalidShape("has an unknown type")

@@ -1,9 +1,9 @@
-"""Pascal VOC's instance masks: a picture of objects and a picture of classes for each image.
+"""Reads Pascal VOC's instance masks: for each image, one picture of objects and one of classes.
 
-``JPEGImages/NAME.jpg``, ``SegmentationObject/NAME.png`` (0 background, 1, 2, ... objects, 255 void:
-borders that belong to nobody), ``SegmentationClass/NAME.png`` (0 background, 1, 2, ... classes, 255
-void), both with a palette, or as colours; ``ImageSets/Segmentation/SPLIT.txt`` (or
-``ImageSets/SPLIT.txt``), a name a line.
+``JPEGImages/NAME.jpg``; ``SegmentationObject/NAME.png`` (0 background, 1, 2, ... objects, 255 void,
+the borders that belong to no object); ``SegmentationClass/NAME.png`` (0 background, 1, 2, ...
+classes, 255 void); both with a palette or with colours; ``ImageSets/Segmentation/SPLIT.txt`` (or
+``ImageSets/SPLIT.txt``), one name per line.
 """
 
 import re
@@ -12,20 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.convert.files import (
+from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.geometry import to_rle
+from mask_rcnn_tools.convert.labels import (
     Array,
-    Unreadable,
+    LabelledImage,
+    LabelledObject,
+    Labels,
     files_below,
     images_below,
     read_pixels,
-    to_picture,
     upright,
 )
-from mask_rcnn_tools.convert.found import Found, Picture, Thing, with_bar
-from mask_rcnn_tools.convert.geometry import to_rle
+from mask_rcnn_tools.progress import progress_bar
 
-# Of VOC 2007 to 2012, in the order of their indices.
+# The classes of VOC 2007 to 2012, in the order of their indices.
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
@@ -36,110 +38,125 @@ _VOID_COLOUR = (224, 224, 192)
 _BACKGROUND = ("background", "_background_", "__ignore__")
 
 
-def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool = True) -> Found:
+def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool = True) -> Labels:
     """Reads a folder in VOC's layout.
 
-    The class of an object is that of most of its pixels. Images without masks are not part of the
-    data; with a ``SegmentationObject`` of background alone they have no objects. Where
+    The class of an object is that of most of its pixels. An image without a SegmentationObject is
+    left out; one whose SegmentationObject has only background is an image without objects. If
     ``ImageSets`` has train and val, they are the splits.
 
     Args:
-        source: the folder that has JPEGImages, SegmentationObject and SegmentationClass.
-        classes: the names of the indices 1, 2, ...; by default from ``labelmap.txt`` (CVAT),
-            ``class_names.txt`` (labelme) or ``labels.txt``, or VOC's in a folder named VOC20xx.
-        progress: shows a bar.
+        source: the folder with JPEGImages, SegmentationObject and SegmentationClass.
+        classes: names of the classes 1, 2, ...; by default from ``labelmap.txt`` (CVAT),
+            ``class_names.txt`` (labelme) or ``labels.txt``, or those of VOC if the folder is named
+            VOC20xx.
+        progress: shows a progress bar.
 
     Raises:
-        UserError: a folder is missing, or nothing names the classes.
+        UserError: a folder is missing, or there are no class names.
     """
     folders = [source / n for n in ("JPEGImages", "SegmentationObject", "SegmentationClass")]
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"'{source}' has no folder '{folder.name}', which VOC's layout has")
-    names, colours = _classes(source, classes)
-    found = Found(classes=list(names))
+            raise UserError(f"'{source}' has no folder '{folder.name}', which VOC's layout needs")
+    image_folder, object_folder, class_folder = folders
+    names, colours = _read_classes(source, classes)
+    labels = Labels(classes=list(names))
     images = {
-        path.relative_to(folders[0]).with_suffix(""): path for path in images_below(folders[0])
+        path.relative_to(image_folder).with_suffix(""): path for path in images_below(image_folder)
     }
     objects = {
-        p.relative_to(folders[1]).with_suffix(""): p for p in files_below(folders[1], ".png")
+        path.relative_to(object_folder).with_suffix(""): path
+        for path in files_below(object_folder, ".png")
     }
-    splits = _splits(source)
+    splits = _read_splits(source)
     for stem in sorted(objects.keys() - images.keys()):
-        found.skip("images are not there", f"{objects[stem]}: no {stem} in '{folders[0]}'")
+        labels.skip("images are missing", f"{objects[stem]}: no {stem} in '{image_folder}'")
     if without := len(images.keys() - objects.keys()):
-        found.note(
-            f"images have no SegmentationObject: left out ({without} of {len(images)})", folders[0]
+        labels.note(
+            f"images without SegmentationObject are left out ({without} of {len(images)})",
+            image_folder,
         )
     both = sorted(objects.keys() & images.keys())
-    for stem in with_bar(both, "reading VOC", progress=progress):
-        name = images[stem].relative_to(folders[0]).as_posix()
-        picture = to_picture(images[stem], name, found)
-        if picture is None:
+    for stem in progress_bar("reading VOC", "image", both, enabled=progress):
+        path = images[stem]
+        image = labels.open_image(path, path.relative_to(image_folder).as_posix())
+        if image is None:
             continue
-        picture.split = splits.get(stem.as_posix(), "")
+        image.split = splits.get(stem.as_posix(), "")
         try:
-            instances = upright(read_pixels(objects[stem]), picture)
-            kinds = upright(read_pixels((folders[2] / stem).with_suffix(".png")), picture)
-        except Unreadable as error:
-            found.skip("images whose masks cannot be read", f"{images[stem]}: its mask {error}")
+            instances = upright(read_pixels(objects[stem]), image)
+            kinds = upright(read_pixels((class_folder / stem).with_suffix(".png")), image)
+        except UnreadableFile as error:
+            labels.skip("images have unreadable masks", f"{path}: its mask {error}")
             continue
-        _add_things(picture, _to_indices(instances), _to_indices(kinds), names, colours, found)
-        found.pictures.append(picture)
-    return found
+        _add_objects(image, _to_indices(instances), _to_indices(kinds), names, colours, labels)
+        labels.images.append(image)
+    return labels
 
 
-def _add_things(
-    picture: Picture,
+def _add_objects(
+    image: LabelledImage,
     instances: Array,
     kinds: Array,
     names: Sequence[str],
     colours: dict[int, int],
-    found: Found,
+    labels: Labels,
 ) -> None:
-    void = {_VOID, _packed(_VOID_COLOUR)} if colours_used(instances) else {_VOID}
-    background = {0, *(colour for colour, index in colours.items() if index == 0)}
+    """Adds the objects of an image.
+
+    Args:
+        image: gets the objects.
+        instances, kinds: (H, W) from ``_to_indices``, of the picture of objects and of classes.
+        names: of the classes 1, 2, ...
+        colours: the class of each packed colour.
+        labels: counts what is left out.
+    """
+    ignored = {0, _VOID, *(colour for colour, index in colours.items() if index == 0)}
+    if _has_colours(instances):
+        ignored.add(_pack(_VOID_COLOUR))
     for number in np.unique(instances).tolist():
-        if number in background or number in void:
+        if number in ignored:
             continue
         mask = instances == number
         values, counts = np.unique(kinds[mask], return_counts=True)
-        indices = [colours.get(v, -1) if colours_used(kinds) else v for v in values.tolist()]
+        indices = [colours.get(v, -1) if _has_colours(kinds) else v for v in values.tolist()]
         votes = [
-            (int(count), index)
+            (int(count), -index)
             for index, count in zip(indices, counts, strict=True)
             if 0 < index <= len(names) and index != _VOID
         ]
-        where = f"{picture.path}: object {number}"
+        where = f"{image.path}: object {number}"
         if not votes:
-            found.skip("objects have no class that has a name", f"{where} (class {indices})")
+            labels.skip("objects have no class with a name", f"{where} (class {indices})")
             continue
         if len(votes) > 1:
-            found.note("objects have pixels of several classes; the most frequent counts", where)
-        label = names[max(votes, key=lambda vote: (vote[0], -vote[1]))[1] - 1]
-        picture.things.append(Thing(label, rle=to_rle(mask)))
+            labels.note("objects have pixels of several classes; the most frequent counts", where)
+        _, index = max(votes)
+        image.objects.append(LabelledObject(names[-index - 1], rle=to_rle(mask)))
 
 
-def colours_used(labels: Array) -> bool:
-    """Whether ``_to_indices`` has packed colours."""
-    return bool((labels > 65535).any())
-
-
-def _to_indices(labels: Array) -> Array:
-    """(H, W): a palette's index as it is, a colour as one number beyond 65535."""
-    if labels.ndim == 2:
-        return labels
-    packed = labels[..., 0] * 65536 + labels[..., 1] * 256 + labels[..., 2]
+def _to_indices(pixels: Array) -> Array:
+    """(H, W): indices of a palette unchanged; colours packed into numbers above 65535."""
+    if pixels.ndim == 2:
+        return pixels
+    packed = pixels[..., 0] * 65536 + pixels[..., 1] * 256 + pixels[..., 2]
     return np.where(packed > 0, packed + 2**24, 0)
 
 
-def _packed(colour: Sequence[int]) -> int:
+def _has_colours(indices: Array) -> bool:
+    """Whether ``_to_indices`` has packed colours."""
+    return bool((indices > 65535).any())
+
+
+def _pack(colour: Sequence[int]) -> int:
+    """A colour as in ``_to_indices``."""
     red, green, blue = colour
     return red * 65536 + green * 256 + blue + 2**24 if any(colour) else 0
 
 
 def _colour(index: int) -> tuple[int, int, int]:
-    """VOC's palette: the bits of the index, three at a time, from the top of each channel."""
+    """A colour of VOC's palette: three bits of the index at a time, from the channels' top bit."""
     channels = [0, 0, 0]
     for place in range(8):
         for channel in range(3):
@@ -147,42 +164,41 @@ def _colour(index: int) -> tuple[int, int, int]:
     return channels[0], channels[1], channels[2]
 
 
-def _classes(source: Path, wanted: Sequence[str] | None) -> tuple[list[str], dict[int, int]]:
-    """The names of the indices 1, 2, ..., and the index of each colour."""
+def _read_classes(source: Path, wanted: Sequence[str] | None) -> tuple[list[str], dict[int, int]]:
+    """The names of the classes 1, 2, ..., and the class of each packed colour."""
     if (path := source / "labelmap.txt").is_file():  # NAME:RED,GREEN,BLUE:PARTS:ACTIONS
         names, colours = [], {0: 0}
         for line in _lines(path):
             name, colour, *_ = [*line.split(":"), ""]
-            if name in _BACKGROUND:
-                colours[_packed(_rgb(colour, path))] = 0
-                continue
-            names.append(name)
-            if colour:
-                colours[_packed(_rgb(colour, path))] = len(names)
+            is_background = name in _BACKGROUND
+            if not is_background:
+                names.append(name)
+            if is_background or colour:
+                colours[_pack(_parse_colour(colour, path))] = 0 if is_background else len(names)
         return list(wanted or names), colours
-    colours = {_packed(_colour(index)): index for index in range(256)}
+    colours = {_pack(_colour(index)): index for index in range(256)}
+    if wanted:
+        return list(wanted), colours
     for path in (source / "class_names.txt", source / "labels.txt"):
-        if wanted is None and path.is_file():
+        if path.is_file():
             return [name for name in _lines(path) if name not in _BACKGROUND], colours
-    if wanted is None and re.fullmatch(r"VOC20\d\d", source.resolve().name):
+    if re.fullmatch(r"VOC20\d\d", source.resolve().name):
         return list(CLASSES), colours
-    if not wanted:
-        raise UserError(
-            f"'{source}' does not say what its classes are called: give --classes NAME ... in the "
-            "order of their indices from 1, or a class_names.txt with a name a line"
-        )
-    return list(wanted), colours
+    raise UserError(
+        f"'{source}' has no class names: give --classes NAME ... in the order of their indices "
+        "from 1, or write a class_names.txt with one name per line"
+    )
 
 
-def _rgb(text: str, path: Path) -> list[int]:
+def _parse_colour(text: str, path: Path) -> list[int]:
     values = text.split(",")
     if len(values) != 3 or not all(v.strip().isdigit() for v in values):
-        raise UserError(f"'{path}' has the colour '{text}', not RED,GREEN,BLUE")
+        raise UserError(f"'{path}': expected a colour RED,GREEN,BLUE, got '{text}'")
     return [int(value) for value in values]
 
 
-def _splits(source: Path) -> dict[str, str]:
-    """The split of each name, where ImageSets has a train and a val."""
+def _read_splits(source: Path) -> dict[str, str]:
+    """The split of each image name, if ImageSets has train and val."""
     for folder in (source / "ImageSets" / "Segmentation", source / "ImageSets"):
         files = [folder / "train.txt", folder / "val.txt"]
         if all(path.is_file() for path in files):
@@ -191,9 +207,10 @@ def _splits(source: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> list[str]:
+    """The lines of a text file, except empty ones and comments."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read: {error}") from error
+        raise UserError(f"cannot read '{path}': {reason(error)}") from error
     lines = (line.strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""Writes what a reader has found as a data set by folder: images/ and a json for each split."""
+"""Writes labels as a data set folder: the images, and a COCO json for each split."""
 
 import hashlib
 import json
@@ -9,29 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.check.cache import write_whole
-from mask_rcnn_tools.convert.files import Unreadable
-from mask_rcnn_tools.convert.found import Found, Picture, with_bar
-from mask_rcnn_tools.convert.geometry import Unfit, to_annotation
+from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_tools.check.cache import write_atomically
+from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.geometry import InvalidShape, to_annotation
+from mask_rcnn_tools.convert.labels import LabelledImage, Labels
+from mask_rcnn_tools.progress import progress_bar
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a data set is to be written.
+    """How to write a data set.
 
     Attributes:
         output: its folder.
-        origin: for the json's description: the format.
-        classes: their names in the order of their ids from 1; objects of others are left out. None
-            takes all, sorted.
-        val: the part of the images for val.json, 0 to 1; None takes the source's own splits, or
-            0.2 where it has none.
-        split: instead, all images are of this one.
-        seed: of the split.
-        link: hard links instead of copies.
-        overwrite: replaces files that differ.
-        progress: shows bars.
+        origin: name of the label format, for the description in the json.
+        classes: names of the classes in the order of their ids from 1; objects of other classes are
+            left out. None uses all classes, in the source's order or sorted.
+        val: the fraction of the images for val.json, 0 to 1; None uses the splits of the source, or
+            0.2 if it has none.
+        split: puts all images into this split instead.
+        seed: of the random split.
+        link: makes hard links instead of copies.
+        overwrite: replaces existing files.
+        progress: shows progress bars.
     """
 
     output: Path
@@ -45,205 +46,206 @@ class Plan:
     progress: bool = True
 
 
-def write_coco(found: Found, plan: Plan) -> list[Path]:
-    """Writes the images, and then a json for each split.
+def write_coco(labels: Labels, plan: Plan) -> list[Path]:
+    """Writes the images, and then the json of each split.
 
     Args:
-        found: the images; what is left out on the way is added to it.
-        plan: where and how.
+        labels: what is left out now is added to ``skipped`` and ``noted``.
+        plan: where and how to write.
 
     Returns:
-        the jsons, of which each has an image.
+        the jsons; each has at least one image.
 
     Raises:
-        UserError: there is no image or no object, a file is in the way, or writing fails.
+        UserError: there are no images or no objects, a file already exists, or writing fails.
     """
-    pictures = _named(found)
-    if not pictures:
-        raise UserError(_nothing("image", found))
-    categories = _categories(found, plan.classes)
-    objects = _measured(pictures, categories, found, plan)
-    if not any(objects.values()):
-        raise UserError(_nothing("object", found))
-    splits = _split(pictures, {name for name, things in objects.items() if things}, found, plan)
+    images = _unique_names(labels)
+    if not images:
+        raise UserError(_nothing("images", labels))
+    categories = _categories(labels, plan.classes)
+    annotations = _annotations(images, categories, labels, plan)
+    if not any(annotations.values()):
+        raise UserError(_nothing("objects", labels))
+    splits = _split(images, {name for name in annotations if annotations[name]}, labels, plan)
     jsons = {split: plan.output / f"{split}.json" for split in splits}
     for split, path in jsons.items():
         if path.exists() and not plan.overwrite:
             raise UserError(f"'{path}' exists; name another --output, or give --overwrite")
         if (plan.output / split).is_dir():
             raise UserError(
-                f"'{plan.output / split}' is a folder: the images of {path.name} would be looked "
-                "for in it; name another --output"
+                f"the folder '{plan.output / split}' exists, so the images of {path.name} would be "
+                "expected in it; name another --output"
             )
-    contents = {
-        split: _content(members, objects, categories, plan) for split, members in splits.items()
-    }
     try:
-        for picture in with_bar(pictures, "writing images", progress=plan.progress):
-            _place(picture, plan)
-        for split, content in contents.items():
-            write_whole(jsons[split], json.dumps(content, ensure_ascii=False) + "\n")
-    except (OSError, Unreadable) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write into '{plan.output}': {reason}") from error
+        for image in progress_bar("writing images", "image", images, enabled=plan.progress):
+            _write_image(image, plan)
+        for split, members in splits.items():
+            content = _content(members, annotations, categories, plan)
+            write_atomically(jsons[split], json.dumps(content, ensure_ascii=False) + "\n")
+    except (OSError, UnreadableFile) as error:
+        raise UserError(f"cannot write into '{plan.output}': {reason(error)}") from error
     return list(jsons.values())
 
 
-def _nothing(what: str, found: Found) -> str:
-    reasons = [f"{text} ({len(where)}, as {where[0]})" for text, where in found.skipped.items()]
-    return f"there is no {what} to convert" + (f": {'; '.join(reasons)[:600]}" if reasons else "")
+def _nothing(what: str, labels: Labels) -> str:
+    reasons = [
+        f"{text} ({len(places)}, such as {places[0]})" for text, places in labels.skipped.items()
+    ]
+    return f"there are no {what} to convert" + (f": {'; '.join(reasons)[:600]}" if reasons else "")
 
 
-def _named(found: Found) -> list[Picture]:
-    """The images in the order of their names, no two of which are one on any file system."""
+def _unique_names(labels: Labels) -> list[LabelledImage]:
+    """The images sorted by name, with names that differ on every file system."""
     taken: set[str] = set()
-    pictures = sorted(found.pictures, key=lambda p: (p.name, str(p.path)))
-    for picture in pictures:
-        if picture.name.casefold() in taken:
-            path = PurePosixPath(picture.name)
-            digest = hashlib.sha256(str(picture.path).encode("utf-8", "surrogateescape"))
-            new = str(path.with_name(f"{path.stem}-{digest.hexdigest()[:8]}{path.suffix}"))
-            found.note(
-                "images have the name of another and get a new one", f"{picture.path}: {new}"
+    images = sorted(labels.images, key=lambda image: (image.name, str(image.path)))
+    for image in images:
+        if image.name.casefold() in taken:
+            path = PurePosixPath(image.name)
+            digest = hashlib.sha256(str(image.path).encode("utf-8", "surrogateescape"))
+            image.name = str(path.with_name(f"{path.stem}-{digest.hexdigest()[:8]}{path.suffix}"))
+            labels.note(
+                "images have the same name as another image and get a new name",
+                f"{image.path}: {image.name}",
             )
-            picture.name = new
-        taken.add(picture.name.casefold())
-    return pictures
+        taken.add(image.name.casefold())
+    return images
 
 
-def _categories(found: Found, wanted: Sequence[str] | None) -> dict[str, int]:
+def _categories(labels: Labels, classes: Sequence[str] | None) -> dict[str, int]:
     """The id of each class, from 1."""
-    there = {thing.label for picture in found.pictures for thing in picture.things}
-    names = list(wanted or found.classes or sorted(there))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"the class '{twice[0]}' is named twice")
+    used = {labelled.label for image in labels.images for labelled in image.objects}
+    names = list(classes or labels.classes or sorted(used))
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"the class '{repeated[0]}' is named twice")
     return {name: number for number, name in enumerate(names, 1)}
 
 
 def _split(
-    pictures: Sequence[Picture], labelled: set[str], found: Found, plan: Plan
-) -> dict[str, list[Picture]]:
-    """The images of each split; of what is drawn here, train has objects.
+    images: Sequence[LabelledImage], with_objects: set[str], labels: Labels, plan: Plan
+) -> dict[str, list[LabelledImage]]:
+    """The images of each split.
 
-    An image's place follows from its name and the seed alone, so that adding images moves none.
+    The split of an image depends only on its name and the seed, so that it stays the same when
+    images are added. A random split gives train at least one object, and val too if there are two
+    images with objects.
 
     Args:
-        pictures: all of them.
-        labelled: the names of those with objects, at least one.
-        found: is told of a source's own split without objects to train on.
+        images: all images.
+        with_objects: names of those with objects, at least one.
+        labels: gets a note if the source's own train split has no objects.
         plan: how to split.
     """
     if plan.split is not None:
-        return {plan.split: list(pictures)}
-    own = plan.val is None and any(picture.split for picture in pictures)
-    val = 0.2 if plan.val is None else plan.val
-    sides = {picture.name: picture.split if own else "" for picture in pictures}
-    places = {name: place_of(name, plan.seed) for name in sides}
-    for name in sides:
-        sides[name] = sides[name] or ("val" if places[name] < val else "train")
-    if own and not any(sides[name] == "train" for name in labelled):
-        found.note("split of the source has no object to train on; --val 0.2 splits anew", "train")
-    elif not own:
-        # Of few images, all objects may fall on one side, and a set without objects is of no use.
-        first_to_val = sorted(sides, key=lambda name: (name not in labelled, places[name]))
-        keep = max(labelled, key=lambda name: places[name])
-        first_to_val.remove(keep)
-        sides[keep] = "train"
-        wanted = labelled - {keep} or set(first_to_val)
-        if val > 0 and wanted and not any(sides[name] == "val" for name in wanted):
-            sides[first_to_val[0]] = "val"
-    splits: dict[str, list[Picture]] = {"train": [], "val": []}
-    for picture in pictures:
-        splits.setdefault(sides[picture.name], []).append(picture)
+        return {plan.split: list(images)}
+    use_source = plan.val is None and any(image.split for image in images)
+    fraction = 0.2 if plan.val is None else plan.val
+    chosen = {image.name: image.split if use_source else "" for image in images}
+    draws = {name: draw(name, plan.seed) for name in chosen}
+    for name in chosen:
+        chosen[name] = chosen[name] or ("val" if draws[name] < fraction else "train")
+    if use_source and not any(chosen[name] == "train" for name in with_objects):
+        labels.note(
+            "splits of the source have no objects to train on; --val 0.2 makes new splits", "train"
+        )
+    elif not use_source:
+        kept = max(with_objects, key=lambda name: draws[name])
+        chosen[kept] = "train"
+        others = sorted(
+            (name for name in chosen if name != kept),
+            key=lambda name: (name not in with_objects, draws[name]),
+        )
+        needed = with_objects - {kept} or set(others)
+        if fraction > 0 and needed and not any(chosen[name] == "val" for name in needed):
+            chosen[others[0]] = "val"
+    splits: dict[str, list[LabelledImage]] = {"train": [], "val": []}
+    for image in images:
+        splits.setdefault(chosen[image.name], []).append(image)
     return {split: members for split, members in splits.items() if members}
 
 
-def place_of(name: str, seed: int) -> float:
-    """Where an image stands from 0 to 1, as good as at random."""
+def draw(name: str, seed: int) -> float:
+    """A pseudorandom number from 0 to 1 for an image name."""
     digest = hashlib.sha256(f"{seed}\n{name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-def _measured(
-    pictures: Sequence[Picture], categories: dict[str, int], found: Found, plan: Plan
+def _annotations(
+    images: Sequence[LabelledImage], categories: dict[str, int], labels: Labels, plan: Plan
 ) -> dict[str, list[dict[str, Any]]]:
-    """COCO's annotations of each image, by its name, without the numbers that splits give."""
-    objects: dict[str, list[dict[str, Any]]] = {}
-    for picture in with_bar(pictures, "measuring objects", progress=plan.progress):
-        things = objects.setdefault(picture.name, [])
-        for thing in picture.things:
-            if thing.label not in categories:
-                found.note(f"objects are of the class '{thing.label}': left out", picture.name)
+    """The COCO annotations of each image by its name, still without id and image_id."""
+    annotations: dict[str, list[dict[str, Any]]] = {image.name: [] for image in images}
+    for image in progress_bar("measuring objects", "image", images, enabled=plan.progress):
+        for labelled in image.objects:
+            if labelled.label not in categories:
+                what = f"objects of the class '{labelled.label}' are left out (--classes)"
+                labels.note(what, image.name)
                 continue
             try:
-                measured = to_annotation(thing, picture.height, picture.width)
-            except Unfit as error:
-                found.skip("objects have no mask", f"{picture.name}: {thing.label} {error}")
+                measured = to_annotation(labelled, image.height, image.width)
+            except InvalidShape as error:
+                labels.skip("objects have no mask", f"{image.name}: {labelled.label} {error}")
                 continue
-            flags = {"flags": thing.flags} if thing.flags else {}
-            things.append({"category_id": categories[thing.label], **measured, **flags})
-    return objects
+            flags = {"flags": labelled.flags} if labelled.flags else {}
+            annotations[image.name].append(
+                {"category_id": categories[labelled.label], **measured, **flags}
+            )
+    return annotations
 
 
 def _content(
-    pictures: Sequence[Picture],
-    objects: dict[str, list[dict[str, Any]]],
+    images: Sequence[LabelledImage],
+    annotations: dict[str, list[dict[str, Any]]],
     categories: dict[str, int],
     plan: Plan,
 ) -> dict[str, Any]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, picture in enumerate(pictures, 1):
-        image: dict[str, Any] = {
-            "id": number,
-            "file_name": picture.name,
-            "height": picture.height,
-            "width": picture.width,
-        }
-        if picture.flags:
-            image["flags"] = picture.flags
-        images.append(image)
-        for thing in objects[picture.name]:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **thing})
+    """The content of a split's json."""
+    image_entries: list[dict[str, Any]] = []
+    numbered: list[dict[str, Any]] = []
+    for number, image in enumerate(images, 1):
+        size = {"height": image.height, "width": image.width}
+        flags = {"flags": image.flags} if image.flags else {}
+        image_entries.append({"id": number, "file_name": image.name, **size, **flags})
+        for annotation in annotations[image.name]:
+            numbered.append({"id": len(numbered) + 1, "image_id": number, **annotation})
     return {
         "info": {"description": f"{plan.output.name}, converted from {plan.origin}"},
-        "images": images,
+        "images": image_entries,
         "categories": [{"id": number, "name": name} for name, number in categories.items()],
-        "annotations": annotations,
+        "annotations": numbered,
     }
 
 
-def _place(picture: Picture, plan: Plan) -> None:
-    """Puts an image's file where it belongs, with the bytes it has."""
-    target = plan.output / "images" / picture.name
+def _write_image(image: LabelledImage, plan: Plan) -> None:
+    """Copies or links an image's file into the image folder, without changing its bytes."""
+    target = plan.output / "images" / image.name
     if target.exists():
-        if _is_same(picture, target):
+        if _is_same(image, target):
             return
         if not plan.overwrite:
             raise UserError(
-                f"'{target}' exists and is another image; name another --output, or give "
+                f"'{target}' exists and is a different image; name another --output, or give "
                 "--overwrite"
             )
         target.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
-    if picture.path is None:
-        target.write_bytes(picture.content() if picture.content else b"")
+    if image.path is None:
+        target.write_bytes(image.content() if image.content else b"")
     elif plan.link:
         try:
-            os.link(picture.path, target)
+            os.link(image.path, target)
         except OSError as error:
             raise UserError(
-                f"cannot link '{picture.path}' to '{target}' ({error.strerror or error}): links "
-                "are within one file system; give --copy"
+                f"cannot link '{image.path}' to '{target}' ({reason(error)}); hard links need one "
+                "file system, give --copy"
             ) from error
     else:
-        shutil.copyfile(picture.path, target)
+        shutil.copyfile(image.path, target)
 
 
-def _is_same(picture: Picture, target: Path) -> bool:
-    if picture.path is None:
-        return picture.content is not None and target.read_bytes() == picture.content()
-    if target.samefile(picture.path):
+def _is_same(image: LabelledImage, target: Path) -> bool:
+    if image.path is None:
+        return image.content is not None and target.read_bytes() == image.content()
+    if target.samefile(image.path):
         return True
-    same_size = target.stat().st_size == picture.path.stat().st_size
-    return same_size and target.read_bytes() == picture.path.read_bytes()
+    same_size = target.stat().st_size == image.path.stat().st_size
+    return same_size and target.read_bytes() == image.path.read_bytes()

@@ -1,10 +1,10 @@
-"""YOLO's segmentation labels: a text file for each image, an object a line.
+"""Reads YOLO's segmentation labels: a text file for each image, one object per line.
 
-A line is ``CLASS x0 y0 x1 y1 ...``: the class's index and a polygon in fractions of the width and
-height of the image as it is seen. ``data.yaml`` has ``names``, and where images lie: ``path``,
-``train``, ``val``, ``test``; where it says nothing of them, folders of these names beside or in
-``images`` do. The labels lie where the images do, with ``labels`` in the place of the last
-``images`` in the path.
+A line is ``CLASS x0 y0 x1 y1 ...``: the index of the class, and a polygon in fractions of the width
+and height of the upright image. ``data.yaml`` has the ``names`` of the classes and the folders of
+the images: ``path``, ``train``, ``val``, ``test``. If it names no folders, folders with these names
+inside or next to ``images`` are the splits. The path of a label file is that of its image, with
+``labels`` instead of the last ``images``.
 """
 
 import math
@@ -14,171 +14,175 @@ from typing import Any
 
 import yaml
 
-from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.convert.files import images_below, to_picture
-from mask_rcnn_tools.convert.found import Found, Thing, with_bar
+from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_tools.convert.labels import LabelledObject, Labels, images_below
+from mask_rcnn_tools.progress import progress_bar
 
-# A folder's name, and the split whose images lie in it.
+# Name of a folder -> its split.
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_FAR = 1.5  # fractions beyond this are pixels, or another format
+_MAX_FRACTION = 1.5  # larger numbers are pixels or another format
 
 
-def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool = True) -> Found:
+def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool = True) -> Labels:
     """Reads a folder in YOLO's layout.
 
-    An image without a label file, or with an empty one, is one without objects, as in YOLO. Lines
-    of a box (four numbers) have no mask and are lost, each counted.
+    An image without a label file, or with an empty one, is an image without objects. A line with a
+    box (four numbers) has no mask and is skipped.
 
     Args:
-        source: the folder of ``data.yaml`` and the images, or the yaml.
-        classes: the names of the indices 0, 1, ...; by default those of the yaml.
-        progress: shows a bar.
+        source: the folder of ``data.yaml`` and the images, or the yaml file.
+        classes: names of the classes 0, 1, ...; by default those in the yaml.
+        progress: shows a progress bar.
 
     Raises:
-        UserError: there are no names, no images, or nothing but boxes.
+        UserError: there are no names, no images, or only boxes.
     """
-    folder, about = _open(source)
-    names = list(classes) if classes else _names(about.get("names"), source)
-    found = Found(classes=names)
-    work = _images(folder, about, found)
+    folder, config = _read_yaml(source)
+    names = list(classes) if classes else _class_names(config.get("names"), source)
+    labels = Labels(classes=names)
+    images = _find_images(folder, config, labels)
     boxes = polygons = 0
-    for path, split in with_bar(work, "reading YOLO", progress=progress):
+    for path, split in progress_bar("reading YOLO", "image", images, enabled=progress):
         parts = list(path.relative_to(folder).parts)
+        label_file = path.with_suffix(".txt")
         if "images" in parts:
-            last = len(parts) - 1 - parts[::-1].index("images")
-            labels = folder.joinpath(*parts[:last], "labels", *parts[last + 1 :])
+            last = _last_images(parts)
+            label_file = folder.joinpath(*parts[:last], "labels", *parts[last + 1 :])
+            label_file = label_file.with_suffix(".txt")
             del parts[last]
-        else:
-            labels = path
-        picture = to_picture(path, "/".join(parts), found)
-        if picture is None:
+        image = labels.open_image(path, "/".join(parts))
+        if image is None:
             continue
-        picture.split = split
-        labels = labels.with_suffix(".txt")
+        image.split = split
         try:
-            lines = labels.read_text(encoding="utf-8-sig").splitlines() if labels.is_file() else []
+            text = label_file.read_text(encoding="utf-8-sig") if label_file.is_file() else ""
         except (OSError, ValueError) as error:
-            found.skip("images whose labels cannot be read", f"{labels}: {error}")
+            labels.skip("images have unreadable labels", f"{label_file}: {reason(error)}")
             continue
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
                 continue
-            where = f"{labels}:{number}"
-            values = _numbers(line)
+            where = f"{label_file}:{number}"
+            values = _parse_line(line)
             if values is None:
-                found.skip("lines are no index and pairs of fractions", where)
+                labels.skip("lines are not a class index and pairs of fractions", where)
             elif not 0 <= values[0] < len(names):
-                found.skip("lines have a class without a name", f"{where} (class {values[0]:g})")
+                labels.skip("lines have a class without a name", f"{where} (class {values[0]:g})")
             elif len(values) == 5:
                 boxes += 1
-                found.skip("lines are boxes, which have no mask", where)
+                labels.skip("lines are boxes without a mask", where)
             else:
                 polygons += 1
-                scale = (picture.width, picture.height)
+                scale = (image.width, image.height)
                 corners = [value * scale[place % 2] for place, value in enumerate(values[1:])]
-                picture.things.append(Thing(names[int(values[0])], [corners]))
-        found.pictures.append(picture)
+                image.objects.append(LabelledObject(names[int(values[0])], [corners]))
+        labels.images.append(image)
     if boxes and not polygons:
         raise UserError(
-            f"all {boxes} lines of '{source}' are boxes: YOLO's detection labels have no masks to "
-            "convert"
+            f"all {boxes} lines in '{source}' are boxes; YOLO's detection labels have no masks, "
+            "only segmentation labels can be converted"
         )
-    return found
+    return labels
 
 
-def _open(source: Path) -> tuple[Path, dict[str, Any]]:
-    """The data's folder and the yaml's content."""
+def _read_yaml(source: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the data set, and the content of its yaml, or {} without one."""
     if source.is_dir():
-        yamls = [
-            p for n in ("data.yaml", "data.yml", "dataset.yaml") if (p := source / n).is_file()
-        ]
-        if not yamls:
+        names = ("data.yaml", "data.yml", "dataset.yaml")
+        path = next((source / name for name in names if (source / name).is_file()), None)
+        if path is None:
             return source, {}
-        source = yamls[0]
+        source = path
     try:
         content = yaml.safe_load(source.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"'{source}' is no yaml: {' '.join(str(error).split())[:160]}") from error
+        raise UserError(f"'{source}' is not valid YAML: {reason(error, 160)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"'{source}' holds no 'names' and 'train'")
+        raise UserError(f"'{source}' has no 'names' and 'train'")
     return source.parent, content
 
 
-def _names(names: Any, source: Path) -> list[str]:
+def _class_names(names: Any, source: Path) -> list[str]:
     if isinstance(names, dict) and sorted(names) == list(range(len(names))):
         names = [names[index] for index in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(
-            f"'{source}' has no data.yaml with 'names' of the classes 0, 1, ...: give --classes "
-            "NAME ... in that order"
+            f"'{source}' has no data.yaml with the 'names' of the classes 0, 1, ...; give "
+            "--classes NAME ... in this order"
         )
     return [str(name) for name in names]
 
 
-def _images(folder: Path, about: dict[str, Any], found: Found) -> list[tuple[Path, str]]:
+def _find_images(folder: Path, config: dict[str, Any], labels: Labels) -> list[tuple[Path, str]]:
     """Each image and its split."""
-    places: dict[Path, str] = {}
+    splits: dict[Path, str] = {}
     for split in ("train", "val", "test"):
-        entries = about.get(split) or []
+        entries = config.get(split) or []
         for entry in entries if isinstance(entries, list) else [entries]:
-            files = _listed(folder, about.get("path"), str(entry))
+            files = _images_of_entry(folder, config.get("path"), str(entry))
             if files is None:
-                found.skip(
-                    "places of images that data.yaml names are not there", f"{split}: {entry}"
-                )
+                labels.skip("image folders in data.yaml are missing", f"{split}: {entry}")
             for path in files or []:
-                places.setdefault(path, split)
-    if not any(about.get(split) for split in ("train", "val", "test")):
-        places = {path: _split_of(path.relative_to(folder)) for path in images_below(folder)}
-        # Without both there is nothing to keep apart, and some are drawn for val.
-        if not {"train", "val"} <= set(places.values()):
-            places = dict.fromkeys(places, "")
-    if not places:
+                splits.setdefault(path, split)
+    if not any(config.get(split) for split in ("train", "val", "test")):
+        splits = {path: _split_of(path.relative_to(folder)) for path in images_below(folder)}
+        # If one of the two is missing, the images are split at random.
+        if not {"train", "val"} <= set(splits.values()):
+            splits = dict.fromkeys(splits, "")
+    if not splits:
         raise UserError(f"there are no images in '{folder}'")
-    return sorted(places.items())
+    return sorted(splits.items())
+
+
+def _last_images(parts: Sequence[str]) -> int:
+    """Index of the last part that is "images"."""
+    return len(parts) - 1 - parts[::-1].index("images")
 
 
 def _split_of(path: Path) -> str:
-    """By the folder in ``images`` or around it, as ``images/train`` or ``train/images``."""
+    """The split by the folder inside or around ``images``: ``images/train``, ``train/images``."""
     folders = path.parent.parts
     if "images" not in folders:
         return ""
-    last = len(folders) - 1 - folders[::-1].index("images")
-    beside = (*folders[last + 1 : last + 2], *folders[max(0, last - 1) : last])
-    return next((_SPLITS[name.lower()] for name in beside if name.lower() in _SPLITS), "")
+    last = _last_images(folders)
+    candidates = (*folders[last + 1 : last + 2], *folders[max(0, last - 1) : last])
+    return next((_SPLITS[name.lower()] for name in candidates if name.lower() in _SPLITS), "")
 
 
-def _listed(folder: Path, top: Any, entry: str) -> list[Path] | None:
-    """The images of a yaml's entry, none outside its folder; None where it leads nowhere.
+def _images_of_entry(folder: Path, top: Any, entry: str) -> list[Path] | None:
+    """The images of an entry in the yaml, only inside its folder; None if it does not exist.
 
-    The path is often that of the machine where the yaml was written, and Roboflow's ``../`` is one
-    too many: what of it is found below the yaml counts.
+    The paths in a yaml are often those of another machine, and Roboflow writes one ``../`` too
+    many. So this looks for the longest end of the path that exists in the folder.
     """
+    root = folder.resolve()
     parts = [part for part in Path(entry.replace("\\", "/")).parts if part not in ("..", ".", "/")]
     bases = [folder / top.replace("\\", "/")] if isinstance(top, str) else []
     for base in (*bases, folder):
         for start in range(len(parts)):
-            place = base.joinpath(*parts[start:])
-            if not place.resolve().is_relative_to(folder.resolve()) or not place.exists():
+            path = base.joinpath(*parts[start:])
+            if not path.resolve().is_relative_to(root) or not path.exists():
                 continue
-            if place.is_dir():
-                return images_below(place)
-            if place.suffix == ".txt":
-                lines = place.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                found = [folder / line.strip() for line in lines if line.strip()]
-                inside = [p for p in found if p.resolve().is_relative_to(folder.resolve())]
-                return [folder / p.resolve().relative_to(folder.resolve()) for p in inside]
+            if path.is_dir():
+                return images_below(path)
+            if path.suffix == ".txt":
+                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+                listed = [(folder / line.strip()).resolve() for line in lines if line.strip()]
+                return [folder / p.relative_to(root) for p in listed if p.is_relative_to(root)]
     return None
 
 
-def _numbers(line: str) -> list[float] | None:
-    """An index and its fractions; None for anything else."""
+def _parse_line(line: str) -> list[float] | None:
+    """A class index and the fractions; None if the line is invalid."""
     try:
         values = [float(value) for value in line.split()]
     except ValueError:
         return None
     if len(values) < 5 or len(values) % 2 == 0 or not all(map(math.isfinite, values)):
         return None
-    if values[0] != int(values[0]) or min(values[1:]) < 1 - _FAR or max(values[1:]) > _FAR:
+    if (
+        values[0] != int(values[0])
+        or not 1 - _MAX_FRACTION <= min(values[1:]) <= max(values[1:]) <= _MAX_FRACTION
+    ):
         return None
     return values

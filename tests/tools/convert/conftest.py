@@ -1,4 +1,4 @@
-"""Images, and what a reader made of them, as masks."""
+"""Writes test images, and the json of converted labels."""
 
 import json
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_tools.convert import Found, Plan, write_coco
+from mask_rcnn_tools.convert import Labels, Plan, write_coco
 
 Save = Callable[..., Path]
 
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    """Saves an image of noise, width x height as stored, below the test's folder."""
+    """Saves an image of noise in the test's folder; width and height are those before EXIF."""
 
     def save(name: str, width: int = 40, height: int = 30, orientation: int = 1) -> Path:
         path = tmp_path / name
@@ -32,11 +32,11 @@ def save(tmp_path: Path) -> Save:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """The json that a reader's result becomes, all of it in one split."""
+    """The json of labels that are written as one split."""
 
-    def written(found: Found, **options: Any) -> dict[str, Any]:
+    def written(labels: Labels, **options: Any) -> dict[str, Any]:
         plan = Plan(tmp_path / "out" / "pets", "test", split="all", progress=False, **options)
-        (path,) = write_coco(found, plan)
+        (path,) = write_coco(labels, plan)
         return json.loads(path.read_text())
 
     return written

@@ -1,6 +1,7 @@
-"""mask-rcnn-plus convert as a user runs it, up to a training on what it wrote."""
+"""The command mask-rcnn-plus convert, and training on its result."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.conftest import TINY
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of four images labelled with labelme."""
+    """A folder of four images that are labelled with labelme."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -35,14 +36,14 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_labelme_to_a_training(
+def test_training_on_converted_labels(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "datasets" / "things"
     assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
     out = capsys.readouterr().out
-    assert "4 x  shapes are a point, which has no area: left out" in out
-    assert "things_train: 3 images, 6 annotations, 2 classes" in out  # by the data check
+    assert re.search(r"note +4 x  .* point ", out)
+    assert "things_train: 3 images, 6 annotations, 2 classes" in out  # from the data check
     assert out.count("no errors") == 2
     assert "DATASETS.TRAIN \"('things_train',)\" DATASETS.TEST \"('things_val',)\"" in out
     config = tmp_path / "tiny.yaml"
@@ -55,16 +56,16 @@ def test_labelme_to_a_training(
     assert "segm" in str(metrics)
 
 
-def test_the_next_command_holds_in_a_shell(
+def test_a_shell_can_run_the_next_command(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "my data" / "things"
     assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
-    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert words[:2] == [f"DETECTRON2_DATASETS={tmp_path / 'my data'}", "train_net.py"]
+    tokens = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert tokens[:2] == [f"DETECTRON2_DATASETS={tmp_path / 'my data'}", "train_net.py"]
 
 
-def test_no_training_is_proposed_where_there_is_nothing_to_train_on(
+def test_no_training_is_suggested_without_objects_to_train_on(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in ("images/val", "labels/val"):
@@ -75,11 +76,11 @@ def test_no_training_is_proposed_where_there_is_nothing_to_train_on(
     output = ["--output", str(tmp_path / "datasets" / "seg")]
     assert main(["convert", "yolo", str(tmp_path / "seg"), *output]) == 0
     out = capsys.readouterr().out
-    assert "no object to train on; --val 0.2 splits anew" in out
-    assert out.endswith("datasets/seg, with nothing to train on\n")
+    assert "--val 0.2" in out
+    assert "datasets/seg;" in out.splitlines()[-1] and "train_net.py" not in out
 
 
-def test_what_is_skipped_makes_the_exit_code_1(
+def test_the_exit_code_is_1_if_something_is_skipped(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "3.json").write_text("{")
@@ -105,34 +106,34 @@ def test_every_format_has_help_with_an_example(
     ("arguments", "expected"),
     [
         ([], "required: FORMAT"),
-        (["labelm", "{photos}"], "does not know the format 'labelm'; did you mean 'labelme'?"),
-        (["coco", "{photos}"], "there are labelme, via, voc, yolo, masks"),
+        (["labelm", "{photos}"], "'labelm'; did you mean 'labelme'?"),
+        (["coco", "{photos}"], "labelme, via, voc, yolo, masks"),
         (["labelme", "{photos}"], "required: --output"),
-        (["labelme", "nowhere", "--output", "{out}"], "no file or folder 'nowhere'"),
-        (["masks", "{photos}/0.json", "--output", "{out}"], "is no folder"),
-        (["labelme", "{photos}", "--output", "{photos}/data"], "lies in SOURCE"),
+        (["labelme", "nowhere", "--output", "{out}"], "'nowhere'"),
+        (["masks", "{photos}/0.json", "--output", "{out}"], "is not a folder"),
+        (["labelme", "{photos}", "--output", "{photos}/data"], "inside SOURCE"),
         (["labelme", "{photos}", "--output", "{photos}/0.json"], "is a file"),
-        (["labelme", "{photos}", "--output", "{out}", "--val", "2"], "from 0 to below 1"),
-        (["labelme", "{photos}", "--output", "{out}", "--split", "a/b"], "is no name"),
+        (["labelme", "{photos}", "--output", "{out}", "--val", "2"], "--val"),
+        (["labelme", "{photos}", "--output", "{out}", "--split", "a/b"], "--split"),
         (["labelme", "{photos}", "--output", "{out}", "--val", "0", "--split", "a"], "exclude"),
         (["labelme", "{photos}", "--output", "{out}", "--copy", "--link"], "not allowed with"),
-        (["labelme", "{photos}", "--output", "{out}", "--images", "nowhere"], "(--images)"),
+        (["labelme", "{photos}", "--output", "{out}", "--images", "nowhere"], "--images"),
         (["labelme", "{photos}", "--output", "{out}", "--class-name", "a"], "unrecognized"),
         (["voc", "{photos}", "--output", "{out}"], "no folder 'JPEGImages'"),
         (["yolo", "{photos}", "--output", "{out}"], "--classes NAME"),
-        (["masks", "{photos}", "--output", "{out}"], "neither images/ and masks/"),
-        (["via", "{photos}", "--output", "{out}"], "no image to convert"),
+        (["masks", "{photos}", "--output", "{out}"], "NAME/masks/"),
+        (["via", "{photos}", "--output", "{out}"], "no images to convert"),
     ],
 )
-def test_a_wrong_argument_is_one_line(
+def test_an_invalid_argument_gives_one_line(
     arguments: list[str],
     expected: str,
     photos: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = [word.format(photos=photos, out=tmp_path / "out") for word in arguments]
-    assert main(["convert", *words]) == 2
+    arguments = [text.format(photos=photos, out=tmp_path / "out") for text in arguments]
+    assert main(["convert", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     assert expected in captured.err

@@ -1,4 +1,4 @@
-"""labelme's json files, each shape against the pixels that it stands for."""
+"""labelme's json files: the pixels of each shape."""
 
 import base64
 import io
@@ -18,19 +18,19 @@ Save = Callable[..., Path]
 Written = Callable[..., dict[str, Any]]
 
 
-def shape(label: str, points: list[list[float]], kind: str = "polygon", **more: Any) -> Any:
-    return {"label": label, "points": points, "shape_type": kind, "group_id": None, **more}
+def shape(label: str, points: list[list[float]], kind: str = "polygon", **fields: Any) -> Any:
+    return {"label": label, "points": points, "shape_type": kind, "group_id": None, **fields}
 
 
-def label(path: Path, shapes: list[Any], **more: Any) -> Path:
-    """Writes the json of an image, as labelme names it."""
-    content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": path.name, **more}
+def label(path: Path, shapes: list[Any], **fields: Any) -> Path:
+    """Writes the json of an image, with labelme's name for it."""
+    content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": path.name, **fields}
     json_file = path.with_suffix(".json")
     json_file.write_text(json.dumps({"imageHeight": 30, "imageWidth": 40, **content}))
     return json_file
 
 
-def test_every_shape_covers_its_pixels(save: Save, written: Written) -> None:
+def test_each_shape_covers_its_pixels(save: Save, written: Written) -> None:
     small = np.array([[1, 0], [1, 1]], bool)
     file = io.BytesIO()
     Image.fromarray(small).save(file, "PNG")
@@ -47,8 +47,8 @@ def test_every_shape_covers_its_pixels(save: Save, written: Written) -> None:
             shape("cat", [[1, 1], [9, 9]], "line"),
         ],
     )
-    found = labelme.read(path.parent)
-    objects = masks_of(written(found), "a.png")
+    labels = labelme.read(path.parent)
+    objects = masks_of(written(labels), "a.png")
     assert [name for name, _ in objects] == ["cat", "dog", "sun", "cat"]
     np.testing.assert_array_equal(objects[0][1], box(30, 40, 2, 3, 12, 8))
     np.testing.assert_array_equal(objects[1][1], box(30, 40, 10, 12, 20, 20))
@@ -56,11 +56,11 @@ def test_every_shape_covers_its_pixels(save: Save, written: Written) -> None:
     expected = np.zeros((30, 40), bool)
     expected[20:22, 5:7] = small
     np.testing.assert_array_equal(objects[3][1], expected)
-    assert not found.skipped
-    assert sorted(len(places) for places in found.noted.values()) == [1, 1]
+    assert not labels.skipped
+    assert sorted(len(places) for places in labels.noted.values()) == [1, 1]
 
 
-def test_parts_of_a_group_are_one_object(save: Save, written: Written) -> None:
+def test_shapes_of_a_group_are_one_object(save: Save, written: Written) -> None:
     path = save("photos/a.png")
     label(
         path,
@@ -88,7 +88,7 @@ def test_a_polygon_beyond_the_image_is_clipped(save: Save, written: Written) -> 
         path,
         [
             shape("cat", [[-10, 25], [5, 25], [5, 50], [-10, 50]]),
-            # A U whose arms alone reach into the image, from below.
+            # A U below the image; only its arms reach into the image.
             shape(
                 "cat",
                 [[10, 20], [14, 20], [14, 40], [20, 40], [20, 20], [24, 20], [24, 50], [10, 50]],
@@ -96,21 +96,19 @@ def test_a_polygon_beyond_the_image_is_clipped(save: Save, written: Written) -> 
             shape("cat", [[50, 5], [60, 5], [60, 9]]),
         ],
     )
-    found = labelme.read(path.parent)
-    coco = written(found)
+    labels = labelme.read(path.parent)
+    coco = written(labels)
     first, second = masks_of(coco, "a.png")
     np.testing.assert_array_equal(first[1], box(30, 40, 0, 25, 5, 30))
     np.testing.assert_array_equal(
         second[1], box(30, 40, 10, 20, 14, 30) | box(30, 40, 20, 20, 24, 30)
     )
     assert all(isinstance(a["segmentation"], list) for a in coco["annotations"])
-    assert sum(map(len, found.skipped.values())) == 1  # the third is told, not dropped in silence
+    assert sum(map(len, labels.skipped.values())) == 1  # the third is reported
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_shapes_are_of_the_image_turned_by_exif(
-    orientation: int, save: Save, written: Written
-) -> None:
+def test_shapes_refer_to_the_upright_image(orientation: int, save: Save, written: Written) -> None:
     path = save("photos/a.jpg", 40, 30, orientation)
     seen = (40, 30) if orientation < 5 else (30, 40)
     label(
@@ -125,7 +123,7 @@ def test_shapes_are_of_the_image_turned_by_exif(
     np.testing.assert_array_equal(mask, box(seen[1], seen[0], 2, 3, 12, 8))
 
 
-def test_an_image_that_is_missing_is_taken_from_its_json(
+def test_a_missing_image_is_taken_from_its_json(
     save: Save, written: Written, tmp_path: Path
 ) -> None:
     path = save("elsewhere/a.png")
@@ -142,7 +140,7 @@ def test_an_image_that_is_missing_is_taken_from_its_json(
     np.testing.assert_array_equal(masks_of(coco, "a.png")[0][1], box(30, 40, 2, 3, 12, 8))
 
 
-def test_an_image_is_not_read_from_outside_the_folders_named(
+def test_no_image_outside_the_given_folders_is_read(
     save: Save, written: Written, tmp_path: Path
 ) -> None:
     secret = save("secret/a.png")
@@ -152,15 +150,15 @@ def test_an_image_is_not_read_from_outside_the_folders_named(
         [shape("cat", [[2, 3], [12, 8]], "rectangle")],
         imagePath="../secret/a.png",
     )
-    found = labelme.read(tmp_path / "photos")
-    assert not found.pictures and sum(map(len, found.skipped.values())) == 1
-    found = labelme.read(tmp_path / "photos", images=secret.parent)
-    assert [image["file_name"] for image in written(found)["images"]] == ["a.png"]
+    labels = labelme.read(tmp_path / "photos")
+    assert not labels.images and sum(map(len, labels.skipped.values())) == 1
+    labels = labelme.read(tmp_path / "photos", images=secret.parent)
+    assert [image["file_name"] for image in written(labels)["images"]] == ["a.png"]
 
 
-def test_a_polygon_that_crosses_itself_keeps_its_pixels(save: Save, written: Written) -> None:
+def test_a_self_intersecting_polygon_keeps_its_pixels(save: Save, written: Written) -> None:
     path = save("photos/a.png")
-    # An 8 whose loops, one each way round, have together no area.
+    # A figure eight: the areas of its two loops cancel each other.
     eight = [[10, 10], [30, 26], [30, 10], [10, 26]]
     label(path, [shape("cat", eight)])
     coco = written(labelme.read(path.parent))
@@ -171,7 +169,7 @@ def test_a_polygon_that_crosses_itself_keeps_its_pixels(save: Save, written: Wri
     assert isinstance(coco["annotations"][0]["segmentation"], dict)
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_converted(
+def test_unreadable_files_are_listed_and_the_rest_is_converted(
     save: Save, written: Written, tmp_path: Path
 ) -> None:
     path = save("photos/good.png")
@@ -182,7 +180,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_converted(
     (tmp_path / "photos" / "coco.json").write_text('{"images": []}')
     label(tmp_path / "photos" / "missing.png", [])
     label(save("photos/resized.png", 20, 10), [])
-    (tmp_path / "photos" / "text.png").write_text("no image")
+    (tmp_path / "photos" / "text.png").write_text("not an image")
     label(tmp_path / "photos" / "text.png", [])
     label(tmp_path / "photos" / "good_copy.png", [], imagePath="good.png")
     label(
@@ -200,13 +198,13 @@ def test_what_cannot_be_read_is_named_and_the_rest_converted(
             "cat",
         ],
     )
-    found = labelme.read(tmp_path / "photos")
-    skipped = "\n".join(place for places in found.skipped.values() for place in places)
+    labels = labelme.read(tmp_path / "photos")
+    skipped = "\n".join(place for places in labels.skipped.values() for place in places)
     for name in ("broken.json", "coco.json", "missing", "resized", "text.png", "good_copy"):
         assert name in skipped
     assert skipped.count("odd.json shapes[") == 10
-    assert "unlabelled.png" in str(found.noted)
-    coco = written(found)
-    # Images without an object are part of the data.
+    assert "unlabelled.png" in str(labels.noted)
+    coco = written(labels)
+    # Images without objects belong to the data set.
     assert [i["file_name"] for i in coco["images"]] == ["empty.png", "good.png", "odd.png"]
     assert len(coco["annotations"]) == 1

@@ -1,4 +1,4 @@
-"""Formats of pixels: VOC's pictures of objects and classes, folders of binary masks."""
+"""Pixel formats: VOC's pictures of objects and classes, folders of binary masks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from mask_rcnn_plus import UserError
 from mask_rcnn_tools.convert import masks, voc
-from mask_rcnn_tools.convert.files import turn
+from mask_rcnn_tools.convert.labels import turn
 from tests.tools.convert.drawn import box, masks_of
 
 Save = Callable[..., Path]
@@ -37,7 +37,7 @@ def add_voc(root: Path, name: str, parts: list[tuple[np.ndarray, int]], void: An
     palette(root / "SegmentationClass" / f"{name}.png", classes)
 
 
-def test_objects_of_voc_with_holes_and_void(save: Save, written: Written, tmp_path: Path) -> None:
+def test_voc_objects_with_holes_and_void(save: Save, written: Written, tmp_path: Path) -> None:
     root = tmp_path / "VOC2012"
     for name in ("a", "b", "plain", "unmasked"):
         save(f"VOC2012/JPEGImages/{name}.jpg")
@@ -50,25 +50,25 @@ def test_objects_of_voc_with_holes_and_void(save: Save, written: Written, tmp_pa
     sets.mkdir(parents=True)
     (sets / "train.txt").write_text("a\nplain\n")
     (sets / "val.txt").write_text("b\n")
-    found = voc.read(root)
-    assert {p.name: p.split for p in found.pictures} == {
+    labels = voc.read(root)
+    assert {p.name: p.split for p in labels.images} == {
         "a.jpg": "train",
         "b.jpg": "val",
         "plain.jpg": "train",
     }
-    # The image that is not there, and no object of the void.
-    assert [("gone" in place) for places in found.skipped.values() for place in places] == [True]
-    assert "1 of 4" in str(found.noted)
-    coco = written(found)
+    # The missing image is skipped; the void is not an object.
+    assert [("gone" in place) for places in labels.skipped.values() for place in places] == [True]
+    assert "1 of 4" in str(labels.noted)
+    coco = written(labels)
     assert coco["categories"][7] == {"id": 8, "name": "cat"}
     (cat, ring), (dog, block) = masks_of(coco, "a.jpg")
     assert (cat, dog) == ("cat", "dog")
-    np.testing.assert_array_equal(ring, RING)  # the hole is a hole
+    np.testing.assert_array_equal(ring, RING)  # with its hole
     np.testing.assert_array_equal(block, BLOCK & ~border)
     assert masks_of(coco, "plain.jpg") == []
 
 
-def test_voc_as_cvat_writes_it_in_colours(save: Save, written: Written, tmp_path: Path) -> None:
+def test_voc_with_colours_as_cvat_writes_it(save: Save, written: Written, tmp_path: Path) -> None:
     root = tmp_path / "cvat"
     save("cvat/JPEGImages/a.jpg")
     (root / "labelmap.txt").write_text(
@@ -90,20 +90,20 @@ def test_voc_as_cvat_writes_it_in_colours(save: Save, written: Written, tmp_path
 def test_voc_needs_names_and_folders(save: Save, tmp_path: Path) -> None:
     root = tmp_path / "mine"
     save("mine/JPEGImages/a.jpg")
-    with pytest.raises(UserError, match="no folder 'SegmentationObject'"):
+    with pytest.raises(UserError, match="'SegmentationObject'"):
         voc.read(root)
     add_voc(root, "a", [(RING, 1), (BLOCK, 3)])
     with pytest.raises(UserError, match="--classes"):
         voc.read(root)
-    found = voc.read(root, classes=["cat", "dog"])
-    assert [thing.label for thing in found.pictures[0].things] == ["cat"]
-    assert "object 2 (class [3])" in str(found.skipped)
+    labels = voc.read(root, classes=["cat", "dog"])
+    assert [labelled.label for labelled in labels.images[0].objects] == ["cat"]
+    assert "object 2 (class [3])" in str(labels.skipped)
     (root / "class_names.txt").write_text("_background_\ncat\ndog\nowl\n")  # labelme's
-    assert [t.label for t in voc.read(root).pictures[0].things] == ["cat", "owl"]
+    assert [t.label for t in voc.read(root).images[0].objects] == ["cat", "owl"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_masks_as_stored_are_turned_with_their_image(orientation: int) -> None:
+def test_turn_equals_exif_transpose(orientation: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7), np.uint8)
     image = Image.fromarray(pixels)
     image.getexif()[0x0112] = orientation
@@ -133,10 +133,10 @@ def test_binary_masks(
         save_mask(root / "masks" / ("a_b/1.png" if folders else "a_b_1.png"), BLOCK, value)
     save_mask(first, RING, value)
     save_mask(second, BLOCK, value)
-    found = masks.read(root, class_name="cell")
+    labels = masks.read(root, class_name="cell")
     names = {"a.png", "empty.png"} | ({"a_b.png"} if layout != "kaggle" else set())
-    assert {picture.name for picture in found.pictures} == names
-    coco = written(found)
+    assert {image.name for image in labels.images} == names
+    coco = written(labels)
     objects = dict(masks_of(coco, "a.png"))
     np.testing.assert_array_equal(objects["cell"], RING)
     np.testing.assert_array_equal(objects["odd"], BLOCK)
@@ -144,10 +144,10 @@ def test_binary_masks(
     if layout != "kaggle":
         ((_, mask),) = masks_of(coco, "a_b.png")
         np.testing.assert_array_equal(mask, BLOCK)
-    assert masks_of(coco, "empty.png") == [] and not found.skipped
+    assert masks_of(coco, "empty.png") == [] and not labels.skipped
 
 
-def test_masks_that_are_none_are_named(save: Save, tmp_path: Path) -> None:
+def test_invalid_masks_are_listed(save: Save, tmp_path: Path) -> None:
     save("cells/images/a.png")
     folder = tmp_path / "cells" / "masks"
     save_mask(folder / "a_1.png", RING)
@@ -155,35 +155,35 @@ def test_masks_that_are_none_are_named(save: Save, tmp_path: Path) -> None:
     save_mask(folder / "a_grey.png", RING * 100 + BLOCK * 50, 1)
     save_mask(folder / "a_small.png", RING[:10])
     save_mask(folder / "nobody.png", RING)
-    (folder / "a_text.png").write_text("no image")
-    found = masks.read(tmp_path / "cells")
-    skipped = [place for places in found.skipped.values() for place in places]
-    assert len(skipped) == 5 and len(found.pictures[0].things) == 1
+    (folder / "a_text.png").write_text("not an image")
+    labels = masks.read(tmp_path / "cells")
+    skipped = [place for places in labels.skipped.values() for place in places]
+    assert len(skipped) == 5 and len(labels.images[0].objects) == 1
     assert any("a_grey.png has 3 values" in place for place in skipped)
-    assert any("a_small.png is 40 x 10 pixels, its image 40 x 30" in place for place in skipped)
-    with pytest.raises(UserError, match="neither images/ and masks/"):
+    assert any("a_small.png" in p and "40 x 10" in p and "40 x 30" in p for p in skipped)
+    with pytest.raises(UserError, match="NAME/masks/"):
         masks.read(folder)
 
 
 @pytest.mark.parametrize(("size", "fits"), [((30, 40), True), ((40, 30), True), ((40, 40), False)])
-def test_masks_of_an_image_turned_by_exif(
+def test_masks_of_an_image_with_exif_orientation(
     size: tuple[int, int], fits: bool, save: Save, written: Written, tmp_path: Path
 ) -> None:
-    # As stored 40 wide and 30 high; seen, after a quarter turn clockwise, 30 wide and 40 high.
+    # Stored 40 wide and 30 high; upright, after a turn by 90 degrees, 30 wide and 40 high.
     save("cells/images/a.jpg", 40, 30, orientation=6)
     stored = box(30, 40, 5, 5, 15, 8)
     seen = box(40, 30, 22, 5, 25, 15)
     mask = {(30, 40): stored, (40, 30): seen}.get(size, np.ones(size, bool))
     save_mask(tmp_path / "cells" / "masks" / "a.png", mask)
-    found = masks.read(tmp_path / "cells")
+    labels = masks.read(tmp_path / "cells")
     if fits:
-        np.testing.assert_array_equal(masks_of(written(found), "a.jpg")[0][1], seen)
+        np.testing.assert_array_equal(masks_of(written(labels), "a.jpg")[0][1], seen)
     else:
-        assert sum(map(len, found.skipped.values())) == 1
+        assert sum(map(len, labels.skipped.values())) == 1
 
 
-def test_masks_whose_turn_cannot_be_told_are_skipped(save: Save, tmp_path: Path) -> None:
-    save("cells/images/a.jpg", 40, 30, orientation=3)  # upside down: the size says nothing
+def test_masks_of_unknown_orientation_are_skipped(save: Save, tmp_path: Path) -> None:
+    save("cells/images/a.jpg", 40, 30, orientation=3)  # upside down, which the size does not show
     save_mask(tmp_path / "cells" / "masks" / "a.png", RING)
-    found = masks.read(tmp_path / "cells")
-    assert "may be turned or not" in str(found.skipped) and not found.pictures[0].things
+    labels = masks.read(tmp_path / "cells")
+    assert "EXIF orientation 3" in str(labels.skipped) and not labels.images[0].objects

@@ -1,4 +1,4 @@
-"""VIA's projects and exports, each region against the pixels that it stands for."""
+"""VIA's projects and exports: the pixels of each region."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ REGIONS = [
         {"kind": "cat"},
     ),
     ({"name": "circle", "cx": 30, "cy": 10, "r": 6}, {"kind": "cat"}),
-    # Turned by a quarter: the long half axis points down.
+    # Rotated by 90 degrees: the long half axis points down.
     (
         {"name": "ellipse", "cx": 30, "cy": 20, "rx": 8, "ry": 4, "theta": 1.5707963267948966},
         {"kind": "cat"},
@@ -67,7 +67,7 @@ def write_csv(path: Path, image: Path) -> Path:
 
 
 @pytest.mark.parametrize("form", ["project", "export", "numbered", "csv"])
-def test_every_region_covers_its_pixels(
+def test_each_region_covers_its_pixels(
     form: str, save: Save, written: Written, tmp_path: Path
 ) -> None:
     image, empty = save("photos/a.png"), save("photos/empty.png")
@@ -75,15 +75,15 @@ def test_every_region_covers_its_pixels(
     if form == "csv":
         source = write_csv(tmp_path / "via.csv", image)
     else:
-        if form == "numbered":  # as VIA 1 wrote regions
+        if form == "numbered":  # as in VIA 1
             for entry in entries.values():
                 entry["regions"] = {str(i): r for i, r in enumerate(entry["regions"])}
         content = (
             entries if form != "project" else {"_via_img_metadata": entries, "_via_settings": {}}
         )
         source = write(tmp_path / "via.json", content)
-    found = via.read(source, images=image.parent)
-    coco = written(found)
+    labels = via.read(source, images=image.parent)
+    coco = written(labels)
     assert [i["file_name"] for i in coco["images"]] == ["a.png", "empty.png"]
     assert [category["name"] for category in coco["categories"]] == ["cat", "dog"]
     objects = masks_of(coco, "a.png")
@@ -92,10 +92,10 @@ def test_every_region_covers_its_pixels(
     np.testing.assert_array_equal(objects[1][1], box(30, 40, 2, 3, 12, 8))
     assert (objects[2][1] != disc(30, 40, 30, 10, 6, 6)).sum() <= 4
     assert (objects[3][1] != disc(30, 40, 30, 20, 4, 8)).sum() <= 4
-    assert not found.skipped and len(found.noted) == 2  # the point and the polyline
+    assert not labels.skipped and len(labels.noted) == 2  # the point and the polyline
 
 
-def test_the_class_is_of_the_attribute_that_is_named(
+def test_the_class_comes_from_the_chosen_attribute(
     save: Save, written: Written, tmp_path: Path
 ) -> None:
     image = save("photos/a.png")
@@ -107,18 +107,16 @@ def test_the_class_is_of_the_attribute_that_is_named(
         (rect, {"age": "5"}),
     ]
     source = write(image.with_name("via.json"), metadata(image, regions))
-    with pytest.raises(UserError, match=r"--class-attribute .*'age' \(4 regions\), 'species' \(3"):
+    with pytest.raises(UserError, match=r"--class-attribute: .*'age' \(4 regions\), 'species' \(3"):
         via.read(source)
     with pytest.raises(UserError, match="did you mean 'species'"):
         via.read(source, class_attribute="specie")
-    found = via.read(source, class_attribute="species")
-    assert [thing.label for thing in found.pictures[0].things] == ["cat", "dog"]
-    assert sum(map(len, found.skipped.values())) == 2
+    labels = via.read(source, class_attribute="species")
+    assert [labelled.label for labelled in labels.images[0].objects] == ["cat", "dog"]
+    assert sum(map(len, labels.skipped.values())) == 2
 
 
-def test_regions_without_attributes_have_the_class_that_is_given(
-    save: Save, written: Written
-) -> None:
+def test_regions_without_attributes_get_the_given_class(save: Save, written: Written) -> None:
     image = save("photos/a.png")
     rect = {"name": "rect", "x": 1, "y": 1, "width": 5, "height": 5}
     source = write(image.with_name("via_region_data.json"), metadata(image, [(rect, {})]))
@@ -128,7 +126,7 @@ def test_regions_without_attributes_have_the_class_that_is_given(
     assert category == {"id": 1, "name": "balloon"}
 
 
-def test_what_cannot_be_read_is_named(save: Save, tmp_path: Path) -> None:
+def test_unreadable_files_and_regions_are_listed(save: Save, tmp_path: Path) -> None:
     image = save("photos/a.png")
     regions = [
         ({"name": "polygon", "all_points_x": [1, 2], "all_points_y": [1]}, {"kind": "cat"}),
@@ -143,8 +141,8 @@ def test_what_cannot_be_read_is_named(save: Save, tmp_path: Path) -> None:
     write(image.with_name("via.json"), entries)
     image.with_name("bad.json").write_text("[1]")
     image.with_name("bad.csv").write_text("a,b\n1,2\n")
-    found = via.read(image.parent, class_attribute="kind")
-    skipped = [place for places in found.skipped.values() for place in places]
+    labels = via.read(image.parent, class_attribute="kind")
+    skipped = [place for places in labels.skipped.values() for place in places]
     assert len(skipped) == 5 + 4
-    for word in ("gone.png", "bad.json", "bad.csv", "all_points_x", "radius -4"):
-        assert any(word in place for place in skipped)
+    for text in ("gone.png", "bad.json", "bad.csv", "all_points_x", "radius -4"):
+        assert any(text in place for place in skipped)

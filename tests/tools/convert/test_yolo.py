@@ -1,4 +1,4 @@
-"""YOLO's segmentation labels, each line against the pixels that it stands for."""
+"""YOLO's segmentation labels: the pixels of each line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def label(root: Path, name: str, *lines: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["ultralytics", "roboflow", "flat"])
-def test_lines_cover_their_pixels(
+def test_each_line_covers_its_pixels(
     layout: str, save: Save, written: Written, tmp_path: Path
 ) -> None:
     root = tmp_path / "pets"
@@ -43,13 +43,13 @@ def test_lines_cover_their_pixels(
     label(root, f"{labels.format('val')}b.txt", CAT)
     label(root, f"{labels.format('train')}empty.txt", "")
     (root / "data.yaml").write_text(yaml + "nc: 2\nnames:\n  0: cat\n  1: dog\n")
-    found = yolo.read(root)
-    assert not found.skipped
-    names = {p.name.rsplit("/", 1)[-1]: p for p in found.pictures}
+    labels = yolo.read(root)
+    assert not labels.skipped
+    names = {p.name.rsplit("/", 1)[-1]: p for p in labels.images}
     assert names.keys() == {"a.png", "b.png", "empty.png", "none.png"}
     expected = ("", "") if layout == "flat" else ("train", "val")
     assert (names["a.png"].split, names["b.png"].split) == expected
-    coco = written(found)
+    coco = written(labels)
     (cat, first), (dog, second) = masks_of(coco, names["a.png"].name)
     assert (cat, dog) == ("cat", "dog")
     np.testing.assert_array_equal(first, box(30, 40, 2, 3, 12, 9))
@@ -62,28 +62,26 @@ def test_without_a_yaml_folders_are_the_splits(place: str, save: Save, tmp_path:
         path = place.format(folder, name)
         save(f"pets/{path}")
         label(tmp_path / "pets", path.replace("images", "labels")[:-4] + ".txt", CAT)
-    found = yolo.read(tmp_path / "pets", classes=["cat"])
-    splits = {p.path.stem: p.split for p in found.pictures if p.path}
-    # What lies in none of them is drawn.
+    labels = yolo.read(tmp_path / "pets", classes=["cat"])
+    splits = {p.path.stem: p.split for p in labels.images if p.path}
+    # Images in none of these folders are split at random.
     assert splits == {"a": "train", "b": "val", "c": "test", "d": ""}
 
 
-def test_a_train_folder_alone_is_no_split(save: Save, tmp_path: Path) -> None:
+def test_only_a_train_folder_gives_no_splits(save: Save, tmp_path: Path) -> None:
     save("pets/images/train/a.png")
     label(tmp_path / "pets", "labels/train/a.txt", CAT)
-    assert [p.split for p in yolo.read(tmp_path / "pets", classes=["cat"]).pictures] == [""]
+    assert [p.split for p in yolo.read(tmp_path / "pets", classes=["cat"]).images] == [""]
 
 
-def test_fractions_are_of_the_image_turned_by_exif(
-    save: Save, written: Written, tmp_path: Path
-) -> None:
-    save("pets/images/a.jpg", 30, 40, orientation=6)  # seen 40 wide, 30 high
+def test_fractions_refer_to_the_upright_image(save: Save, written: Written, tmp_path: Path) -> None:
+    save("pets/images/a.jpg", 30, 40, orientation=6)  # upright 40 wide, 30 high
     label(tmp_path / "pets", "labels/a.txt", CAT)
     coco = written(yolo.read(tmp_path / "pets", classes=["cat"]))
     np.testing.assert_array_equal(masks_of(coco, "a.jpg")[0][1], box(30, 40, 2, 3, 12, 9))
 
 
-def test_lines_that_are_none_are_named(save: Save, tmp_path: Path) -> None:
+def test_invalid_lines_are_listed(save: Save, tmp_path: Path) -> None:
     root = tmp_path / "pets"
     save("pets/images/a.png")
     label(
@@ -101,29 +99,29 @@ def test_lines_that_are_none_are_named(save: Save, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--classes"):
         yolo.read(root)
     (root / "data.yaml").write_text("names: [cat]\nval: images/valid\ntrain: images\n")
-    found = yolo.read(root)
-    skipped = [place for places in found.skipped.values() for place in places]
+    labels = yolo.read(root)
+    skipped = [place for places in labels.skipped.values() for place in places]
     assert [p.rsplit("a.txt:", 1)[-1] for p in skipped[1:]] == [
         *("2", "3 (class 7)", "4", "5", "6", "7", "8")
     ]
     assert skipped[0] == "val: images/valid"
-    assert len(found.pictures[0].things) == 1
+    assert len(labels.images[0].objects) == 1
 
 
-def test_boxes_alone_are_refused(save: Save, tmp_path: Path) -> None:
+def test_labels_of_only_boxes_are_refused(save: Save, tmp_path: Path) -> None:
     save("pets/images/a.png")
     label(tmp_path / "pets", "labels/a.txt", "0 0.5 0.5 0.1 0.1")
     with pytest.raises(UserError, match="detection labels have no masks"):
         yolo.read(tmp_path / "pets", classes=["cat"])
 
 
-def test_a_yaml_runs_no_code_and_leads_nowhere_else(save: Save, tmp_path: Path) -> None:
+def test_a_yaml_runs_no_code_and_reads_no_other_folder(save: Save, tmp_path: Path) -> None:
     save("secret/images/a.png")
     save("pets/images/a.png")
     path = tmp_path / "pets" / "data.yaml"
     path.write_text("names: !!python/object/apply:os.getcwd []\n")
-    with pytest.raises(UserError, match="is no yaml"):
+    with pytest.raises(UserError, match=r"data\.yaml' is not valid YAML"):
         yolo.read(path)
     path.write_text(f"names: [cat]\ntrain: {tmp_path}/secret/images\nval: ../secret/images\n")
-    # What is found below the yaml counts: pets/images.
-    assert {p.path for p in yolo.read(path).pictures} == {tmp_path / "pets" / "images" / "a.png"}
+    # The end of each path is looked up next to the yaml: pets/images.
+    assert {p.path for p in yolo.read(path).images} == {tmp_path / "pets" / "images" / "a.png"}
