@@ -133,7 +133,7 @@ def test_invalid_arguments_are_refused_in_one_line(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--device", "cuda"]) == 2
-    assert "no CUDA device here; use --device cpu" in capsys.readouterr().err
+    assert "no CUDA device; use --device cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
