@@ -30,7 +30,7 @@ class Source:
     """An image, a video or a camera."""
 
     kind: str  # "image", "video" or "camera"
-    path: str  # of the file, as messages and tables show it; the number of a camera
+    path: str  # as messages and tables show it; the number of a camera
     name: str  # unique; output files are named <name>.<suffix>
 
 

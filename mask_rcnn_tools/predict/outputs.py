@@ -205,9 +205,9 @@ def read_ids(
     """Reads category and image ids from a COCO json, such as the ground truth of an evaluation.
 
     Args:
-        path: of the json.
-        class_names: of the model; each must be the name of a category.
-        sources: images; the path of each must end with exactly one file_name.
+        path: the json.
+        class_names: the model's classes; each must be the name of a category.
+        sources: images; each path must end with exactly one file_name.
 
     Returns:
         category ids in the order of the classes, and path -> image id.

@@ -80,10 +80,10 @@ class VideoFile:
 
 
 def set_frame_size(path: Path, current: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Changes the frame size in the headers of an MP4 file with MPEG-4 video.
+    """Changes the frame size in the headers of MPEG-4 video.
 
     Args:
-        path: of the file.
+        path: the MP4 file.
         current: (H, W) in pixels that the headers contain.
         new: (H, W) with the same number of blocks of 16 x 16 pixels.
 

@@ -26,7 +26,7 @@ ERROR_NAMES = {code: name for name, code in ERRORS.items()}
 _SIDE = 300
 _CROP_SIDE = 220
 _CROWDED = 20
-# Of all pictures of a page. base64 adds a third, and the rest of the page is below 2 MB.
+# For all pictures of a page. base64 adds a third, and the rest of the page is below 2 MB.
 MAX_BYTES = 12_000_000
 
 

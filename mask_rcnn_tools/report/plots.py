@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mask_rcnn_tools.report.matching import THRESHOLDS
 from mask_rcnn_tools.report.metrics import Calibration
 
-# Of two runs. Colour-blind readers can distinguish them (Okabe and Ito 2008).
+# One per run. Colour-blind readers can distinguish them (Okabe and Ito 2008).
 COLORS = ("#0072b2", "#d55e00")
 _LINE_COLORS = ("#0072b2", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00")
 _MAX_POINTS = 400

@@ -137,7 +137,7 @@ def _listed(names: Sequence[str], limit: int = 8) -> str:
 
 
 def number(value: Any, digits: int = 1) -> str:
-    """A metric as text; "-" if there is none."""
+    """A metric as text; "-" if it is missing."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "-"
     return "nan" if math.isnan(value) else f"{value:.{digits}f}"
@@ -152,9 +152,10 @@ def change(before: Any, after: Any) -> str:
 
 
 def overall(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The overall metrics: of one run a table with a column per task, of two a table per task.
+    """The overall metrics.
 
-    The last cell of each row of two runs is their difference.
+    For one run, a table with a column per task; for two runs, a table per task, in which the last
+    column is the change.
     """
     tasks = {task: [_overall_metrics(run, task) for run in runs] for task in KINDS}
     tasks = {task: metrics for task, metrics in tasks.items() if any(metrics)}
