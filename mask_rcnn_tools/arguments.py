@@ -185,7 +185,7 @@ def prepare_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
 
     Args:
         folder: created if it does not exist.
-        names: of the files to write into it.
+        names: the files to write into it.
         overwrite: whether they may exist.
 
     Raises:

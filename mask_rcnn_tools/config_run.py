@@ -22,14 +22,11 @@ from mask_rcnn_tools.check.before_run import check_data
 
 
 def training_records(cfg: CfgNode, names: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Registers the data sets of a config and loads those to train on.
+    """Registers the config's data sets; returns detectron2's records of the named ones.
 
     Args:
         cfg: from ``load_config``.
-        names: of data sets; by default those of DATASETS.TRAIN.
-
-    Returns:
-        detectron2's records of all these data sets.
+        names: data sets; default: DATASETS.TRAIN.
 
     Raises:
         UserError: DATASETS.TRAIN is empty, or a data set cannot be used.

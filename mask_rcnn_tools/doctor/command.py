@@ -42,12 +42,20 @@ _VARIABLES = (
 def main(argv: Sequence[str]) -> int:
     """Runs the command: returns 1 if something is broken, else 0."""
     arguments = _parse(argv)
-    report = examine(arguments.output)
+    facts = {
+        "python": python_facts(),
+        "machine": machine_facts(arguments.output),
+        **run_probes(_announce),
+    }
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    broken, advice = diagnose(facts)
+    report = {"healthy": not broken, "broken": broken, "advice": advice, **facts}
     as_json = json.dumps(report, indent=1)
     print(as_json if arguments.json == "-" else format_report(report))
     if arguments.json not in (None, "-"):
         write_text(Path(arguments.json), as_json + "\n")
-    return int(not report["healthy"])
+    return int(bool(broken))
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,28 +77,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def examine(output: Path) -> dict[str, Any]:
-    """Gathers the facts and concludes from them.
-
-    Args:
-        output: OUTPUT_DIR of a run.
-
-    Returns:
-        "healthy", a bool; "broken" and "advice", lists of sentences; and the facts: "python",
-        "machine", and one entry per probe. Ready for json.
-    """
-    facts = {"python": python_facts(), "machine": machine_facts(output), **run_probes(_announce)}
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-    broken, advice = diagnose(facts)
-    return {"healthy": not broken, "broken": broken, "advice": advice, **facts}
-
-
 def _announce(probe: str) -> None:
     """Shows progress on a terminal, without tqdm, which may be missing."""
     if sys.stderr.isatty():
-        text = probe.replace("_", " ")
-        print(f"\r\033[Kexamining {text} ...", end="", file=sys.stderr, flush=True)
+        name = probe.replace("_", " ")
+        print(f"\r\033[Kexamining {name} ...", end="", file=sys.stderr, flush=True)
 
 
 def python_facts() -> dict[str, Any]:
@@ -104,11 +95,7 @@ def python_facts() -> dict[str, Any]:
 
 
 def machine_facts(output: Path) -> dict[str, Any]:
-    """Hardware, memory, disks and environment variables.
-
-    Args:
-        output: OUTPUT_DIR of a run.
-    """
+    """Hardware, memory, disks and environment variables; ``output`` is the OUTPUT_DIR of runs."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     shm = Path("/dev/shm")
     return {
@@ -137,13 +124,11 @@ def machine_facts(output: Path) -> dict[str, Any]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether the folder, or its nearest existing parent, accepts files.
-
-    Creates a nameless file, because permissions do not tell it for root.
-    """
+    """Whether the folder, or its nearest existing parent, accepts files."""
     path = folder.absolute()
     try:
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        # The permissions say nothing about root, so create a file, which has no name.
         tempfile.TemporaryFile(dir=existing).close()
     except OSError:
         return False

@@ -1,6 +1,7 @@
-"""What is broken and what to improve, concluded from the facts."""
+"""Concludes from the facts what is broken and what to improve."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 _GIB = 2**30
@@ -19,13 +20,10 @@ _TITLES = {
 
 
 def diagnose(report: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Concludes what is broken and what to improve.
+    """Sentences about what is broken, and advice.
 
     Args:
         report: "python", "machine", and the facts of every probe.
-
-    Returns:
-        sentences about what is broken, and advice.
     """
     broken: list[str] = []
     advice: list[str] = []
@@ -39,8 +37,10 @@ def diagnose(report: dict[str, Any]) -> tuple[list[str], list[str]]:
         broken += facts.get("broken", [])
         advice += facts.get("advice", [])
     machine, torch = report["machine"], report.get("torch", {})
-    advice += _advise_python(report["python"]["version"])
-    advice += _advise_driver(machine["driver"], torch)
+    if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+        advice.append(f"Python {report['python']['version']} is untested: use 3.10 to 3.13")
+    if machine["driver"] and "version" in torch and not torch["devices"]:
+        advice.append(_advise_driver(machine["driver"], torch))
     advice += _advise_threads(machine, torch)
     advice += _advise_memory(machine)
     advice += _advise_folders(machine, report.get("datasets", {}))
@@ -57,81 +57,67 @@ def _remedy(name: str, reason: str) -> str:
     return ""
 
 
-def _advise_python(version: str) -> list[str]:
-    if (3, 10) <= sys.version_info[:2] <= (3, 13):
-        return []
-    return [f"Python {version} is untested: use 3.10 to 3.13"]
-
-
-def _advise_driver(driver: str, torch: dict[str, Any]) -> list[str]:
-    if not driver or "version" not in torch or torch["devices"]:
-        return []
+def _advise_driver(driver: str, torch: dict[str, Any]) -> str:
     why = "was built without CUDA: install a torch with CUDA"
     if torch["CUDA"]:
         why = (
             f"sees no GPU: CUDA {torch['CUDA']} may need a newer driver, or CUDA_VISIBLE_DEVICES "
             "hides the GPUs"
         )
-    return [f"there is an NVIDIA driver ({driver}), but torch {torch['version']} {why}"]
+    return f"there is an NVIDIA driver ({driver}), but torch {torch['version']} {why}"
 
 
-def _advise_threads(machine: dict[str, Any], torch: dict[str, Any]) -> list[str]:
-    advice = []
+def _advise_threads(machine: dict[str, Any], torch: dict[str, Any]) -> Iterator[str]:
     cores = min(machine["cores"], machine["quota"] or machine["cores"])
     threads, load = torch.get("threads", 1), machine["load"] or 0.0
     if threads > cores:
-        advice.append(
+        yield (
             f"torch uses {threads} threads on {cores:g} cores: set "
             f"OMP_NUM_THREADS={max(int(cores), 1)}"
         )
     if threads > 1 and load > 0.75 * cores:
         passive = machine["environment"].get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
-        advice.append(
+        yield (
             f"other programs keep the cores busy (load {load:.1f} on {cores:g}), and OpenMP's "
             "threads spin while they wait for each other: set "
             + ("" if passive else "OMP_WAIT_POLICY=PASSIVE or ")
             + "OMP_NUM_THREADS=1"
         )
-    return advice
 
 
-def _advise_memory(machine: dict[str, Any]) -> list[str]:
-    advice = []
+def _advise_memory(machine: dict[str, Any]) -> Iterator[str]:
     memory, shm = machine["memory"].get("available"), machine["shm"]
     if memory is not None and memory < _MIN_MEMORY:
-        advice.append(
+        yield (
             f"only {format_size(memory)} of memory are free: lower SOLVER.IMS_PER_BATCH, "
             "DATALOADER.NUM_WORKERS or INPUT.MIN_SIZE_TRAIN"
         )
     if shm is not None and shm < _MIN_SHM:
-        advice.append(
+        yield (
             f"/dev/shm has only {format_size(shm)} free, and loader workers pass images through "
             "it: set DATALOADER.NUM_WORKERS 0, or start the container with --shm-size=2g"
         )
-    return advice
 
 
-def _advise_folders(machine: dict[str, Any], datasets: dict[str, Any]) -> list[str]:
-    advice = []
+def _advise_folders(machine: dict[str, Any], datasets: dict[str, Any]) -> Iterator[str]:
     output, root = machine["output"], machine["datasets"]
     if not output["writable"]:
-        advice.append(f"cannot write into '{output['folder']}': set another OUTPUT_DIR")
+        yield f"cannot write into '{output['folder']}': set another OUTPUT_DIR"
     elif output["free"] is not None and output["free"] < _MIN_DISK:
-        advice.append(
+        yield (
             f"only {format_size(output['free'])} are free for '{output['folder']}': set "
             "SOLVER.KEEP_CHECKPOINTS"
         )
     if not root["exists"]:
-        advice.append(
+        yield (
             f"the data set folder '{root['folder']}' does not exist: create it, or set "
             "DETECTRON2_DATASETS to another one"
         )
     elif datasets.get("by folder") == {} and not datasets.get("builtin"):
-        advice.append(
+        yield (
             f"'{root['folder']}' contains no data set: datasets/README.md explains how to add one, "
             "configs/quickstart.yaml draws one, and mask-rcnn-plus convert converts one"
         )
-    return advice
 
 
 def format_size(count: int | None) -> str:

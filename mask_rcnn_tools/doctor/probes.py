@@ -88,10 +88,8 @@ def _run(names: list[str], results: Connection, log: str) -> None:
 def _exit_reason(code: int) -> str:
     if code >= 0:
         return f"ends the process with exit code {code}"
-    try:
-        return f"ends the process by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"ends the process by signal {-code}"
+    known = {number.value: number.name for number in signal.Signals}
+    return f"ends the process by {known.get(-code, f'signal {-code}')}"
 
 
 def _reason(error: Exception, limit: int = 200) -> str:
@@ -204,27 +202,23 @@ def probe_operators() -> dict[str, Any]:
         if reason is None:
             continue
         facts["reason"][device] = reason
-        fix = library.how_to_fix(device)
         if device == "cuda" and not gpus:
             continue
+        sentence = f"{reason}. To fix it, {library.how_to_fix(device)}"
         if path is not None and "does not load" in reason:
-            facts["broken"].append(f"operators on {device}: {reason}. To fix it, {fix}")
+            facts["broken"].append(f"operators on {device}: {sentence}")
         else:
             facts["advice"].append(
-                f"operators on {device} run through torchvision, several times slower: {reason}. "
-                f"To fix it, {fix}"
+                f"operators on {device} run through torchvision, several times slower: {sentence}"
             )
     if facts["backend"]["cpu"] == "native":
         facts["instruction set"] = torch.ops.mask_rcnn_plus.cpu_isa()
-    wanted = os.environ.get("MASK_RCNN_PLUS_CPU_ISA")
-    used = facts.get("instruction set", "torchvision")
-    if wanted and wanted != used:
-        facts["advice"].append(
-            f"MASK_RCNN_PLUS_CPU_ISA is '{wanted}', but the operators use {used}: unset it"
-        )
-    elif wanted:
+    if wanted := os.environ.get("MASK_RCNN_PLUS_CPU_ISA"):
+        used = facts.get("instruction set", "torchvision")
         facts["advice"].append(
             f"MASK_RCNN_PLUS_CPU_ISA limits the operators to {wanted}: unset it for the fastest"
+            if wanted == used
+            else f"MASK_RCNN_PLUS_CPU_ISA is '{wanted}', but the operators use {used}: unset it"
         )
     if fault := cuda_mismatch(facts["built"].get("CUDA", ""), torch.version.cuda):
         facts["broken" if gpus else "advice"].append(fault)

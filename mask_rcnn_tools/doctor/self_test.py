@@ -8,6 +8,7 @@ samples of a box are one product of matrices. Autograd computes the derivatives.
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,8 +29,6 @@ _BOXES = (
 )
 _HEIGHT, _WIDTH, _BINS = 192, 256, 3
 
-Operator = Callable[[list[Tensor], Tensor], Tensor]
-
 
 def devices() -> list[str]:
     """The CPU and every CUDA device that torch sees."""
@@ -45,11 +44,11 @@ def run(device: str) -> list[dict[str, Any]]:
         "backward" difference, or the "error".
     """
     results = []
-    for name, test in _tests().items():
+    for name, test in _tests(device).items():
         start = time.perf_counter()
         result: dict[str, Any] = {"operator": name, "device": device}
         try:
-            result |= test(device)
+            result |= test()
             errors = [result[key] for key in ("forward", "backward") if result[key] is not None]
             result["ok"] = all(error <= TOLERANCE for error in errors)
         except Exception as error:
@@ -58,50 +57,34 @@ def run(device: str) -> list[dict[str, Any]]:
     return results
 
 
-def _tests() -> dict[str, Callable[[str], dict[str, float | None]]]:
-    """Operator name -> a function that tests it on a device."""
-    scale = _SCALES[1]
-    tests: dict[str, Callable[[str], dict[str, float | None]]] = {}
+def _tests(device: str) -> dict[str, Callable[[], dict[str, float | None]]]:
+    """Operator name -> a function that tests it."""
+    tests: dict[str, Callable[[], dict[str, float | None]]] = {}
 
-    def add(name: str, operator: Operator, *reference: Any) -> None:
-        tests[name] = lambda device: _test_pooling(device, operator, *reference)
+    def add(name: str, *case: Any) -> None:
+        tests[name] = partial(_test_pooling, device, *case)
 
-    def add_mode(mode: str) -> None:
-        add(
-            f"roi_align {mode}",
-            lambda maps, rois: ops.roi_align(maps[0], rois, _BINS, scale, 2, True, mode),
-            *([scale], 2, "align_half", mode),
-        )
-        add(
-            f"roi_align {mode}, adaptive, not aligned",
-            lambda maps, rois: ops.roi_align(maps[0], rois, _BINS, scale, 0, False, mode),
-            *([scale], 0, "align", mode),
-        )
-        add(
-            f"fpn_roi_align {mode}",
-            lambda maps, rois: ops.fpn_roi_align(maps, rois, _BINS, _SCALES, 2, True, mode),
-            *(_SCALES, 2, "align_half", mode),
-        )
-        add(
-            f"roi_warp {mode}",
-            lambda maps, rois: ops.roi_warp(maps[0], rois, _BINS, scale, 2, mode),
-            *([scale], 2, "warp", mode),
-        )
-
-    add_mode("avg")
-    add_mode("max")
-    add(
-        "roi_pool",
-        lambda maps, rois: ops.roi_pool(maps[0], rois, _BINS, scale),
-        *([scale], 0, "pool", "max"),
-    )
-    tests["paste_masks_rle"] = _test_paste
+    one = _SCALES[1:2]
+    align, align_all, warp = ops.roi_align, ops.fpn_roi_align, ops.roi_warp
+    for mode in ("avg", "max"):
+        adaptive = f"roi_align {mode}, adaptive, not aligned"
+        add(f"roi_align {mode}", align, one, (2, True, mode), (2, "align_half", mode))
+        add(adaptive, align, one, (0, False, mode), (0, "align", mode))
+        add(f"fpn_roi_align {mode}", align_all, _SCALES, (2, True, mode), (2, "align_half", mode))
+        add(f"roi_warp {mode}", warp, one, (2, mode), (2, "warp", mode))
+    add("roi_pool", ops.roi_pool, one, (), (0, "pool", "max"))
+    tests["paste_masks_rle"] = partial(_test_paste, device)
     return tests
 
 
 def _test_pooling(
-    device: str, operator: Operator, scales: list[float], samples: int, grid: str, mode: str
+    device: str,
+    operator: Callable[..., Tensor],
+    scales: list[float],
+    arguments: tuple[Any, ...],
+    reference: tuple[int, str, str],
 ) -> dict[str, float | None]:
+    """Compares operator(maps, rois, bins, scales, *arguments) with pool(..., *reference)."""
     generator = torch.Generator().manual_seed(0)
     maps64 = [
         torch.rand(
@@ -111,8 +94,10 @@ def _test_pooling(
     ]
     maps32 = [m.detach().float().to(device).requires_grad_() for m in maps64]
     rois = torch.tensor([(0.0, *box) for box in _BOXES], device=device)
-    expected = pool(maps64, _BOXES, _BINS, scales, samples, grid, mode)
-    actual = operator(maps32, rois)
+    expected = pool(maps64, _BOXES, _BINS, scales, *reference)
+    pyramid = len(scales) > 1
+    features, scale = (maps32, scales) if pyramid else (maps32[0], scales[0])
+    actual = operator(features, rois, _BINS, scale, *arguments)
     grad = torch.rand(expected.shape, generator=generator, dtype=torch.float64)
     expected_grads = torch.autograd.grad(expected, maps64, grad, allow_unused=True)
     actual_grads = torch.autograd.grad(actual, maps32, grad.float().to(device))

@@ -20,17 +20,13 @@ _MAX_DRAWS = 20  # of each image
 
 
 def fit_to_datasets(cfg: CfgNode, names: Sequence[str]) -> tuple[str, str]:
-    """Fits the anchors of a config.
-
-    Args:
-        cfg: from ``load_config``.
-        names: of data sets; by default those of DATASETS.TRAIN.
+    """Fits the anchors of a config to data sets, by default DATASETS.TRAIN.
 
     Returns:
         a table of the recall before and after; and the lines for the config.
 
     Raises:
-        UserError: the config has no anchors to fit, or a data set cannot be used.
+        UserError: the config's anchors cannot be fitted, or a data set cannot be used.
     """
     now = config_anchors(cfg)
     records = training_records(cfg, names)
@@ -50,7 +46,7 @@ def config_anchors(cfg: CfgNode) -> Anchors:
     """The anchors of a config's RPN.
 
     Raises:
-        UserError: the anchors are of another kind, or their number differs between feature maps.
+        UserError: the anchors have another type, or their number differs between feature maps.
     """
     generator = cfg.MODEL.ANCHOR_GENERATOR
     if generator.NAME != "DefaultAnchorGenerator":

@@ -2,7 +2,6 @@
 
 import csv
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +25,10 @@ _STANDARD_ERRORS = 4.0  # a smaller fall of the loss is noise
 
 @dataclass(frozen=True)
 class Curve:
-    """The result of a range test.
+    """The result of a range test."""
 
-    Attributes:
-        rates: learning rate of each iteration, rising.
-        losses: loss of each iteration.
-    """
-
-    rates: list[float]
-    losses: list[float]
+    rates: list[float]  # learning rate of each iteration, rising
+    losses: list[float]  # loss of each iteration
 
     @property
     def running(self) -> list[float]:
@@ -82,8 +76,7 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
 
     Args:
         cfg: from ``config_run.prepare_training``; training starts from MODEL.WEIGHTS.
-        start: first rate, above 0.
-        end: last rate, above start.
+        start, end: first and last rate, 0 < start < end.
         iterations: largest number of iterations. The test ends early if the loss is not finite, or
             four times its minimum.
     """
@@ -95,13 +88,10 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
     factors = [group["lr"] / cfg.SOLVER.BASE_LR for group in optimizer.param_groups]
     curve = Curve([], [])
     batches = Trainer.build_train_loader(cfg)
-    steps = Steps(
-        *(model, batches, optimizer),
-        amp=amp_dtype(cfg),
-        parts=cfg.SOLVER.ACCUMULATE_STEPS,
-    )
+    steps = Steps(model, batches, optimizer, amp=amp_dtype(cfg), parts=cfg.SOLVER.ACCUMULATE_STEPS)
     freeze_mode(model, cfg.MODEL.FREEZE)
-    progress = tqdm(_rates(start, end, iterations), desc="Learning rates", total=iterations)
+    rates = [start * (end / start) ** (step / (iterations - 1)) for step in range(iterations)]
+    progress = tqdm(rates, desc="Learning rates")
     with EventStorage() as storage, progress:
         for rate in progress:
             for group, factor in zip(optimizer.param_groups, factors, strict=True):
@@ -135,11 +125,6 @@ def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
-
-
-def _rates(start: float, end: float, count: int) -> Iterator[float]:
-    for step in range(count):
-        yield start * (end / start) ** (step / (count - 1))
 
 
 def write_csv(curve: Curve, path: Path) -> None:

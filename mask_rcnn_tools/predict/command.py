@@ -72,7 +72,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "camera",
     )
     add("--weights", required=True, metavar="FILE", help="checkpoint: .pth, or .pkl from the zoo")
-    add("--config-file", metavar="YAML", help="config, for weights that contain none")
+    add("--config-file", metavar="YAML", help="config, if FILE does not contain it")
     add(
         "--set",
         nargs=2,

@@ -27,34 +27,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """An image, a video or a camera.
+    """An image, a video or a camera."""
 
-    Attributes:
-        kind: "image", "video" or "camera".
-        path: of the file, as messages and tables show it; the number of a camera.
-        name: unique; output files are named <name>.<suffix>.
-    """
-
-    kind: str
-    path: str
-    name: str
+    kind: str  # "image", "video" or "camera"
+    path: str  # as messages and tables show it; the number of a camera
+    name: str  # unique; output files are named <name>.<suffix>
 
 
 @dataclass(frozen=True)
 class Frame:
-    """An image, or a frame of a video.
-
-    Attributes:
-        source: where it comes from.
-        index: position in the video, from 0; None for an image.
-        image: (H, W, 3), uint8, BGR.
-        rate: frames per second; 0 for an image.
-    """
+    """An image, or a frame of a video."""
 
     source: Source
-    index: int | None
-    image: BGR
-    rate: float = 0.0
+    index: int | None  # position in the video, from 0; None for an image
+    image: BGR  # (H, W, 3), uint8
+    rate: float = 0.0  # frames per second; 0 for an image
 
 
 def find_sources(inputs: Sequence[str], *, recursive: bool, output: Path) -> list[Source]:
@@ -69,21 +56,21 @@ def find_sources(inputs: Sequence[str], *, recursive: bool, output: Path) -> lis
     Raises:
         UserError: an input does not exist or contains no image.
     """
-    found: dict[str, tuple[str, str, str]] = {}  # resolved path -> kind, path, preferred name
+    files: dict[str, tuple[str, str, str]] = {}  # resolved path -> kind, path, preferred name
     output = output.resolve()
     for text in inputs:
         for kind, path, name in _expand(text, recursive):
             resolved = Path(path).resolve()
             named_directly = kind == "camera" or path == text
             if named_directly or not resolved.is_relative_to(output):
-                found.setdefault(str(resolved), (kind, path, name))
-    if not found:
+                files.setdefault(str(resolved), (kind, path, name))
+    if not files:
         raise UserError(
             f"all inputs are in the --output folder {output}: name another --output, or the files "
             "one by one"
         )
     taken: set[str] = set()
-    return [Source(kind, path, _unique(name, taken)) for kind, path, name in found.values()]
+    return [Source(kind, path, _unique(name, taken)) for kind, path, name in files.values()]
 
 
 def _expand(text: str, recursive: bool) -> Iterator[tuple[str, str, str]]:
@@ -94,10 +81,13 @@ def _expand(text: str, recursive: bool) -> Iterator[tuple[str, str, str]]:
     if path.is_dir():
         entries = path.rglob("*") if recursive else path.iterdir()
         # Hidden files are not the user's: on USB sticks, macOS adds a ._photo.jpg to each photo.
-        shown = (
-            p for p in entries if not any(n.startswith(".") for n in p.relative_to(path).parts)
+        images = sorted(
+            entry
+            for entry in entries
+            if entry.suffix.lower() in IMAGE_SUFFIXES
+            and not any(part.startswith(".") for part in entry.relative_to(path).parts)
+            and entry.is_file()
         )
-        images = sorted(p for p in shown if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         if not images:
             hint = "" if recursive else "; --recursive includes the folders in it"
             known = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -137,11 +127,7 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def open_camera(number: str) -> Any:
-    """Opens a camera.
-
-    Raises:
-        UserError: it does not exist, or another program uses it.
-    """
+    """Opens a camera, or raises a UserError."""
     camera = cv2.VideoCapture(int(number))
     if not camera.isOpened():
         raise UserError(
@@ -179,11 +165,8 @@ def _read_video(source: Source, capture: Any, skip: Callable[[str], None]) -> It
         announced = _announced_frames(capture)
         rate = capture.get(cv2.CAP_PROP_FPS)
         rate = rate if 0 < rate < 1000 else 30.0
-        while True:
-            success, image = capture.read()
-            if not success:
-                break
-            yield Frame(source, count, image, rate)
+        while (frame := capture.read())[0]:
+            yield Frame(source, count, frame[1], rate)
             count += 1
     finally:
         capture.release()
@@ -202,13 +185,12 @@ def _announced_frames(capture: Any) -> int:
 
 def count_frames(sources: Sequence[Source]) -> int | None:
     """The number of images and frames that the files announce; None with a camera."""
-    total = 0
-    for source in sources:
-        if source.kind == "camera":
-            return None
-        video = source.kind == "video"
-        total += _announced_frames(cv2.VideoCapture(source.path)) if video else 1
-    return total
+    if any(source.kind == "camera" for source in sources):
+        return None
+    return sum(
+        1 if source.kind == "image" else _announced_frames(cv2.VideoCapture(source.path))
+        for source in sources
+    )
 
 
 def prefetch_batches(items: Iterator[T], size: int) -> Iterator[list[T]]:

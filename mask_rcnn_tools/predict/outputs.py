@@ -4,10 +4,11 @@ import csv
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePath
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -36,12 +37,22 @@ _CROWDED = 30
 _SMALL_SIDE = 800
 
 
-class Output(Protocol):
-    """Writes one frame with its objects after the other."""
+class Output:
+    """Writes frames with their objects to a folder, one after the other.
 
-    def add(self, frame: Frame, instances: Instances) -> None: ...
+    Args:
+        folder: where to write.
+        class_names: in the order of class ids.
+    """
 
-    def close(self) -> None: ...
+    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
+        self._folder, self._class_names = folder, class_names
+
+    def add(self, frame: Frame, instances: Instances) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Completes the files."""
 
 
 def class_label(class_names: Sequence[str], index: int) -> str:
@@ -57,12 +68,10 @@ def drawing_path(source: Source, folder: Path) -> Path:
     return folder / f"{source.name}{suffix if suffix in ('.jpg', '.jpeg', '.png') else '.png'}"
 
 
-class Drawings:
+class Drawings(Output):
     """Draws the objects into each image, and into each video with its frame rate and size.
 
     Args:
-        folder: where to write.
-        class_names: in the order of class ids.
         show: whether to draw "masks", "boxes", "labels" and "scores"; None draws masks and scores,
             and boxes and labels of up to 30 objects.
         log: prints a line for the user.
@@ -75,8 +84,8 @@ class Drawings:
         show: dict[str, bool | None],
         log: Callable[[str], None],
     ) -> None:
-        self._folder, self._class_names, self._log = folder, class_names, log
-        self._show = show
+        super().__init__(folder, class_names)
+        self._show, self._log = show, log
         self._video: VideoFile | None = None
         self._source: Source | None = None
 
@@ -116,12 +125,10 @@ class Drawings:
         return draw_styled(image, objects, self._class_names, style)
 
 
-class CocoResults:
+class CocoResults(Output):
     """Writes COCO results, and the images and categories that they refer to, as they come.
 
     Args:
-        folder: where to write.
-        class_names: in the order of class ids.
         category_ids: one per class.
         image_ids: path -> id; None numbers all frames from 1.
     """
@@ -133,6 +140,7 @@ class CocoResults:
         category_ids: Sequence[int],
         image_ids: dict[str, int] | None,
     ) -> None:
+        super().__init__(folder, class_names)
         self._category_ids, self._image_ids = category_ids, image_ids
         self._files = ExitStack()
         categories = json.dumps(
@@ -166,26 +174,21 @@ class _JsonList:
     """Writes a list entry by entry."""
 
     def __init__(self, file: IO[str], begin: str, end: str) -> None:
-        self._file, self._end, self._separator = file, end, f"{begin}\n"
+        self._file, self._end, self._separator = file, end, "\n"
+        file.write(begin)
 
     def add(self, entry: dict[str, Any]) -> None:
         self._file.write(self._separator + json.dumps(entry))
         self._separator = ",\n"
 
     def close(self) -> None:
-        last = "\n" if self._separator == ",\n" else self._separator
-        self._file.write(f"{last}{self._end}\n")
+        self._file.write(f"\n{self._end}\n")
 
 
 def category_ids(cfg: CfgNode, class_names: Sequence[str]) -> list[int]:
-    """The category ids of the first registered data set of the config that has these classes.
+    """The category ids of the first data set in the config that is registered with these classes.
 
-    Args:
-        cfg: the model's config; DATASETS names the data sets.
-        class_names: of the model, in the order of class ids.
-
-    Returns:
-        one id per class; 1, 2, ... if no data set matches.
+    They are 1, 2, ... if no data set matches.
     """
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         if name in MetadataCatalog.list():  # MetadataCatalog.get would register it
@@ -202,9 +205,9 @@ def read_ids(
     """Reads category and image ids from a COCO json, such as the ground truth of an evaluation.
 
     Args:
-        path: of the json.
-        class_names: of the model; each must be the name of a category.
-        sources: images; the path of each must end with exactly one file_name.
+        path: the json.
+        class_names: the model's classes; each must be the name of a category.
+        sources: images; each path must end with exactly one file_name.
 
     Returns:
         category ids in the order of the classes, and path -> image id.
@@ -225,13 +228,13 @@ def read_ids(
     for name in class_names:
         if name not in categories:
             raise UserError(f"--like {path} has no category '{name}', which the model predicts")
-    file_names: dict[str, list[str]] = {}
+    file_names = defaultdict(list)
     for file_name in images:
-        file_names.setdefault(PurePath(file_name).name, []).append(file_name)
+        file_names[PurePath(file_name).name].append(file_name)
     image_ids = {}
     for source in sources:
         absolute = "/" + Path(source.path).absolute().as_posix().lstrip("/")
-        candidates = file_names.get(PurePath(source.path).name, [])
+        candidates = file_names[PurePath(source.path).name]
         matches = [name for name in candidates if absolute.endswith("/" + name.lstrip("/"))]
         if source.kind != "image" or len(matches) != 1:
             where = "in it more than once" if matches else "not in it"
@@ -240,19 +243,14 @@ def read_ids(
     return [categories[name] for name in class_names], image_ids
 
 
-class ObjectTable:
-    """Writes a CSV file with one line per object.
-
-    Args:
-        folder: where to write.
-        class_names: in the order of class ids.
-    """
+class ObjectTable(Output):
+    """Writes a CSV file with one line per object."""
 
     def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
+        super().__init__(folder, class_names)
         self._file = _open(folder / TABLE)
         self._rows = csv.writer(self._file)
         self._rows.writerow(_COLUMNS)
-        self._class_names = class_names
 
     def add(self, frame: Frame, instances: Instances) -> None:
         rles = encoded_masks(instances.pred_masks) if instances.has("pred_masks") else None
@@ -284,21 +282,12 @@ def _measure_mask(rle: dict[str, Any]) -> tuple[int, Sequence[float]]:
     return len(rows), (x0 + columns.mean() + 0.5, y0 + rows.mean() + 0.5)
 
 
-class Cutouts:
-    """Writes a PNG per object, cropped to its mask and transparent around it.
-
-    Args:
-        folder: where to create the folder of PNG files.
-        class_names: in the order of class ids.
-    """
-
-    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
-        self._folder = folder / CUTOUTS
-        self._class_names = class_names
+class Cutouts(Output):
+    """Writes a PNG per object, cropped to its mask and transparent around it."""
 
     def add(self, frame: Frame, instances: Instances) -> None:
         if not instances.has("pred_masks"):
-            raise UserError("--cutouts needs masks, and this model predicts none")
+            raise UserError("--cutouts needs masks, which this model does not predict")
         index = "" if frame.index is None else f"_{frame.index:06}"
         for i, rle in enumerate(encoded_masks(instances.pred_masks)):
             x0, y0, x1, y1 = window_of(rle)
@@ -307,19 +296,13 @@ class Cutouts:
             alpha = crop(rle, (x0, y0, x1, y1)) * np.uint8(255)
             label = class_label(self._class_names, int(instances.pred_classes[i]))
             label = re.sub(r"[^\w-]+", "_", label)[:40]
-            path = self._folder / f"{frame.source.name}{index}_{i + 1:03}_{label}.png"
-            write_image(path, np.dstack([frame.image[y0:y1, x0:x1], alpha]))
-
-    def close(self) -> None:
-        pass
+            name = f"{frame.source.name}{index}_{i + 1:03}_{label}.png"
+            image = np.dstack([frame.image[y0:y1, x0:x1], alpha])
+            write_image(self._folder / CUTOUTS / name, image)
 
 
 def write_image(path: Path, image: BGR) -> None:
-    """Writes an image in the format of the path's suffix.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
+    """Writes an image in the format of the path's suffix, or raises a UsageError."""
     _, data = cv2.imencode(path.suffix, image, _JPEG_QUALITY if path.suffix != ".png" else [])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

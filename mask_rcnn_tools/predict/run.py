@@ -193,8 +193,9 @@ def _outputs(
     outputs: list[Output] = []
     if arguments.json:
         all_names = names or [class_label(names, i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
-        ids, image_ids = category_ids(cfg, all_names), None
-        if arguments.like is not None:
+        if arguments.like is None:
+            ids, image_ids = category_ids(cfg, all_names), None
+        else:
             ids, image_ids = read_ids(arguments.like, all_names, sources)
         outputs.append(CocoResults(folder, all_names, ids, image_ids))
     if arguments.csv:

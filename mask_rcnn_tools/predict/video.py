@@ -22,10 +22,10 @@ _SIZE_OFFSET = 28  # bytes from the name "mp4v" of a sample entry to its width
 
 
 class VideoFile:
-    """A video that is written frame by frame.
+    """An MP4 file that is written frame by frame.
 
     Args:
-        path: of the MP4 file.
+        path: the file.
         rate: frames per second.
         size: (H, W) in pixels.
         log: prints a line for the user.
@@ -38,7 +38,7 @@ class VideoFile:
         self, path: Path, rate: float, size: tuple[int, int], log: Callable[[str], None]
     ) -> None:
         self._path, self._size, self._log = path, size, log
-        self._even = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+        self._even = size[0] + size[0] % 2, size[1] + size[1] % 2
         self._count = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         code = cv2.VideoWriter_fourcc(*_CODE)
@@ -52,10 +52,8 @@ class VideoFile:
         """Writes a frame, (H, W, 3), resized if it has another size."""
         if frame.shape[:2] != self._size:
             frame = cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_AREA)
-        below, right = (even - side for even, side in zip(self._even, self._size, strict=True))
-        if below or right:
-            frame = cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE)
-        self._writer.write(frame)
+        below, right = self._even[0] - self._size[0], self._even[1] - self._size[1]
+        self._writer.write(cv2.copyMakeBorder(frame, 0, below, 0, right, cv2.BORDER_REPLICATE))
         self._count += 1
 
     def close(self) -> None:
@@ -82,10 +80,10 @@ class VideoFile:
 
 
 def set_frame_size(path: Path, current: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Changes the frame size in the headers of an MP4 file with MPEG-4 video.
+    """Changes the frame size in the headers of MPEG-4 video.
 
     Args:
-        path: of the file.
+        path: the MP4 file.
         current: (H, W) in pixels that the headers contain.
         new: (H, W) with the same number of blocks of 16 x 16 pixels.
 
@@ -111,11 +109,8 @@ def set_frame_size(path: Path, current: tuple[int, int], new: tuple[int, int]) -
         ):
             return False
         bits = bits.replace(_bits(current), _bits(new))
-        for position, content in (
-            (track, new_sizes[0]),
-            (entry, new_sizes[1]),
-            (layer, bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))),
-        ):
+        header = int(bits, 2).to_bytes(len(bits) // 8, "big")
+        for position, content in ((track, new_sizes[0]), (entry, new_sizes[1]), (layer, header)):
             file.seek(start + position)
             file.write(content)
     return True

@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_plus.errors import UserError, reason
-from mask_rcnn_tools.arguments import Parser, positive
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_tools.arguments import Parser, positive, writing
+from mask_rcnn_tools.report.page import MARK, render
+from mask_rcnn_tools.report.run import read_run
 
 PROGRAM = "mask-rcnn-plus report"
 
@@ -27,14 +29,10 @@ def main(argv: Sequence[str]) -> int:
     root: Path | None = arguments.image_root
     if root is not None and not root.is_dir():
         raise UserError(f"--image-root: '{root}' is not a folder")
-    # Slow imports; --help and errors in the arguments do not need them.
-    from mask_rcnn_tools.report.page import MARK, render
-    from mask_rcnn_tools.report.run import read_run
-
-    folders = [arguments.run, *([arguments.run2] if arguments.run2 else [])]
+    folders = [folder for folder in (arguments.run, arguments.run2) if folder]
     labels = _labels(folders)
     if arguments.output:
-        _require_writable(arguments.output, MARK)
+        _require_writable(arguments.output)
     runs = [
         read_run(
             folder,
@@ -45,18 +43,14 @@ def main(argv: Sequence[str]) -> int:
         )
         for folder, label in zip(folders, labels, strict=True)
     ]
-    name = "_".join(
-        ["report", runs[0].data_set, *(["against", labels[0]] if len(runs) == 2 else [])]
-    )
-    path = arguments.output or folders[-1] / f"{name}.html"
-    _require_writable(path, MARK)
+    against = f"_against_{labels[0]}" if len(runs) == 2 else ""
+    path = arguments.output or folders[-1] / f"report_{runs[0].data_set}{against}.html"
+    _require_writable(path)
     page = render(runs, count=arguments.images)
-    try:
+    with writing(path):
         part = path.with_name(path.name + ".part")
         part.write_text(page, encoding="utf-8")
         part.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
     print(path)
     return 0
 
@@ -103,17 +97,15 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return [label.replace("/", "") for label in labels]
 
 
-def _require_writable(path: Path, mark: str) -> None:
+def _require_writable(path: Path) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UserError(f"--output {path}: choose a file in an existing folder")
-    try:
+    with writing(path):
         existed = path.exists()
         with path.open("a+", encoding="utf-8", errors="replace") as file:
             file.seek(0)
-            ours = not existed or mark in file.read(4096)
+            replaceable = not existed or MARK in file.read(4096)
         if not existed:
             path.unlink()
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
-    if not ours:
+    if not replaceable:
         raise UserError(f"{path} exists and is not a report: choose another --output")

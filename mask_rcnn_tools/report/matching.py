@@ -17,7 +17,7 @@ from mask_rcnn_plus.evaluation.coco_json import segmentation_to_rle
 
 Array = npt.NDArray[Any]
 
-# IoU thresholds of AP; error types are those at the first.
+# IoU thresholds of AP; the error types are for the first.
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _FOREGROUND, _BACKGROUND = 0.5, 0.1
 
@@ -28,25 +28,15 @@ IGNORED, RIGHT, CLASS, LOCATION, BOTH, DUPLICATE, BACKGROUND = -1, 0, 1, 2, 3, 4
 
 @dataclass
 class ObjectTable:
-    """The objects or the detections of all images, ordered by image; R of them.
+    """The R objects or detections of all images, ordered by image."""
 
-    Attributes:
-        image: (R,) index into ``Analysis.images``.
-        category: (R,) index into ``Analysis.class_names``.
-        box: (R, 4), (x0, y0, x1, y1) in pixels.
-        mask: R run-length encodings; None for an object without mask.
-        score: (R,), of detections.
-        area: (R,) in pixels, of the ground truth.
-        crowd: (R,) bool, of the ground truth.
-    """
-
-    image: Array
-    category: Array
-    box: Array
-    mask: list[Mapping[str, Any] | None]
-    score: Array
-    area: Array
-    crowd: Array
+    image: Array  # (R,) index into Analysis.images
+    category: Array  # (R,) index into Analysis.class_names
+    box: Array  # (R, 4), (x0, y0, x1, y1) in pixels
+    mask: list[Mapping[str, Any] | None]  # R run-length encodings; None without a mask
+    score: Array  # (R,), of detections
+    area: Array  # (R,) in pixels, of the ground truth
+    crowd: Array  # (R,) bool, of the ground truth
 
     def __len__(self) -> int:
         return len(self.image)
@@ -62,26 +52,17 @@ class ObjectTable:
 
 @dataclass
 class Matches:
-    """The results of matching D detections to G objects, of one image or of all images.
+    """The results of matching D detections to G objects, of one image or of all images."""
 
-    Attributes:
-        right: (D, T) bool, whether a detection matches an object at each threshold.
-        ignored: (D, T) bool, whether a detection does not count at each threshold.
-        objects: (D,) index of the object matched at IoU 0.5, or -1.
-        ious: (D,) the IoU with that object, or 0.
-        errors: (D,) IGNORED, RIGHT, CLASS, ...
-        targets: (D,) index of the object with the highest IoU: for CLASS errors among the objects
-            of other classes, for LOCATION errors among those of the same class; else -1.
-        matched_by: (G,) index of the detection that matches the object at IoU 0.5, or -1.
-    """
-
-    right: Array
-    ignored: Array
-    objects: Array
-    ious: Array
-    errors: Array
+    right: Array  # (D, T) bool, whether a detection matches an object at each threshold
+    ignored: Array  # (D, T) bool, whether a detection does not count at each threshold
+    objects: Array  # (D,) index of the object matched at IoU 0.5, or -1
+    ious: Array  # (D,) the IoU with that object, or 0
+    errors: Array  # (D,) IGNORED, RIGHT, CLASS, ...
+    # (D,) index of the object with the highest IoU: for CLASS errors among the objects of other
+    # classes, for LOCATION errors among those of the same class; else -1.
     targets: Array
-    matched_by: Array
+    matched_by: Array  # (G,) index of the detection that matches the object at IoU 0.5, or -1
 
     @classmethod
     def empty(cls, detections: int, objects: int, error: int) -> "Matches":
@@ -99,25 +80,23 @@ class Matches:
 
 @dataclass
 class Analysis:
-    """The detections and objects of an evaluation, and how they match.
+    """The detections and objects of an evaluation, and how they match."""
 
-    Attributes:
-        images: COCO's records, ordered by id.
-        class_names: by category.
-        truth, detections: of all images.
-        tasks: the matches for "bbox" and, if both have masks, for "segm".
-    """
-
-    images: list[Mapping[str, Any]]
-    class_names: Sequence[str]
+    images: list[Mapping[str, Any]]  # COCO's records, ordered by id
+    class_names: Sequence[str]  # by category
     truth: ObjectTable
     detections: ObjectTable
-    tasks: dict[str, Matches]
+    tasks: dict[str, Matches]  # for "bbox" and, if both tables have masks, for "segm"
 
     @property
     def main_task(self) -> str:
         """The task used to judge images: "segm" if there are masks, else "bbox"."""
         return "segm" if "segm" in self.tasks else "bbox"
+
+    @property
+    def main_matches(self) -> Matches:
+        """The matches for the main task."""
+        return self.tasks[self.main_task]
 
 
 def analyse(
@@ -131,8 +110,7 @@ def analyse(
 
     Args:
         ground_truth: the content of a COCO json file.
-        results: detections in COCO's result format; those of unknown images or categories are
-            skipped.
+        results: detections in COCO's result format. Unknown images and categories are skipped.
         max_dets: how many detections per image and class count, best scores first.
         label: for the progress bar.
     """
@@ -207,20 +185,24 @@ def _match_image(
     objects, indices = truth.in_image(image), detections.in_image(image)
     if len(indices) > max_dets:
         classes = detections.category[indices]
-        parts = [np.flatnonzero(classes == k)[:max_dets] for k in np.unique(classes)]
-        indices = indices[np.sort(np.concatenate(parts))]
+        best = [np.flatnonzero(classes == k)[:max_dets] for k in np.unique(classes)]
+        indices = indices[np.sort(np.concatenate(best))]
     if not len(indices):
         return
     crowds = truth.crowd[objects]
     ious = np.zeros((len(indices), len(objects)))
     if ious.size:
         if task == "segm":
-            height_width = next((m["size"] for i in objects if (m := truth.mask[i])), [1, 1])
-            empty = _empty_mask(*height_width)
+            height, width = next((m["size"] for i in objects if (m := truth.mask[i])), [1, 1])
+            uncompressed = {"size": [height, width], "counts": [height * width]}
+            empty = segmentation_to_rle(uncompressed, height, width)
             first: Any = [detections.mask[i] or empty for i in indices]
             second: Any = [truth.mask[i] or empty for i in objects]
         else:
-            first, second = (_xywh(t.box[i]) for t, i in ((detections, indices), (truth, objects)))
+            first, second = (
+                np.hstack([box[:, :2], box[:, 2:] - box[:, :2]])
+                for box in (detections.box[indices], truth.box[objects])
+            )
         ious = np.asarray(mask_util.iou(first, second, crowds.astype(np.uint8)))
     matches = match(ious, detections.category[indices], truth.category[objects], crowds)
     for name in ("right", "ignored", "ious", "errors"):
@@ -232,18 +214,10 @@ def _match_image(
     total.matched_by[objects[hit]] = indices[matches.matched_by[hit]]
 
 
-def _empty_mask(height: int, width: int) -> Mapping[str, Any]:
-    return segmentation_to_rle({"size": [height, width], "counts": [height * width]}, height, width)
-
-
-def _xywh(boxes: Array) -> Array:
-    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
-
-
 def match(ious: Array, classes: Array, object_classes: Array, crowds: Array) -> Matches:
     """Matches as COCO does: by class, best score first, to the free object of the highest IoU.
 
-    The errors are those of TIDE (Bolya et al. 2020, section 2.2). A detection has the first that
+    The errors are TIDE's (Bolya et al. 2020, section 2.2). A detection gets the first that
     applies: LOCATION, IoU of 0.1 to 0.5 with an object of its class; CLASS, IoU of at least 0.5
     with an object of another class; DUPLICATE, IoU of at least 0.5 with an object of its class that
     a better score has matched; BACKGROUND, IoU of at most 0.1 with any object; BOTH, all others.

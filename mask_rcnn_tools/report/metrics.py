@@ -62,8 +62,7 @@ def class_curves(analysis: Analysis, task: str) -> Array:
     totals = _objects_per_class(analysis)
     curves = np.full((len(totals), len(THRESHOLDS), len(_RECALLS)), np.nan)
     for k in np.flatnonzero(totals):
-        own = np.flatnonzero(detections.category == k)
-        own = own[np.argsort(-detections.score[own], kind="stable")]
+        own = by_score(analysis, detections.category == k)
         for t in range(len(THRESHOLDS)):
             counted = own[~matches.ignored[own, t]]
             curves[k, t] = precision_curve(matches.right[counted, t], int(totals[k]))
@@ -84,48 +83,30 @@ def best_threshold(analysis: Analysis, task: str) -> tuple[float, float, float, 
         nan without detections, and the recall is nan without objects.
     """
     errors, scores = analysis.tasks[task].errors, analysis.detections.score
-    order = _by_score(analysis, errors != IGNORED)
+    order = by_score(analysis, errors != IGNORED)
     hits = np.cumsum(errors[order] == RIGHT)
     total = int((~analysis.truth.crowd).sum())
     if not len(hits) or not hits[-1] or not total:
         return 0.5, 0.0 if len(hits) else math.nan, 0.0 if total else math.nan, 0.0
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + total)
     best = int(f1.argmax())
-    return (
-        float(scores[order[best]]),
-        float(hits[best] / (best + 1)),
-        float(hits[best] / total),
-        float(f1[best]),
-    )
+    precision, recall = hits[best] / (best + 1), hits[best] / total
+    return float(scores[order[best]]), float(precision), float(recall), float(f1[best])
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often detections are right, by score.
+    """How often detections are right, by tenths of the score."""
 
-    Attributes:
-        count: (10,) detections by tenths of the score.
-        score: (10,) their mean score; nan without detections.
-        right: (10,) the share of them that match an object at IoU 0.5; nan without detections.
-        error: the expected calibration error: the mean distance of score and right, weighted by
-            count.
-        bias: the mean score minus the share that is right, over all: above 0 is overconfident.
-    """
-
-    count: Array
-    score: Array
-    right: Array
-    error: float
-    bias: float
+    count: Array  # (10,) detections
+    score: Array  # (10,) their mean score; nan without detections
+    right: Array  # (10,) the share that matches an object at IoU 0.5; nan without detections
+    error: float  # expected calibration error: mean of |score - right|, weighted by count
+    bias: float  # overall mean score minus share of right detections; above 0 is overconfident
 
 
 def calibrate(scores: Array, right: Array) -> Calibration:
-    """Compares scores with the share of detections that are right.
-
-    Args:
-        scores: (R,), from 0 to 1.
-        right: (R,) bool.
-    """
+    """Compares scores (R,), from 0 to 1, with which detections are right, (R,) bool."""
     bins = np.clip((scores * _BINS).astype(int), 0, _BINS - 1)
     count = np.bincount(bins, minlength=_BINS)
     with np.errstate(invalid="ignore"):
@@ -140,10 +121,7 @@ def calibrate(scores: Array, right: Array) -> Calibration:
 def confusion_matrix(analysis: Analysis, task: str, threshold: float) -> Array:
     """(K + 1, K + 1) counts: rows are true classes, columns detected ones; the last is "nothing".
 
-    Args:
-        analysis: of an evaluation.
-        task: "bbox" or "segm".
-        threshold: the lowest score of a detection that counts.
+    Detections below the score threshold do not count.
     """
     matches, truth, detections = analysis.tasks[task], analysis.truth, analysis.detections
     nothing = len(analysis.class_names)
@@ -153,7 +131,7 @@ def confusion_matrix(analysis: Analysis, task: str, threshold: float) -> Array:
     right = np.flatnonzero(kept & (matches.errors == RIGHT))
     np.add.at(matrix, (truth.category[matches.objects[right]], detections.category[right]), 1)
     seen[matches.objects[right]] = True
-    for d in _by_score(analysis, kept & (matches.errors != RIGHT)):
+    for d in by_score(analysis, kept & (matches.errors != RIGHT)):
         target = matches.targets[d]
         confused = matches.errors[d] == CLASS and not seen[target]
         row = truth.category[target] if confused else nothing
@@ -169,12 +147,8 @@ def image_quality(analysis: Analysis, task: str, threshold: float) -> Array:
     """The panoptic quality of each image (Kirillov et al. 2019), over all classes together.
 
     This is the sum of the IoUs of right detections (at IoU 0.5), divided by
-    right + wrong / 2 + missed / 2: from 0 to 1; nan without objects and detections.
-
-    Args:
-        analysis: of an evaluation.
-        task: "bbox" or "segm".
-        threshold: the lowest score of a detection that counts.
+    right + wrong / 2 + missed / 2: from 0 to 1; nan without objects and detections. Detections
+    below the score threshold do not count.
     """
     count, matches, detections = len(analysis.images), analysis.tasks[task], analysis.detections
     kept = (detections.score >= threshold) & (matches.errors != IGNORED)
@@ -188,23 +162,16 @@ def image_quality(analysis: Analysis, task: str, threshold: float) -> Array:
 
 @dataclass(frozen=True)
 class ErrorSplit:
-    """Why AP50 is not 100; metrics from 0 to 100, by the names of ERRORS.
+    """Why AP50 is not 100; metrics from 0 to 100, by the names of ERRORS."""
 
-    Attributes:
-        ap50: the AP at IoU 0.5, the mean over classes that have objects; nan without objects.
-        parts: how much AP50 each type costs; they add up to 100 - ap50.
-        gains: TIDE's dAP: how much AP50 gains if only the errors of this type are fixed.
-        counts: the number of errors: of detections, or for "missed" of objects.
-    """
-
-    ap50: float
-    parts: dict[str, float]
-    gains: dict[str, float]
-    counts: dict[str, int]
+    ap50: float  # the mean over classes that have objects; nan without objects
+    parts: dict[str, float]  # how much AP50 each type costs; they add up to 100 - ap50
+    gains: dict[str, float]  # TIDE's dAP: the gain in AP50 if only this type is fixed
+    counts: dict[str, int]  # the number of errors: of detections, or for "missed" of objects
 
 
 def split_errors(analysis: Analysis, task: str) -> ErrorSplit:
-    """Splits what is missing from AP50 by TIDE's error types (Bolya et al. 2020).
+    """Attributes the difference of 100 and AP50 to TIDE's error types (Bolya et al. 2020).
 
     TIDE's dAP of the types do not add up, because errors hide each other. The parts here do: the
     part of a type is its gain averaged over all orders of fixing the types one after the other (its
@@ -215,13 +182,9 @@ def split_errors(analysis: Analysis, task: str) -> ErrorSplit:
     errors "both", "duplicate" and "background" removes the detections. Fixing a missed object, one
     without a right detection, class error or location error, removes it from the ground truth. If
     this leaves a class without objects, its AP is 100 without detections, else 0.
-
-    Args:
-        analysis: of an evaluation.
-        task: "bbox" or "segm".
     """
     matches, truth = analysis.tasks[task], analysis.truth
-    order = _by_score(analysis, matches.errors != IGNORED)
+    order = by_score(analysis, matches.errors != IGNORED)
     errors, targets = matches.errors[order], matches.targets[order]
     detected = analysis.detections.category[order]
     unmatched = (matches.matched_by < 0) & ~truth.crowd
@@ -283,7 +246,7 @@ def _objects_per_class(analysis: Analysis) -> Array:
     return np.bincount(truth.category[~truth.crowd], minlength=len(analysis.class_names))
 
 
-def _by_score(analysis: Analysis, chosen: Array) -> Array:
+def by_score(analysis: Analysis, chosen: Array) -> Array:
     """The indices of the chosen detections, best score first."""
     indices = np.flatnonzero(chosen)
     return indices[np.argsort(-analysis.detections.score[indices], kind="stable")]

@@ -1,5 +1,6 @@
 """The report as one HTML page: what one run contributes, what changed between two, the template."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from mask_rcnn_tools.report import plots, text
 from mask_rcnn_tools.report.matching import IGNORED, RIGHT, Array
 from mask_rcnn_tools.report.metrics import (
     best_threshold,
+    by_score,
     calibrate,
     class_curves,
     confusion_matrix,
@@ -52,10 +54,10 @@ def render(runs: Sequence[Run], *, count: int) -> str:
         RunReport(run, count=count)
         for run in tqdm(runs, "page", unit="run", leave=False, disable=None)
     ]
-    # Pictures that come first are drawn first, because the page's size is limited.
-    comparison = (
-        Comparison(reports[0], reports[1], pictures, count=count) if len(runs) == 2 else None
-    )
+    # The page's size is limited, so pictures are drawn in the order of the page.
+    comparison = None
+    if len(runs) == 2:
+        comparison = Comparison(reports[0], reports[1], pictures, count=count)
     examples = [] if comparison else reports[0].worst_and_best(pictures)
     mistakes = [(report.mistakes(pictures), report.missed(pictures)) for report in reports]
     # Boxes and masks, as far as all runs have them.
@@ -107,20 +109,14 @@ def _task_plots(task: str, reports: Sequence["RunReport"]) -> dict[str, Any]:
 
 
 class RunReport:
-    """What one run contributes to the page; the template reads the attributes.
-
-    Args:
-        run: the run.
-        count: how many images each section shows.
-    """
+    """What one run contributes to the page; the template reads the attributes."""
 
     def __init__(self, run: Run, *, count: int) -> None:
         self.run, self._count = run, count
         analysis = run.analysis
-        self.main = analysis.main_task
-        self.main_kind = text.KINDS[self.main]
-        self._matches = analysis.tasks[self.main]
-        self.threshold, self.precision, self.recall, _ = best_threshold(analysis, self.main)
+        main = analysis.main_task
+        self.main_kind = text.KINDS[main]
+        self.threshold, self.precision, self.recall, _ = best_threshold(analysis, main)
         self.has_detections = not np.isnan(self.precision)
         self.has_objects = not np.isnan(self.recall)
         self.curves, self.class_curves, self.splits, self.calibrations = {}, {}, {}, {}
@@ -133,12 +129,12 @@ class RunReport:
             self.calibrations[task] = calibrate(
                 analysis.detections.score[counted], matches.errors[counted] == RIGHT
             )
-        matrix = confusion_matrix(analysis, self.main, self.threshold)
+        matrix = confusion_matrix(analysis, main, self.threshold)
         self.confusion = text.confusions(matrix, analysis.class_names)
         small = len(analysis.class_names) <= _MAX_COLUMNS
         self.confusion_map = None if small else plots.confusion_map(matrix)
-        self.quality = image_quality(analysis, self.main, self.threshold)
-        self.notes = list(text.notes(run, self.splits[self.main], self.calibrations[self.main]))
+        self.quality = image_quality(analysis, main, self.threshold)
+        self.notes = list(text.notes(run, self.splits[main], self.calibrations[main]))
         self.per_class = text.per_class(run)
         self.training = list(_training_plots(run))
         self.data = text.data_rows(run)
@@ -162,10 +158,10 @@ class RunReport:
         return str(record.get("file_name", record["id"]))
 
     def worst_and_best(self, pictures: Pictures) -> list[dict[str, Any]]:
-        """The images of the lowest quality, then those of the highest, above 0."""
+        """The images with the lowest quality, and those with the highest (above 0)."""
         known = np.flatnonzero(~np.isnan(self.quality))
         quality = self.quality[known]
-        # Of images with the same quality, those with more objects first.
+        # If several images have the same quality, those with more objects come first.
         objects = self.run.analysis.truth.per_image(len(self.quality))[known]
         half = min(self._count, (len(known) + 1) // 2)
         worst = known[np.lexsort((-objects, quality))][:half]
@@ -188,19 +184,16 @@ class RunReport:
 
     def mistakes(self, pictures: Pictures) -> list[dict[str, Any]]:
         """The wrong detections with the highest scores."""
-        analysis, matches = self.run.analysis, self._matches
+        analysis, matches = self.run.analysis, self.run.analysis.main_matches
         names, detections = analysis.class_names, analysis.detections
-        wrong = np.flatnonzero(matches.errors > RIGHT)
-        order = wrong[np.argsort(-detections.score[wrong], kind="stable")]
         cards = []
-        for index in map(int, order[: self._count]):
+        for index in map(int, by_score(analysis, matches.errors > RIGHT)[: self._count]):
             error = ERROR_NAMES[int(matches.errors[index])]
             target = int(matches.targets[index])
             name = names[detections.category[index]]
+            true_name = names[analysis.truth.category[target]] if target >= 0 else ""
             note = {
-                "class": f"{name}, but the object is {names[analysis.truth.category[target]]}"
-                if target >= 0
-                else "",
+                "class": f"{name}, but the object is {true_name}",
                 "location": f"{name}, badly placed",
                 "both": f"{name}, near an object of another class",
                 "duplicate": f"{name}, detected twice",
@@ -217,8 +210,8 @@ class RunReport:
 
     def missed(self, pictures: Pictures) -> list[dict[str, Any]]:
         """The largest objects that no detection above the threshold matches."""
-        truth, detections = self.run.analysis.truth, self.run.analysis.detections
-        matches, names = self._matches, self.run.analysis.class_names
+        analysis, matches = self.run.analysis, self.run.analysis.main_matches
+        truth, detections, names = analysis.truth, analysis.detections, analysis.class_names
         missed = np.flatnonzero(~detected_objects(self.run, self.threshold) & ~truth.crowd)
         order = missed[np.argsort(-truth.area[missed], kind="stable")]
         cards = []
@@ -232,11 +225,11 @@ class RunReport:
                 why = f"detected as {names[detections.category[wrong[0]]]}"
             else:
                 why = "detected, but badly placed"
+            name, area = names[truth.category[index]], truth.area[index]
             cards.append(
                 {
                     "name": self.file_name(int(truth.image[index])),
-                    "note": f"{names[truth.category[index]]}, {truth.area[index]:.0f} pixels: "
-                    f"{why}",
+                    "note": f"{name}, {area:.0f} pixels: {why}",
                     "picture": pictures.missed(self.run, index, self.threshold),
                 }
             )
@@ -244,13 +237,7 @@ class RunReport:
 
 
 class Comparison:
-    """What changed from one run to the other; the template reads the attributes.
-
-    Args:
-        before, after: the runs, each with its own threshold.
-        pictures: draws the images.
-        count: how many images each section shows.
-    """
+    """What changed from one run to the other; the template reads the attributes."""
 
     def __init__(
         self, before: RunReport, after: RunReport, pictures: Pictures, *, count: int
@@ -258,7 +245,7 @@ class Comparison:
         # An image without objects and detections is perfect.
         quality = [np.nan_to_num(report.quality, nan=1.0) for report in (before, after)]
         change = quality[1] - quality[0]
-        first, second = (detected_objects(p.run, p.threshold) for p in (before, after))
+        first, second = (detected_objects(r.run, r.threshold) for r in (before, after))
         image = before.run.analysis.truth.image
         gained = np.bincount(image[second & ~first], minlength=len(change))
         lost = np.bincount(image[first & ~second], minlength=len(change))
@@ -276,16 +263,10 @@ class Comparison:
         order = np.argsort(-np.abs(change), kind="stable")
         changed = [int(i) for i in order if abs(change[i]) > _EPSILON]
         self.left_out = max(0, len(changed) - _MAX_ROWS)
-        self.rows = [
-            (
-                before.file_name(i),
-                [
-                    *(f"{values[i]:.2f}" for values in quality),
-                    *(f"{change[i]:+.2f}", str(gained[i]), str(lost[i])),
-                ],
-            )
-            for i in changed[:_MAX_ROWS]
-        ]
+        self.rows = []
+        for i in changed[:_MAX_ROWS]:
+            values = f"{quality[0][i]:.2f}", f"{quality[1][i]:.2f}", f"{change[i]:+.2f}"
+            self.rows.append((before.file_name(i), [*values, str(gained[i]), str(lost[i])]))
 
         def card(i: int) -> dict[str, Any]:
             panels = [("ground truth", pictures.truth(after.run, i, after.threshold))]
@@ -317,13 +298,12 @@ def _card(name: str, note: str, panels: Iterable[tuple[str, Picture | None]]) ->
 
 def _training_plots(run: Run) -> Iterable[tuple[str, str]]:
     """(title, plot) of the training's logged values."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
+    series: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     for row in run.training:
         for key, value in row.items():
             if isinstance(value, int | float) and np.isfinite(value):
-                x, y = series.setdefault(key, ([], []))
-                x.append(row["iteration"])
-                y.append(value)
+                series[key][0].append(row["iteration"])
+                series[key][1].append(value)
     losses = [k for k in series if "loss" in k.lower()]
     validation = [k for k in losses if "val" in k.lower()]
     training = sorted((k for k in losses if k not in validation), key=lambda k: k != "total_loss")
@@ -343,9 +323,8 @@ def _require_same_data(before: Run, after: Run) -> None:
     same = (
         [i["id"] for i in first.images] == [i["id"] for i in second.images]
         and first.class_names == second.class_names
-        and len(first.truth) == len(second.truth)
-        and bool((first.truth.box == second.truth.box).all())
-        and bool((first.truth.category == second.truth.category).all())
+        and np.array_equal(first.truth.box, second.truth.box)
+        and np.array_equal(first.truth.category, second.truth.category)
     )
     if not same:
         raise UserError(

@@ -2,7 +2,9 @@
 
 import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,24 +26,18 @@ ERROR_NAMES = {code: name for name, code in ERRORS.items()}
 _SIDE = 300
 _CROP_SIDE = 220
 _CROWDED = 20
-# Of all pictures of a page. base64 adds a third, and the rest of the page is below 2 MB.
+# For all pictures of a page. base64 adds a third, and the rest of the page is below 2 MB.
 MAX_BYTES = 12_000_000
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page.
+    """An image inside the page."""
 
-    Attributes:
-        source: a data URI.
-        width, height: in pixels.
-        text: a description, for people who cannot see the picture.
-    """
-
-    source: str
-    width: int
+    source: str  # a data URI
+    width: int  # in pixels
     height: int
-    text: str
+    text: str  # a description, for people who cannot see the picture
 
 
 class Pictures:
@@ -66,22 +62,18 @@ class Pictures:
         indices = truth.in_image(image)
         indices = indices[~truth.crowd[indices]]
         detected = detected_objects(run, threshold)[indices]
-        colors = [RIGHT_COLOR if one else MISSED_COLOR for one in detected]
         return self._whole(
             run,
             image,
             _drawn(truth, indices),
-            colors,
+            [RIGHT_COLOR if found else MISSED_COLOR for found in detected],
             [_class_label(run, k) for k in truth.category[indices]],
             f"{len(indices)} objects, {int((~detected).sum())} missed",
         )
 
     def detections(self, run: Run, image: int, threshold: float) -> Picture | None:
         """An image with its detections: blue if right, red with their error if wrong."""
-        detections, errors = (
-            run.analysis.detections,
-            run.analysis.tasks[run.analysis.main_task].errors,
-        )
+        detections, errors = run.analysis.detections, run.analysis.main_matches.errors
         indices = detections.in_image(image)
         indices = indices[(detections.score[indices] >= threshold) & (errors[indices] != IGNORED)]
         right = errors[indices] == RIGHT
@@ -97,7 +89,7 @@ class Pictures:
             run,
             image,
             _drawn(detections, indices),
-            [RIGHT_COLOR if one else WRONG_COLOR for one in right],
+            [RIGHT_COLOR if matched else WRONG_COLOR for matched in right],
             labels,
             f"{len(indices)} detections, {int((~right).sum())} wrong",
         )
@@ -140,18 +132,10 @@ class Pictures:
         pixels = self._read(run, image)
         if pixels is None:
             return None
-        scale = min(_SIDE / max(pixels.shape[:2]), 4.0)
-        crowded = len(objects) > _CROWDED
-        canvas = draw_objects(
-            pixels,
-            objects,
-            (),
-            _scaled(pixels, scale),
-            crowded=crowded,
-            colors=colors,
-            labels=labels,
+        scale, crowded = min(_SIDE / max(pixels.shape[:2]), 4.0), len(objects) > _CROWDED
+        return self._draw(
+            pixels, objects, scale, text, crowded=crowded, colors=colors, labels=labels
         )
-        return self._encode(canvas, text)
 
     def _crop(
         self,
@@ -169,23 +153,23 @@ class Pictures:
         x0, y0, x1, y1 = window
         part = np.ascontiguousarray(pixels[y0:y1, x0:x1])
         first, second = _cut(around[0], window), _cut(subject[0], window)
+        masks = None
+        if first.masks is not None and second.masks is not None:
+            masks = [*first.masks, *second.masks]
         together = DrawnObjects(
             boxes=np.concatenate([first.boxes, second.boxes]),
             classes=np.concatenate([first.classes, second.classes]),
-            masks=None
-            if first.masks is None or second.masks is None
-            else [*first.masks, *second.masks],
+            masks=masks,
         )
-        canvas = draw_objects(
+        return self._draw(
             part,
             together,
-            (),
-            _scaled(part, _CROP_SIDE / max(part.shape[:2])),
+            _CROP_SIDE / max(part.shape[:2]),
+            text,
             crowded=True,
             colors=[around[1]] * len(first) + [subject[1]] * len(second),
             on_top=len(second),
         )
-        return self._encode(canvas, text)
 
     def _read(self, run: Run, image: int) -> Image | None:
         record = run.analysis.images[image]
@@ -197,28 +181,29 @@ class Pictures:
             self.full = True
             return None
         pixels = None
-        place = self._finders.setdefault(key[0], Finder(run.image_root)).find(name)
-        if place.path:
-            try:
-                pixels = read_image(place.path, "BGR")
-            except Exception:  # Pillow's decoders raise many types of errors
-                pixels = None
+        if path := self._finders.setdefault(key[0], Finder(run.image_root)).find(name).path:
+            with suppress(Exception):  # Pillow's decoders raise many types of errors
+                pixels = read_image(path, "BGR")
         if pixels is None or pixels.shape[:2] != (record["height"], record["width"]):
             pixels = None
             self.missing.add(name)
         self._last = key, pixels
         return pixels
 
-    def _encode(self, canvas: Image, text: str) -> Picture:
+    def _draw(
+        self, image: Image, objects: DrawnObjects, scale: float, text: str, **options: Any
+    ) -> Picture:
+        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+        canvas = draw_objects(image, objects, (), (height, width), **options)
         data = cv2.imencode(".webp", canvas, [cv2.IMWRITE_WEBP_QUALITY, 78])[1].tobytes()
         self._bytes += len(data)
         source = "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
-        return Picture(source, canvas.shape[1], canvas.shape[0], text)
+        return Picture(source, width, height, text)
 
 
 def detected_objects(run: Run, threshold: float) -> Array:
     """(R,) bool: whether a detection with at least this score matches each object."""
-    matched_by = run.analysis.tasks[run.analysis.main_task].matched_by
+    matched_by = run.analysis.main_matches.matched_by
     detected = matched_by >= 0
     detected[detected] = run.analysis.detections.score[matched_by[detected]] >= threshold
     return detected
@@ -237,11 +222,6 @@ def _drawn(table: ObjectTable, indices: Array) -> DrawnObjects:
         classes=table.category[indices].astype(np.int64),
         masks=masks if len(masks) == len(indices) else None,
     )
-
-
-def _scaled(image: Image, scale: float) -> tuple[int, int]:
-    """The height and width of an image at a scale, at least one pixel."""
-    return max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale))
 
 
 def _window(box: Array, height: int, width: int) -> tuple[int, int, int, int]:

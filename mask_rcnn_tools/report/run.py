@@ -26,37 +26,21 @@ _MAX_DETECTION = 1 << 28
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluation, and the training before it as far as it is known.
+    """One evaluation, and the training before it. Contents of missing files are empty."""
 
-    Attributes:
-        folder: the run's OUTPUT_DIR.
-        label: the run's name on the page.
-        data_set: the data set of the evaluation.
-        analysis: compares the detections with the ground truth.
-        image_root: the folder of the images.
-        json_file: the file of the ground truth.
-        metrics: metrics.json: task -> metric -> value; also has "speed".
-        summary: the rows of summary.csv; empty if missing.
-        facts: evaluation.json; empty if missing.
-        config: YAML text; "" if missing.
-        settings: the config's keys and values; empty if it cannot be read.
-        training: one mapping per logged iteration, in order; empty if missing.
-        limit: how many detections an image may have; negative means no limit.
-    """
-
-    folder: Path
-    label: str
-    data_set: str
-    analysis: Analysis
+    folder: Path  # the OUTPUT_DIR
+    label: str  # the run's name on the page
+    data_set: str  # of the evaluation
+    analysis: Analysis  # compares the detections with the ground truth
     image_root: Path
-    json_file: Path
-    metrics: Mapping[str, Any]
-    summary: list[dict[str, Any]]
-    facts: Mapping[str, Any]
-    config: str
-    settings: Mapping[str, Any]
-    training: list[dict[str, Any]]
-    limit: int
+    json_file: Path  # the ground truth
+    metrics: Mapping[str, Any]  # metrics.json: task -> metric -> value; also "speed"
+    summary: list[dict[str, Any]]  # the rows of summary.csv
+    facts: Mapping[str, Any]  # evaluation.json
+    config: str  # YAML
+    settings: Mapping[str, Any]  # the config's full keys and their values
+    training: list[dict[str, Any]]  # one mapping per logged iteration, in order
+    limit: int  # of detections per image; negative means no limit
 
 
 def read_run(
@@ -70,7 +54,7 @@ def read_run(
     """Reads a run and compares its detections with the ground truth.
 
     Args:
-        folder: the run's OUTPUT_DIR.
+        folder: the OUTPUT_DIR.
         label: the run's name on the page.
         data_set: one of its test sets; None if it has only one.
         json_file, image_root: replace the paths that the evaluation has noted.
@@ -126,7 +110,7 @@ def _results_folder(folder: Path, data_set: str | None) -> Path:
         raise UserError(f"there is no run '{folder}'")
     inference = folder / "inference"
     names = sorted(path.parent.name for path in inference.glob("*/coco_instances_results.json"))
-    if data_set is not None and data_set not in names and names:
+    if data_set is not None and names and data_set not in names:
         hint = did_you_mean(data_set, names) or f"; known test sets: {', '.join(names)}"
         raise UserError(f"'{folder}' was not evaluated on '{data_set}'{hint}")
     if len(names) > 1 and data_set is None:
@@ -166,13 +150,10 @@ def _fault(entry: Mapping[str, Any], sizes: Mapping[Any, list[int]]) -> str:
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:
-    """The detections of a file in COCO's result format; only a few MiB are in memory at a time.
-
-    Args:
-        path: a json file with a list of objects.
+    """Reads detections in COCO's result format, with only a few MiB in memory at a time.
 
     Raises:
-        UserError: the file is missing, or is not such a list.
+        UserError: the file is missing, or is not a json list of objects.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -182,7 +163,6 @@ def read_results(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _objects(file: IO[str], size: int) -> Iterator[dict[str, Any]]:
-    """The objects of a json list."""
     decode = json.JSONDecoder().raw_decode
     text, position = "", 0
 
@@ -194,7 +174,7 @@ def _objects(file: IO[str], size: int) -> Iterator[dict[str, Any]]:
         return bool(chunk)
 
     def next_character() -> str:
-        """The next character that is not white space; "" at the end. It is not consumed."""
+        """The next character that is not white space, without consuming it; "" at the end."""
         nonlocal position
         while True:
             position = _SPACE.match(text, position).end()  # type: ignore[union-attr]
@@ -276,7 +256,6 @@ def _training(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a json file; empty if there is none."""
     try:
         content = json.loads(_read_text(path))
     except ValueError:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,8 @@ _MAX_PAIRS = 20
 
 
 def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str]:
-    """What a reader of the metrics has to know: missing metrics, limits, habits of the model.
-
-    Args:
-        run: the run.
-        split, calibration: for the main task.
-    """
-    analysis, errors = run.analysis, run.analysis.tasks[run.analysis.main_task].errors
+    """What a reader of the metrics has to know; split and calibration are for the main task."""
+    analysis, errors = run.analysis, run.analysis.main_matches.errors
     yield from _missing_metrics(run)
     if not len(analysis.detections):
         yield (
@@ -49,7 +45,7 @@ def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str
     elif len(analysis.truth) and not (errors == RIGHT).any():
         yield (
             "No detection is right at IoU 0.5. Check that the classes and the scale of the images "
-            "are those of the training."
+            "are the same as in training."
         )
     if run.limit >= 0:
         yield from _detection_limit(run)
@@ -100,6 +96,10 @@ def _missing_metrics(run: Run) -> Iterator[str]:
 
 def _detection_limit(run: Run) -> Iterator[str]:
     """Whether TEST.DETECTIONS_PER_IMAGE lowers the metrics."""
+
+    def have(images: int) -> str:
+        return "1 image has" if images == 1 else f"{images} images have"
+
     limit, count = run.limit, len(run.analysis.images)
     objects = run.analysis.truth.per_image(count)
     detections = run.analysis.detections.per_image(count)
@@ -107,20 +107,16 @@ def _detection_limit(run: Run) -> Iterator[str]:
     if over:
         recall = 100 * float(np.minimum(objects, limit).sum()) / int(objects.sum())
         yield (
-            f"{_images_have(over)} more than {limit} objects, but TEST.DETECTIONS_PER_IMAGE allows "
+            f"{have(over)} more than {limit} objects, but TEST.DETECTIONS_PER_IMAGE allows "
             f"only {limit} detections: recall cannot exceed {recall:.1f} %, which limits AP too. "
             f"Set it to {int(objects.max())} or more; the evaluation follows it beyond COCO's 100."
         )
     full = int(((detections >= limit) & (objects <= limit)).sum())
     if full and full >= 0.05 * count and limit < 100:
         yield (
-            f"{_images_have(full)} as many detections as TEST.DETECTIONS_PER_IMAGE allows ({limit})"
+            f"{have(full)} as many detections as TEST.DETECTIONS_PER_IMAGE allows ({limit})"
             ". It removes detections with lower scores, which may lower AP: raise it."
         )
-
-
-def _images_have(count: int) -> str:
-    return "1 image has" if count == 1 else f"{count} images have"
 
 
 def missing_pictures(missing: Collection[str], full: bool, image_root: Path) -> Iterator[str]:
@@ -141,7 +137,7 @@ def _listed(names: Sequence[str], limit: int = 8) -> str:
 
 
 def number(value: Any, digits: int = 1) -> str:
-    """A metric as text; "-" if there is none."""
+    """A metric as text; "-" if it is missing."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "-"
     return "nan" if math.isnan(value) else f"{value:.{digits}f}"
@@ -156,9 +152,10 @@ def change(before: Any, after: Any) -> str:
 
 
 def overall(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The overall metrics: of one run a table with a column per task, of two a table per task.
+    """The overall metrics.
 
-    The last cell of each row of two runs is their difference.
+    For one run, a table with a column per task; for two runs, a table per task, in which the last
+    column is the change.
     """
     tasks = {task: [_overall_metrics(run, task) for run in runs] for task in KINDS}
     tasks = {task: metrics for task, metrics in tasks.items() if any(metrics)}
@@ -202,10 +199,12 @@ def per_class(run: Run) -> list[dict[str, Any]]:
         if rows:
             names = [n for n in _METRICS if any(not math.isnan(row[n]) for row in rows)]
             columns = ["objects", "detections", *(_title(name, rows) for name in names)]
-            counts = [[str(row["objects"]), str(row["detections"])] for row in rows]
             cells = [
-                (row["class"], count + [number(row[name]) for name in names])
-                for row, count in zip(rows, counts, strict=True)
+                (
+                    row["class"],
+                    [str(row["objects"]), str(row["detections"]), *(number(row[n]) for n in names)],
+                )
+                for row in rows
             ]
         else:
             columns = ["AP"]
@@ -239,9 +238,8 @@ def per_class_changes(before: Run, after: Run) -> dict[str, Any] | None:
     rows = []
     for name in sorted((name for name in first if name in second), key=by_change):
         pairs = [(old.get(name), new.get(name)) for old, new in tasks.values()]
-        rows.append(
-            (name, [cell for p in pairs for cell in (number(p[0]), number(p[1]), change(*p))])
-        )
+        cells = [(number(old), number(new), change(old, new)) for old, new in pairs]
+        rows.append((name, list(chain.from_iterable(cells))))
     return {"kinds": [KINDS[task] for task in tasks], "rows": rows}
 
 
@@ -296,9 +294,8 @@ def data_rows(run: Run) -> list[tuple[str, str]]:
         size = f"{low[0]} x {low[1]}"
         rows.append(("image size", size if low == high else f"{size} to {high[0]} x {high[1]}"))
     if len(area):
-        small, large = 100 * float((area < 32**2).mean()), 100 * float((area >= 96**2).mean())
-        medium = 100 * float(((area >= 32**2) & (area < 96**2)).mean())
-        shares = ", ".join(f"{share:.0f} %" for share in (small, medium, large))
+        counts = np.bincount(np.digitize(area, [32**2, 96**2]), minlength=3)
+        shares = ", ".join(f"{100 * share:.0f} %" for share in counts / len(area))
         rows.append(("small, medium, large", shares))
     if train := run.settings.get("DATASETS.TRAIN"):
         names = train if isinstance(train, list | tuple) else [train]

@@ -33,7 +33,7 @@ _CROWDED = 30
 
 
 def draw_samples(cfg: CfgNode, *, count: int, side: int) -> Image:
-    """Draws the first samples of a training.
+    """Draws the first samples that a config trains on.
 
     Args:
         cfg: from ``load_config``.
@@ -57,11 +57,9 @@ def draw_samples(cfg: CfgNode, *, count: int, side: int) -> Image:
 
 
 def first_samples(cfg: CfgNode, count: int) -> list[dict[str, Any]]:
-    """Loads the first samples that a training with this config would use.
+    """Loads the first samples that a config trains on; its data sets are registered.
 
-    Args:
-        cfg: from ``load_config``; its data sets are registered. SEED -1 counts as 0.
-        count: number of samples.
+    A SEED of -1 counts as 0.
 
     Raises:
         UserError: an image or annotation cannot be used.

@@ -120,12 +120,10 @@ def test_each_error_has_the_first_type_that_applies() -> None:
 
 
 def test_without_objects_all_errors_are_background() -> None:
-    none = np.zeros(0, int)
-    assert match(np.zeros((2, 0)), np.zeros(2, int), none, none.astype(bool)).errors.tolist() == [
-        BACKGROUND,
-        BACKGROUND,
-    ]
-    assert len(match(np.zeros((0, 2)), none, np.zeros(2, int), np.zeros(2, bool)).errors) == 0
+    empty = np.zeros(0, int)
+    matches = match(np.zeros((2, 0)), np.zeros(2, int), empty, empty.astype(bool))
+    assert matches.errors.tolist() == [BACKGROUND, BACKGROUND]
+    assert len(match(np.zeros((0, 2)), empty, np.zeros(2, int), np.zeros(2, bool)).errors) == 0
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1000])

@@ -72,12 +72,12 @@ def test_parts_add_up_to_100_minus_ap50_in_a_case_calculated_by_hand() -> None:
     assert split.ap50 == pytest.approx(100 * (HALF + 0 + 0 + 0.5 + 0.5 + f) / 6)
 
     # Class and location errors meet in b. Sums of the APs of a and b:
-    none = HALF
+    unfixed = HALF
     class_fixed = 1 + 0  # both a are found, b still has a wrong detection
     location_fixed = HALF + 0.5  # b: the class error has a higher score than the right detection
     both_fixed = 2
-    class_part = ((class_fixed - none) + (both_fixed - location_fixed)) / 2
-    location_part = ((location_fixed - none) + (both_fixed - class_fixed)) / 2
+    class_part = ((class_fixed - unfixed) + (both_fixed - location_fixed)) / 2
+    location_part = ((location_fixed - unfixed) + (both_fixed - class_fixed)) / 2
     expected = {
         "class": class_part,
         "location": location_part,
@@ -89,7 +89,11 @@ def test_parts_add_up_to_100_minus_ap50_in_a_case_calculated_by_hand() -> None:
     assert split.parts == pytest.approx({k: 100 * v / 6 for k, v in expected.items()})
     assert sum(split.parts.values()) == pytest.approx(100 - split.ap50, abs=1e-9)
     # The dAP of TIDE do not add up.
-    gains = {**expected, "class": class_fixed - none, "location": location_fixed - none}
+    gains = {
+        **expected,
+        "class": class_fixed - unfixed,
+        "location": location_fixed - unfixed,
+    }
     assert split.gains == pytest.approx({k: 100 * v / 6 for k, v in gains.items()})
     assert sum(split.gains.values()) < 100 - split.ap50 - 5
 

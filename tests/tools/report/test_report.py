@@ -283,7 +283,7 @@ def test_pictures_show_missed_objects_and_wrong_detections(make_run: MakeRun) ->
     assert mean_of(missed, [22, 22, 6, 6]) == tinted(MISSED_COLOR)
 
 
-def test_of_equally_bad_images_the_one_with_more_objects_comes_first(
+def test_among_equally_bad_images_the_one_with_more_objects_comes_first(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
     files = ("a.png", "b.png", "c.png", "d.png")
