@@ -292,17 +292,17 @@ def _other_formats(
     sides = np.array([size or (np.nan, np.nan) for size in sizes], np.float64).reshape(-1, 2)
     scale = sides[:, [1, 0, 1, 0]]
     extents = _extents(boxes)
-    has_mask = np.isfinite(mask_boxes).all(1)
-    has_size = np.isfinite(sides).all(1)
+    has_mask = np.all(np.isfinite(mask_boxes), axis=1)
+    has_size = np.all(np.isfinite(sides), axis=1)
     wrong = has_mask & ~_agree(extents, mask_boxes)
     corners = wrong & _agree(boxes, mask_boxes)
     normalised = wrong & has_size & (boxes <= 1).all(1) & _agree(extents * scale, mask_boxes)
-    known = np.isfinite(boxes).all(1) & has_size
+    known = np.all(np.isfinite(boxes), axis=1) & has_size
     if known.any() and not has_mask.any():
         # Without masks to compare with, the boxes are judged together.
-        fractions = ((boxes >= 0) & (boxes <= 1)).all(1) & (scale.min(1) > 2)
-        ordered = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes <= scale + 1).all(1)
-        beyond = ~(extents[:, 2:] <= scale[:, :2] + 1).all(1)
+        fractions = np.all((boxes >= 0) & (boxes <= 1), axis=1) & (scale.min(1) > 2)
+        ordered = np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & np.all(boxes <= scale + 1, axis=1)
+        beyond = ~np.all(extents[:, 2:] <= scale[:, :2] + 1, axis=1)
         many = beyond[known].sum() >= max(_MIN_COUNT, _MIN_FRACTION * known.sum())
         if fractions[known].all():
             normalised = known

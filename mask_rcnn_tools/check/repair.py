@@ -305,7 +305,7 @@ def _compute_area(annotation: dict[str, Any], image: dict[str, Any]) -> None:
 
 
 def _correct_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> None:
-    false = (0, None, "0", "", "false", "False", [], {})
+    false: tuple[Any, ...] = (0, None, "0", "", "false", "False", [], {})
     annotation["iscrowd"] = int(annotation["iscrowd"] not in false)
 
 

@@ -51,8 +51,8 @@ class CheckResult:
 
     def kinds(self, severity: str | None = None) -> Counter[str]:
         """Counts the problems of each kind, of one severity or of all."""
-        kinds = Counter(problem.kind for problem in self.problems)
-        return Counter({k: n for k, n in kinds.items() if severity in (None, KINDS[k].severity)})
+        kinds = (problem.kind for problem in self.problems)
+        return Counter(kind for kind in kinds if severity in (None, KINDS[kind].severity))
 
     def is_coco(self) -> bool:
         """Whether the json is in COCO format, so that it can be repaired."""

@@ -189,5 +189,6 @@ def _outline(kind: Any, shape: Any) -> list[float]:
     if kind == "circle":
         return ellipse(*map(shape.get, ("cx", "cy", "r", "r")))
     if kind == "ellipse":
-        return ellipse(*map(shape.get, ("cx", "cy", "rx", "ry")), shape.get("theta", 0.0))
+        cx, cy, rx, ry = map(shape.get, ("cx", "cy", "rx", "ry"))
+        return ellipse(cx, cy, rx, ry, shape.get("theta", 0.0))
     raise InvalidShape("has an unknown type")
