@@ -13,7 +13,6 @@ def progress_bar(
     items: Iterable[Any] | None = None,
     *,
     total: int | None = None,
-    enabled: bool = True,
 ) -> tqdm:
     """A bar on standard error, shown only on a terminal and only after two seconds.
 
@@ -22,7 +21,6 @@ def progress_bar(
         unit: what it counts, in the singular.
         items: iterated over, if given; else the caller updates the bar.
         total: the number of items, if they have no length.
-        enabled: False shows no bar.
     """
     return tqdm(
         items,
@@ -32,5 +30,5 @@ def progress_bar(
         delay=2,
         leave=False,
         file=sys.stderr,
-        disable=not enabled or None,  # None: only on a terminal
+        disable=None,  # only on a terminal
     )

@@ -76,10 +76,9 @@ class ImageCache:
         self._name = f"images-{digest.hexdigest()[:24]}.json"
         saved = load(self._name)
         self._facts: dict[str, list[Any]] = saved if isinstance(saved, dict) else {}
-        self._changed = False
 
     def get(self, path: str, size: int, mtime_ns: int) -> list[Any] | None:
-        """The facts about a file, or None if there are none or the file has changed."""
+        """The facts about a file, or None if the file is new or has changed."""
         facts = self._facts.get(path)
         if not isinstance(facts, list) or facts[:2] != [size, mtime_ns]:
             return None
@@ -88,10 +87,7 @@ class ImageCache:
     def put(self, path: str, size: int, mtime_ns: int, facts: list[Any]) -> None:
         """Stores facts that JSON can represent."""
         self._facts[path] = [size, mtime_ns, *facts]
-        self._changed = True
 
     def save(self) -> None:
-        """Writes the facts to the cache folder, if any are new."""
-        if self._changed:
-            save(self._name, self._facts)
-            self._changed = False
+        """Writes the facts to the cache folder."""
+        save(self._name, self._facts)

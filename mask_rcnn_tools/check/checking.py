@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check import cache
 from mask_rcnn_tools.check.images import ImageEntry, check_images, shared_images
 from mask_rcnn_tools.check.json_checks import Inspection, inspect
-from mask_rcnn_tools.check.problems import KINDS, Problem, is_error
+from mask_rcnn_tools.check.problems import Problem, by_kind, is_error
 from mask_rcnn_tools.check.repair import Repaired, repair_content
 from mask_rcnn_tools.check.result import CheckResult
 from mask_rcnn_tools.check.statistics import AnchorSettings, box_lines
@@ -25,7 +26,6 @@ def check_coco(
     name: str = "",
     images: str = "headers",
     anchors: AnchorSettings | None = None,
-    progress: bool = True,
 ) -> CheckResult:
     """Checks a json and its images.
 
@@ -39,7 +39,6 @@ def check_coco(
         name: of the data set.
         images: "none", "headers" or "decode", as in ``check_images``.
         anchors: of the training config, to compare them with the boxes.
-        progress: shows progress bars.
 
     Raises:
         UserError: the json does not exist or cannot be read.
@@ -51,19 +50,10 @@ def check_coco(
         raise UserError(f"there is no file '{json_file}'") from error
     except OSError as error:
         raise UserError(f"cannot read '{json_file}': {reason(error)}") from error
-    inspection = _inspect(json_file, digest, progress)
-    problems = list(inspection.problems)
-    if stamp and not any(map(is_error, problems)):
+    inspection = _inspect(json_file, digest)
+    if stamp and not any(map(is_error, inspection.problems)):
         mark_vetted(stamp, inspection.categories)
-    image_problems, sizes = check_images(
-        inspection.images,
-        image_root,
-        mode=images,
-        cache=cache.ImageCache(image_root),
-        progress=progress,
-    )
-    order = list(KINDS)
-    problems += sorted(image_problems, key=lambda problem: order.index(problem.kind))
+    image_problems, sizes = check_images(inspection.images, image_root, mode=images)
     return CheckResult(
         name=name or str(json_file),
         json_file=json_file,
@@ -72,7 +62,7 @@ def check_coco(
         images=len(inspection.images),
         annotations=inspection.annotations,
         classes=inspection.classes,
-        problems=problems,
+        problems=sorted(inspection.problems + image_problems, key=by_kind),
         statistics=box_lines(inspection.shapes, anchors),
         sizes=sizes,
         shapes=inspection.shapes,
@@ -82,19 +72,14 @@ def check_coco(
 
 def note_leaks(results: Sequence[CheckResult]) -> None:
     """Adds a problem for each image that two data sets share, to the first of the two results."""
-    for index, first in enumerate(results):
-        for second in results[index + 1 :]:
-            if first.json_file == second.json_file:
-                continue
-            pairs = shared_images(
-                (first.image_root, first.entries), (second.image_root, second.entries)
-            )
-            for image, other in pairs:
-                detail = f"is also {other.file_name!r} of {second.name}"
-                position, key, file_name, *_ = image
-                first.problems.append(
-                    Problem("leak", "images", position, key, key, file_name, detail)
-                )
+    for first, second in combinations(results, 2):
+        if first.json_file == second.json_file:
+            continue
+        folders = (first.image_root, first.entries), (second.image_root, second.entries)
+        first.problems += [
+            image.problem("leak", f"is also {other.file_name!r} of {second.name}")
+            for image, other in shared_images(*folders)
+        ]
 
 
 def repair_coco(result: CheckResult) -> Repaired:
@@ -111,14 +96,14 @@ def repair_coco(result: CheckResult) -> Repaired:
     return repair_content(parse(result.json_file), result.problems, result.sizes)
 
 
-def _inspect(json_file: Path, digest: str, progress: bool) -> Inspection:
+def _inspect(json_file: Path, digest: str) -> Inspection:
     key = f"json-{digest}.json"
     if (cached := _restore(cache.load(key))) is not None:
         return cached
     collect = gc.isenabled()
     gc.disable()  # else Python searches millions of new objects for cycles, again and again
     try:
-        inspection = inspect(parse(json_file), progress=progress)
+        inspection = inspect(parse(json_file))
     except UserError as error:
         if not isinstance(error.__cause__, (ValueError, RecursionError)):
             raise

@@ -9,8 +9,8 @@ from detectron2.data import MetadataCatalog
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import coco_files, require_registered
-from mask_rcnn_plus.errors import UserError, reason
-from mask_rcnn_tools.arguments import Parser, require_new
+from mask_rcnn_plus.errors import UserError
+from mask_rcnn_tools.arguments import Parser, require_new, writing
 from mask_rcnn_tools.check.before_run import anchor_settings
 from mask_rcnn_tools.check.cache import write_atomically
 from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
@@ -57,16 +57,13 @@ def main(argv: Sequence[str]) -> int:
     ]
     note_leaks(results)
     print("\n\n".join(result.text() for result in results))
-    try:
-        path = arguments.json
-        if path is not None:
-            write_json(results, path)
-            print(f"written: {path}", file=sys.stderr)
-        path = arguments.repair
-        if path is not None:
-            return _repair(results[0], path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
+    if arguments.json is not None:
+        with writing(arguments.json):
+            write_json(results, arguments.json)
+        print(f"written: {arguments.json}", file=sys.stderr)
+    if arguments.repair is not None:
+        with writing(arguments.repair):
+            return _repair(results[0], arguments.repair)
     return int(any(result.kinds(ERROR) for result in results))
 
 
@@ -88,9 +85,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--repair", type=Path, metavar="OUT.json", help="write a repaired json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems as JSON")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace OUT.json and FILE if they exist"
-    )
+    parser.add_overwrite()
     arguments = parser.parse_args(argv)
     if (arguments.json_file is None) != (arguments.image_root is None):
         parser.error("--json-file and --image-root need each other")
@@ -131,10 +126,8 @@ def _require_writable(path: Path, option: str, overwrite: bool, sources: list[Pa
         raise UserError(f"{option} {path} is the json to check; name another file")
     require_new(path, overwrite=overwrite, option=option)
     existed = path.exists()
-    try:
+    with writing(path, f"write {option}"):
         path.open("a").close()
-    except OSError as error:
-        raise UserError(f"cannot write {option} {path}: {reason(error)}") from error
     if not existed:
         path.unlink()
 

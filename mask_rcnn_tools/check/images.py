@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -36,6 +36,10 @@ class ImageEntry(NamedTuple):
     file_name: str
     height: int
     width: int
+
+    def problem(self, kind: str, detail: str) -> Problem:
+        """A problem of this image."""
+        return Problem(kind, "images", self.position, self.id, self.id, self.file_name, detail)
 
 
 class Location(NamedTuple):
@@ -107,8 +111,7 @@ class Finder:
         try:
             real = os.path.realpath(path, strict=True)
             if not self._is_inside(real):
-                detail = "is a link that leads out of the image folder"
-                return Location("", "file-outside", detail)
+                return _OUTSIDE._replace(detail="is a link that leads out of the image folder")
             return self._check_type(real, Path(real).lstat())
         except (OSError, ValueError):
             return Location("", "file-missing", f"is not in '{Path(path).parent}'")
@@ -124,10 +127,9 @@ class Finder:
 
 
 class UnreadableFile(Exception):
-    """A file that cannot be read as what it should be. The message is the end of a sentence.
+    """A file that cannot be read; the message is the end of a sentence: "is an empty file".
 
-    Args:
-        detail: the message, such as "is an empty file".
+    Attributes:
         kind: the kind of problem.
     """
 
@@ -187,6 +189,11 @@ class Facts(NamedTuple):
     orientation: int = 1
     decoded: bool = False
 
+    def seen(self) -> tuple[int, int]:
+        """(width, height) of the upright image."""
+        stored = (self.width, self.height)
+        return stored[::-1] if self.orientation in SIDEWAYS else stored
+
 
 def read_facts(path: str, *, decode: bool) -> Facts:
     """Reads an image file's header. Whatever the file is, this raises no exception.
@@ -197,16 +204,11 @@ def read_facts(path: str, *, decode: bool) -> Facts:
     """
     try:
         if not Path(path).stat().st_size:
-            return Facts("file-unreadable", "is an empty file", decoded=decode)
+            raise UnreadableFile("is an empty file")
         with Path(path).open("rb") as file, open_image(file) as image:
-            facts = Facts(
-                width=image.width,
-                height=image.height,
-                mode=image.mode,
-                alpha=image.mode in _ALPHA_MODES or "transparency" in image.info,
-                orientation=exif_orientation(image),
-                decoded=decode,
-            )
+            alpha = image.mode in _ALPHA_MODES or "transparency" in image.info
+            orientation = exif_orientation(image)
+            facts = Facts("", "", *image.size, image.mode, alpha, orientation, decode)
             if decode:
                 try:
                     image.load()
@@ -217,33 +219,25 @@ def read_facts(path: str, *, decode: bool) -> Facts:
     except UnreadableFile as error:
         return Facts(error.kind, str(error), decoded=decode)
     except Exception as error:
-        detail = f"cannot be read: {reason(error, 120)}"
-        return Facts("file-unreadable", detail, decoded=decode)
+        return Facts("file-unreadable", f"cannot be read: {reason(error, 120)}", decoded=decode)
 
 
 def check_images(
-    entries: Sequence[ImageEntry],
-    root: Path,
-    *,
-    mode: str,
-    cache: ImageCache,
-    progress: bool = True,
+    entries: Sequence[ImageEntry], root: Path, *, mode: str
 ) -> tuple[list[Problem], dict[int, tuple[int, int]]]:
-    """Checks image files.
+    """Checks image files. What it reads is cached.
 
     Args:
         entries: the images.
         root: the folder that the file names are relative to; no file outside is opened.
         mode: "none" only looks for the files, "headers" reads their headers, "decode" reads them
             completely.
-        cache: facts from earlier checks.
-        progress: shows a progress bar.
 
     Returns:
         the problems; and (height, width) as the model sees the image, after the EXIF orientation,
         by position, for each image whose header is readable.
     """
-    finder = Finder(root)
+    finder, cache = Finder(root), ImageCache(root)
     problems: list[Problem] = []
     located: list[tuple[ImageEntry, str]] = []
     facts: dict[str, Facts] = {}
@@ -252,7 +246,7 @@ def check_images(
         location = finder.find(entry.file_name)
         path = location.path
         if location.kind:
-            problems.append(_problem(entry, location.kind, location.detail))
+            problems.append(entry.problem(location.kind, location.detail))
         elif mode != "none":
             located.append((entry, path))
             cached = cache.get(path, location.size, location.mtime_ns)
@@ -260,22 +254,22 @@ def check_images(
                 facts[path] = Facts(*cached)
             else:
                 unread[path] = location
-    for path, read in zip(unread, _read_all(list(unread), mode, progress), strict=True):
+    for path, read in zip(unread, _read_all(list(unread), mode), strict=True):
         facts[path] = read
         cache.put(path, unread[path].size, unread[path].mtime_ns, list(read))
-    cache.save()
+    if unread:
+        cache.save()
 
     sizes = {}
     for entry, path in located:
         fact = facts[path]
-        problems += [_problem(entry, *fault) for fault in _faults(entry, fact)]
+        problems += [entry.problem(*fault) for fault in _faults(entry, fact)]
         if fact.width and not fact.kind:
-            stored = (fact.height, fact.width)
-            sizes[entry.position] = stored[::-1] if fact.orientation in SIDEWAYS else stored
+            sizes[entry.position] = fact.seen()[::-1]
     return problems, sizes
 
 
-def _read_all(paths: list[str], mode: str, progress: bool) -> list[Facts]:
+def _read_all(paths: list[str], mode: str) -> list[Facts]:
     decode = mode == "decode"
 
     def read_batch(start: int) -> list[Facts]:
@@ -286,7 +280,7 @@ def _read_all(paths: list[str], mode: str, progress: bool) -> list[Facts]:
     threads = min(8, 2 * (os.cpu_count() or 1))
     with (
         warnings.catch_warnings(),
-        progress_bar(text, "image", total=len(paths), enabled=progress) as bar,
+        progress_bar(text, "image", total=len(paths)) as bar,
     ):
         # Pillow warns of large images and damaged metadata. Set here, since threads share it.
         warnings.simplefilter("ignore")
@@ -297,25 +291,19 @@ def _read_all(paths: list[str], mode: str, progress: bool) -> list[Facts]:
     return result
 
 
-def _problem(entry: ImageEntry, kind: str, detail: str) -> Problem:
-    return Problem(kind, "images", entry.position, entry.id, entry.id, entry.file_name, detail)
-
-
 def _faults(entry: ImageEntry, fact: Facts) -> list[tuple[str, str]]:
     """(kind, detail) of each problem of an image file that exists."""
     if fact.kind:
         return [(fact.kind, fact.detail)]
-    stored, expected = (fact.width, fact.height), (entry.width, entry.height)
-    sideways = fact.orientation in SIDEWAYS
-    seen = stored[::-1] if sideways else stored
+    seen, expected = fact.seen(), (entry.width, entry.height)
     in_json = f"but the json says {entry.width} x {entry.height}"
     faults = []
-    if expected != seen and sideways and expected == stored:
+    if expected != seen and expected == (fact.width, fact.height):
         detail = f"has EXIF orientation {fact.orientation} and is read as {seen[0]} x {seen[1]}"
         faults.append(("file-rotated", f"{detail}, {in_json}"))
     elif expected != seen and entry.width:
         faults.append(("file-size", f"is {seen[0]} x {seen[1]}, {in_json}"))
-    if min(stored) == 1:
+    if min(seen) == 1:
         faults.append(("file-thin", f"is {seen[0]} x {seen[1]}"))
     if fact.mode in _DEEP_MODES:
         faults.append(("file-deep", f"has the mode {fact.mode}"))
@@ -337,46 +325,27 @@ def shared_images(
     Returns:
         pairs of an image of the first data set and the first equal image of the second.
     """
-    by_path: dict[str, ImageEntry] = {}
-    by_size: dict[int, list[str]] = {}
-    for path, size, entry in _existing_files(*second):
-        if path not in by_path:
-            by_path[path] = entry
-            by_size.setdefault(size, []).append(path)
-    # Uncompressed images of one camera all have the same size. Grouping them by the hash of their
-    # ends, and these groups by the hash of the whole file, reads each file at most twice.
-    by_ends: dict[int, dict[str, list[str]]] = {}
-    by_content: dict[tuple[int, str], dict[str, list[str]]] = {}
-
-    def equal_path(path: str, size: int) -> str:
-        """The path of the equal image in the second data set, or ""."""
-        if path in by_path or size not in by_size:
-            return path
-        if size not in by_ends:
-            by_ends[size] = _group(by_size[size], _hash_ends)
-        ends = _hash_ends(path)
-        if ends not in by_ends[size]:
-            return ""
-        if (size, ends) not in by_content:
-            by_content[size, ends] = _group(by_ends[size][ends], _hash_content)
-        return by_content[size, ends].get(_hash_content(path), [""])[0]
-
-    pairs = ((entry, equal_path(path, size)) for path, size, entry in _existing_files(*first))
-    return [(entry, by_path[path]) for entry, path in pairs if path in by_path]
-
-
-def _group(paths: list[str], key: Callable[[str], str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for path in paths:
-        groups.setdefault(key(path), []).append(path)
-    return groups
+    firsts, seconds = _existing_files(*first), _existing_files(*second)
+    by_path = {path: entry for path, _, entry in reversed(seconds)}  # the first entry of a path
+    # Files are compared by size, then by the hash of their ends, then by that of the whole file.
+    # Each step drops the files whose key is not in both data sets, so that few are read completely.
+    keys: dict[str, tuple[Any, ...]] = {path: (size,) for path, size, _ in [*seconds, *firsts]}
+    for add_hash in (_hash_ends, _hash_content):
+        common = {key for path, key in keys.items() if path in by_path}
+        common &= {key for path, key in keys.items() if path not in by_path}
+        keys = {path: (*key, add_hash(path)) for path, key in keys.items() if key in common}
+    by_key = {key: by_path[path] for path, key in reversed(keys.items()) if path in by_path}
+    matches = (
+        (entry, by_path.get(path) or by_key.get(keys.get(path, ()))) for path, _, entry in firsts
+    )
+    return [(entry, match) for entry, match in matches if match]
 
 
 def _existing_files(root: Path, entries: Sequence[ImageEntry]) -> list[tuple[str, int, ImageEntry]]:
     """(path, size in bytes, entry) of each image whose file exists and is not empty."""
     finder = Finder(root)
-    found = ((finder.find(entry.file_name), entry) for entry in entries)
-    return [(place.path, place.size, entry) for place, entry in found if place.path and place.size]
+    located = ((finder.find(entry.file_name), entry) for entry in entries)
+    return [(place.path, place.size, e) for place, e in located if place.path and place.size]
 
 
 def _hash_ends(path: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from mask_rcnn_plus.data.coco_json import (
 )
 from mask_rcnn_tools.check.images import ImageEntry
 from mask_rcnn_tools.check.masks import Flags, Floats, Size, check_masks, place_in_image
-from mask_rcnn_tools.check.problems import KINDS, Annotations, Problem, Problems, is_key
+from mask_rcnn_tools.check.problems import Annotations, Problem, Problems, by_kind, is_key
 from mask_rcnn_tools.progress import progress_bar
 
 _show = reprlib.repr
@@ -52,49 +53,37 @@ class Inspection(NamedTuple):
     shapes: list[tuple[float, float, int, int]]
 
 
-def inspect(content: Any, *, progress: bool = False) -> Inspection:
-    """Checks the content of a json.
-
-    Args:
-        content: may be anything; it is not changed.
-        progress: shows a progress bar.
-    """
+def inspect(content: Any) -> Inspection:
+    """Checks the content of a json, which may be anything. It is not changed."""
     if fault := outline_fault(content):
         return Inspection([Problem("no-coco", detail=fault)], 0, [], [], [], [])
     problems = Problems(content)
     if not content["images"]:
         problems.items.append(Problem("no-images", detail="the file lists no images"))
-    annotations, images = _check_structure(problems)
+    image_ids = _check_ids(problems, "images")
+    category_ids = _check_ids(problems, "categories")
+    problems.images = {key: content["images"][position] for key, position in image_ids.items()}
+    images, sizes = _check_images(problems)
+    _check_categories(problems, category_ids)
+    _check_ids(problems, "annotations")
+    annotations = _check_references(problems, image_ids, category_ids, sizes)
     total = len(annotations.entries)
     mask_boxes = [np.zeros((0, 4))]
-    with progress_bar("checking annotations", "annotation", total=total, enabled=progress) as bar:
+    with progress_bar("checking annotations", "annotation", total=total) as bar:
         for chunk in check_masks(annotations):
             mask_boxes.append(chunk)
             bar.update(len(chunk))
     boxes = _check_boxes(annotations, np.concatenate(mask_boxes))
     _check_flags(annotations)
     _check_duplicates(annotations)
-    order = {kind: rank for rank, kind in enumerate(KINDS)}
     return Inspection(
-        sorted(problems.items, key=lambda problem: order[problem.kind]),
+        sorted(problems.items, key=by_kind),
         len(content["annotations"]),
         images,
         content["categories"],
         _count_classes(content["categories"], annotations),
         _sample_shapes(boxes, annotations),
     )
-
-
-def _check_structure(problems: Problems) -> tuple[Annotations, list[ImageEntry]]:
-    """Checks the entries of the three lists, except for boxes and masks."""
-    content = problems.content
-    images = _check_ids(problems, "images")
-    categories = _check_ids(problems, "categories")
-    problems.images = {key: content["images"][position] for key, position in images.items()}
-    entries, sizes = _check_images(problems)
-    _check_categories(problems, categories)
-    _check_ids(problems, "annotations")
-    return _check_references(problems, images, categories, sizes), entries
 
 
 def _check_ids(problems: Problems, section: str) -> dict[Any, int]:
@@ -240,7 +229,7 @@ def _check_boxes(annotations: Annotations, mask_boxes: Floats) -> Floats:
     """Checks the boxes of N annotations.
 
     Args:
-        annotations: N annotations.
+        annotations: the annotations.
         mask_boxes: (N, 4): x0, y0, x1, y1 around their masks, in pixels; NaN without a mask.
 
     Returns:
@@ -300,38 +289,31 @@ def _other_formats(
     boxes: Floats, sizes: list[Size | None], mask_boxes: Floats
 ) -> tuple[Flags, Flags]:
     """Which boxes are [x0, y0, x1, y1], and which are fractions of the image."""
-    none = np.zeros(len(boxes), bool)
     sides = np.array([size or (np.nan, np.nan) for size in sizes], np.float64).reshape(-1, 2)
     scale = sides[:, [1, 0, 1, 0]]
     extents = _extents(boxes)
-    has_mask = _all(np.isfinite(mask_boxes))
-    has_size = _all(np.isfinite(sides))
+    has_mask = np.all(np.isfinite(mask_boxes), axis=1)
+    has_size = np.all(np.isfinite(sides), axis=1)
     wrong = has_mask & ~_agree(extents, mask_boxes)
     corners = wrong & _agree(boxes, mask_boxes)
-    normalised = wrong & has_size & _all(boxes <= 1) & _agree(extents * scale, mask_boxes)
-    if has_mask.any() or not len(boxes):
-        return corners, normalised
-
-    # Without masks to compare with, the boxes are judged together.
-    known = _all(np.isfinite(boxes)) & has_size
-    if not known.any():
-        return none, none
-    fractions = _all(boxes >= 0) & _all(boxes <= 1) & (scale.min(1) > 2)
-    if fractions[known].all():
-        return none, known
-    ordered = _all(boxes[:, 2:] > boxes[:, :2]) & _all(boxes <= scale + 1)
-    beyond = ~_all(extents[:, 2:] <= scale[:, :2] + 1)
-    many = beyond[known].sum() >= max(_MIN_COUNT, _MIN_FRACTION * known.sum())
-    return (known if ordered[known].all() and many else none), none
+    normalised = wrong & has_size & (boxes <= 1).all(1) & _agree(extents * scale, mask_boxes)
+    known = np.all(np.isfinite(boxes), axis=1) & has_size
+    if known.any() and not has_mask.any():
+        # Without masks to compare with, the boxes are judged together.
+        fractions = np.all((boxes >= 0) & (boxes <= 1), axis=1) & (scale.min(1) > 2)
+        ordered = np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & np.all(boxes <= scale + 1, axis=1)
+        beyond = ~np.all(extents[:, 2:] <= scale[:, :2] + 1, axis=1)
+        many = beyond[known].sum() >= max(_MIN_COUNT, _MIN_FRACTION * known.sum())
+        if fractions[known].all():
+            normalised = known
+        elif ordered[known].all() and many:
+            corners = known
+    return corners, normalised
 
 
 def _extents(boxes: Floats) -> Floats:
     """x0, y0, x1, y1 from x, y, width, height."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _all(flags: Flags) -> Flags:
-    return np.logical_and.reduce(flags, axis=1)
 
 
 def _agree(boxes: Floats, mask_boxes: Floats) -> Flags:
@@ -344,21 +326,17 @@ def _agree(boxes: Floats, mask_boxes: Floats) -> Flags:
 def _check_flags(annotations: Annotations) -> None:
     """Checks ``iscrowd``, ``ignore`` and ``area``."""
     for index, annotation in enumerate(annotations.entries):
+        crowd, ignore, area = (annotation.get(key, 0) for key in ("iscrowd", "ignore", "area"))
         if "iscrowd" not in annotation:
             annotations.add_problem("crowd-missing", index)
-        else:
-            crowd = annotation["iscrowd"]
-            if type(crowd) is not int or not 0 <= crowd <= 1:
-                annotations.add_problem("crowd-flag", index, f"has the iscrowd {_show(crowd)}")
-        ignore = annotation.get("ignore", 0)
+        elif type(crowd) is not int or not 0 <= crowd <= 1:
+            annotations.add_problem("crowd-flag", index, f"has the iscrowd {_show(crowd)}")
         if ignore != 0:
             annotations.add_problem("ignore", index, f"has the ignore {_show(ignore)}")
         if "area" not in annotation:
             annotations.add_problem("area-missing", index)
-        else:
-            area = annotation["area"]
-            if type(area) not in (int, float) or not 0 <= area < 1e12:
-                annotations.add_problem("area", index, f"has the area {_show(area)}")
+        elif type(area) not in (int, float) or not 0 <= area < 1e12:
+            annotations.add_problem("area", index, f"has the area {_show(area)}")
 
 
 def _check_duplicates(annotations: Annotations) -> None:
@@ -371,9 +349,7 @@ def _check_duplicates(annotations: Annotations) -> None:
         earlier = seen.setdefault((annotation["image_id"], annotation["category_id"], *box), [])
         for other in earlier:
             first = annotations.entries[other]
-            if first.get("segmentation") == annotation.get("segmentation") and first.get(
-                "keypoints"
-            ) == annotation.get("keypoints"):
+            if all(first.get(key) == annotation.get(key) for key in ("segmentation", "keypoints")):
                 detail = f"repeats annotations[{annotations.positions[other]}]"
                 annotations.add_problem("twin", index, detail)
                 break
@@ -383,17 +359,14 @@ def _check_duplicates(annotations: Annotations) -> None:
 
 
 def _count_classes(categories: list[Any], annotations: Annotations) -> list[tuple[str, int, int]]:
-    counts: dict[Any, list[int]] = {}
     names: dict[Any, Any] = {}
     for category in categories:
-        if type(category) is dict and is_key(key := category.get("id")) and key not in counts:
-            counts[key], names[key] = [0, 0], category.get("name")
-    for annotation in annotations.entries:
-        count = counts[annotation["category_id"]]
-        count[0] += 1
-        count[1] += _is_crowd(annotation)
-    ordered = sorted(counts, key=lambda key: (type(key) is str, key))
-    return [(str(names[key]), counts[key][0], counts[key][1]) for key in ordered]
+        if type(category) is dict and is_key(key := category.get("id")):
+            names.setdefault(key, category.get("name"))
+    counts = Counter(entry["category_id"] for entry in annotations.entries)
+    crowds = Counter(entry["category_id"] for entry in annotations.entries if _is_crowd(entry))
+    ordered = sorted(names, key=lambda key: (type(key) is str, key))
+    return [(str(names[key]), counts[key], crowds[key]) for key in ordered]
 
 
 def _sample_shapes(boxes: Floats, annotations: Annotations) -> list[tuple[float, float, int, int]]:

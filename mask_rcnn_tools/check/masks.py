@@ -31,7 +31,7 @@ def check_masks(annotations: Annotations) -> Iterator[Floats]:
     any_mask = any(annotation.get("segmentation") for annotation in annotations.entries)
     if annotations.entries and not any_mask:
         annotations.add_problem("no-masks", 0)
-    rle_noted = False
+    first_rle = True
     for start in range(0, len(annotations.entries), _CHUNK):
         part = slice(start, start + _CHUNK)
         chunk = Annotations(
@@ -41,8 +41,8 @@ def check_masks(annotations: Annotations) -> Iterator[Floats]:
             annotations.sizes[part],
         )
         boxes, rles = _check_chunk(chunk, any_mask)
-        if rles and not rle_noted:
-            rle_noted = True
+        if rles and first_rle:
+            first_rle = False
             chunk.add_problem("rle", rles[0])
         _check_place(chunk, boxes)
         yield boxes
@@ -185,19 +185,16 @@ def measure_polygons(
     limit = np.minimum(_FAR * sides + 1000, MAX_COORDINATE)
     absurd = finite & ((low.min(1) < -limit) | (high.max(1) > limit) | (length > MAX_STEPS))
     flat = finite & ~absurd & (area < MIN_AREA)
-    for index in np.flatnonzero(~finite):
-        detail = "has a polygon with a coordinate that is NaN or infinite"
-        faults.append((owners[index], "polygon-nan", detail))
-    for index in np.flatnonzero(absurd):
+    for index in np.flatnonzero(~finite | absurd | flat):
         (x0, y0), (x1, y1) = low[index].tolist(), high[index].tolist()
-        detail = (
-            f"has a polygon from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), whose outline is "
-            f"{length[index]:.0f} pixels long"
-        )
-        faults.append((owners[index], "polygon-absurd", detail))
-    for index in np.flatnonzero(flat):
-        detail = f"has a polygon of {corners[index]} corners without area"
-        faults.append((owners[index], "polygon-flat", detail))
+        if not finite[index]:
+            kind, detail = "polygon-nan", "with a coordinate that is NaN or infinite"
+        elif flat[index]:
+            kind, detail = "polygon-flat", f"of {corners[index]} corners without area"
+        else:
+            detail = f"from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}), whose outline is "
+            kind, detail = "polygon-absurd", f"{detail}{length[index]:.0f} pixels long"
+        faults.append((owners[index], kind, f"has a polygon {detail}"))
 
     valid = np.flatnonzero(finite & ~absurd & ~flat)
     if len(valid):
@@ -207,11 +204,6 @@ def measure_polygons(
         boxes[measured, 2:] = np.maximum.reduceat(high[valid], firsts)
         areas[measured] = np.add.reduceat(area[valid], firsts)
     return faults, boxes, areas
-
-
-def valid_polygons(polygons: list[Any], size: Size | None) -> list[list[float]]:
-    """The polygons of a mask in which ``measure_polygons`` finds no problem."""
-    return [p for p in polygons if measure_polygons([[p]], [size])[2][0] > 0]
 
 
 def _structure_problem(polygon: Any) -> str:
@@ -283,10 +275,8 @@ def measure_rles(
         and text.isascii()
         and text
     ]
-    decoded = _decompress([rles[number]["counts"] for number in fast])
-    if decoded is None:
-        fast, decoded = [], (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    counts, spans = decoded
+    counts, spans = _decompress([rles[number]["counts"] for number in fast])
+    fast = fast[: len(spans)]
     if fast:
         starts = np.cumsum(spans) - spans
         pixels = np.array([sizes[number][0] * sizes[number][1] for number in fast])
@@ -316,26 +306,28 @@ def _has_size(rle: dict[str, Any], size: Size) -> bool:
     return own == list(size) and type(own[0]) is int and type(own[1]) is int
 
 
-def _decompress(texts: list[str]) -> tuple[Ints, Ints] | None:
+def _decompress(texts: list[str]) -> tuple[Ints, Ints]:
     """Decodes COCO's compressed run lengths (the format is described in ``mask_rules``).
 
     Args:
         texts: M masks' counts, each of at least one ASCII character.
 
     Returns:
-        all run lengths in a row, and how many each mask has (M,); None if a text is malformed.
+        all run lengths in a row, and how many each mask has (M,); both are empty if any text is
+        malformed.
     """
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if not texts:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        return nothing
     codes = np.frombuffer("".join(texts).encode("ascii"), np.uint8).astype(np.int64) - 48
     ends = np.cumsum([len(text) for text in texts])
     is_last = (codes & 32) == 0
     if codes.min() < 0 or codes.max() > 63 or not is_last[ends - 1].all():
-        return None
+        return nothing
     tails = np.flatnonzero(is_last)  # the last character of each number
     heads = np.append(0, tails[:-1] + 1)
     if (tails - heads).max() > 6:  # more than 35 bits, so that sums might overflow
-        return None
+        return nothing
     place = np.arange(len(codes)) - np.repeat(heads, tails - heads + 1)
     values = np.add.reduceat((codes & 31) << (5 * place), heads)
     negative = (codes[tails] & 16) != 0
@@ -369,22 +361,13 @@ def _measure_runs(counts: Ints, spans: Ints, heights: Ints) -> tuple[Floats, Flo
     begins = stops - counts
     on = (rank % 2 == 1) & (counts > 0)
     height = np.repeat(heights, spans)
-    first, final = begins // height, (stops - 1) // height
-    one_column = first == final
-    far = np.int64(2**62)
-    x0 = np.where(on, first, far)
-    x1 = np.where(on, final + 1, -far)
-    y0 = np.where(on, np.where(one_column, begins % height, 0), far)
-    y1 = np.where(on, np.where(one_column, (stops - 1) % height + 1, height), -far)
-    boxes = np.stack(
-        [
-            np.minimum.reduceat(x0, starts),
-            np.minimum.reduceat(y0, starts),
-            np.maximum.reduceat(x1, starts),
-            np.maximum.reduceat(y1, starts),
-        ],
-        axis=1,
-    ).astype(np.float64)
+    (x0, y0), (x1, y1) = np.divmod(begins, height), np.divmod(stops - 1, height)
+    one_column = x0 == x1
+    y0, y1 = np.where(one_column, y0, 0), np.where(one_column, y1 + 1, height)
+    low = np.where(on, (x0, y0), np.int64(2**62))
+    high = np.where(on, (x1 + 1, y1), -np.int64(2**62))
+    low, high = np.minimum.reduceat(low, starts, axis=1), np.maximum.reduceat(high, starts, axis=1)
+    boxes = np.concatenate([low, high]).T.astype(np.float64)
     areas = np.add.reduceat(np.where(on, counts, 0), starts).astype(np.float64)
     boxes[areas == 0] = np.nan
     return boxes, areas

@@ -174,6 +174,9 @@ KINDS: dict[str, Kind] = {
 }
 
 
+_ORDER = {kind: rank for rank, kind in enumerate(KINDS)}
+
+
 class Problem(NamedTuple):
     """One problem in a data set.
 
@@ -194,6 +197,11 @@ class Problem(NamedTuple):
     image_id: Any = None
     file_name: Any = None
     detail: str = ""
+
+
+def by_kind(problem: Problem) -> int:
+    """Sort key: the order of ``KINDS``."""
+    return _ORDER[problem.kind]
 
 
 def is_error(problem: Problem) -> bool:
@@ -225,17 +233,11 @@ class Problems:
         entry = self.content[section][position]
         if not isinstance(entry, dict):
             entry = {}
-        image: dict[str, Any] = {}
-        if section == "images":
-            image = entry
-        elif section == "annotations" and is_key(key := entry.get("image_id")):
+        image = entry if section == "images" else {}
+        if section == "annotations" and is_key(key := entry.get("image_id")):
             image = self.images.get(key, {"id": key})
-        self.items.append(
-            Problem(
-                *(kind, section, position, entry.get("id")),
-                *(image.get("id"), image.get("file_name"), detail),
-            )
-        )
+        ids = (entry.get("id"), image.get("id"), image.get("file_name"))
+        self.items.append(Problem(kind, section, position, *ids, detail))
 
 
 @dataclass

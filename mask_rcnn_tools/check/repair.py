@@ -15,9 +15,9 @@ from mask_rcnn_tools.check.masks import (
     measure_polygons,
     measure_rles,
     segmentation_kind,
-    valid_polygons,
 )
 from mask_rcnn_tools.check.problems import KINDS, Problem, is_error, is_key
+from mask_rcnn_tools.check.result import counted
 
 _PASSES = 6  # a repair may reveal a problem that another one has hidden
 _SECTIONS = ("images", "annotations", "categories")
@@ -31,7 +31,7 @@ class Repaired:
         content: the json's content.
         changes: number of repaired problems of each kind.
         before, after: number of entries in each list.
-        left: errors that cannot be repaired.
+        left: the errors that remain.
     """
 
     content: dict[str, Any]
@@ -49,8 +49,7 @@ class Repaired:
         counts = ", ".join(
             f"{self.after[section]} of {self.before[section]} {section}" for section in _SECTIONS
         )
-        kinds = ", ".join(f"{count} {kind}" for kind, count in self.changes.items())
-        return f"keeps {counts}; repaired: {kinds or 'nothing'}"
+        return f"keeps {counts}; repaired: {counted(self.changes) or 'nothing'}"
 
 
 def repair_content(
@@ -70,18 +69,16 @@ def repair_content(
     """
     before = {section: len(content[section]) for section in _SECTIONS}
     changes: Counter[str] = Counter()
-    left: list[Problem] = []
     current = list(problems)
     for _ in range(_PASSES):
         repaired = _Pass(content, sizes).run(current)
         changes += repaired
         sizes = {}  # they have been applied, and the positions have changed
         current = inspect(content).problems
-        left = [problem for problem in current if is_error(problem)]
         if not repaired:
             break
     after = {section: len(content[section]) for section in _SECTIONS}
-    return Repaired(content, changes, before, after, left)
+    return Repaired(content, changes, before, after, list(filter(is_error, current)))
 
 
 class _Pass:
@@ -91,9 +88,8 @@ class _Pass:
         self._content = content
         self._sizes = sizes
         self._removed: dict[str, set[int]] = {section: set() for section in _SECTIONS}
-        self._images = {
-            image["id"]: image for image in reversed(content["images"]) if _has_id(image)
-        }
+        # The first image with each id.
+        self._images = {i["id"]: i for i in reversed(content["images"]) if _has_id(i)}
         self._categories = {c["id"] for c in content["categories"] if _has_id(c)}
         self._next_id: dict[str, int] = {}
 
@@ -131,10 +127,9 @@ class _Pass:
             return self._correct_size(problem.position, entry)
         if kind not in _REPAIRS:
             return False
-        image: dict[str, Any] = {}
-        if problem.section == "annotations" and is_key(key := entry.get("image_id")):
-            image = self._images.get(key, {})
-        return _REPAIRS[kind](entry, image)
+        image_id = entry.get("image_id")
+        image = self._images.get(image_id, {}) if is_key(image_id) else {}
+        return not _REPAIRS[kind](entry, image)
 
     def _new_id(self, section: str) -> int:
         if section not in self._next_id:
@@ -177,15 +172,10 @@ class _Pass:
         return True
 
     def _remove_entries(self) -> None:
-        images = self._content["images"]
-        gone = {
-            images[position]["id"]
-            for position in self._removed["images"]
-            if _has_id(images[position])
-        }
+        ids = {image["id"] for image in self._content["images"] if _has_id(image)}
         self._filter("images")
         # The annotations of a removed image stay if another image has the same id.
-        gone -= {image["id"] for image in images if _has_id(image)}
+        gone = ids - {image["id"] for image in self._content["images"] if _has_id(image)}
         for position, annotation in enumerate(self._content["annotations"]):
             key = annotation.get("image_id") if isinstance(annotation, dict) else None
             if is_key(key) and key in gone:
@@ -276,76 +266,66 @@ def _measure_mask(
     return ([x0, y0, x1, y1] if x1 > x0 and y1 > y0 else None), float(areas[0])
 
 
-# Each of the following repairs an entry in place, given its image, and returns whether it stays.
+# Each of the following repairs an entry in place, given its image, and returns whether the entry
+# must be removed.
 
 
 def _box_from_mask(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
     box, _ = _measure_mask(annotation, _image_size(image))
     if box is not None:
         annotation["bbox"] = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-    return box is not None
+    return box is None
 
 
-def _box_from_corners(annotation: dict[str, Any], _: dict[str, Any]) -> bool:
+def _box_from_corners(annotation: dict[str, Any], _: dict[str, Any]) -> None:
     x0, y0, x1, y1 = annotation["bbox"]
     annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-    return True
 
 
-def _box_to_pixels(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+def _box_to_pixels(annotation: dict[str, Any], image: dict[str, Any]) -> None:
     sides = [image["width"], image["height"]] * 2
     annotation["bbox"] = [v * side for v, side in zip(annotation["bbox"], sides, strict=True)]
-    return True
 
 
 def _keep_valid_polygons(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
-    polygons = valid_polygons(annotation["segmentation"], _image_size(image))
-    annotation["segmentation"] = polygons
-    return bool(polygons)
+    size = _image_size(image)
+    annotation["segmentation"] = [
+        polygon
+        for polygon in annotation["segmentation"]
+        if measure_polygons([[polygon]], [size])[2][0] > 0
+    ]
+    return not annotation["segmentation"]
 
 
-def _compute_area(annotation: dict[str, Any], image: dict[str, Any]) -> bool:
+def _compute_area(annotation: dict[str, Any], image: dict[str, Any]) -> None:
     box, area = _measure_mask(annotation, _image_size(image))
     if box is None and (box := _box_corners(annotation.get("bbox"))) is not None:
         area = max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
     annotation["area"] = area if 0 <= area < 1e12 else 0.0
-    return True
 
 
-def _ignore_to_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> bool:
+def _correct_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> None:
+    false: tuple[Any, ...] = (0, None, "0", "", "false", "False", [], {})
+    annotation["iscrowd"] = int(annotation["iscrowd"] not in false)
+
+
+def _ignore_to_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> None:
     del annotation["ignore"]
     annotation["iscrowd"] = 1
-    return True
 
 
-def _remove_keypoints(annotation: dict[str, Any], _: dict[str, Any]) -> bool:
+def _remove_keypoints(annotation: dict[str, Any], _: dict[str, Any]) -> None:
     del annotation["keypoints"]
     annotation.pop("num_keypoints", None)
-    return True
 
 
-_Repair = Callable[[Any, dict[str, Any]], bool]
-
-
-def _set(field: str, value: Callable[[dict[str, Any]], Any]) -> _Repair:
-    def repair(entry: dict[str, Any], _: dict[str, Any]) -> bool:
-        entry[field] = value(entry)
-        return True
-
-    return repair
-
-
-def _crowd_flag(annotation: dict[str, Any]) -> int:
-    return int(annotation["iscrowd"] not in (0, None, "0", "", "false", "False", [], {}))
-
-
-_REPAIRS: dict[str, _Repair] = {
-    "category-name": _set("name", lambda category: f"category_{category.get('id')}"),
-    "mask-flat": _set("segmentation", lambda annotation: [annotation["segmentation"]]),
+_REPAIRS: dict[str, Callable[[Any, dict[str, Any]], bool | None]] = {
+    "category-name": lambda category, _: category.update(name=f"category_{category.get('id')}"),
+    "mask-flat": lambda entry, _: entry.update(segmentation=[entry["segmentation"]]),
     "box-xyxy": _box_from_corners,
     "box-normalised": _box_to_pixels,
-    "crowd-flag": _set("iscrowd", _crowd_flag),
-    "crowd-missing": _set("iscrowd", lambda _: 0),
+    "crowd-flag": _correct_crowd,
+    "crowd-missing": lambda annotation, _: annotation.update(iscrowd=0),
     "ignore": _ignore_to_crowd,
     "area": _compute_area,
     "area-missing": _compute_area,

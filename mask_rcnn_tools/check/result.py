@@ -51,19 +51,15 @@ class CheckResult:
 
     def kinds(self, severity: str | None = None) -> Counter[str]:
         """Counts the problems of each kind, of one severity or of all."""
-        kinds = Counter(problem.kind for problem in self.problems)
-        return Counter({k: n for k, n in kinds.items() if severity in (None, KINDS[k].severity)})
+        kinds = (problem.kind for problem in self.problems)
+        return Counter(kind for kind in kinds if severity in (None, KINDS[kind].severity))
 
     def is_coco(self) -> bool:
         """Whether the json is in COCO format, so that it can be repaired."""
         return not {"no-json", "no-coco"} & self.kinds().keys()
 
     def text(self, *, width: int = 0) -> str:
-        """The result for a terminal.
-
-        Args:
-            width: of the lines, in characters; 0 uses the terminal's width.
-        """
+        """The result in lines of ``width`` characters, by default the terminal's width."""
         width = width or min(shutil.get_terminal_size((100, 0)).columns, 120)
         lines = [
             f"{self.name}: {_count(self.images, 'image')}, "
@@ -121,7 +117,9 @@ def _group_lines(kind: str, problems: list[Problem], width: int) -> list[str]:
         text, max(width, len(head) + 30), initial_indent=head, subsequent_indent=" " * 8
     )
     examples = [problem for problem in problems if problem.detail][:_MAX_EXAMPLES]
-    lines += [_shorten(f"{'':10}{describe(problem)}", width) for problem in examples]
+    for problem in examples:
+        line = f"{'':10}{describe(problem)}"
+        lines.append(line if len(line) <= 2 * width else f"{line[: 2 * width - 3]}...")
     if examples and len(problems) > len(examples):
         lines.append(f"{'':10}... {len(problems) - len(examples):,} more")
     if repair:
@@ -155,11 +153,7 @@ def counted(kinds: Counter[str]) -> str:
 
 
 def write_json(results: Iterable[CheckResult], path: Path) -> None:
-    """Writes results with all their problems.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Writes results with all their problems."""
     path.write_text(json.dumps([result.to_dict() for result in results], indent=1) + "\n")
 
 
@@ -170,7 +164,3 @@ def _quote(value: Any) -> str:
 
 def _count(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
-
-
-def _shorten(line: str, width: int) -> str:
-    return line if len(line) <= 2 * width else f"{line[: 2 * width - 3]}..."

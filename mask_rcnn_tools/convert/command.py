@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mask_rcnn_plus.data import dataset_root
 from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_tools.arguments import Parser
+from mask_rcnn_tools.arguments import Parser, fraction
 from mask_rcnn_tools.check import ERROR, check_coco, note_leaks
 from mask_rcnn_tools.convert import labelme, masks, via, voc, yolo
 from mask_rcnn_tools.convert.labels import Labels
@@ -127,13 +127,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _next_step(output: Path, splits: list[str], chosen: str | None) -> str:
-    """The command that trains on the new data set.
-
-    Args:
-        output: its folder.
-        splits: those with objects.
-        chosen: the value of --split.
-    """
+    """The command that trains on the new data set; ``splits`` are those with objects."""
     output = output.resolve()
     name = output.name
     environment = ""
@@ -177,13 +171,10 @@ def _format_parser(name: str) -> Parser:
         epilog=_EPILOG.format(program=PROGRAM, example=label_format.example),
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help=label_format.source)
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="datasets/NAME; images/, train.json and val.json are written into it, as the data "
-        "sets NAME_train and NAME_val",
+    parser.add_output(
+        "FOLDER",
+        "datasets/NAME; images/, train.json and val.json are written into it, as the data sets "
+        "NAME_train and NAME_val",
     )
     if "images" in label_format.options:
         parser.add_argument(
@@ -213,7 +204,7 @@ def _format_parser(name: str) -> Parser:
     )
     parser.add_argument(
         "--val",
-        type=_fraction,
+        type=fraction,
         metavar="FRACTION",
         help="the fraction of the images for val.json (default: the splits of the source, or 0.2)",
     )
@@ -224,18 +215,7 @@ def _format_parser(name: str) -> Parser:
     how.add_argument(
         "--link", action="store_true", help="make hard links to the images, which need no space"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing files in FOLDER")
     return parser
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 0 and below 1, got '{text}'")
-    return value
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -249,11 +229,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--images: there is no folder '{arguments.images}'")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file; name a folder")
-    top = source if source.is_dir() else source.parent
-    if output.resolve().is_relative_to(top.resolve()) and (
-        source.is_dir() or output.resolve() == top.resolve()
-    ):
+    target, top = output.resolve(), (source if source.is_dir() else source.parent).resolve()
+    if target == top or (source.is_dir() and target.is_relative_to(top)):
         raise UserError(f"--output {output} is inside SOURCE; name another folder")
+    if arguments.val == 1:
+        raise UserError("--val 1 leaves no images to train on; use a fraction below 1")
     if arguments.split is not None:
         if arguments.val is not None:
             raise UserError("--val and --split exclude each other")

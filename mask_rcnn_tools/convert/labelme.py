@@ -40,7 +40,7 @@ from mask_rcnn_tools.progress import progress_bar
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
-def read(source: Path, *, images: Path | None = None, progress: bool = True) -> Labels:
+def read(source: Path, *, images: Path | None = None) -> Labels:
     """Reads one of labelme's json files, or all in a folder and its subfolders.
 
     Shapes of an image with the same ``label`` and ``group_id`` are one object. A json without
@@ -49,14 +49,13 @@ def read(source: Path, *, images: Path | None = None, progress: bool = True) -> 
     Args:
         source: the folder or file.
         images: the folder of the images, if it is not that of the json files.
-        progress: shows a progress bar.
     """
     labels = Labels()
     folder = source if source.is_dir() else source.parent
     jsons = files_below(source, ".json") if source.is_dir() else [source]
     roots = [folder] if images is None else [images, folder]
     seen: set[Path | str] = set()
-    for path in progress_bar("reading labelme", "file", jsons, enabled=progress):
+    for path in progress_bar("reading labelme", "file", jsons):
         try:
             content = read_json(path)
         except UnreadableFile as error:
@@ -87,8 +86,7 @@ def _read_image(
     path: Path, content: dict[str, Any], roots: list[Path], labels: Labels
 ) -> LabelledImage | None:
     """The image of a json, from its file or else from ``imageData``."""
-    name = content.get("imagePath")
-    name = name if isinstance(name, str) else ""
+    name = content["imagePath"] if isinstance(content.get("imagePath"), str) else ""
     found = find_image(name, [path.parent, *roots], roots)
     for suffix in SUFFIXES:  # the image may have been renamed together with its json
         found = found or find_image(path.stem + suffix, [path.parent], roots)
@@ -115,10 +113,6 @@ def _embedded_image(
     path: Path, content: dict[str, Any], name: str, labels: Labels
 ) -> LabelledImage | None:
     """The image in a json's ``imageData``."""
-
-    def data() -> bytes:
-        return from_base64(read_json(path)["imageData"])
-
     try:
         file = from_base64(content["imageData"])
         height, width, orientation = measure(io.BytesIO(file))
@@ -128,7 +122,14 @@ def _embedded_image(
         return None
     stem = PurePosixPath(name.replace("\\", "/")).stem or path.stem
     labels.note("images are missing; their json contains a copy (imageData)", f"{path}: '{name}'")
-    return LabelledImage(stem + suffix, height, width, content=data, orientation=orientation)
+    return LabelledImage(
+        stem + suffix,
+        height,
+        width,
+        # Reads the json again, because all images might not fit into memory.
+        content=lambda: from_base64(read_json(path)["imageData"]),
+        orientation=orientation,
+    )
 
 
 def _read_objects(
@@ -167,9 +168,8 @@ def _read_objects(
 
 def _outline(kind: str, points: Any) -> list[float]:
     """The polygon of a shape."""
-    if kind in ("polygon", "oriented_rectangle"):
-        return polygon(points)
-    if kind == "rectangle" and isinstance(points, list) and len(points) == 4:
+    has_four_corners = isinstance(points, list) and len(points) == 4
+    if kind in ("polygon", "oriented_rectangle") or (kind == "rectangle" and has_four_corners):
         return polygon(points)
     if kind not in ("rectangle", "circle"):
         raise InvalidShape("has an unknown type")
@@ -185,19 +185,15 @@ def _read_mask(shape: dict[str, Any], image: LabelledImage) -> np.ndarray:
 
     It is stored as a small image; the two points are its first and last pixel.
     """
-    (x0, y0), (x1, y1) = _two_points(shape.get("points"))
-    left, top, right, bottom = (int(v) for v in (x0, y0, x1, y1))
+    (left, top), (right, bottom) = (map(int, p) for p in _two_points(shape.get("points")))
     small = read_pixels(io.BytesIO(from_base64(shape.get("mask"))))
     if small.shape != (expected := (bottom - top + 1, right - left + 1)):
         raise InvalidShape(f"has a mask of the shape {small.shape}, but its box is {expected}")
+    y, x = np.nonzero(small > 0)
+    y, x = y + top, x + left
+    inside = (y >= 0) & (y < image.height) & (x >= 0) & (x < image.width)
     mask = np.zeros((image.height, image.width), bool)
-    rows = slice(max(top, 0), max(min(bottom + 1, image.height), 0))
-    columns = slice(max(left, 0), max(min(right + 1, image.width), 0))
-    if rows.start < rows.stop and columns.start < columns.stop:
-        inner = small[
-            rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-        ]
-        mask[rows, columns] = inner > 0
+    mask[y[inside], x[inside]] = True
     return mask
 
 

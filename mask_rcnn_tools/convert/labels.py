@@ -53,7 +53,7 @@ class LabelledImage:
         content: returns the bytes of the file.
         orientation: EXIF's, 1 to 8.
         objects: may be empty.
-        split: the split in the source; "" if the source has none.
+        split: the split in the source; "" if the source has no splits.
         flags: names of the flags that are set for the image.
     """
 
@@ -85,16 +85,11 @@ class Labels:
     noted: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, what: str, where: object) -> None:
-        """Counts something that is lost.
-
-        Args:
-            what: a sentence whose subject is plural, such as "files cannot be read".
-            where: the place, with details.
-        """
+        """Counts a loss: a sentence such as "files cannot be read", and the place."""
         self.skipped.setdefault(what, []).append(str(where))
 
     def note(self, what: str, where: object) -> None:
-        """Counts something that is good to know; the arguments are those of ``skip``."""
+        """Counts something that is good to know, as ``skip``."""
         self.noted.setdefault(what, []).append(str(where))
 
     def lines(self) -> list[str]:
@@ -115,7 +110,7 @@ class Labels:
 
         Args:
             path: its file.
-            name: its path within the new image folder.
+            name: as in ``LabelledImage``.
         """
         try:
             height, width, orientation = measure(path)
@@ -264,9 +259,8 @@ def turn(pixels: Array, orientation: int) -> Array:
     Args:
         orientation: EXIF's, 1 to 8; 6 turns clockwise by 90 degrees.
     """
-    if orientation in (2, 4):
-        return pixels[:, ::-1] if orientation == 2 else pixels[::-1]
-    if orientation in (5, 7):
-        swapped = pixels.swapaxes(0, 1)
-        return swapped if orientation == 5 else swapped[::-1, ::-1]
-    return np.rot90(pixels, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+    if orientation in SIDEWAYS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in (3, 4, 7, 8) else pixels

@@ -30,16 +30,15 @@ _SEPARATORS = ("_", "-", ".")
 _Masks = dict[Path, tuple[str, list[tuple[Path, str]]]]
 
 
-def read(source: Path, *, class_name: str = "object", progress: bool = True) -> Labels:
+def read(source: Path, *, class_name: str = "object") -> Labels:
     """Reads a folder in one of the layouts. An image without masks is an image without objects.
 
     Args:
         source: the folder.
         class_name: the class of masks that are not in a folder CLASS.
-        progress: shows a progress bar.
 
     Raises:
-        UserError: the folder has none of the layouts.
+        UserError: the folder fits no layout.
     """
     labels = Labels()
     if (source / "images").is_dir() and (source / "masks").is_dir():
@@ -52,7 +51,7 @@ def read(source: Path, *, class_name: str = "object", progress: bool = True) -> 
             "NAME/masks/); see mask-rcnn-plus convert masks --help"
         )
     images = found.items()
-    for path, (name, masks) in progress_bar("reading masks", "image", images, enabled=progress):
+    for path, (name, masks) in progress_bar("reading masks", "image", images):
         image = labels.open_image(path, name)
         if image is None:
             continue
@@ -115,7 +114,7 @@ def _two_folders(images: Path, masks: Path, labels: Labels) -> _Masks:
 
 
 def _longest_prefix(stem: str, by_stem: dict[str, Path]) -> str:
-    """The longest image name with which the name of a mask begins; "" if there is none."""
+    """The longest image name with which the name of a mask begins, or ""."""
     for end in range(len(stem), 0, -1):
         if stem[:end] in by_stem and (end == len(stem) or stem[end] in _SEPARATORS):
             return stem[:end]

@@ -7,7 +7,6 @@ import csv
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,6 @@ from mask_rcnn_tools.progress import progress_bar
 
 _WITHOUT_AREA = ("point", "polyline", "line")
 _COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
-# Type of a region -> the names of its numbers.
-_NUMBERS = {
-    "rect": ("x", "y", "width", "height"),
-    "circle": ("cx", "cy", "r"),
-    "ellipse": ("cx", "cy", "rx", "ry"),
-}
 
 
 def read(
@@ -39,7 +32,6 @@ def read(
     images: Path | None = None,
     class_attribute: str | None = None,
     class_name: str | None = None,
-    progress: bool = True,
 ) -> Labels:
     """Reads a file of VIA, or all such files in a folder.
 
@@ -50,10 +42,9 @@ def read(
         images: the folder of the images, by default that of the file.
         class_attribute: the region attribute that names the class; None if there is only one.
         class_name: the class of all regions, instead.
-        progress: shows a progress bar.
 
     Raises:
-        UserError: there is no such attribute, or several and none is chosen.
+        UserError: the attribute does not exist, or must be chosen from several.
     """
     labels = Labels()
     files = [source]
@@ -70,7 +61,7 @@ def read(
     if class_name is None:
         class_attribute = _choose_attribute(class_attribute, [entry for _, entry in entries])
     seen: set[Path] = set()
-    for path, entry in progress_bar("reading VIA", "image", entries, enabled=progress):
+    for path, entry in progress_bar("reading VIA", "image", entries):
         name = entry["filename"]
         roots = [path.parent] if images is None else [images]
         found = find_image(name, roots, roots)
@@ -133,7 +124,15 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # polygons are long
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for row in _rows(csv.reader(file)):
+            lines = csv.reader(file)
+            # An empty file is one without regions.
+            header = [name.strip().lstrip("#").strip() for name in next(lines, _COLUMNS)]
+            if missing := [name for name in _COLUMNS if name not in header]:
+                raise ValueError(f"it has no column '{missing[0]}'")
+            for line in filter(None, lines):
+                if len(line) != len(header):
+                    raise ValueError(f"a row has {len(line)} fields, expected {len(header)}")
+                row = dict(zip(header, line, strict=True))
                 key = f"{row['filename']}{row.get('file_size', '')}"
                 entry = entries.setdefault(key, {"filename": row["filename"], "regions": []})
                 shape, attributes = (json.loads(row[column] or "{}") for column in _COLUMNS[1:])
@@ -142,19 +141,6 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, csv.Error) as error:
         raise UnreadableFile(f"is not VIA's CSV: {reason(error, 120)}") from error
     return list(entries.values())
-
-
-def _rows(lines: Iterator[list[str]]) -> Iterator[dict[str, str]]:
-    header: list[str] = []
-    for line in lines:
-        if not header:
-            header = [name.strip().lstrip("#").strip() for name in line]
-            if missing := [name for name in _COLUMNS if name not in header]:
-                raise ValueError(f"it has no column '{missing[0]}'")
-        elif line:
-            if len(line) != len(header):
-                raise ValueError(f"a row has {len(line)} fields, expected {len(header)}")
-            yield dict(zip(header, line, strict=True))
 
 
 def _choose_attribute(wanted: str | None, entries: list[dict[str, Any]]) -> str:
@@ -197,13 +183,12 @@ def _outline(kind: Any, shape: Any) -> list[float]:
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
             raise InvalidShape("does not have as many all_points_x as all_points_y")
         return polygon([list(pair) for pair in zip(xs, ys, strict=True)])
-    numbers = [shape.get(key) for key in _NUMBERS.get(str(kind), ())]
     if kind == "rect":
-        x, y, width, height = map(to_number, numbers)
+        x, y, width, height = (to_number(shape.get(key)) for key in ("x", "y", "width", "height"))
         return rectangle(x, y, x + width, y + height)
     if kind == "circle":
-        return ellipse(numbers[0], numbers[1], numbers[2], numbers[2])
+        return ellipse(*map(shape.get, ("cx", "cy", "r", "r")))
     if kind == "ellipse":
-        cx, cy, rx, ry = numbers
+        cx, cy, rx, ry = map(shape.get, ("cx", "cy", "rx", "ry"))
         return ellipse(cx, cy, rx, ry, shape.get("theta", 0.0))
     raise InvalidShape("has an unknown type")

@@ -38,7 +38,7 @@ _VOID_COLOUR = (224, 224, 192)
 _BACKGROUND = ("background", "_background_", "__ignore__")
 
 
-def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool = True) -> Labels:
+def read(source: Path, *, classes: Sequence[str] | None = None) -> Labels:
     """Reads a folder in VOC's layout.
 
     The class of an object is that of most of its pixels. An image without a SegmentationObject is
@@ -50,16 +50,15 @@ def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool =
         classes: names of the classes 1, 2, ...; by default from ``labelmap.txt`` (CVAT),
             ``class_names.txt`` (labelme) or ``labels.txt``, or those of VOC if the folder is named
             VOC20xx.
-        progress: shows a progress bar.
 
     Raises:
         UserError: a folder is missing, or there are no class names.
     """
-    folders = [source / n for n in ("JPEGImages", "SegmentationObject", "SegmentationClass")]
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"'{source}' has no folder '{folder.name}', which VOC's layout needs")
-    image_folder, object_folder, class_folder = folders
+    image_folder, object_folder, class_folder = folders = [
+        source / name for name in ("JPEGImages", "SegmentationObject", "SegmentationClass")
+    ]
+    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+        raise UserError(f"'{source}' has no folder '{missing.name}', which VOC's layout needs")
     names, colours = _read_classes(source, classes)
     labels = Labels(classes=list(names))
     images = {
@@ -78,7 +77,7 @@ def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool =
             image_folder,
         )
     both = sorted(objects.keys() & images.keys())
-    for stem in progress_bar("reading VOC", "image", both, enabled=progress):
+    for stem in progress_bar("reading VOC", "image", both):
         path = images[stem]
         image = labels.open_image(path, path.relative_to(image_folder).as_posix())
         if image is None:
@@ -107,9 +106,8 @@ def _add_objects(
 
     Args:
         image: gets the objects.
-        instances, kinds: (H, W) from ``_to_indices``, of the picture of objects and of classes.
-        names: of the classes 1, 2, ...
-        colours: the class of each packed colour.
+        instances, kinds: (H, W) from ``_to_indices``: the objects and the classes.
+        names, colours: from ``_read_classes``.
         labels: counts what is left out.
     """
     ignored = {0, _VOID, *(colour for colour, index in colours.items() if index == 0)}
@@ -151,8 +149,7 @@ def _has_colours(indices: Array) -> bool:
 
 def _pack(colour: Sequence[int]) -> int:
     """A colour as in ``_to_indices``."""
-    red, green, blue = colour
-    return red * 65536 + green * 256 + blue + 2**24 if any(colour) else 0
+    return int(_to_indices(np.array([[colour]])).item())
 
 
 def _colour(index: int) -> tuple[int, int, int]:

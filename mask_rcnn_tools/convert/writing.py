@@ -1,5 +1,6 @@
 """Writes labels as a data set folder: the images, and a COCO json for each split."""
 
+import filecmp
 import hashlib
 import json
 import os
@@ -27,12 +28,11 @@ class Plan:
         classes: names of the classes in the order of their ids from 1; objects of other classes are
             left out. None uses all classes, in the source's order or sorted.
         val: the fraction of the images for val.json, 0 to 1; None uses the splits of the source, or
-            0.2 if it has none.
+            0.2 if it has no splits.
         split: puts all images into this split instead.
         seed: of the random split.
         link: makes hard links instead of copies.
         overwrite: replaces existing files.
-        progress: shows progress bars.
     """
 
     output: Path
@@ -43,7 +43,6 @@ class Plan:
     seed: int = 0
     link: bool = False
     overwrite: bool = False
-    progress: bool = True
 
 
 def write_coco(labels: Labels, plan: Plan) -> list[Path]:
@@ -77,7 +76,7 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
                 "expected in it; name another --output"
             )
     try:
-        for image in progress_bar("writing images", "image", images, enabled=plan.progress):
+        for image in progress_bar("writing images", "image", images):
             _write_image(image, plan)
         for split, members in splits.items():
             content = _content(members, annotations, categories, plan)
@@ -131,7 +130,7 @@ def _split(
 
     Args:
         images: all images.
-        with_objects: names of those with objects, at least one.
+        with_objects: names of the images with objects, at least one.
         labels: gets a note if the source's own train split has no objects.
         plan: how to split.
     """
@@ -174,21 +173,19 @@ def _annotations(
 ) -> dict[str, list[dict[str, Any]]]:
     """The COCO annotations of each image by its name, still without id and image_id."""
     annotations: dict[str, list[dict[str, Any]]] = {image.name: [] for image in images}
-    for image in progress_bar("measuring objects", "image", images, enabled=plan.progress):
+    for image in progress_bar("measuring objects", "image", images):
         for labelled in image.objects:
-            if labelled.label not in categories:
-                what = f"objects of the class '{labelled.label}' are left out (--classes)"
-                labels.note(what, image.name)
+            label = labelled.label
+            if label not in categories:
+                labels.note(f"objects of the class '{label}' are left out (--classes)", image.name)
                 continue
             try:
                 measured = to_annotation(labelled, image.height, image.width)
             except InvalidShape as error:
-                labels.skip("objects have no mask", f"{image.name}: {labelled.label} {error}")
+                labels.skip("objects have no mask", f"{image.name}: {label} {error}")
                 continue
             flags = {"flags": labelled.flags} if labelled.flags else {}
-            annotations[image.name].append(
-                {"category_id": categories[labelled.label], **measured, **flags}
-            )
+            annotations[image.name].append({"category_id": categories[label], **measured, **flags})
     return annotations
 
 
@@ -245,7 +242,4 @@ def _write_image(image: LabelledImage, plan: Plan) -> None:
 def _is_same(image: LabelledImage, target: Path) -> bool:
     if image.path is None:
         return image.content is not None and target.read_bytes() == image.content()
-    if target.samefile(image.path):
-        return True
-    same_size = target.stat().st_size == image.path.stat().st_size
-    return same_size and target.read_bytes() == image.path.read_bytes()
+    return target.samefile(image.path) or filecmp.cmp(image.path, target, shallow=False)

@@ -18,12 +18,13 @@ from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.convert.labels import LabelledObject, Labels, images_below
 from mask_rcnn_tools.progress import progress_bar
 
+_KEYS = ("train", "val", "test")  # of the image folders in the yaml
 # Name of a folder -> its split.
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _MAX_FRACTION = 1.5  # larger numbers are pixels or another format
 
 
-def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool = True) -> Labels:
+def read(source: Path, *, classes: Sequence[str] | None = None) -> Labels:
     """Reads a folder in YOLO's layout.
 
     An image without a label file, or with an empty one, is an image without objects. A line with a
@@ -32,7 +33,6 @@ def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool =
     Args:
         source: the folder of ``data.yaml`` and the images, or the yaml file.
         classes: names of the classes 0, 1, ...; by default those in the yaml.
-        progress: shows a progress bar.
 
     Raises:
         UserError: there are no names, no images, or only boxes.
@@ -42,14 +42,14 @@ def read(source: Path, *, classes: Sequence[str] | None = None, progress: bool =
     labels = Labels(classes=names)
     images = _find_images(folder, config, labels)
     boxes = polygons = 0
-    for path, split in progress_bar("reading YOLO", "image", images, enabled=progress):
+    for path, split in progress_bar("reading YOLO", "image", images):
         parts = list(path.relative_to(folder).parts)
-        label_file = path.with_suffix(".txt")
+        label_file = path
         if "images" in parts:
             last = _last_images(parts)
             label_file = folder.joinpath(*parts[:last], "labels", *parts[last + 1 :])
-            label_file = label_file.with_suffix(".txt")
             del parts[last]
+        label_file = label_file.with_suffix(".txt")
         image = labels.open_image(path, "/".join(parts))
         if image is None:
             continue
@@ -116,7 +116,7 @@ def _class_names(names: Any, source: Path) -> list[str]:
 def _find_images(folder: Path, config: dict[str, Any], labels: Labels) -> list[tuple[Path, str]]:
     """Each image and its split."""
     splits: dict[Path, str] = {}
-    for split in ("train", "val", "test"):
+    for split in _KEYS:
         entries = config.get(split) or []
         for entry in entries if isinstance(entries, list) else [entries]:
             files = _images_of_entry(folder, config.get("path"), str(entry))
@@ -124,7 +124,7 @@ def _find_images(folder: Path, config: dict[str, Any], labels: Labels) -> list[t
                 labels.skip("image folders in data.yaml are missing", f"{split}: {entry}")
             for path in files or []:
                 splits.setdefault(path, split)
-    if not any(config.get(split) for split in ("train", "val", "test")):
+    if not any(map(config.get, _KEYS)):
         splits = {path: _split_of(path.relative_to(folder)) for path in images_below(folder)}
         # If one of the two is missing, the images are split at random.
         if not {"train", "val"} <= set(splits.values()):
@@ -178,11 +178,11 @@ def _parse_line(line: str) -> list[float] | None:
         values = [float(value) for value in line.split()]
     except ValueError:
         return None
-    if len(values) < 5 or len(values) % 2 == 0 or not all(map(math.isfinite, values)):
-        return None
-    if (
-        values[0] != int(values[0])
-        or not 1 - _MAX_FRACTION <= min(values[1:]) <= max(values[1:]) <= _MAX_FRACTION
-    ):
-        return None
-    return values
+    is_valid = (
+        len(values) >= 5
+        and len(values) % 2 == 1
+        and all(map(math.isfinite, values))
+        and values[0].is_integer()
+        and 1 - _MAX_FRACTION <= min(values[1:]) <= max(values[1:]) <= _MAX_FRACTION
+    )
+    return values if is_valid else None

@@ -221,6 +221,13 @@ def test_a_duplicate_is_found(check: Check, valid: dict[str, Any]) -> None:
     assert [a["id"] for a in repair_coco(result).content["annotations"]] == [1, 2, 3, 10]
 
 
+def test_an_annotation_without_a_valid_polygon_is_removed(
+    check: Check, valid: dict[str, Any]
+) -> None:
+    valid["annotations"][0]["segmentation"] = [[1, 2, 3, 4]]
+    assert repair_coco(check(valid)).changes == {"polygon-short": 1}
+
+
 def test_repaired_values(check: Check, valid: dict[str, Any]) -> None:
     annotations = valid["annotations"]
     annotations[0].update(bbox=[2, 3, NAN, 1], area=-1)

@@ -64,7 +64,7 @@ def test_measures_of_run_lengths_equal_those_of_pycocotools() -> None:
         max_size=4,
     )
 )
-def test_many_run_lengths_at_once_have_the_same_faults_as_each_alone(counts: list[Any]) -> None:
+def test_many_run_lengths_at_once_have_the_same_faults_as_one_by_one(counts: list[Any]) -> None:
     rles = [{"size": [2, 6], "counts": value} for value in counts]
     faults, _, areas = measure_rles(rles, [(2, 6)] * len(rles))
     assert faults == [rle_fault(rle, [2, 6]) for rle in rles]

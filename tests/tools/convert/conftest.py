@@ -35,7 +35,7 @@ def written(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """The json of labels that are written as one split."""
 
     def written(labels: Labels, **options: Any) -> dict[str, Any]:
-        plan = Plan(tmp_path / "out" / "pets", "test", split="all", progress=False, **options)
+        plan = Plan(tmp_path / "out" / "pets", "test", split="all", **options)
         (path,) = write_coco(labels, plan)
         return json.loads(path.read_text())
 

@@ -21,7 +21,7 @@ def make_image(path: Path, name: str = "", label: str = "cat", **fields: Any) ->
 
 def write(labels: Labels, output: Path, **options: Any) -> dict[str, Any]:
     """The content of each split's json."""
-    paths = write_coco(labels, Plan(output, "test", progress=False, **options))
+    paths = write_coco(labels, Plan(output, "test", **options))
     return {path.stem: json.loads(path.read_text()) for path in paths}
 
 
@@ -60,8 +60,8 @@ def test_a_split_of_few_images_has_objects_in_train_and_val(save: Save, tmp_path
         assert sorted(map(len, objects("ab", "ab", seed).values())) == [1, 1]
         assert objects("ab", "b", seed) == {"train": {"b"}, "val": set()}
         assert objects("abcdef", "d", seed) == {"train": {"d"}, "val": set()}
-        of_two = objects("abcdef", "be", seed)
-        assert sorted(map(len, of_two.values())) == [1, 1]
+        two = objects("abcdef", "be", seed)
+        assert sorted(map(len, two.values())) == [1, 1]
         # Objects of a class that is left out do not count.
         labels = Labels([make_image(path, f"{n}.png", "cat" if n == "c" else "dog") for n in "abc"])
         both = write(labels, tmp_path / f"cats{seed}", seed=seed, classes=["cat"])

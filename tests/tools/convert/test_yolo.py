@@ -64,7 +64,7 @@ def test_without_a_yaml_folders_are_the_splits(place: str, save: Save, tmp_path:
         label(tmp_path / "pets", path.replace("images", "labels")[:-4] + ".txt", CAT)
     labels = yolo.read(tmp_path / "pets", classes=["cat"])
     splits = {p.path.stem: p.split for p in labels.images if p.path}
-    # Images in none of these folders are split at random.
+    # Images in other folders are split at random.
     assert splits == {"a": "train", "b": "val", "c": "test", "d": ""}
 
 
