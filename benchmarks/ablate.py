@@ -42,17 +42,16 @@ example:
   {PROGRAM} 2c_pooling --seeds 3 --jobs 2 --output output/ablations
 
 Each run writes into OUTPUT/DATA/FAMILY/ROW/seed_N. After each run {TABLE}, {CSV} and
-{PLOT} in OUTPUT/DATA/FAMILY are updated. The same command continues where it stopped:
-finished runs are not repeated, and rows of several families with the same config run once. NAME may
-also be a folder of your own configs. Its family.json may contain "title", "baseline", "order",
-"paper", the paper's values as "rows", and as "classes" the classes whose own AP is shown. "all"
-skips a family with "alone": true.
+{PLOT} in OUTPUT/DATA/FAMILY are updated. The same command continues where it stopped: it does not
+repeat finished runs, and runs rows with the same config once. NAME may also be a folder of your own
+configs. Its family.json may contain "title", "baseline", "order", "paper", "rows" (the paper's
+values) and "classes" (classes whose own AP is shown). "all" skips a family with "alone": true.
 """
 
 
 @dataclass
 class Plan:
-    """A family with its runs and its baseline's config."""
+    """A family, its baseline's config, and its runs."""
 
     family: Family
     baseline: CfgNode
@@ -60,15 +59,7 @@ class Plan:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs an ablation.
-
-    Returns:
-        the exit code: 0, or 1 if a run has failed.
-
-    Raises:
-        UserError: the configs or the data are invalid; no run has started.
-        UsageError: invalid arguments.
-    """
+    """Runs an ablation; the exit code is 1 if a run has failed."""
     arguments = _parse(argv)
     if arguments.list:
         _list()
@@ -79,8 +70,7 @@ def main(argv: Sequence[str]) -> int:
     prepare_output(arguments.output, (), overwrite=True)
     plans = [_plan(family, arguments) for family in families]
     runs = [run for plan in plans for run in plan.runs]
-    for root in {run.folder.parents[2] for run in runs}:
-        share_finished([run for run in runs if run.folder.parents[2] == root], root)
+    share_finished(runs, arguments.output)
     refuse_changed(runs, overwrite=arguments.overwrite)
     _train(plans, shlex.join([*PROGRAM.split(), *argv]), arguments)
     failed = {run.folder: run for run in runs if run.failed}
@@ -96,6 +86,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--data",
         type=_data,
+        default=[],
         metavar="TRAIN:TEST",
         help="data sets, e.g. nuclei_train:nuclei_val (default: those of the configs)",
     )
@@ -114,11 +105,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _data(text: str) -> tuple[str, str]:
-    train, colon, test = text.partition(":")
-    if not (colon and train and test):
+def _data(text: str) -> list[str]:
+    """Argument ``type``: TRAIN:TEST as config keys and values."""
+    train, _, test = text.partition(":")
+    if not (train and test):
         raise argparse.ArgumentTypeError(f"must be TRAIN:TEST, not '{text}'")
-    return train, test
+    return ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]
 
 
 def _list() -> None:
@@ -126,20 +118,15 @@ def _list() -> None:
         (family,) = find_families(name)
         print(f"{name}: {family.title}")
         for row in family.rows:
-            mark = "  (baseline)" if row == family.baseline else ""
-            print(f"  {row}{mark}")
+            print(f"  {row}" + "  (baseline)" * (row == family.baseline))
 
 
 def _plan(family: Family, arguments: argparse.Namespace) -> Plan:
-    """The family's runs, checked as far as is possible without running them."""
-    overrides = arguments.positionals[1:]
-    if arguments.data:
-        train, test = arguments.data
-        data = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{test}',)"]
-        overrides = [*data, *overrides]
+    """The family's runs, checked as far as possible before they start."""
+    overrides = [*arguments.data, *arguments.positionals[1:]]
     runs = []
     for row in family.rows:
-        cfg = load_config(family.config_file(row), overrides)
+        cfg = load_config(family.folder / f"{row}.yaml", overrides)
         shapes = f"{cfg.DATASETS.SHAPES.NAME}_"
         if not any(d.startswith(shapes) for d in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
             cfg.DATASETS.SHAPES.ENABLED = False  # the runs use other data sets
@@ -157,34 +144,31 @@ def _check(cfg: CfgNode) -> None:
     check_components(cfg)
     check_solver(cfg, resolve_device(cfg.MODEL.DEVICE))
     prepare_datasets(cfg)
-    # The run itself fills in the number of classes.
-    check_datasets(
-        cfg.clone(), argparse.Namespace(eval_only=False, resume=False), check_data=check_data
-    )
+    arguments = argparse.Namespace(eval_only=False, resume=False)
+    # A copy: the run itself sets the number of classes.
+    check_datasets(cfg.clone(), arguments, check_data=check_data)
     if len(cfg.DATASETS.TEST) != 1:
         raise UserError(f"DATASETS.TEST: expected one data set, got {len(cfg.DATASETS.TEST)}")
 
 
 def _train(plans: list[Plan], command: str, arguments: argparse.Namespace) -> None:
-    """Runs what is not finished, and updates the tables; a failed run does not stop the others."""
+    """Trains the unfinished runs and updates the tables; a failed run does not stop the others."""
     threads = max(1, usable_cpus() // arguments.jobs)
     machine = describe_environment(resolve_device(plans[0].baseline.MODEL.DEVICE))
-    del machine["threads"]  # this process's, which trains nothing
+    del machine["threads"]  # of this process, which does not train
     machine |= {"runs at a time": arguments.jobs, "threads per run": threads}
 
     def write_tables() -> None:
         for plan in plans:
             _write_tables(plan, command, facts(machine), arguments.output)
 
-    # Runs of several families share a folder if their configs are equal.
+    # Runs with the same config share a folder.
     shared: dict[Path, list[Run]] = {}
-    for plan in plans:
-        for run in plan.runs:
-            shared.setdefault(run.folder, []).append(run)
+    for run in (run for plan in plans for run in plan.runs):
+        shared.setdefault(run.folder, []).append(run)
+    waiting = [group for group in shared.values() if not group[0].finished]
     # All rows of a seed before the next seed: an interruption leaves a table of fewer seeds.
-    waiting = sorted(
-        (group for group in shared.values() if not group[0].finished), key=lambda g: g[0].seed
-    )
+    waiting.sort(key=lambda group: group[0].seed)
     write_tables()
     processes = Processes(threads, keep_weights=arguments.keep_weights)
 

@@ -23,17 +23,17 @@ from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
 DESCRIPTION = "family.json"
 RECORD, CONFIG, LOG = "run.json", "ablation.yaml", "output.txt"
-METRICS = tuple(f"{task} {name}" for task in ("box", "mask") for name in ("AP", "AP50", "AP75"))
+_METRICS = ("AP", "AP50", "AP75")
+METRICS = tuple(f"{task} {name}" for task in ("box", "mask") for name in _METRICS)
 
 _CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
 _KEYS = {"title", "baseline", "order", "paper", "rows", "alone", "classes"}
-_TASKS = {"box": "bbox", "mask": "segm"}
-# glibc returns blocks of some megabytes to the system after each use and requests them again, which
-# takes a seventh of a run's CPU time.
+# Otherwise glibc returns blocks of some megabytes to the system after each use and requests them
+# again, which costs a seventh of a run's CPU time.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 # Threads that spin while they wait slow down other processes on their core.
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-# What a damaged config may raise: yacs does not check what YAML returns.
+# Errors of a damaged config: yacs does not check what YAML returns.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, AttributeError, AssertionError, RecursionError),
     yaml.YAMLError,
@@ -43,18 +43,18 @@ _TRAIN = "import sys; from mask_rcnn_plus.engine import main; sys.exit(main(sys.
 
 @dataclass(frozen=True)
 class Family:
-    """Rows that differ in one choice: a folder of configs.
+    """A folder of configs that differ in one choice: the rows of a table.
 
     Attributes:
         name: the folder's name.
-        folder: of the configs.
+        folder: contains the configs.
         rows: names of the config files without their suffix, in the table's order.
         baseline: the row that the others are compared with.
-        title: of the table.
-        paper: the source of the paper's values; "" if there are none.
+        title: the table's title.
+        paper: the source of the paper's values, or "".
         paper_rows: row -> metric, e.g. "mask AP" -> the paper's value in percent.
-        alone: "all" skips this family, since it is no table of the paper or needs other data.
-        classes: names of classes whose own AP is shown too.
+        alone: "all" skips this family: it is not a table of the paper, or needs other data.
+        classes: the classes whose own AP the table shows.
     """
 
     name: str
@@ -67,11 +67,8 @@ class Family:
     alone: bool = False
     classes: tuple[str, ...] = ()
 
-    def config_file(self, row: str) -> Path:
-        return self.folder / f"{row}.yaml"
-
     def paper_difference(self, row: str, metric: str) -> float | None:
-        """The row's value minus the baseline's in the paper; None if the paper lacks one."""
+        """The paper's value of the row minus the baseline's; None if the paper lacks one."""
         ours, baseline = (
             self.paper_rows.get(name, {}).get(metric) for name in (row, self.baseline)
         )
@@ -87,8 +84,8 @@ def find_families(name: str) -> list[Family]:
     """The families of a name.
 
     Args:
-        name: a folder of configs/ablations, the path of any folder with configs, or "all" for
-            those of configs/ablations that are not ``alone``.
+        name: a folder of configs/ablations, the path of any folder with configs, or "all": the
+            families of configs/ablations that are not ``alone``.
 
     Raises:
         UserError: the folder or its configs are missing, or its family.json is invalid.
@@ -122,28 +119,22 @@ def _load_family(folder: Path) -> Family:
         if not condition:
             raise UserError(f"'{path}': {problem}")
 
-    def expect_list(key: str, default: list[str]) -> list[str]:
-        value = content.get(key, default)
-        names = isinstance(value, list) and all(isinstance(name, str) for name in value)
-        expect(names, f"{key}: expected a list of names, got {value!r}")
-        return value
-
     expect(isinstance(content, dict), "expected a JSON object")
     for key in content:
         expect(key in _KEYS, f"unknown key '{key}'{did_you_mean(key, _KEYS)}")
-    order, classes = expect_list("order", configs), expect_list("classes", [])
+    order, classes = content.get("order", configs), content.get("classes", [])
+    for key, names in (("order", order), ("classes", classes)):
+        valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        expect(valid, f"{key}: expected a list of names, got {names!r}")
     baseline, paper_rows = content.get("baseline", configs[0]), content.get("rows", {})
-    expect(
-        _are_values(paper_rows),
-        f'rows: expected numbers as in {{"ROW": {{"mask AP": 30.3}}}}, '
-        f"got {json.dumps(paper_rows)[:80]}",
-    )
+    example, got = '{"ROW": {"mask AP": 30.3}}', json.dumps(paper_rows)[:80]
+    expect(_are_values(paper_rows), f"rows: expected numbers as in {example}, got {got}")
     for row in (baseline, *order, *paper_rows):
         expect(row in configs, f"row '{row}' has no config{did_you_mean(str(row), configs)}")
     return Family(
         name=folder.resolve().name,
         folder=folder,
-        # Configs that the order lacks come last.
+        # Configs that "order" lacks come last.
         rows=tuple(dict.fromkeys((*order, *configs))),
         baseline=baseline,
         title=content.get("title", folder.resolve().name),
@@ -169,8 +160,8 @@ class Run:
         row: the config file's name without its suffix.
         seed: SEED of the config.
         config: the resolved config, as YAML, without its OUTPUT_DIR.
-        data: name of the data set for evaluation.
-        folder: where the run writes.
+        data: the data set for evaluation.
+        folder: the run's output.
         record: the contents of ``run.json`` in the folder; empty before the run starts.
     """
 
@@ -183,7 +174,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """Equal for runs with the same values of all config keys."""
+        """Identifies the values of all config keys."""
         return _digest(self.config)
 
     @property
@@ -213,10 +204,10 @@ def share_finished(runs: list[Run], root: Path) -> None:
     Args:
         runs: changed in place. The first run with a config keeps its folder, unless another folder
             already contains a run with that config.
-        root: FAMILY/ROW/seed_N below it are the folders of earlier runs.
+        root: contains the folders of earlier runs, as DATA/FAMILY/ROW/seed_N.
     """
     folders: dict[str, Path] = {}
-    for record in sorted(root.glob(f"*/*/seed_*/{RECORD}")):
+    for record in sorted(root.glob(f"*/*/*/seed_*/{RECORD}")):
         folders.setdefault(_read_record(record.parent).get("digest", ""), record.parent)
     for run in runs:
         if _read_record(run.folder).get("digest") == run.digest:
@@ -227,10 +218,10 @@ def share_finished(runs: list[Run], root: Path) -> None:
 
 
 def refuse_changed(runs: list[Run], *, overwrite: bool) -> None:
-    """Removes folders that contain a run of another config, if ``overwrite`` allows it.
+    """Removes folders that contain a run of another config, or raises without ``overwrite``.
 
     Raises:
-        UserError: there is such a folder, and ``overwrite`` is off; nothing has been removed.
+        UserError: there is such a folder, and ``overwrite`` is False.
     """
     changed = [run for run in runs if run.record and run.record.get("digest") != run.digest]
     for run in changed:
@@ -244,10 +235,14 @@ def refuse_changed(runs: list[Run], *, overwrite: bool) -> None:
 
 
 class Processes:
-    """Trains runs in processes of their own, and stops the processes on an interruption."""
+    """Trains each run in its own process.
+
+    Args:
+        threads: CPU threads per process.
+        keep_weights: whether to keep the checkpoints (150 MB) of finished runs.
+    """
 
     def __init__(self, threads: int, *, keep_weights: bool) -> None:
-        """Sets the CPU threads per process, and whether to keep checkpoints (150 MB) at the end."""
         self._threads = threads
         self._keep_weights = keep_weights
         self._running: set[subprocess.Popen] = set()
@@ -255,10 +250,7 @@ class Processes:
         self._stopped = False
 
     def train(self, run: Run) -> None:
-        """Trains and evaluates, or continues an interrupted run.
-
-        However the process ends, the run's folder has a record afterwards.
-        """
+        """Trains and evaluates, or continues an interrupted run; then updates the run's record."""
         run.folder.mkdir(parents=True, exist_ok=True)
         (run.folder / CONFIG).write_text(run.config)
         cpu_seconds = run.record.get("cpu_seconds", 0.0)
@@ -292,24 +284,21 @@ class Processes:
                 process.terminate()
 
     def _conclude(self, run: Run, code: int, cpu_seconds: float) -> None:
-        """Records the results of a process that has ended, or its error."""
+        """Records the results or the error of a process that has ended."""
         try:
             if code:
                 raise ValueError(f"exit code {code}: {_last_line(run.folder / LOG)}")
-            # If the run averages its weights, the averages' results count.
-            folders = [run.folder / "ema", run.folder]
-            paths = [folder / "inference" / run.data / "metrics.json" for folder in folders]
-            results = _read_results(next(filter(Path.is_file, paths), paths[-1]))
+            # The results of averaged weights replace those of the last weights.
+            averaged, last = (
+                folder / "inference" / run.data / "metrics.json"
+                for folder in (run.folder / "ema", run.folder)
+            )
+            results = _read_results(averaged if averaged.is_file() else last)
         except (OSError, ValueError) as error:
             self._save_record(run, state="failed", error=str(error), cpu_seconds=cpu_seconds)
             return
-        self._save_record(
-            run,
-            state="finished",
-            results=results,
-            train_seconds=_training_seconds(run),
-            cpu_seconds=round(cpu_seconds, 1),
-        )
+        seconds = {"train_seconds": _training_seconds(run), "cpu_seconds": round(cpu_seconds, 1)}
+        self._save_record(run, state="finished", results=results, **seconds)
         if not self._keep_weights:
             for checkpoint in [*run.folder.glob("*.pth"), run.folder / "last_checkpoint"]:
                 checkpoint.unlink(missing_ok=True)
@@ -321,7 +310,7 @@ class Processes:
         new.replace(run.folder / RECORD)  # atomic: never half written
 
     def _environment(self) -> dict[str, str]:
-        # The processes import the same package as this one, wherever it is.
+        # The processes must import the same package as this one.
         package = str(Path(mask_rcnn_plus.__file__).parents[1])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         threads = str(self._threads)
@@ -331,8 +320,8 @@ class Processes:
 def _read_record(folder: Path) -> dict[str, Any]:
     """A run's record; empty if it is missing or damaged.
 
-    The digest is computed from the run's config, since the one that an earlier version recorded
-    lacks the keys added since then.
+    The digest is computed again from the run's config, since a digest from an earlier version lacks
+    the keys added since then.
     """
     try:
         record = json.loads((folder / RECORD).read_text())
@@ -352,9 +341,10 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 @cache
 def _values(config: str) -> dict[str, Any]:
-    """All config keys and their values; keys that the config lacks have their defaults.
+    """All config keys and their values.
 
-    Thus new keys in an update of this project do not change the config of finished runs.
+    Keys that the config lacks have their defaults, so that finished runs stay valid when an update
+    of this project adds keys.
     """
     values = _flatten(CfgNode.load_cfg(config))
     # The dump turns tuples into lists, as in the config.
@@ -374,7 +364,7 @@ def _flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 
 def _difference(run: Run) -> str:
-    """The first keys in which the folder's config differs from the run's."""
+    """The first keys whose values differ between the folder's config and the run's."""
     try:
         old = _values((run.folder / CONFIG).read_text())
     except _UNREADABLE:
@@ -388,12 +378,11 @@ def _difference(run: Run) -> str:
 def _read_results(path: Path) -> dict[str, float]:
     metrics = json.loads(path.read_text())
     results = {}
-    for task, key in _TASKS.items():
+    for task, key in (("box", "bbox"), ("mask", "segm")):
         for name, value in metrics.get(key, {}).items():
-            metric = f"{task} {name}"
             # AP-NAME is the AP of a class.
-            if (metric in METRICS or name.startswith("AP-")) and not math.isnan(value):
-                results[metric] = float(value)
+            if (name in _METRICS or name.startswith("AP-")) and not math.isnan(value):
+                results[f"{task} {name}"] = float(value)
     return results
 
 
@@ -403,7 +392,7 @@ def _training_seconds(run: Run) -> float | None:
         lines = (run.folder / "metrics.json").read_text().splitlines()
         steps = [step for step in map(json.loads, lines) if "time" in step]
     except (OSError, ValueError):
-        return None
+        steps = []
     if not steps:
         return None
     # Not MAX_ITER, which a run may scale with its batch, or not reach.
@@ -412,5 +401,4 @@ def _training_seconds(run: Run) -> float | None:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip()[:300] if lines else "no output"
+    return (log.read_text(errors="replace").strip() or "no output").splitlines()[-1].strip()[:300]

@@ -3,13 +3,12 @@
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.ablation_runs import METRICS, Family, Run
@@ -26,20 +25,14 @@ _SEED, _MEAN, _PAPER = "#5b8db8", "#1b1b1b", "#c8553d"
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and spread of one metric over seeds.
-
-    Attributes:
-        n: the number of seeds.
-        mean: None without seeds.
-        sd: the sample standard deviation (over n - 1); None with fewer than two seeds.
-    """
+    """Mean and sample standard deviation (over n - 1) of one metric over n seeds."""
 
     n: int
-    mean: float | None
-    sd: float | None
+    mean: float | None  # None without seeds
+    sd: float | None  # None with fewer than two seeds
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Collection[float]) -> "Spread":
         return cls(
             len(values),
             statistics.fmean(values) if values else None,
@@ -47,13 +40,13 @@ class Spread:
         )
 
     def text(self, form: str = "{:.1f}") -> str:
-        """As "31.2 ± 0.8"; only the mean with one seed; "-" without seeds."""
+        """E.g. "31.2 ± 0.8"; with one seed only the mean; without seeds "-"."""
         spread = "" if self.sd is None else " ± " + form.replace("+", "").format(self.sd)
         return number(self.mean, form) + spread
 
 
 def row_values(runs: Sequence[Run], row: str, metric: str) -> dict[int, float]:
-    """A row's values of a metric, "training s" or "CPU s" by seed, in the order of seeds."""
+    """Seed -> the row's value of a metric, of "training s" or of "CPU s"; sorted by seed."""
     values = {}
     for run in sorted(runs, key=lambda run: run.seed):
         if run.row == row and run.finished:
@@ -65,23 +58,23 @@ def row_values(runs: Sequence[Run], row: str, metric: str) -> dict[int, float]:
 
 
 def differences(runs: Sequence[Run], row: str, baseline: str, metric: str) -> dict[int, float]:
-    """The row's value minus the baseline's, by seed."""
+    """Seed -> the row's value minus the baseline's."""
     ours, theirs = (row_values(runs, name, metric) for name in (row, baseline))
     return {seed: ours[seed] - theirs[seed] for seed in ours if seed in theirs}
 
 
 def measured_metrics(family: Family, runs: Sequence[Run]) -> list[str]:
-    """The metrics that a run has measured: of METRICS, and the AP of the family's classes."""
+    """The metrics of METRICS, and the AP of the family's classes, as far as a run has them."""
     classes = [f"{task} AP-{name}" for name in family.classes for task in ("box", "mask")]
     return [metric for metric in (*METRICS, *classes) if any(metric in run.results for run in runs)]
 
 
 def markdown(family: Family, runs: Sequence[Run], facts: Sequence[str]) -> str:
-    """The family's table, its differences from the baseline, and the missing runs.
+    """The family's table, the differences from the baseline, and the missing runs.
 
     Args:
-        family: of the runs.
-        runs: finished or not.
+        family: the family.
+        runs: its runs, finished or not.
         facts: paragraphs below the title: command, data, machine.
     """
     metrics = measured_metrics(family, runs)
@@ -90,19 +83,19 @@ def markdown(family: Family, runs: Sequence[Run], facts: Sequence[str]) -> str:
     rows, difference_rows = [], []
     for row in family.rows:
         finished = sum(run.row == row and run.finished for run in runs)
-        spreads = {
-            m: Spread.of([*row_values(runs, row, m).values()]) for m in (*metrics, *_SECONDS)
-        }
-        texts = [s.text("{:.0f}" if m in _SECONDS else "{:.1f}") for m, s in spreads.items()]
+        texts = [
+            Spread.of(row_values(runs, row, m).values()).text(form)
+            for names, form in ((metrics, "{:.1f}"), (_SECONDS, "{:.0f}"))
+            for m in names
+        ]
         paper = [number(family.paper_rows.get(row, {}).get(m)) for m in in_paper]
         rows.append([row, str(finished), *texts, *paper])
         if row != family.baseline:
-            each = [
-                Spread.of([*differences(runs, row, family.baseline, m).values()]) for m in metrics
-            ]
+            each = [differences(runs, row, family.baseline, m).values() for m in metrics]
+            texts = [Spread.of(values).text("{:+.1f}") for values in each]
             paper = [number(family.paper_difference(row, m), "{:+.1f}") for m in in_paper]
-            n = max((spread.n for spread in each), default=0)
-            difference_rows.append([row, str(n), *(s.text("{:+.1f}") for s in each), *paper])
+            n = max(map(len, each), default=0)
+            difference_rows.append([row, str(n), *texts, *paper])
     parts = [
         *(f"# {family.title}", *facts),
         _table(["row", "n", *metrics, *_SECONDS, *paper_head], rows),
@@ -127,7 +120,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_csv(family: Family, runs: Sequence[Run]) -> str:
-    """One line per row and metric; ``values`` are the seeds' values as SEED=VALUE."""
+    """One line per row and metric; the column "values" contains SEED=VALUE of each seed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV_COLUMNS)
@@ -135,7 +128,7 @@ def to_csv(family: Family, runs: Sequence[Run]) -> str:
         for metric in (*measured_metrics(family, runs), *_SECONDS):
             by_seed = row_values(runs, row, metric)
             less = differences(runs, row, family.baseline, metric) if row != family.baseline else {}
-            values, difference = Spread.of([*by_seed.values()]), Spread.of([*less.values()])
+            values, difference = Spread.of(by_seed.values()), Spread.of(less.values())
             moments = (values.mean, values.sd, difference.mean, difference.sd)
             mean, sd, less_mean, less_sd = (number(m, "{:.4f}", "") for m in moments)
             paper = number(family.paper_rows.get(row, {}).get(metric), missing="")
@@ -147,13 +140,12 @@ def to_csv(family: Family, runs: Sequence[Run]) -> str:
 
 
 def plot(family: Family, runs: Sequence[Run], path: Path) -> None:
-    """Draws a family as PNG: above the AP by row, below the difference from the baseline."""
+    """Draws a PNG: at the top the AP by row, below it the difference from the baseline."""
     measured = measured_metrics(family, runs)
     classes = [metric for metric in measured if metric.startswith("mask AP-")]
     metrics = [metric for metric in _PANELS if metric in measured] + classes
-    figure = Figure(figsize=(3.8 * max(1, len(metrics)) + 1.2, 1.9 + 0.75 * len(family.rows)))
-    figure.set_layout_engine("constrained")
-    FigureCanvasAgg(figure)
+    size = (3.8 * max(1, len(metrics)) + 1.2, 1.9 + 0.75 * len(family.rows))
+    figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(family.title)
     if metrics:
         axes = figure.subplots(2, len(metrics), squeeze=False, sharey=True)
@@ -173,7 +165,7 @@ def plot(family: Family, runs: Sequence[Run], path: Path) -> None:
 def _panel(
     axes: Axes, values: dict[str, dict[int, float]], paper: dict[str, float | None] | None = None
 ) -> None:
-    """One line per row: a dot per seed, a bar at the mean, a diamond for the paper's value."""
+    """One line per row: a dot per seed, a bar for the mean, a diamond for the paper's value."""
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(-0.6, len(values) - 0.4)
     axes.tick_params(axis="y", length=0)
@@ -190,5 +182,5 @@ def _panel(
     scatter(seeds, color=_SEED, s=28, label="a seed")
     scatter(means, marker="|", color=_MEAN, s=330, linewidths=2, label="mean of seeds")
     if known:  # otherwise the legend shows a marker that the plot lacks
-        style: dict[str, Any] = {"marker": "D", "facecolors": "none", "edgecolors": _PAPER, "s": 46}
-        scatter(known, **style, label="the paper (COCO)")
+        style = {"marker": "D", "facecolors": "none", "edgecolors": _PAPER}
+        scatter(known, **style, s=46, label="the paper (COCO)")

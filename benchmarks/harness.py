@@ -7,15 +7,20 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from mask_rcnn_plus.errors import UserError, reason
-from mask_rcnn_tools.arguments import Parser, positive, prepare_output, require_device
+from mask_rcnn_tools.arguments import (
+    Parser,
+    positive,
+    prepare_output,
+    require_device,
+    write_text,
+)
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -24,11 +29,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--config-file": {"required": True, "metavar": "YAML"},
     "--device": {"choices": ("cpu", "cuda"), "default": "cpu"},
     "--threads": {"type": positive, "help": "CPU threads (default: chosen by torch)"},
-    "--repeats": {
-        "type": positive,
-        "default": 7,
-        "help": "timed turns of each implementation (default: 7)",
-    },
+    "--repeats": {"type": positive, "default": 7, "help": "timed turns of each (default: 7)"},
     "--output": {
         "type": Path,
         "metavar": "FOLDER",
@@ -41,7 +42,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def add_arguments(parser: Parser, *names: str) -> None:
-    """Adds arguments that several benchmarks have, by name; "opts" are the config overrides."""
+    """Adds arguments of ``_ARGUMENTS``, which several benchmarks share."""
     for name in names:
         parser.add_argument(name, **_ARGUMENTS[name])
 
@@ -71,10 +72,10 @@ def alternate(
     """Runs the implementations in turns, so that all of them see the same machine.
 
     Args:
-        runs: implementation -> function of the turn's number, counted from the first warm-up; it
-            measures one run and returns the measurement.
-        turns: how often each runs after warming up.
-        warm_ups: turns before, whose measurements are dropped.
+        runs: implementation -> function that measures one run and returns the measurement. Its
+            argument is the number of the turn, counted from the first warm-up.
+        turns: how often each runs after the warm-ups.
+        warm_ups: turns whose measurements are dropped.
         rotate: start each turn with the next implementation.
         enough: whether to stop after this many timed turns.
         label: of a progress bar on a terminal; None for no bar.
@@ -82,15 +83,15 @@ def alternate(
     Returns:
         the measurements of each implementation, one per timed turn.
     """
-    results: dict[Key, list[Result]] = {key: [] for key in runs}
+    keys = list(runs)
+    results: dict[Key, list[Result]] = {key: [] for key in keys}
     hidden = label is None or not sys.stderr.isatty()
     count = (warm_ups + turns) * len(runs)
     with tqdm(total=count, desc=label, unit="run", disable=hidden, leave=False) as bar:
         for turn in range(warm_ups + turns):
-            first = turn % len(runs) if rotate else 0
-            items = list(runs.items())
-            for key, run in items[first:] + items[:first]:
-                result = run(turn)
+            first = turn % len(keys) if rotate else 0
+            for key in keys[first:] + keys[:first]:
+                result = runs[key](turn)
                 if turn >= warm_ups:
                     results[key].append(result)
                 bar.update()
@@ -150,7 +151,7 @@ def markdown_table(
     return [markdown_row(cells) for cells in (head, rule, *rows)]
 
 
-def markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Iterable[str]) -> str:
     """One line of a Markdown table."""
     # A class may be called "a|b".
     escaped = (cell.replace("|", r"\|") for cell in cells)
@@ -158,7 +159,7 @@ def markdown_row(cells: Sequence[str]) -> str:
 
 
 def number(value: float | None, form: str = "{:.1f}", missing: str = "-") -> str:
-    """A number as text; ``missing`` for None."""
+    """The number as text, or ``missing`` for None."""
     return missing if value is None else form.format(value)
 
 
@@ -185,15 +186,10 @@ class Report:
         """Writes the Markdown and the json file.
 
         Raises:
-            UserError: a file cannot be written; the tables have been printed.
+            UsageError: a file cannot be written.
         """
-        texts = {markdown: "\n".join(self._lines), data: json.dumps(self.data, indent=1)}
-        for path, text in texts.items():
-            try:
-                path.write_text(text + "\n")
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {reason(error)}") from error
-            print(f"written: {path}", file=sys.stderr)
+        write_text(markdown, "\n".join(self._lines) + "\n")
+        write_text(data, json.dumps(self.data, indent=1) + "\n")
 
 
 def facts(environment: Mapping[str, object]) -> str:

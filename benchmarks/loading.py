@@ -1,6 +1,5 @@
 """Measures the CPU time of augmentations, compared with loading training images without them."""
 
-import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,10 +10,9 @@ from detectron2.config import CfgNode
 
 from benchmarks.harness import add_arguments, alternate, clock, facts, markdown_table
 from mask_rcnn_plus.config import load_config
-from mask_rcnn_plus.data import build_train_batches, build_train_mapper, require_dataset
-from mask_rcnn_plus.engine.setup import prepare_datasets
-from mask_rcnn_plus.errors import UserError
+from mask_rcnn_plus.data import build_train_batches, build_train_mapper
 from mask_rcnn_tools.arguments import Parser, positive, run_command
+from mask_rcnn_tools.config_run import training_records
 from mask_rcnn_tools.environment import describe_environment
 
 PROGRAM = "python -m benchmarks.loading"
@@ -29,12 +27,10 @@ augmentation of this project. Copy-paste is timed with objects pasted into every
 INPUT.COPY_PASTE.PROB 0.5 it costs half as much. In training, loader workers
 (DATALOADER.NUM_WORKERS) do this while the model trains.
 """
+_COLORS = ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING")
 _OFF = {
     "INPUT.JITTER.ENABLED": False,
-    "INPUT.COLOR.BRIGHTNESS": 0.0,
-    "INPUT.COLOR.CONTRAST": 0.0,
-    "INPUT.COLOR.SATURATION": 0.0,
-    "INPUT.COLOR.LIGHTING": 0.0,
+    **{f"INPUT.COLOR.{name}": 0.0 for name in _COLORS},
     "INPUT.BLUR.PROB": 0.0,
     "INPUT.COPY_PASTE.PROB": 0.0,
 }
@@ -42,22 +38,13 @@ _WARM_UPS = 2
 
 
 def main(argv: Sequence[str]) -> int:
-    """Times the augmentations and prints a Markdown table.
-
-    Returns:
-        the exit code, 0.
-
-    Raises:
-        UserError: the config or the data are invalid.
-        UsageError: invalid arguments.
-    """
-    arguments = _parse(argv)
+    """Times the augmentations and prints a Markdown table."""
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
+    parser.add_argument("--images", type=positive, default=60, help="per row (default: 60)")
+    add_arguments(parser, "--config-file", "opts")
+    arguments = parser.parse_intermixed_args(argv)
     cfg = load_config(arguments.config_file, arguments.opts)
-    if not cfg.DATASETS.TRAIN:
-        raise UserError("DATASETS.TRAIN is empty: name a data set, e.g. \"('mine_train',)\"")
-    prepare_datasets(cfg)
-    for name in cfg.DATASETS.TRAIN:
-        require_dataset(name, training=True)
+    training_records(cfg)  # registers the data sets and checks them
     times = measure(cfg, variants(cfg), images=arguments.images)
     print(facts(describe_environment("cpu")))
     print(f"{', '.join(cfg.DATASETS.TRAIN)}, {arguments.images} images per row\n")
@@ -66,13 +53,6 @@ def main(argv: Sequence[str]) -> int:
     head = ["augmentation", "CPU ms per image", "more than without"]
     print("\n".join(markdown_table(head, rows)))
     return 0
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("--images", type=positive, default=60, help="per row (default: 60)")
-    add_arguments(parser, "--config-file", "opts")
-    return parser.parse_intermixed_args(argv)
 
 
 def variants(cfg: CfgNode) -> dict[str, dict[str, Any]]:
@@ -88,25 +68,23 @@ def variants(cfg: CfgNode) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {
         "none": {},
         f"jitter 0.1 to 2, {size[0]} x {size[1]}": {**jitter, "INPUT.JITTER.SCALE": (0.1, 2.0)},
-        "brightness 0.4": {"INPUT.COLOR.BRIGHTNESS": 0.4},
-        "contrast 0.4": {"INPUT.COLOR.CONTRAST": 0.4},
-        "saturation 0.4": {"INPUT.COLOR.SATURATION": 0.4},
+        **{f"{name.lower()} 0.4": {f"INPUT.COLOR.{name}": 0.4} for name in _COLORS[:3]},
         "lighting 25.5": {"INPUT.COLOR.LIGHTING": 25.5},
         "blur, sigma 0.1 to 2": {"INPUT.BLUR.PROB": 1.0, "INPUT.BLUR.SIGMA": (0.1, 2.0)},
     }
     if cfg.MODEL.MASK_ON:
-        # Copy-paste needs bitmaps, whose cost is a part of its own.
+        # Copy-paste needs bitmaps; the first of these rows shows the cost of bitmaps.
         rows["no augmentation, bitmap masks"] = {"INPUT.MASK_FORMAT": "bitmask"}
         rows["copy-paste"] = {"INPUT.COPY_PASTE.PROB": 1.0}
     return {name: {**_OFF, **changes} for name, changes in rows.items()}
 
 
 def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> dict[str, float]:
-    """Mean milliseconds of CPU time per image; each row loads the same images.
+    """Mean CPU time per image in milliseconds, without the slowest tenth.
 
     Args:
         cfg: from ``load_config``; its data sets are registered.
-        rows: name -> config keys and values to change.
+        rows: name -> config keys and values to change. All rows load the same images.
         images: how many per row, after some to warm up.
     """
 
@@ -124,15 +102,10 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
         batches = build_train_batches(own, build_train_mapper(own), seed=max(0, cfg.SEED))
         runs[name] = partial(load, iter(batches))
     times = alternate(runs, turns=images, warm_ups=_WARM_UPS, label="images")
-    return {name: _trimmed_mean(values) for name, values in times.items()}
-
-
-def _trimmed_mean(values: list[float]) -> float:
-    """The mean without the slowest tenth, which the machine causes.
-
-    Not the median, since the cost of an augmentation depends on its random values.
-    """
-    return statistics.mean(sorted(values)[: max(1, len(values) * 9 // 10)])
+    # The machine causes the slowest tenth. The median would not do, since the cost of an
+    # augmentation depends on its random values.
+    kept = max(1, images * 9 // 10)
+    return {name: statistics.mean(sorted(values)[:kept]) for name, values in times.items()}
 
 
 if __name__ == "__main__":

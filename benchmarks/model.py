@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -54,25 +53,23 @@ MARKDOWN, JSON, PLOT = "model.md", "model.json", "model_sweep.png"
 MODES = ("inference", "training")
 
 _SWEEP_LABELS = {"batch": "images per batch", "detections": "detections per image"}
-# Stage -> its label in the table, in the table's order.
-_STAGES = {
-    stage: stage
-    for stage in (
-        *("forward", "backward", "optimiser"),
-        *("backbone", "FPN", "RPN head", "proposals", "box pooler", "box head", "detections"),
-        *("mask pooler", "mask head", "keypoint pooler", "keypoint head", "paste, RLE", "other"),
-    )
-} | {"total": "**total**", DATA: "loading (not in total)"}
+# The rows of the table of times, in order.
+_STAGES = (
+    *("forward", "backward", "optimiser"),
+    *("backbone", "FPN", "RPN head", "proposals", "box pooler", "box head", "detections"),
+    *("mask pooler", "mask head", "keypoint pooler", "keypoint head", "paste, RLE", "other"),
+    *("total", DATA),
+)
+_STAGE_LABELS = {"total": "**total**", DATA: "loading (not in total)"}
 _COLORS = ("#c8553d", "#5b8db8", "#2a7f62", "#8a6fb0", "#1b1b1b")
 
 _EPILOG = f"""
-The implementations run alternately in one process. A baseline is the config's model in fp32, as
-detectron2 (its own heads, poolers, pasting and pycocotools, NCHW) or torchvision (only R50-FPN)
-runs it; ours has the same weights. Times are medians; "2.0x" means that ours is twice as fast.
-Hooks time the stages, which add up to the total. Memory is the peak beyond what was in use. Without
---weights the weights are random, and set so that each image has --detections objects.
-With --output, {MARKDOWN}, {JSON} and, with --sweep, {PLOT} contain the results with
-hardware, versions and command.
+The implementations run alternately in one process, with the same weights. The baselines run in
+fp32: stock is detectron2 with its own heads, poolers, mask pasting and pycocotools, in NCHW;
+torchvision has only R50-FPN. Times are medians; "2.0x" means that ours is twice as fast. The stages
+add up to the total. Memory is the peak beyond what was in use. Without --weights the weights are
+random, and adjusted so that each image has --detections objects. --output writes the results with
+hardware, versions and command to {MARKDOWN}, {JSON} and, with --sweep, {PLOT}.
 
 example:
   {PROGRAM} --config-file configs/torchvision_R_50_FPN.yaml --threads 2 \\
@@ -81,19 +78,11 @@ example:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the benchmark and prints its tables as Markdown.
-
-    Returns:
-        the exit code, 0.
-
-    Raises:
-        UserError: the config, weights or data are invalid, or the output cannot be written.
-        UsageError: invalid arguments.
-    """
+    """Runs the benchmark and prints its tables as Markdown."""
     arguments = _parse(argv)
     cfg = _read_config(arguments)
     apply_arguments(arguments, [MARKDOWN, JSON] + [PLOT] * bool(arguments.sweep))
-    # All is built before anything is printed, so that mistakes are one line.
+    # An error in the input must end in one line, so print nothing before everything is built.
     images = inference_images(cfg, arguments.data, arguments.batch * 2, arguments.image_size)
     model, weights = _build_model(cfg, arguments, images[:1])
     implementations: list[Implementation] = []
@@ -106,20 +95,17 @@ def main(argv: Sequence[str]) -> int:
             image_size=tuple(images[0]["image"].shape[1:]),
         )
     if "training" in arguments.mode:
-        batches, data_ms = training_batches(
-            cfg,
-            arguments.data,
-            batch=arguments.train_batch,
-            batches=2,
-            size=arguments.train_image_size,
-        )
+        batch, size = arguments.train_batch, arguments.train_image_size
+        batches, data_ms = training_batches(cfg, arguments.data, batch=batch, batches=2, size=size)
     report = Report(shlex.join([*PROGRAM.split(), *argv]), describe_environment(arguments.device))
     report.add(f"Weights: {weights}", "")
     run = {"repeats": arguments.repeats, "device": arguments.device}
     if "inference" in arguments.mode:
         parts = [images[: arguments.batch], images[arguments.batch :]]
-        rows = measure_inference(implementations, parts, **run)
-        _report_inference(rows, images, arguments, report)
+        rows = report.data["inference"] = measure_inference(implementations, parts, **run)
+        shape, count = _shape(images[0]), f"{rows[0]['detections']:.0f} detections"
+        report.add(f"## Inference: batches of {arguments.batch}, images of {shape}, {count} each")
+        report.add("", *_times_table(rows, "batch"), "", *_agreement_table(rows), "")
         if arguments.data:
             precisions = average_precision(cfg, implementations, arguments.data)
             report.data["AP"] = precisions
@@ -128,7 +114,10 @@ def main(argv: Sequence[str]) -> int:
         _sweep(arguments, model, implementations, images[0], report)
     if "training" in arguments.mode:
         rows = measure_training(cfg, model, batches, dtypes=arguments.dtype, data_ms=data_ms, **run)
-        _report_training(rows, batches, arguments, report)
+        report.data["training"] = rows
+        shape = _shape(batches[0][0])
+        report.add(f"## Training: batches of {arguments.train_batch} images of {shape}", "")
+        report.add(*_times_table(rows, "step"), "", *_loss_table(rows), "")
     if arguments.output is not None:
         report.write(arguments.output / MARKDOWN, arguments.output / JSON)
     return 0
@@ -158,18 +147,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.device == "cpu" and "fp16" in arguments.dtype:
         parser.error("--dtype fp16 needs CUDA; CPUs compute it slower than fp32; use bf16")
-    if "stock" not in arguments.against:
-        # Agreement and ratios always refer to stock.
-        arguments.against = ["stock", *arguments.against]
     return arguments
 
 
 def _read_config(arguments: argparse.Namespace) -> CfgNode:
-    """detectron2's own config of the model, after a check of the config, weights and data set.
-
-    Raises:
-        UserError: one of them is missing, or they do not fit together.
-    """
+    """The config for detectron2's own model, after a check of the config, weights and data set."""
     cfg = load_config(arguments.config_file, arguments.opts)
     check_components(cfg)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
@@ -199,10 +181,7 @@ def _build_model(
 ) -> tuple[nn.Module, str]:
     """detectron2's model, in evaluation mode, and a description of its weights.
 
-    For random weights the config's score threshold is set, in place.
-
-    Raises:
-        UserError: the weights do not fit the model.
+    With random weights, sets the config's score threshold, in place.
     """
     torch.manual_seed(0)
     model = build_model(cfg).eval()
@@ -212,24 +191,6 @@ def _build_model(
     threshold = set_random_weights(model, inputs, arguments.detections)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = threshold
     return model, f"random; the score threshold, {threshold:.3g}, lets enough candidates pass."
-
-
-def _report_inference(
-    rows: list[Row], images: Inputs, arguments: argparse.Namespace, report: Report
-) -> None:
-    report.data["inference"] = rows
-    shape, count = _shape(images[0]), f"{rows[0]['detections']:.0f} detections"
-    report.add(f"## Inference: batches of {arguments.batch}, images of {shape}, {count} each", "")
-    report.add(*_times_table(rows, "batch"), "", *_agreement_table(rows), "")
-
-
-def _report_training(
-    rows: list[Row], batches: list[Inputs], arguments: argparse.Namespace, report: Report
-) -> None:
-    report.data["training"] = rows
-    shape = _shape(batches[0][0])
-    report.add(f"## Training: batches of {arguments.train_batch} images of {shape}", "")
-    report.add(*_times_table(rows, "step"), "", *_loss_table(rows), "")
 
 
 def _sweep(
@@ -243,8 +204,8 @@ def _sweep(
     for kind in arguments.sweep:
         if kind == "detections" and not arguments.weights:
             threshold = find_threshold(model, [image], max(SWEEPS[kind]))
-            for one in implementations:
-                set_limits(one.model, threshold=threshold, detections=arguments.detections)
+            for item in implementations:
+                set_limits(item.model, threshold=threshold, detections=arguments.detections)
         images = [image] * max(SWEEPS["batch"])
         rows += sweep(kind, implementations, images, detections=arguments.detections)
     report.data["sweep"] = rows
@@ -266,10 +227,11 @@ def _times_table(rows: Sequence[Row], unit: str) -> list[str]:
     head = [f"ms per {unit}", *times]
     head += [f"{our} against {baseline.split()[0]}" for baseline, our in pairs]
     lines = []
-    for stage, label in _STAGES.items():
+    for stage in _STAGES:
         cells = {name: stages.get(stage) for name, stages in times.items()}
-        if any(stage in stages for stages in times.values()):
+        if any(cell is not None for cell in cells.values()):
             ratios = [_ratio(cells[baseline], cells[our]) for baseline, our in pairs]
+            label = _STAGE_LABELS.get(stage, stage)
             lines.append([label, *map(number, cells.values()), *ratios])
     for label, key, form in (
         ("images/s", "images_per_second", "{:.2f}"),
@@ -306,14 +268,10 @@ def _agreement_table(rows: Sequence[Row]) -> list[str]:
 
 def _loss_table(rows: Sequence[Row]) -> list[str]:
     steps = [f"step {n + 1}" for n in range(len(rows[0]["losses"]))]
-    lines = [
-        [
-            row["side"],
-            *(f"{loss:.4f}" for loss in row["losses"]),
-            f"{100 * row['loss_difference']:.2f} %",
-        ]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        losses = [f"{loss:.4f}" for loss in row["losses"]]
+        lines.append([row["side"], *losses, f"{100 * row['loss_difference']:.2f} %"])
     return markdown_table(["loss", *steps, "mean difference"], lines, align_right=True)
 
 
@@ -327,7 +285,7 @@ def _precision_table(precisions: dict[str, dict[str, float]]) -> list[str]:
 
 
 def _sweep_table(lines: Sequence[Row]) -> list[str]:
-    head = ["varied", "implementation", "ms per additional one", "intercept, ms"]
+    head = ["varied", "implementation", "ms per additional one", "intercept, ms", "R²", "counts"]
     rows = [
         [
             *(_SWEEP_LABELS[line["kind"]], line["side"], f"{line['slope']:.3g}"),
@@ -337,14 +295,13 @@ def _sweep_table(lines: Sequence[Row]) -> list[str]:
         ]
         for line in lines
     ]
-    return markdown_table([*head, "R²", "counts", "ms"], rows, align_right=True)
+    return markdown_table([*head, "ms"], rows, align_right=True)
 
 
 def plot(lines: Sequence[Row], path: Path) -> None:
     """Draws times and their least-squares lines, one panel per kind of sweep."""
     kinds = list(dict.fromkeys(line["kind"] for line in lines))
     figure = Figure(figsize=(5.2 * len(kinds), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         shown = [line for line in lines if line["kind"] == kind]
         for color, line in zip(_COLORS, shown, strict=False):

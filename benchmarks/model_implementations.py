@@ -19,7 +19,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
-from mask_rcnn_plus.modeling import postprocess
+from mask_rcnn_plus.modeling import PastedMasks, postprocess
 from mask_rcnn_plus.optimization import optimize
 from mask_rcnn_tools.convert_torchvision import parameter_names
 
@@ -109,12 +109,13 @@ def build_implementations(
     dtypes: Sequence[str],
     image_size: tuple[int, int],
 ) -> list[Implementation]:
-    """The baselines, in fp32, then ours in each dtype.
+    """The baselines in fp32, then ours in each dtype.
 
     Args:
         cfg: detectron2's; its thresholds and numbers of detections apply to all implementations.
-        stock: detectron2's model, in evaluation mode, whose weights all implementations get.
-        against: the baselines, from ``BASELINES``.
+        stock: detectron2's model, in evaluation mode; all implementations get its weights.
+        against: from ``BASELINES``; "stock" is always included, since the others are compared with
+            it.
         dtypes: of ours, from ``DTYPES``.
         image_size: (height, width) of the network's input, for torchvision's resizing.
 
@@ -122,22 +123,25 @@ def build_implementations(
         UserError: torchvision does not have the model.
     """
     device = next(stock.parameters()).device
-    implementations = []
-    if "stock" in against:
-        implementations.append(_stock(stock, device))
+    implementations = [_detectron2("stock fp32", stock, device, detector_postprocess, _encode)]
     if "torchvision" in against:
         model = torchvision_model(cfg, stock.state_dict(), image_size).to(device)
         implementations.append(_torchvision(model, device))
     ours = build_model(our_config(cfg)).eval()
     ours.load_state_dict(stock.state_dict())
-    return implementations + [_ours(ours, dtype, device) for dtype in dtypes]
+    for dtype in dtypes:
+        model = optimize(ours, dtype)
+        implementations.append(
+            _detectron2(f"ours {dtype}", model, device, postprocess, PastedMasks.rle)
+        )
+    return implementations
 
 
 def set_limits(model: nn.Module, *, threshold: float | None = None, detections: int) -> None:
-    """Sets which detections a model of detectron2 or torchvision returns, in place.
+    """Sets which detections a model of detectron2 or torchvision returns.
 
     Args:
-        model: to change.
+        model: changed in place.
         threshold: the lowest score; None leaves it unchanged.
         detections: the most per image.
     """
@@ -152,38 +156,29 @@ def set_limits(model: nn.Module, *, threshold: float | None = None, detections: 
                 module.score_thresh = threshold
 
 
-def _stock(model: nn.Module, device: torch.device) -> Implementation:
+def _detectron2(
+    name: str,
+    model: nn.Module,
+    device: torch.device,
+    paste: Callable[[Instances, int, int], Instances],
+    encode: Callable[[Any], list[dict[str, Any]]],
+) -> Implementation:
+    """A GeneralizedRCNN with its post-processing and the encoding of ``pred_masks``."""
     timer = StageTimer(stage_modules(model), device)
 
     def detect(inputs: Inputs) -> list[Instances]:
         results = []
-        # The same as model(inputs), with the post-processing timed apart.
+        # The same as model(inputs), but the post-processing is timed separately.
         for raw, image in zip(model.inference(inputs, do_postprocess=False), inputs, strict=True):
             with timer.stage(PASTE):
-                result = detector_postprocess(raw, image["height"], image["width"])
-                _encode(result, result.get_fields().get("pred_masks"))
-                results.append(result)
-        return results
-
-    return Implementation("stock fp32", model, timer, detect)
-
-
-def _ours(model: nn.Module, dtype: str, device: torch.device) -> Implementation:
-    model = optimize(model, dtype)
-    timer = StageTimer(stage_modules(model), device)
-
-    def detect(inputs: Inputs) -> list[Instances]:
-        results = []
-        for raw, image in zip(model.inference(inputs, do_postprocess=False), inputs, strict=True):
-            with timer.stage(PASTE):
-                result = postprocess(raw, image["height"], image["width"])
+                result = paste(raw, image["height"], image["width"])
                 if result.has("pred_masks"):
-                    result.rle = result.pred_masks.rle()
+                    result.rle = encode(result.pred_masks)
                     result.remove("pred_masks")
                 results.append(result)
         return results
 
-    return Implementation(f"ours {dtype}", model, timer, detect)
+    return Implementation(name, model, timer, detect)
 
 
 def _torchvision(model: Any, device: torch.device) -> Implementation:
@@ -197,11 +192,11 @@ def _torchvision(model: Any, device: torch.device) -> Implementation:
         with timer.stage(PASTE):
             return paste(*arguments)
 
-    # The pasting is a method, not a module, so no hook can time it.
+    # Pasting is a method, not a module, so a hook cannot time it.
     model.transform.postprocess = timed_paste
 
     def detect(inputs: Inputs) -> list[Instances]:
-        # torchvision's own transforms would return such images: RGB, 0 to 1.
+        # torchvision's transforms return such images: RGB, 0 to 1.
         images = [image["image"].flip(0).to(device).float() / 255 for image in inputs]
         results = []
         for output, image in zip(model(images), inputs, strict=True):
@@ -210,22 +205,19 @@ def _torchvision(model: Any, device: torch.device) -> Implementation:
                 result.pred_boxes = Boxes(output["boxes"])
                 result.scores = output["scores"]
                 result.pred_classes = output["labels"] - 1
-                _encode(result, output["masks"][:, 0] > 0.5)
+                result.rle = _encode(output["masks"][:, 0] > 0.5)
                 results.append(result)
         return results
 
     return Implementation("torchvision fp32", model, timer, detect)
 
 
-def _encode(result: Instances, masks: Tensor | None) -> None:
-    """Replaces masks by run lengths, as detectron2's evaluator encodes them."""
-    if masks is not None:
-        result.rle = [
-            mask_util.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0]
-            for mask in masks.cpu()
-        ]
-        if result.has("pred_masks"):
-            result.remove("pred_masks")
+def _encode(masks: Tensor) -> list[dict[str, Any]]:
+    """Run lengths, encoded as by detectron2's evaluator."""
+    return [
+        mask_util.encode(np.array(mask[:, :, None], order="F", dtype="uint8"))[0]
+        for mask in masks.cpu()
+    ]
 
 
 def torchvision_model(
@@ -233,9 +225,9 @@ def torchvision_model(
 ) -> MaskRCNN:
     """The model of ``maskrcnn_resnet50_fpn(weights="COCO_V1")``, in evaluation mode.
 
-    Its batch norm is frozen, as with those weights. The config sets the strides of the bottlenecks,
-    the pixels' mean and deviation, and the numbers and thresholds of proposals and detections.
-    RoIAlign is torchvision's (no half pixel, 2 x 2 samples), and anchors are rounded.
+    Its batch norm is frozen. The config sets the strides of the bottlenecks, the mean and deviation
+    of pixels, and the numbers and thresholds of proposals and detections. As in torchvision,
+    RoIAlign does not shift by half a pixel and takes 2 x 2 samples, and anchors are rounded.
 
     Args:
         cfg: detectron2's config of the model.
@@ -275,10 +267,9 @@ def torchvision_model(
 
 
 def torchvision_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of detectron2's R50-FPN with torchvision's names and orders.
+    """Weights of detectron2's R50-FPN with torchvision's names and orders: ``convert`` inverted.
 
-    This is the inverse of ``convert``. The background's boxes and masks, which detectron2 does not
-    have, are zero.
+    The boxes and masks of the background, which detectron2 does not have, are zero.
     """
     result = {}
     for name, ours in parameter_names(masks=True):

@@ -1,12 +1,12 @@
 """What the model benchmark runs on: images, training batches, and weights that find objects."""
 
 import copy
+import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from mask_rcnn_plus.errors import UserError
 _PHOTO_SCALE = 1.25
 _OBJECTS_PER_IMAGE = 8
 _LOADED_IMAGES, _LOADING_REPEATS = 4, 3
-# How many candidates per detection a score threshold lets pass, about as with a trained model;
-# non-maximum suppression removes the rest.
+# Candidates above the score threshold per detection, about as with a trained model; non-maximum
+# suppression removes the others.
 _CANDIDATES = 5
-# Standard deviation, over places, of the outputs of a random last layer: it makes classes and masks
-# decided, and moves boxes by a few per cent of their size.
+# Standard deviation of a random last layer's outputs. With these values, classes and masks are
+# clear, and boxes move by a few per cent of their size.
 _OUTPUT_STD = {
     "objectness_logits": 2.0,
     "anchor_deltas": 0.1,
@@ -47,16 +47,13 @@ def inference_images(cfg: CfgNode, name: str | None, count: int, size: tuple[int
 
     Args:
         cfg: its INPUT says how the images of a data set are resized.
-        name: of the data set; None for generated images of ``size``.
-        count: of images; those of a smaller data set are repeated.
+        name: the data set's; None for generated images of ``size``.
+        count: how many images; a smaller data set is repeated.
         size: (height, width).
     """
     if name is None:
-        height, width = size
-        return [
-            {"image": make_image(*size, seed), "height": height, "width": width}
-            for seed in range(count)
-        ]
+        shape = {"height": size[0], "width": size[1]}
+        return [{"image": make_image(*size, seed), **shape} for seed in range(count)]
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.KEYPOINT_ON = False
@@ -72,14 +69,14 @@ def training_batches(
 
     Args:
         cfg: detectron2's; for generated images its INPUT is set, in place, to the size.
-        name: of the data set; None for generated JPEG images.
+        name: the data set's; None for generated JPEG images.
         batch: samples per batch.
         batches: how many.
         size: (height, width) of the network's input.
 
     Returns:
-        the batches; the milliseconds of loading one in one process, by detectron2's mapper and by
-        ours.
+        the batches, and the milliseconds that detectron2's mapper and ours take for a batch, in one
+        process.
 
     Raises:
         UserError: the data set has too few images with objects.
@@ -99,17 +96,17 @@ def training_batches(
             cfg = cfg.clone()
             cfg.DATASETS.TRAIN = [name]
         polygons = cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
-        stock: Any = DatasetMapper(cfg, is_train=True)
-        # detectron2's mapper does not convert run lengths to polygons.
-        stock = PolygonMapper(stock) if polygons and name is not None else stock
-        ours = DatasetMapper(cfg, is_train=True)
-        ours = NamingMapper(PolygonMapper(ours) if polygons else ours)
+        mapper = DatasetMapper(cfg, is_train=True)
+        converting = PolygonMapper(mapper) if polygons else mapper
+        # A data set may contain run lengths, which detectron2's mapper does not convert.
+        stock = mapper if name is None else converting
+        ours = NamingMapper(converting)
         samples = []
         for number in range(batches):
             chosen = [records[(number * batch + i) % len(records)] for i in range(batch)]
             seed_all(0, "benchmark", number)
             samples.append([ours(copy.deepcopy(record)) for record in chosen])
-        if not all(len(sample["instances"]) for one in samples for sample in one):
+        if not all(len(sample["instances"]) for sample in itertools.chain(*samples)):
             raise UserError(f"data set '{name}' has images without objects among its first")
         stock_ms, our_ms = _loading_times((stock, ours), records[:_LOADED_IMAGES])
     return samples, (batch * stock_ms, batch * our_ms)
@@ -126,7 +123,7 @@ def _loading_times(
         mappers[index](copy.deepcopy(records[number]))
         return 1e3 * (time.perf_counter() - start)
 
-    keys = list(product(range(len(records)), range(len(mappers))))
+    keys = list(itertools.product(range(len(records)), range(len(mappers))))
     times = alternate({key: partial(load, *key) for key in keys}, turns=_LOADING_REPEATS)
     return [
         statistics.median(t for number, i in keys if i == index for t in times[number, i])
@@ -151,10 +148,10 @@ def _make_record(
     path = folder / f"{number}.jpg"
     cv2.imwrite(str(path), make_image(height, width, number).permute(1, 2, 0).numpy())
     annotations = []
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     for _ in range(_OBJECTS_PER_IMAGE):
         axes = random.uniform(0.06, 0.5, 2) * (width, height)
         center = random.uniform(0.15, 0.85, 2) * (width, height)
-        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
         ring = center + axes / 2 * np.stack([np.cos(angles), np.sin(angles)], 1)
         ring = ring.clip(0, (width, height))
         annotations.append(
@@ -166,13 +163,8 @@ def _make_record(
                 "iscrowd": 0,
             }
         )
-    return {
-        "file_name": str(path),
-        "image_id": number,
-        "height": height,
-        "width": width,
-        "annotations": annotations,
-    }
+    record = {"file_name": str(path), "image_id": number, "annotations": annotations}
+    return {**record, "height": height, "width": width}
 
 
 @torch.no_grad()
@@ -181,7 +173,7 @@ def set_random_weights(model: nn.Module, inputs: Inputs, detections: int) -> flo
 
     Residual branches are damped, so that activations do not grow from block to block. The last
     layers' outputs get mean 0 and a fixed deviation. The mask head's convolutions average over
-    their window, so that masks are blobs. The score threshold is that of ``find_threshold``.
+    their window, so that masks are blobs.
 
     Args:
         model: detectron2's, in evaluation mode, with the weights of its construction.
@@ -189,17 +181,16 @@ def set_random_weights(model: nn.Module, inputs: Inputs, detections: int) -> flo
         detections: wanted per image.
 
     Returns:
-        the score threshold, as in ``SCORE_THRESH_TEST``, already set in the model.
+        the score threshold of ``find_threshold``, already set in the model.
     """
     for name, buffer in model.named_buffers():
         if name.endswith(("conv3.norm.weight", "conv2.norm.weight")):
             buffer.fill_(0.3)
-    mask_head = getattr(model.roi_heads, "mask_head", None)
-    for layer in mask_head.modules() if mask_head is not None else ():
+    for layer in getattr(model.roi_heads, "mask_head", nn.Module()).modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
             mean = layer.weight.mean((2, 3), keepdim=True)
             # Averaging shrinks deviations; this compensates.
-            width = (layer.weight[0, 0].numel()) ** 0.5
+            width = layer.weight[0, 0].numel() ** 0.5
             layer.weight.copy_((mean * width).expand_as(layer.weight))
     handles = [
         layer.register_forward_hook(_normalize_once(_OUTPUT_STD[kind]))
@@ -214,13 +205,11 @@ def set_random_weights(model: nn.Module, inputs: Inputs, detections: int) -> flo
 
 @torch.no_grad()
 def find_threshold(model: nn.Module, inputs: Inputs, detections: int) -> float:
-    """The score threshold with which a model finds a wanted number of objects.
-
-    It lets a usual number of candidates pass.
+    """Sets and returns the score threshold with which a model finds enough objects.
 
     Args:
-        model: detectron2's, in evaluation mode; the threshold is set in it.
-        inputs: images to look at.
+        model: detectron2's, in evaluation mode.
+        inputs: the images.
         detections: wanted per image.
     """
     set_limits(model, threshold=1.0, detections=detections)
@@ -241,7 +230,7 @@ def find_threshold(model: nn.Module, inputs: Inputs, detections: int) -> float:
 
 
 def _normalize_once(std: float) -> Any:
-    """A hook that scales and shifts a layer, at its first call, to mean 0 and a given deviation."""
+    """A hook that, at the first call, scales and shifts a layer to mean 0 and this deviation."""
     done = False
 
     def hook(layer: Any, inputs: Any, output: Tensor) -> Tensor | None:

@@ -45,19 +45,13 @@ def measure_inference(
     repeats: int,
     device: str,
 ) -> list[Row]:
-    """Runs the implementations alternately.
-
-    Args:
-        implementations: the others are compared with the first.
-        batches: of the same size; each turn uses the next one.
-        repeats: timed turns.
-        device: where the implementations run.
+    """Runs the implementations alternately; each turn uses the next batch, all of one size.
 
     Returns:
-        a row per implementation: what ``_row`` returns, the average number of "detections" per
-        image, and the "agreement" with the first implementation.
+        a row per implementation: what ``_row`` returns, "detections", the mean number per image,
+        and the "agreement" with the first implementation.
     """
-    # These calls are the warm-up too.
+    # These calls are also the warm-up.
     results = {i.name: [d for batch in batches for d in i.detect(batch)] for i in implementations}
 
     def detect(implementation: Implementation, turn: int) -> Stages:
@@ -97,12 +91,12 @@ def measure_training(
         dtypes: of ours: "fp32" or the dtype of mixed precision.
         repeats: timed steps of each implementation.
         device: where to run.
-        data_ms: milliseconds of loading a batch, by detectron2's mapper and by ours; a stage of the
-            rows, but not in their totals, since loaders work while the model trains.
+        data_ms: milliseconds of loading a batch, by detectron2's mapper and by ours. The totals do
+            not include this stage, since loaders work while the model trains.
 
     Returns:
         a row per implementation: what ``_row`` returns, the "losses" of all steps, and
-        "loss_difference", their mean relative difference from the first implementation's.
+        "loss_difference", the mean relative difference from stock's losses.
     """
     trainers = {"stock fp32": _stock_trainer(cfg, model, device)}
     trainers |= {f"ours {dtype}": _our_trainer(cfg, model, dtype, device) for dtype in dtypes}
@@ -117,7 +111,7 @@ def measure_training(
     times = alternate(runs, turns=repeats, label="training")
     rows = []
     for number, (name, run) in enumerate(runs.items()):
-        # Later losses are those of the memory measurements.
+        # The measurement of memory adds further losses.
         own, stock = (losses[key][: 1 + repeats] for key in (name, "stock fp32"))
         row = _row(name, times[name], run, images=len(batches[0]), device=device)
         row["stages"][DATA] = data_ms[number > 0]
@@ -129,15 +123,13 @@ def measure_training(
 def _row(
     name: str, times: Sequence[Stages], run: Callable[[int], object], *, images: int, device: str
 ) -> Row:
-    """What rows of inference and training have in common.
+    """The part that rows of inference and training share.
 
     Returns:
-        "side", the implementation's name; "stages", the median milliseconds of each stage, and
-        "total", of all; "images_per_second"; "peak_mib", the memory beyond what was in use, None if
-        unknown.
+        "side", the implementation's name; "stages", the median milliseconds of each stage; "total",
+        the median of their sum; "images_per_second"; "peak_mib", the memory beyond what was in use,
+        None if unknown.
     """
-    # After the timing, since memory that went back to the system makes the next run slower.
-    peak_mib = peak_memory(lambda: run(0), device)
     stages = dict.fromkeys(stage for turn in times for stage in turn)
     total = statistics.median(sum(turn.values()) for turn in times)
     return {
@@ -145,7 +137,8 @@ def _row(
         "stages": {s: statistics.median(turn.get(s, 0.0) for turn in times) for s in stages},
         "total": total,
         "images_per_second": 1e3 * images / total,
-        "peak_mib": peak_mib,
+        # Not before the timing: memory that went back to the system makes the next run slower.
+        "peak_mib": peak_memory(lambda: run(0), device),
     }
 
 
@@ -153,15 +146,18 @@ class _Trainer:
     """A trainer that does single steps, timed by stage."""
 
     def __init__(
-        self, build_trainer: Callable[[Iterator[Inputs]], SimpleTrainer], device: str
+        self,
+        build_trainer: Callable[..., SimpleTrainer],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: str,
     ) -> None:
         self._batch: Inputs = []
         self._storage = EventStorage()
-        self._trainer = build_trainer(self._batches())
+        self._trainer = build_trainer(model, self._batches(), optimizer)
         self.timer = StageTimer({}, torch.device(device))
-        model, optimizer = self._trainer.model, self._trainer.optimizer
         model.register_forward_pre_hook(lambda *_: self.timer.begin(FORWARD))
-        # The backward pass, with some logging, lies between the forward pass and the optimizer.
+        # Between the forward pass and the optimizer: the backward pass and some logging.
         model.register_forward_hook(lambda *_: self._next(BACKWARD))
         optimizer.register_step_pre_hook(lambda *_: self._next(OPTIMIZER))
         optimizer.register_step_post_hook(lambda *_: self.timer.end())
@@ -185,8 +181,7 @@ class _Trainer:
 
 def _stock_trainer(cfg: CfgNode, model: nn.Module, device: str) -> _Trainer:
     model = copy.deepcopy(model).train()
-    optimizer = build_stock_optimizer(cfg, model)
-    return _Trainer(lambda batches: SimpleTrainer(model, batches, optimizer), device)
+    return _Trainer(SimpleTrainer, model, build_stock_optimizer(cfg, model), device)
 
 
 def _our_trainer(cfg: CfgNode, model: nn.Module, dtype: str, device: str) -> _Trainer:
@@ -194,24 +189,19 @@ def _our_trainer(cfg: CfgNode, model: nn.Module, dtype: str, device: str) -> _Tr
     ours.SOLVER.FUSED = True
     built = build_model(ours).train()
     built.load_state_dict(model.state_dict())
-    optimizer = build_optimizer(ours, built)
     amp = "" if dtype == "fp32" else dtype
-    return _Trainer(lambda batches: Steps(built, batches, optimizer, amp=amp), device)
+    return _Trainer(partial(Steps, amp=amp), built, build_optimizer(ours, built), device)
 
 
 @torch.no_grad()
 def sweep(
-    kind: str,
-    implementations: Sequence[Implementation],
-    images: Inputs,
-    *,
-    detections: int,
+    kind: str, implementations: Sequence[Implementation], images: Inputs, *, detections: int
 ) -> list[Row]:
     """Times the implementations alternately at each value of a range.
 
     Args:
         kind: what varies, a key of ``SWEEPS``.
-        implementations: left with the limit ``detections``.
+        implementations: their limit afterwards is ``detections``.
         images: for "batch" at least as many as the largest value; otherwise only the first is used.
         detections: the most per image, while the batch varies.
 
@@ -231,7 +221,7 @@ def sweep(
         counts[value, implementation.name] = len(batch) if kind == "batch" else found
         return sum(stages.values())
 
-    # Values alternate too, so that a slow minute of the machine does not affect only one.
+    # Values alternate too, so that a slow minute of the machine affects all of them.
     values = SWEEPS[kind]
     runs = {(value, i.name): partial(detect, value, i) for value in values for i in implementations}
     times = alternate(runs, turns=_SWEEP_REPEATS, label=f"sweep of {kind}")
@@ -259,9 +249,9 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 def average_precision(
     cfg: CfgNode, implementations: Sequence[Implementation], name: str
 ) -> dict[str, dict[str, float]]:
-    """AP of boxes and masks over a whole data set, per implementation, without torchvision's.
+    """AP of each task over a whole data set, per implementation; torchvision is left out.
 
-    The masks of all implementations are encoded by ours, which returns detectron2's bytes.
+    Our evaluator encodes the masks of all implementations, with the same bytes as detectron2's.
     """
     precisions = {}
     for implementation in implementations:
@@ -283,22 +273,20 @@ def average_precision(
 def agreement(
     expected: Sequence[Instances], found: Sequence[Instances]
 ) -> dict[str, float | int | None]:
-    """How far the detections of a model agree with those of a reference.
+    """Compares a model's detections with a reference's.
 
-    The reference's detections in an image, by falling score, are matched with the unmatched
-    detection of the same class that overlaps most, at an IoU of at least 0.5.
+    By falling score, each of the reference's detections is matched with the unmatched detection of
+    the same class that overlaps most, at an IoU of at least 0.5.
 
     Args:
         expected: the reference's, per image.
         found: the model's, of the same images.
 
     Returns:
-        the numbers of detections; of the matches the differences of scores, the largest difference
+        the numbers of detections; of the matches, the differences of scores, the largest difference
         of a box's coordinates (in pixels), and the IoU of the masks; None without matches.
     """
-    scores: list[float] = []
-    boxes: list[float] = []
-    masks: list[float] = []
+    scores, boxes, masks = list[float](), list[float](), list[float]()
     for theirs, ours in ((a.to("cpu"), b.to("cpu")) for a, b in zip(expected, found, strict=True)):
         for index, other in _matches(theirs, ours):
             scores.append(abs(theirs.scores[index] - ours.scores[other]).item())

@@ -55,52 +55,41 @@ that of training. On the CPU, times are the process's CPU time, which other proc
 
 
 def main(argv: Sequence[str]) -> int:
-    """Times the options and prints their table.
-
-    Returns:
-        the exit code, 0.
-
-    Raises:
-        UserError: the config or the data are invalid.
-        UsageError: invalid arguments.
-    """
-    arguments = _parse(argv)
+    """Times the options and prints their table."""
+    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
+    parser.add_argument("--rounds", type=positive, default=30, help="default: 30")
+    parser.add_argument("--steps", type=positive, default=1, help="per round (default: 1)")
+    add_arguments(parser, "--config-file", "opts")
+    arguments = parser.parse_intermixed_args(argv)
     # Otherwise DefaultTrainer prints every model. Warnings are still shown.
     logging.getLogger("detectron2").setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         trainers = {
-            name: _OptionTrainer(_config(arguments, keys, Path(folder, str(number))), stack)
+            name: _build_trainer(_config(arguments, keys, Path(folder, str(number))), stack)
             for number, (name, keys) in enumerate(OPTIONS.items())
         }
         baseline = trainers["baseline"]
+        device = str(next(baseline.model.parameters()).device)
         times = alternate(
-            {name: partial(t.step_time, arguments.steps) for name, t in trainers.items()},
+            {name: partial(_step_time, t, device, arguments.steps) for name, t in trainers.items()},
             turns=arguments.rounds,
             # The first trainer of a round reads the images from the disk.
             rotate=True,
             label="rounds",
         )
-        loss_ms = baseline.loss_time(arguments.rounds)
+        loss_ms = _loss_time(baseline, device, arguments.rounds)
     rows = []
     for name, milliseconds in times.items():
         ratios = [a / b for a, b in zip(milliseconds, times["baseline"], strict=True)]
         median = statistics.median(milliseconds)
         rows.append([name, f"{median:.0f}", f"{statistics.median(ratios):.2f}"])
     print("\n".join(markdown_table(["option", "ms per step", "ratio to the baseline"], rows)))
-    image_ms = statistics.median(times["baseline"]) / baseline.batch
+    image_ms = statistics.median(times["baseline"]) / baseline.cfg.SOLVER.IMS_PER_BATCH
     print(
         f"\nTEST.LOSS_PERIOD: an image takes {loss_ms / image_ms:.2f} times as long as in training"
     )
-    print(f"\n{facts(describe_environment(baseline.device))}")
+    print(f"\n{facts(describe_environment(device))}")
     return 0
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("--rounds", type=positive, default=30, help="default: 30")
-    parser.add_argument("--steps", type=positive, default=1, help="per round (default: 1)")
-    add_arguments(parser, "--config-file", "opts")
-    return parser.parse_intermixed_args(argv)
 
 
 def _config(arguments: argparse.Namespace, keys: list[str], folder: Path) -> CfgNode:
@@ -113,49 +102,43 @@ def _config(arguments: argparse.Namespace, keys: list[str], folder: Path) -> Cfg
     folder.mkdir()
     tests = cfg.DATASETS.TEST
     prepare_training(cfg)
-    # It removes the test sets, but the time of their loss is measured here.
+    # prepare_training removes the test sets; the loss on them is timed here.
     cfg.defrost()
     cfg.DATASETS.TEST = tests
     cfg.freeze()
     return cfg
 
 
-class _OptionTrainer:
-    """A training run that does single steps, with the hooks that belong to them."""
+def _build_trainer(cfg: CfgNode, stack: ExitStack) -> Trainer:
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.storage = stack.enter_context(EventStorage())
+    trainer.before_train()
+    return trainer
 
-    def __init__(self, cfg: CfgNode, stack: ExitStack) -> None:
-        seed_all_rng(max(cfg.SEED, 0))
-        self._trainer = Trainer(cfg)
-        self._trainer.resume_or_load(resume=False)
-        self._trainer.storage = stack.enter_context(EventStorage())
-        self._trainer.before_train()
-        self.device = str(next(self._trainer.model.parameters()).device)
-        self.batch = cfg.SOLVER.IMS_PER_BATCH
 
-    def step_time(self, steps: int, turn: int) -> float:
-        """The mean milliseconds of some steps."""
-        start = clock(self.device, cpu_time=True)
-        for _ in range(steps):
-            self._step()
-        return (clock(self.device, cpu_time=True) - start) / steps
-
-    def _step(self) -> None:
-        trainer = self._trainer
+def _step_time(trainer: Trainer, device: str, steps: int, turn: int) -> float:
+    """The mean milliseconds of some steps, with their hooks."""
+    start = clock(device, cpu_time=True)
+    for _ in range(steps):
         trainer.before_step()
         trainer.run_step()
         trainer.after_step()
         trainer.iter += 1
+    return (clock(device, cpu_time=True) - start) / steps
 
-    def loss_time(self, rounds: int) -> float:
-        """The median milliseconds that ValidationLoss takes per image of the test sets."""
-        cfg = self._trainer.cfg
-        validation = build_validation(cfg)
-        times = []
-        for _ in range(rounds):
-            start = clock(self.device, cpu_time=True)
-            validation.measure(self._trainer.model)
-            times.append(clock(self.device, cpu_time=True) - start)
-        return statistics.median(times) / (len(cfg.DATASETS.TEST) * cfg.TEST.LOSS_IMAGES)
+
+def _loss_time(trainer: Trainer, device: str, rounds: int) -> float:
+    """The median milliseconds of the validation loss per image of the test sets."""
+    validation = build_validation(trainer.cfg)
+    times = []
+    for _ in range(rounds):
+        start = clock(device, cpu_time=True)
+        validation.measure(trainer.model)
+        times.append(clock(device, cpu_time=True) - start)
+    images = len(trainer.cfg.DATASETS.TEST) * trainer.cfg.TEST.LOSS_IMAGES
+    return statistics.median(times) / images
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ BINS = {1000: 7, 100: 14}  # RoIs per image -> bins: of the box head and of the 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 IMPLEMENTATIONS = ("ours", "detectron2", "torchvision")
-# The project's targets are stated against this, whatever a row's dtype and layout are.
+# Every row is compared with this too, whatever its dtype and layout.
 BASELINE = "detectron2 NCHW fp32"
 MAX_INPUT_SETS = 4
 
@@ -51,16 +50,15 @@ STRIDES = (4, 8, 16, 32)
 SCALES = [1 / stride for stride in STRIDES]
 SMALLEST, LARGEST = 16, 800  # square root of a box's area, in pixels
 
-# Reading a GPU's clock waits for its queue, which takes longer than a small kernel; over several
-# calls this hardly counts.
+# Reading a GPU's clock waits for its queue, which takes longer than a small kernel. Several calls
+# per reading make this negligible.
 CALLS = {"cpu": 1, "cuda": 12}
-# Timings of an implementation per turn. A virtual machine may return freed memory to its host
-# within seconds, so the first call after a slow implementation also pays for getting it back; the
-# median of three does not.
+# A virtual machine may return freed memory to its host within seconds, so the first call after a
+# slow implementation is slower; the median of three timings is not.
 TIMINGS_PER_TURN = {"cpu": 3, "cuda": 1}
 WARM_UPS = {"cpu": 1, "cuda": 3}
-# torchvision's fp16 on a CPU takes half a minute where ours takes less than a second, so turns end
-# after this many seconds.
+# Turns end after this time, since torchvision's fp16 on a CPU takes half a minute where ours takes
+# less than a second.
 PATIENCE_SECONDS = 20
 FEWEST_REPEATS = 3
 
@@ -75,27 +73,19 @@ The inputs are P2 to P5 of an 800 x 1333 image, with 1000 RoIs into 7 x 7 bins a
 of boxes of 16 to 800 pixels. The implementations run alternately on several input sets. Times are
 medians in milliseconds; "2.0x" means that ours is twice as fast. Error: the largest difference
 from fp64, relative to the largest value. Floor: the time in which the device's memory moves the
-data that must be moved once. At most --repeats turns are timed, fewer where they take long. With
---output, {MARKDOWN} and {JSON} contain the same and more.
+least possible data. Slow implementations get fewer turns than --repeats. --output writes the table
+to {MARKDOWN} and, with more details, to {JSON}.
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the benchmark and prints a Markdown table.
-
-    Returns:
-        the exit code, 0.
-
-    Raises:
-        UserError: the output cannot be written, or memory runs out.
-        UsageError: invalid arguments.
-    """
+    """Runs the benchmark and prints a Markdown table."""
     arguments = _parse(argv)
     apply_arguments(arguments, (MARKDOWN, JSON))
     try:
         report = _run(arguments, shlex.join([*PROGRAM.split(), *argv]))
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise UserError(
             f"--device {arguments.device} has too little memory for --channels "
@@ -110,77 +100,59 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     add = parser.add_argument
     add("--rois", type=int, nargs="+", choices=BINS, default=list(BINS), help="per image")
-    add(
-        "--sampling",
-        type=int,
-        nargs="+",
-        choices=(2, 0),
-        default=[2, 0],
-        help="samples per bin and axis; 0 adapts to the box",
-    )
+    samples = "samples per bin and axis; 0 adapts to the box"
+    add("--sampling", type=int, nargs="+", choices=(2, 0), default=[2, 0], help=samples)
     add("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     add("--channels", type=positive, default=256, help="of the maps (default: 256)")
     add_arguments(parser, "--device", "--repeats", "--threads", "--output", "--overwrite")
     return parser.parse_args(argv)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def _run(arguments: argparse.Namespace, command: str) -> Report:
-    device = arguments.device
+    device, channels, repeats = arguments.device, arguments.channels, arguments.repeats
     environment = describe_environment(device)
     bandwidth = copy_bandwidth(device)
     environment["memory"] = f"{bandwidth / 1e6:.1f} GB/s by copying"
     report = Report(command, environment)
     rows: list[dict[str, Any]] = []
-    report.data |= {
-        "channels": arguments.channels,
-        "repeats": arguments.repeats,
-        "bandwidth_bytes_per_second": bandwidth * 1e3,
-        "baseline": BASELINE,
-        "rows": rows,
-    }
-    settings = list(product(arguments.rois, arguments.sampling, arguments.dtypes))
-    pyramids = [make_pyramid(arguments.channels, seed, device) for seed in range(MAX_INPUT_SETS)]
-    report.add(*markdown_table(_columns(device), []))
+    report.data |= {"channels": channels, "repeats": repeats}
+    report.data |= {"bandwidth_bytes_per_second": bandwidth * 1e3, "baseline": BASELINE}
+    report.data["rows"] = rows
+    settings = list(itertools.product(arguments.rois, arguments.sampling, arguments.dtypes))
+    pyramids = [make_pyramid(channels, seed, device) for seed in range(MAX_INPUT_SETS)]
+    options = {"repeats": repeats, "bandwidth": bandwidth, "device": device}
     total = len(settings) * len(LAYOUTS) * 2
     with tqdm(total=total, unit="row", disable=not sys.stderr.isatty(), leave=False) as bar:
         for setting in settings:
-            for row in measure(
-                *setting, pyramids, repeats=arguments.repeats, bandwidth=bandwidth, device=device
-            ):
+            for row in measure(*setting, pyramids, **options):
+                cells = _cells(row, device)
+                if not rows:
+                    report.add(*markdown_table(list(cells), []))
                 rows.append(row)
-                report.add(markdown_row(_cells(row, device)))
+                report.add(markdown_row(cells.values()))
                 bar.update()
     return report
 
 
-def _columns(device: str) -> list[str]:
-    return [
-        *("case", "sampling", "dtype", "layout", "direction"),
-        *(f"{name} ms" for name in (*IMPLEMENTATIONS, BASELINE)),
-        *(f"against {name}" for name in (*IMPLEMENTATIONS[1:], BASELINE)),
-        *("floor ms", *(f"error {name}" for name in IMPLEMENTATIONS[:2])),
-        *(f"extra MiB {name}" for name in IMPLEMENTATIONS if device == "cuda"),
-    ]
-
-
-def _cells(row: dict[str, Any], device: str) -> list[str]:
+def _cells(row: dict[str, Any], device: str) -> dict[str, str]:
+    """Column of the table -> cell."""
     # On a GPU, times of tenths of a millisecond need three decimals.
     form = "{:.3f}" if device == "cuda" else "{:.2f}"
-    times, ratios, errors = row["milliseconds"], row["speedup"], row["error"]
-    return [
-        f"{row['rois']} x {row['bins']}x{row['bins']}",
-        str(row["sampling_ratio"] or "adaptive"),
-        *(row["dtype"], row["layout"], row["direction"]),
-        *(number(times.get(name), form) for name in (*IMPLEMENTATIONS, BASELINE)),
-        *(number(ratios.get(name), "{:.2f}x") for name in (*IMPLEMENTATIONS[1:], BASELINE)),
-        form.format(row["floor"]),
-        *(number(errors.get(name), "{:.1e}") for name in IMPLEMENTATIONS[:2]),
-        *(number(row["extra_mib"].get(name)) for name in IMPLEMENTATIONS if device == "cuda"),
-    ]
+    cells = {"case": f"{row['rois']} x {row['bins']}x{row['bins']}"}
+    cells["sampling"] = str(row["sampling_ratio"] or "adaptive")
+    cells |= {name: row[name] for name in ("dtype", "layout", "direction")}
+    for name in (*IMPLEMENTATIONS, BASELINE):
+        cells[f"{name} ms"] = number(row["milliseconds"].get(name), form)
+    for name in (*IMPLEMENTATIONS[1:], BASELINE):
+        cells[f"against {name}"] = number(row["speedup"].get(name), "{:.2f}x")
+    cells["floor ms"] = form.format(row["floor"])
+    for name in IMPLEMENTATIONS[:2]:
+        cells[f"error {name}"] = number(row["error"].get(name), "{:.1e}")
+    if device == "cuda":
+        cells |= {
+            f"extra MiB {name}": number(row["extra_mib"].get(name)) for name in IMPLEMENTATIONS
+        }
+    return cells
 
 
 # --- Inputs and implementations ---
@@ -194,10 +166,10 @@ def make_pyramid(channels: int, seed: int, device: str) -> list[Tensor]:
 
 
 def make_boxes(count: int, seed: int, device: str) -> Boxes:
-    """Random boxes within the image.
+    """Random boxes within the image, to which they are cut.
 
-    The square root of the area is log-uniform from 16 to 800 pixels, and width / height is
-    log-uniform from 1:2 to 2:1; boxes larger than the image are cut to it.
+    Log-uniform: the square root of the area, from 16 to 800 pixels, and width / height, from 1:2 to
+    2:1.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -213,12 +185,7 @@ def make_boxes(count: int, seed: int, device: str) -> Boxes:
 
 
 def make_poolers(bins: int, sampling_ratio: int) -> dict[str, Pooler]:
-    """The three implementations, each from maps and boxes to (R, C, bins, bins).
-
-    Args:
-        bins: of the output, along each axis.
-        sampling_ratio: samples per bin and axis; 0 adapts to the box.
-    """
+    """The three implementations, each from maps and boxes to (R, C, bins, bins)."""
     settings = (bins, SCALES, sampling_ratio, "ROIAlignV2")
     return {
         "ours": FusedROIPooler(*settings),
@@ -228,7 +195,7 @@ def make_poolers(bins: int, sampling_ratio: int) -> dict[str, Pooler]:
 
 
 def _torchvision_pooler(bins: int, sampling_ratio: int) -> Pooler:
-    """torchvision's operator level by level, with as little overhead as possible."""
+    """torchvision's operator, called once per level, with as little overhead as possible."""
 
     def pool(maps: list[Tensor], boxes: list[Boxes]) -> Tensor:
         rois = torch.nn.functional.pad(boxes[0].tensor, (1, 0))
@@ -247,7 +214,7 @@ def _torchvision_pooler(bins: int, sampling_ratio: int) -> Pooler:
 def _reference(
     maps: Sequence[Tensor], boxes: Boxes, grad: Tensor, bins: int, sampling_ratio: int
 ) -> dict[str, list[Tensor]]:
-    """Output and the maps' gradients in fp64, by torchvision, which shares no code with ours."""
+    """Output and gradients of the maps in fp64, by torchvision, which shares no code with ours."""
     wide = [m.detach().double().contiguous().requires_grad_() for m in maps]
     out = _torchvision_pooler(bins, sampling_ratio)(wide, [boxes])
     grads = torch.autograd.grad(out, wide, grad.double())
@@ -255,47 +222,35 @@ def _reference(
 
 
 def touched_cells(boxes: Boxes, bins: int, sampling_ratio: int) -> int:
-    """The number of map cells, over all levels, that the output depends on."""
+    """The number of cells, in the maps of all levels, that the output depends on."""
     device = boxes.tensor.device.type
     maps = [torch.ones_like(m).requires_grad_() for m in make_pyramid(1, 0, device)]
     out = FusedROIPooler(bins, SCALES, sampling_ratio, "ROIAlignV2")(maps, [boxes])
     return sum(int(g.count_nonzero()) for g in torch.autograd.grad(out.sum(), maps))
 
 
-class _Implementation:
-    """A pooler with its inputs: maps, boxes, output and the output's gradient per input set."""
-
-    def __init__(
-        self,
-        pooler: Pooler,
-        maps: list[list[Tensor]],
-        boxes: list[Boxes],
-        grads: list[Tensor],
-        layout: torch.memory_format,
-    ) -> None:
-        self._pooler = pooler
-        self._boxes = boxes
-        self._maps = [
-            [m.detach().contiguous(memory_format=layout).requires_grad_() for m in pyramid]
-            for pyramid in maps
-        ]
-        self._outputs = [pooler(m, [b]) for m, b in zip(self._maps, boxes, strict=True)]
+def _make_runs(
+    pooler: Pooler,
+    pyramids: list[list[Tensor]],
+    boxes: list[Boxes],
+    grads: list[Tensor],
+    layout: torch.memory_format,
+) -> dict[str, list[Run]]:
+    """Per direction, a function for each input set that returns the output or the gradients."""
+    runs: dict[str, list[Run]] = {"forward": [], "backward": []}
+    for pyramid, rois, grad in zip(pyramids, boxes, grads, strict=True):
+        maps = [m.detach().contiguous(memory_format=layout).requires_grad_() for m in pyramid]
+        out = pooler(maps, [rois])
         # The next layer's backward returns the gradient in the output's layout.
-        outputs = zip(self._outputs, grads, strict=True)
-        self._grads = [torch.empty_like(out).copy_(grad) for out, grad in outputs]
+        grad = torch.empty_like(out).copy_(grad)
+        runs["forward"].append(partial(_forward, pooler, maps, rois))
+        runs["backward"].append(partial(torch.autograd.grad, out, maps, grad, retain_graph=True))
+    return runs
 
-    def runs(self, direction: str) -> list[Run]:
-        """One function per input set, which returns the output or the maps' gradients."""
-        run = self._forward if direction == "forward" else self._backward
-        return [partial(run, index) for index in range(len(self._maps))]
 
-    def _forward(self, index: int) -> Sequence[Tensor]:
-        with torch.no_grad():
-            return [self._pooler(self._maps[index], [self._boxes[index]])]
-
-    def _backward(self, index: int) -> Sequence[Tensor]:
-        out, maps, grad = self._outputs[index], self._maps[index], self._grads[index]
-        return torch.autograd.grad(out, maps, grad, retain_graph=True)
+def _forward(pooler: Pooler, maps: list[Tensor], boxes: Boxes) -> list[Tensor]:
+    with torch.no_grad():
+        return [pooler(maps, [boxes])]
 
 
 # --- Measuring ---
@@ -319,15 +274,15 @@ def measure(
         dtype_name: a key of ``DTYPES``.
         pyramids: ``MAX_INPUT_SETS`` lists of fp32 maps (1, C, Hl, Wl).
         repeats: timed turns of each implementation.
-        bandwidth: of the device's memory, in bytes per millisecond.
+        bandwidth: the device's, in bytes per millisecond.
         device: "cpu" or "cuda".
 
     Yields:
-        a row of the table: the setting; "milliseconds", the median per implementation that supports
-        the dtype, and of the baseline; "speedup", these times divided by ours; "error" per
-        implementation, the largest difference from fp64 relative to the largest value; "floor", the
-        milliseconds in which the device's memory moves the least data possible; "extra_mib" per
-        implementation, the peak memory beyond the inputs, None on the CPU.
+        a row of the table: the setting, and, per implementation that supports the dtype,
+        "milliseconds", the median, also of the baseline; "speedup", these times divided by ours;
+        "error", the largest difference from fp64 relative to the largest value; "extra_mib", the
+        peak memory beyond the inputs, None on the CPU. "floor": the milliseconds in which the
+        device's memory moves the least possible data.
     """
     dtype, bins, ratio = DTYPES[dtype_name], BINS[rois], sampling_ratio
     channels = pyramids[0][0].shape[1]
@@ -350,18 +305,16 @@ def measure(
         is_baseline = dtype_name == "fp32" and layout == "NCHW"
         sets = input_sets(len(names) + (not is_baseline))
         own = (boxes[:sets], grads[:sets])
-        implementations = {
-            name: _Implementation(poolers[name], rounded[:sets], *own, memory_format)
-            for name in names
+        all_runs = {
+            name: _make_runs(poolers[name], rounded[:sets], *own, memory_format) for name in names
         }
         if not is_baseline:
-            implementations[BASELINE] = _Implementation(
-                poolers["detectron2"], pyramids[:sets], *own, LAYOUTS["NCHW"]
-            )
+            stock = poolers["detectron2"]
+            all_runs[BASELINE] = _make_runs(stock, pyramids[:sets], *own, LAYOUTS["NCHW"])
         for direction in ("forward", "backward"):
-            runs = {name: i.runs(direction) for name, i in implementations.items()}
+            runs = {name: directions[direction] for name, directions in all_runs.items()}
             error = {name: _relative_error(runs[name][0](), expected[direction]) for name in names}
-            # Only CUDA counts the memory of so short a run.
+            # On the CPU, the run is too short to measure its memory.
             extra_mib = {
                 name: peak_memory(runs[name][0], device) if device == "cuda" else None
                 for name in names
@@ -388,8 +341,7 @@ def measure(
 def _supports(pooler: Pooler, maps: list[Tensor], boxes: Boxes) -> bool:
     """Whether an implementation supports the maps' dtype."""
     try:
-        with torch.no_grad():
-            pooler(maps, [boxes])
+        _forward(pooler, maps, boxes)
     except RuntimeError as error:
         if "not implemented for" not in str(error):
             raise
@@ -406,8 +358,8 @@ def _relative_error(actual: Sequence[Tensor], expected: list[Tensor]) -> float:
 def input_sets(implementations: int) -> int:
     """How many input sets to use in turns.
 
-    At least three, so that a set has left the caches when its turn comes, and coprime with the
-    number of implementations, so that each of them meets every set.
+    With at least three, a set has left the caches when its turn comes. A number that is coprime
+    with the number of implementations lets each of them use every set.
     """
     return 3 if implementations % 3 else 4
 
@@ -416,9 +368,9 @@ def median_times(runs: Mapping[str, Sequence[Run]], repeats: int, device: str) -
     """Times implementations alternately.
 
     Args:
-        runs: implementation -> functions that do the same on one input set each; equally many.
-        repeats: turns of each implementation after warming up; fewer, but at least
-            ``FEWEST_REPEATS``, where they take more than ``PATIENCE_SECONDS``.
+        runs: implementation -> one function per input set.
+        repeats: turns after the warm-up; fewer, but at least ``FEWEST_REPEATS``, if they take more
+            than ``PATIENCE_SECONDS``.
         device: "cpu" or "cuda".
 
     Returns:
@@ -448,7 +400,7 @@ def median_times(runs: Mapping[str, Sequence[Run]], repeats: int, device: str) -
 
 
 def copy_bandwidth(device: str) -> float:
-    """The memory's bandwidth, read and write, in bytes per millisecond of a large copy."""
+    """The memory's bandwidth in a large copy: bytes read and written per millisecond."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
     milliseconds = median_times({"copy": [lambda: target.copy_(source)]}, 5, device)["copy"]

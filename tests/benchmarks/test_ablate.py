@@ -86,7 +86,7 @@ def test_the_families_of_the_repository_are_complete() -> None:
         "rare_class",
         "training",
     ]
-    # Without the families that are not in the paper.
+    # "all" skips the families that are not in the paper.
     assert sum(len(family.rows) for family in find_families("all")) == 15
     (training,) = find_families("training")
     assert set(training.rows) == {
@@ -97,7 +97,7 @@ def test_the_families_of_the_repository_are_complete() -> None:
     }
 
 
-def test_results_are_those_of_averaged_weights_if_there_are_any(tmp_path: Path) -> None:
+def test_results_of_averaged_weights_replace_the_others(tmp_path: Path) -> None:
     for folder, value in (("ema", 30.0), (".", 20.0)):
         inference = tmp_path / folder / "inference" / "val"
         inference.mkdir(parents=True)
@@ -172,7 +172,7 @@ def test_finished_runs_are_not_repeated(folder: Path, fake: type[FakeProcesses])
     assert main(command(folder)) == 0
     assert names(fake.ran) == ["mine/a/seed_1", "mine/b/seed_1"]
     record = folder.parent / "out" / "shapes_val" / "mine" / "b" / "seed_1" / "run.json"
-    # A killed process leaves such a record.
+    # Such a record remains after a killed process.
     record.write_text(json.dumps({**json.loads(record.read_text()), "state": "running"}))
     fake.ran.clear()
     assert main(command(folder)) == 0
@@ -189,7 +189,7 @@ def test_new_config_keys_do_not_invalidate_finished_runs(
     folder: Path, fake: type[FakeProcesses], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(folder)) == 0
-    # A version without the key leaves such files.
+    # Such files come from a version without the key.
     seed = folder.parent / "out" / "shapes_val" / "mine" / "a" / "seed_1"
     config = yaml.safe_load((seed / "ablation.yaml").read_text())
     del config["SOLVER"]["ACCUMULATE_STEPS"]

@@ -42,6 +42,6 @@ def test_markdown_escapes_bars_in_cells() -> None:
         ["training", "--seeds=2", "SOLVER.BASE_LR", "-1"],
     ],
 )
-def test_options_may_stand_before_and_after_overrides(argv: list[str]) -> None:
+def test_options_work_before_and_after_overrides(argv: list[str]) -> None:
     arguments = ablate._parse(argv)
     assert arguments.seeds == 2 and arguments.positionals == ["training", "SOLVER.BASE_LR", "-1"]

@@ -16,7 +16,8 @@ import torch
 import yaml
 from detectron2.structures import Boxes, Instances
 
-from benchmarks import harness, model, model_measure
+from benchmarks import harness, model_measure
+from benchmarks import model as model_benchmark
 from benchmarks.model_implementations import (
     build_implementations,
     our_config,
@@ -34,7 +35,7 @@ from tests.benchmarks.test_roi_align import table
 from tests.conftest import TINY
 from tests.modeling.models import build, config
 
-main = partial(run_command, model.main)
+main = partial(run_command, model_benchmark.main)
 
 
 SMALL = (
@@ -221,7 +222,7 @@ def test_agreement_compares_matching_objects() -> None:
     masks[0, :4, :4] = masks[1, 5:, 5:] = masks[2, :2] = 1
     boxes = [[0.0, 0, 4, 4], [5, 5, 10, 10], [0, 0, 10, 2]]
     expected = instances(boxes, [0.9, 0.8, 0.7], [1, 2, 1], masks)
-    # The second has another class; the others are in another order, one moved by half a pixel.
+    # The second detection has another class, the order differs, and one box moves by half a pixel.
     other = masks.flip(0).clone()
     other[2, 0, :4] = 0
     moved = [boxes[2], boxes[1], [0.0, 0.5, 4, 4]]
@@ -299,7 +300,7 @@ def test_a_data_set_provides_images_and_ap(trained: Path, shapes: Path, tmp_path
     assert "| ours fp32 |" in (tmp_path / "model.md").read_text()
 
 
-def test_keypoints_of_a_data_set_replace_those_of_the_config(
+def test_a_data_sets_keypoints_replace_the_configs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "dots"

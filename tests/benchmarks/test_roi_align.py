@@ -186,7 +186,7 @@ def test_the_script_prints_its_table(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    # Without a terminal there is no progress bar, so standard error is empty.
+    # Standard error is empty, since a progress bar needs a terminal.
     assert (process.returncode, process.stderr) == (0, "")
     rows = table(process.stdout)
     assert [row["sampling"] for row in rows] == ["adaptive"] * 4
@@ -271,4 +271,4 @@ def test_slow_implementations_are_timed_less_often(
     monkeypatch.setattr(roi_align, "PATIENCE_SECONDS", patience)
     calls = []
     roi_align.median_times({"ours": [lambda: calls.append(0)]}, 5, "cpu")
-    assert len(calls) == 3 * turns  # one of them to warm up
+    assert len(calls) == 3 * turns  # including one warm-up turn
