@@ -1,4 +1,4 @@
-"""Checkpoints that carry class names and config, and clear refusals of those that do not fit."""
+"""Checkpoints with class names and config, and one-line errors for those that do not fit."""
 
 import logging
 from collections.abc import Mapping
@@ -10,8 +10,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 
 from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.console import LOG_ONLY
 from mask_rcnn_plus.engine.weights import (
     cannot_load,
+    listed,
     local_weights,
     non_finite,
     read_weights_file,
@@ -20,19 +22,16 @@ from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# How many parameter names an error message lists.
-_NAMES_IN_MESSAGE = 3
-
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with safe files, clear refusals and what prediction needs later.
+    """detectron2's checkpointer with safe files, clear errors and what prediction needs later.
 
     Args:
         model: the model to save and load.
         save_dir: folder for checkpoints; "" for a checkpointer that only loads.
-        strict: refuse weights that leave any parameter unset, as an evaluation does. A training may
-            start from partial weights (an ImageNet backbone, another number of classes), and
-            refuses only weights of which no parameter fits.
+        strict: refuse weights that leave any parameter unset, as an evaluation does. Training may
+            start from partial weights (an ImageNet backbone, another number of classes); it only
+            refuses weights that fit no parameter.
         class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids.
         config: YAML text of the config, stored as ``"config"``.
         keep: how many periodic checkpoints to keep when another is saved; 0 for all.
@@ -52,24 +51,24 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._strict = strict
-        # The path, as passed to load(), of the only file that may be read as a full pickle.
-        self.trusted = ""
         self._extra = {"class_names": list(class_names or []), "config": config}
         self._keep = keep
         # The checkpoint whose digest is already verified.
         self._verified = ""
+        self.trusted = ""
+        """The only path that ``load`` may read as a full pickle."""
         self.resumed = False
         """Whether the run continues from one of its own checkpoints."""
         self.last_saved = -1
         """The iteration of the checkpoint that ``--resume`` would use."""
 
     def save(self, name: str, *, tag: bool = True, **kwargs: Any) -> None:
-        """Saves the model and the checkpointables, whole or not at all (see ``saving``).
+        """Saves the model and the checkpointables, completely or not at all (see ``saving``).
 
         Args:
-            name: of the file, without ``.pth``.
+            name: the file's name without ``.pth``.
             tag: make it the checkpoint that ``--resume`` uses.
-            kwargs: stored with it.
+            kwargs: further entries of the file.
 
         Raises:
             FloatingPointError: a weight is not finite; nothing is saved.
@@ -82,32 +81,22 @@ class Checkpointer(DetectionCheckpointer):
             raise FloatingPointError(f"the weights '{bad}' are not finite")
         state = {key: value.state_dict() for key, value in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
-        logger.info(f"Saving checkpoint to {path}")
-        saving.save({"model": weights, **state, **self._extra, **kwargs}, path)
+        self.save_weights(name, weights, **state, **kwargs)
         if tag:
             saving.point_to(path)
             self.last_saved = kwargs.get("iteration", -1)
         saving.prune(path.parent, self._keep)
 
     def save_weights(self, name: str, weights: dict[str, Any], **kwargs: Any) -> None:
-        """Saves given weights, without anything that a run could resume from.
-
-        Args:
-            name: of the file, without ``.pth``.
-            weights: with the names of the model's weights.
-            kwargs: stored with them.
-
-        Raises:
-            SaveError: the file cannot be written; existing files are unchanged.
-        """
+        """Saves given weights without the state of a run; arguments and errors as in ``save``."""
         if not self.save_dir or not self.save_to_disk:
             return
         path = Path(self.save_dir) / f"{name}.pth"
-        logger.info(f"Saving weights to {path}")
+        logger.info(f"Saving checkpoint to {path}")
         saving.save({"model": weights, **self._extra, **kwargs}, path)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads weights, and first verifies their digest if there is one beside the file.
+        """Verifies the digest beside the file, if there is one, and loads the weights.
 
         Raises:
             UserError: the file does not exist, cannot be downloaded, is damaged, is not a
@@ -144,7 +133,7 @@ class Checkpointer(DetectionCheckpointer):
             start = f"the weights {path}" if path else "random weights"
             logger.info(f"--resume: no checkpoint in {self.save_dir}; starting from {start}")
             return super().resume_or_load(path, resume=False)
-        # A run continues only with its own model, complete.
+        # A run only continues with all weights of its own model.
         self._strict = True
         self._verified = checkpoint
         extra = self.load(checkpoint)
@@ -152,7 +141,7 @@ class Checkpointer(DetectionCheckpointer):
         iteration = extra.get("iteration", -1)
         if type(iteration) is not int or iteration < -1:
             raise UserError(f"'{checkpoint}' is not a resumable checkpoint: invalid 'iteration'")
-        logger.info(f"Resuming from {checkpoint}, which has {iteration + 1} iterations behind it")
+        logger.info(f"Resuming from {checkpoint} after {iteration + 1} iterations")
         return extra
 
     def _choose(self) -> str:
@@ -178,54 +167,49 @@ class Checkpointer(DetectionCheckpointer):
         return read_weights_file(Path(filename), name=self._path, trusted=trusted)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        wanted = [key for key in self.model.state_dict() if _matters(key)]
+        total = sum(map(_matters, self.model.state_dict()))
         try:
             incompatible = super()._load_model(checkpoint)
         except (ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
             raise cannot_load(self._path, error) from error
-        shapes = [
-            f"{key} ({_shape(stored)} in the file, {_shape(own)} in the model)"
+        shapes = {
+            key: f"{key} ({_shape(stored)} in the file, {_shape(own)} in the model)"
             for key, stored, own in incompatible.incorrect_shapes
-        ]
+        }
         # Keys of another shape are also reported as missing.
-        misshapen = {key for key, _, _ in incompatible.incorrect_shapes}
-        missing = [k for k in incompatible.missing_keys if _matters(k) and k not in misshapen]
-        if len(missing) + len(shapes) >= len(wanted):
+        missing = [k for k in incompatible.missing_keys if _matters(k) and k not in shapes]
+        if len(missing) + len(shapes) >= total:
             raise UserError(f"weights '{self._path}' do not fit this model: no parameter fits")
-        problems = {"missing": missing, "of another shape": shapes}
-        if self._strict and (missing or shapes):
-            for title, keys in problems.items():
-                if keys:
-                    # The run's log lists all of them, the refusal only the first.
-                    text = "\n  ".join([f"{title.capitalize()} in {self._path}:", *keys])
-                    logger.info(text, extra={"log_only": True})
-            counts = "; ".join(
-                f"{len(keys)} of {len(wanted)} parameters are {title}: {_some(keys)}"
-                for title, keys in problems.items()
-                if keys
-            )
+        counts = []
+        for title, keys in (("missing", missing), ("of another shape", list(shapes.values()))):
+            if self._strict and keys:
+                # The log lists all keys, the error only the first.
+                text = "\n  ".join([f"{title.capitalize()} in {self._path}:", *keys])
+                logger.info(text, extra=LOG_ONLY)
+                counts.append(f"{len(keys)} of {total} parameters are {title}: {listed(keys, 3)}")
+        if counts:
             raise UserError(
-                f"weights '{self._path}' do not fit this model: {counts}; they belong to another "
-                "config"
+                f"weights '{self._path}' do not fit this model: {'; '.join(counts)}; they belong "
+                "to another config"
             )
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        if not self._strict:  # a training that starts from other weights lists every name
+        if not self._strict:  # training that starts from other weights lists every name
             super()._log_incompatible_keys(incompatible)
         elif unused := list(incompatible.unexpected_keys):
             logger.warning(
                 f"weights '{self._path}' have {len(unused)} parameters that this model does not "
-                f"have: {_some(unused)}"
+                f"have: {listed(unused, 3)}"
             )
 
 
 def check_run_state(state: Any, *, optimizer: torch.optim.Optimizer, name: str) -> None:
-    """Refuses the stored state of a trainer that this run cannot continue.
+    """Refuses a stored trainer state that this run cannot continue.
 
     Args:
-        state: of the checkpoint; ``Trainer.state_dict()`` made it.
-        optimizer: of this run.
+        state: the checkpoint's ``Trainer.state_dict()``.
+        optimizer: the optimizer of this run.
         name: SOLVER.OPTIMIZER, for the message.
 
     Raises:
@@ -249,17 +233,15 @@ def _check_optimizer(
     stored: Mapping[str, Any], optimizer: torch.optim.Optimizer, name: str
 ) -> None:
     restart = "or start a new run from its weights with MODEL.WEIGHTS and without --resume"
-    groups = stored["param_groups"]
-    # What tells SGD from AdamW.
-    kinds = [
-        {"momentum", "betas"} & set().union(*each) for each in (groups, optimizer.param_groups)
-    ]
+    both = (stored["param_groups"], optimizer.param_groups)
+    # SGD has a momentum, AdamW has betas.
+    kinds = [{"momentum", "betas"} & set().union(*groups) for groups in both]
     if kinds[0] != kinds[1]:
         raise UserError(
             f"SOLVER.OPTIMIZER is '{name}', and the checkpoint to resume from was trained with "
             f"another one: keep that, {restart}"
         )
-    sizes = [[len(g["params"]) for g in each] for each in (groups, optimizer.param_groups)]
+    sizes = [[len(group["params"]) for group in groups] for groups in both]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     tensors = [
         (index, name, value)
@@ -280,14 +262,9 @@ def _check_optimizer(
 
 
 def _matters(key: str) -> bool:
-    # BatchNorm reads its count of batches only if its momentum is None.
+    # BatchNorm only uses its count of batches if its momentum is None.
     return not key.endswith("num_batches_tracked")
 
 
 def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(str(side) for side in shape)
-
-
-def _some(keys: list[str]) -> str:
-    rest = len(keys) - _NAMES_IN_MESSAGE
-    return ", ".join(keys[:_NAMES_IN_MESSAGE]) + (f" and {rest} more" if rest > 0 else "")
+    return "x".join(map(str, shape))

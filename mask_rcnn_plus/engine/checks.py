@@ -21,10 +21,7 @@ def check_datasets(
 ) -> list[str]:
     """Loads each data set once and compares the classes of data, checkpoint and config.
 
-    Args:
-        cfg: a MODEL.ROI_HEADS.NUM_CLASSES of -1 is set in place.
-        args: the command line's arguments.
-        check_data: runs before the data sets are loaded; None checks nothing.
+    It sets a MODEL.ROI_HEADS.NUM_CLASSES of -1 in place, and calls ``check_data`` first.
 
     Returns:
         the class names, in the order of class ids; empty for a model without classes.
@@ -37,27 +34,26 @@ def check_datasets(
     if args.eval_only:
         _require_names(test, "DATASETS.TEST", "('mine_val',)")
         weights = _require_weights(cfg, args)
-        used = list(dict.fromkeys(test))
+        train = []
     else:
         _require_names(train, "DATASETS.TRAIN", "('mine_train',)")
         if cfg.MODEL.WEIGHTS:
             local_weights(cfg.MODEL.WEIGHTS)
-        used = list(dict.fromkeys(train + test))
+    used = list(dict.fromkeys(train + test))
     if check_data is not None:
         check_data(cfg, used)
     for name in used:
-        training = name in train and not args.eval_only
-        records = require_dataset(name, training=training)
-        if training:
+        records = require_dataset(name, training=name in train)
+        if name in train:
             _check_annotations(cfg, name, records)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
-        return []  # a network of proposals has no classes
+        return []  # a proposal network does not have classes
 
     sources = {f"data set '{name}'": class_names(name) for name in used}
     if args.eval_only:
         trusted = getattr(args, "trust_checkpoint", False) and weights == cfg.MODEL.WEIGHTS
         if stored := read_class_names(weights, trusted=trusted):
-            # First, because all others must agree with the model.
+            # First, so that the data sets are compared with the model.
             sources = {f"checkpoint '{weights}'": stored, **sources}
     first, *others = sources
     for other in others:
@@ -78,7 +74,7 @@ def check_datasets(
 
 
 def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:
-    """Checks that the objects have what the config trains on."""
+    """Checks that the objects have the masks and keypoints that the config trains on."""
     objects = [
         (record, annotation)
         for record in records

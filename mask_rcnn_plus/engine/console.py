@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar on a terminal, plain lines in a pipe, everything in log.txt."""
+"""A run's output: a progress bar on a terminal, plain lines in a pipe, everything in log.txt."""
 
 import logging
 import shutil
@@ -6,12 +6,13 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
+from tqdm.contrib import DummyTqdmFile
 
 from mask_rcnn_plus.errors import UserError
 
@@ -25,14 +26,12 @@ _SHOWN = ("Starting training", "Overall training speed", "[Checkpointer] Loading
 
 
 def setup_console(output_dir: str, rank: int) -> None:
-    """Sets up the loggers: everything in ``output_dir/log.txt``, what matters on the screen.
+    """Logs everything to ``output_dir/log.txt``, and what matters to the screen.
 
-    Args:
-        output_dir: folder of log.txt (log.txt.rankN for rank N > 0).
-        rank: rank of this process; only rank 0 writes to the screen.
+    Only rank 0 writes to the screen. Rank N > 0 logs to log.txt.rankN.
     """
-    # Otherwise a second run in one process (a notebook, a test) would log each line twice, and
-    # also into the folder of the first run.
+    # A second run in one process (a notebook, a test) would log each line twice, and also into the
+    # folder of the first run.
     setup_logger.cache_clear()
     for name in _LOGGERS:
         logging.getLogger(name).handlers.clear()
@@ -43,13 +42,13 @@ def setup_console(output_dir: str, rank: int) -> None:
     for name in _LOGGERS:
         for handler in logging.getLogger(name).handlers:
             if getattr(handler, "stream", None) is not sys.stdout:
-                # On a full disk logging would print a traceback for each line of log.txt; the run
-                # reports it once. setup_logger makes the handler, so it cannot be a subclass.
+                # On a full disk logging would print a traceback for each line; the run reports it
+                # once. setup_logger creates the handler, so it cannot be a subclass.
                 handler.handleError = lambda record: None  # type: ignore[method-assign]
             elif isinstance(handler, logging.StreamHandler):
                 handler.addFilter(_on_screen)
                 if _is_terminal():
-                    handler.setStream(_AboveProgressBar(sys.stdout))  # type: ignore[arg-type]
+                    handler.setStream(DummyTqdmFile(sys.stdout))  # writes above the bar
 
 
 def _on_screen(record: logging.LogRecord) -> bool:
@@ -84,23 +83,16 @@ def quiet_threads() -> Iterator[None]:
 
 
 class ProgressBar(HookBase):
-    """Iterations, time left, loss and learning rate on one line; nothing if not on a terminal.
+    """Iterations, time left, loss and learning rate on one line; only on a terminal."""
 
-    Args:
-        period: the loss is updated every so many iterations.
-    """
-
-    def __init__(self, period: int = 10) -> None:
-        self._period = period
-        self._bar: tqdm | None = None
+    _bar: tqdm | None = None
 
     def before_train(self) -> None:
-        trainer = self.trainer
         if _is_terminal():
             self._bar = tqdm(
                 desc="Training",
-                total=trainer.max_iter,
-                initial=trainer.start_iter,
+                total=self.trainer.max_iter,
+                initial=self.trainer.start_iter,
                 unit="it",
                 dynamic_ncols=True,
             )
@@ -108,7 +100,7 @@ class ProgressBar(HookBase):
     def after_step(self) -> None:
         if self._bar is None:
             return
-        if self.trainer.iter % self._period == 0:
+        if self.trainer.iter % 10 == 0:
             self._bar.set_postfix(self._metrics(), refresh=False)
         self._bar.update()
 
@@ -126,19 +118,6 @@ class ProgressBar(HookBase):
         if torch.cuda.is_available():
             metrics["mem"] = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}M"
         return metrics
-
-
-class _AboveProgressBar:
-    """A stream whose writes appear above the progress bar."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        tqdm.write(text, file=self._stream, end="")
-
-    def flush(self) -> None:
-        self._stream.flush()
 
 
 def _is_terminal() -> bool:

@@ -1,4 +1,4 @@
-"""Settings that follow from others: a schedule from the batch size, class weights from the data."""
+"""Computes settings: the schedule from the batch size, class weights from the data."""
 
 import logging
 from collections import Counter
@@ -11,13 +11,11 @@ from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_LENGTHS = (
-    "SOLVER.MAX_ITER",
-    "SOLVER.WARMUP_ITERS",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "TEST.EVAL_PERIOD",
-    "TEST.LOSS_PERIOD",
-)
+# Settings that count iterations.
+_LENGTHS = {
+    "SOLVER": ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"),
+    "TEST": ("EVAL_PERIOD", "LOSS_PERIOD"),
+}
 
 
 def scale_schedule(cfg: CfgNode) -> None:
@@ -25,9 +23,7 @@ def scale_schedule(cfg: CfgNode) -> None:
 
     Linear scaling (arXiv:1706.02677): training sees the same number of images. Afterwards
     SOLVER.REFERENCE_IMS_PER_BATCH is the batch size, so that the saved config is not scaled again.
-
-    Args:
-        cfg: nothing is scaled if its SOLVER.REFERENCE_IMS_PER_BATCH is 0.
+    If it is 0, nothing is scaled.
 
     Raises:
         UserError: detectron2's SOLVER.REFERENCE_WORLD_SIZE would scale too, or the scaled
@@ -47,19 +43,18 @@ def scale_schedule(cfg: CfgNode) -> None:
     scale = batch / reference
     changes = []
 
-    def change(key: str, value: float | int | tuple[int, ...]) -> None:
-        group, name = key.split(".")
-        changes.append(f"{key} {cfg[group][name]} -> {value}")
+    def change(group: str, name: str, value: float | int | tuple[int, ...]) -> None:
+        changes.append(f"{group}.{name} {cfg[group][name]} -> {value}")
         cfg[group][name] = value
 
     max_iter = solver.MAX_ITER
-    change("SOLVER.BASE_LR", solver.BASE_LR * scale)
+    change("SOLVER", "BASE_LR", solver.BASE_LR * scale)
     if "BASE_LR_END" in solver:  # detectron2's main branch
-        change("SOLVER.BASE_LR_END", solver.BASE_LR_END * scale)
-    for key in _LENGTHS:
-        group, name = key.split(".")
-        if before := cfg[group][name]:
-            change(key, max(1, round(before / scale)))
+        change("SOLVER", "BASE_LR_END", solver.BASE_LR_END * scale)
+    for group, names in _LENGTHS.items():
+        for name in names:
+            if before := cfg[group][name]:
+                change(group, name, max(1, round(before / scale)))
     # detectron2 ignores steps after the end.
     steps = tuple(round(step / scale) for step in solver.STEPS if step < max_iter)
     if any(a >= b for a, b in pairwise((0, *steps, solver.MAX_ITER))):
@@ -68,7 +63,7 @@ def scale_schedule(cfg: CfgNode) -> None:
             f"MAX_ITER {max_iter} and STEPS {tuple(solver.STEPS)} become {solver.MAX_ITER} and "
             f"{steps}, which do not increase from 1 on: set a smaller batch, or other STEPS"
         )
-    change("SOLVER.STEPS", steps)
+    change("SOLVER", "STEPS", steps)
     solver.REFERENCE_IMS_PER_BATCH = batch
     logger.info(
         f"SOLVER.IMS_PER_BATCH is {batch}, {scale:g} times the reference {reference}: "
@@ -79,15 +74,15 @@ def scale_schedule(cfg: CfgNode) -> None:
 def resolve_class_weights(cfg: CfgNode, names: list[str]) -> None:
     """Replaces CLASS_WEIGHTING "inverse_frequency" by numbers in CLASS_WEIGHTS, in place.
 
-    A class c with n_c of N objects gets N / (K n_c): the mean weight over all objects is 1.
-    Afterwards CLASS_WEIGHTING is "none", so that the saved config has only the numbers.
+    With n_c of N objects, class c of K gets N / (K n_c): the mean weight over all objects is 1.
+    Afterwards CLASS_WEIGHTING is "none", so that the saved config only has the numbers.
 
     Args:
         cfg: a config whose training sets are registered.
         names: class names, in the order of class ids.
 
     Raises:
-        UserError: CLASS_WEIGHTS is set as well, or a class has no object.
+        UserError: CLASS_WEIGHTS is set as well, or a class does not have any object.
     """
     head = cfg.MODEL.ROI_BOX_HEAD
     if head.CLASS_WEIGHTING == "none":

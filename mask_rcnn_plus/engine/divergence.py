@@ -1,26 +1,25 @@
 """Explains why a loss or a weight stopped being finite, and runs that step again."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.engine import saving
-from mask_rcnn_plus.engine.steps import AMP_DTYPES
+from mask_rcnn_plus.engine.steps import autocast
 from mask_rcnn_plus.engine.stops import DIVERGED
-from mask_rcnn_plus.engine.weights import BadFileError, explain, non_finite, read_torch
+from mask_rcnn_plus.engine.weights import BadFileError, explain, listed, non_finite, read_torch
 from mask_rcnn_plus.errors import UserError
 
-# What a batch may hold besides tensors, numbers and text.
+# The classes that a batch may contain besides tensors, numbers and text.
 STRUCTURES = (Instances, Boxes, BitMasks, Keypoints, PolygonMasks)
-
-_IMAGES_IN_MESSAGE = 8
 
 
 class DivergedError(UserError):
@@ -31,12 +30,12 @@ class DivergedError(UserError):
 
 @dataclass(frozen=True)
 class Step:
-    """What it takes to repeat the forward pass of a training step.
+    """Everything needed to repeat the forward pass of a training step.
 
     Attributes:
         batch: the samples.
-        seeds: the arguments with which ``seed_all`` seeded the random generators.
-        amp: the type of mixed precision, a key of ``AMP_DTYPES``; "" for none.
+        seeds: the arguments of ``seed_all`` before the step.
+        amp: the mixed precision, a key of ``AMP_DTYPES``; "" for full precision.
     """
 
     batch: list[Any]
@@ -45,10 +44,8 @@ class Step:
 
     def losses(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
         """The losses of a model that is not wrapped for distributed training."""
-        device = next(model.parameters()).device.type
         seed_all(*self.seeds)
-        dtype = AMP_DTYPES.get(self.amp)
-        with EventStorage(), torch.autocast(device, dtype, enabled=dtype is not None):
+        with EventStorage(), autocast(model, self.amp):
             return model(self.batch)
 
 
@@ -56,8 +53,8 @@ def first_bad(model: torch.nn.Module, step: Step) -> str:
     """Repeats a step and names the first tensor in it that is not finite.
 
     Args:
-        model: in training mode; it may gain gradients and updated BatchNorm statistics.
-        step: the step.
+        model: in training mode; its gradients and BatchNorm statistics may change.
+        step: the step to repeat.
 
     Returns:
         for example "output of backbone.fpn_output2 (Conv2d)"; "" if everything is finite.
@@ -69,12 +66,21 @@ def first_bad(model: torch.nn.Module, step: Step) -> str:
     if name := next(non_finite(dict(model.named_parameters())), ""):
         return f"weights {name}"
     outputs: list[str] = []
-    with _watching(model, outputs):
-        try:
-            losses = step.losses(model)
-        except FloatingPointError as error:
-            # detectron2's region proposals check their boxes themselves.
-            return outputs[0] if outputs else str(error)
+    names = {module: name for name, module in model.named_modules()}
+
+    def watch(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if not outputs and not all(torch.isfinite(tensor).all() for tensor in _tensors(output)):
+            outputs.append(f"output of {names[module] or 'the model'} ({type(module).__name__})")
+
+    handles = [module.register_forward_hook(watch) for module in names]
+    try:
+        losses = step.losses(model)
+    except FloatingPointError as error:
+        # detectron2 checks the boxes of its region proposals.
+        return outputs[0] if outputs else str(error)
+    finally:
+        for handle in handles:
+            handle.remove()
     if outputs:
         return outputs[0]
     if name := next(non_finite(losses), ""):
@@ -86,33 +92,12 @@ def first_bad(model: torch.nn.Module, step: Step) -> str:
     return f"gradient of {name}" if name else ""
 
 
-@contextmanager
-def _watching(model: torch.nn.Module, outputs: list[str]) -> Iterator[None]:
-    """Within, notes the first module whose output is not finite."""
-
-    def watch(name: str) -> Any:
-        def look(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            if not outputs and not all(torch.isfinite(tensor).all() for tensor in _tensors(output)):
-                outputs.append(f"output of {name or 'the model'} ({type(module).__name__})")
-
-        return look
-
-    handles = [module.register_forward_hook(watch(n)) for n, module in model.named_modules()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():
             yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        for item in value:
+    elif isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        for item in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(item)
     elif hasattr(value, "tensor"):  # ImageList, Boxes
         yield from _tensors(value.tensor)
@@ -121,37 +106,28 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 def report(
     model: torch.nn.Module,
     steps: Sequence[Step],
+    cfg: CfgNode,
     *,
     what: str,
     iteration: int,
     learning_rate: float,
-    base_lr: float,
-    config: str,
-    path: Path,
 ) -> DivergedError:
-    """Writes the file that ``replay`` reads, and explains the divergence.
+    """Writes the file that ``replay`` reads, and returns an error that explains the divergence.
 
     Args:
         model: the model before the step.
         steps: the step of each process.
-        what: what is not finite, for the message.
-        iteration: of the step.
-        learning_rate: at the step.
-        base_lr: SOLVER.BASE_LR.
-        config: YAML text.
-        path: of the file to write.
-
-    Returns:
-        the error to raise.
+        cfg: the config of the run.
+        what: the value that is not finite, for the message.
+        iteration: the iteration of the step.
+        learning_rate: the learning rate of the step.
     """
+    path = Path(cfg.OUTPUT_DIR) / f"divergence{comm.get_rank() or ''}.pt"
     what = " ".join(what.split())
-    diverged, tensor = steps[0], ""
-    # Repeating the step changes BatchNorm's running statistics.
+    # Copied first, because repeating the step changes BatchNorm's running statistics.
     weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    for step in steps:
-        if tensor := first_bad(model, step):
-            diverged = step
-            break
+    tensors = ((step, first_bad(model, step)) for step in steps)
+    diverged, tensor = next((pair for pair in tensors if pair[1]), (steps[0], ""))
     where = f"batch, weights and random state are in {path}"
     try:
         saving.save(
@@ -163,30 +139,26 @@ def report(
                 "batch": diverged.batch,
                 "seeds": list(diverged.seeds),
                 "amp": diverged.amp,
-                "config": config,
+                "config": cfg.dump(),
             },
             path,
         )
     except saving.SaveError as error:
         where = str(error)
-    advice = f"the learning rate was {learning_rate:.3g}: try SOLVER.BASE_LR {base_lr / 10:.3g}"
+    images = [
+        f"{sample.get('image_id', '?')} ('{sample.get('file_name', '?')}')"
+        for sample in diverged.batch
+        if isinstance(sample, Mapping)
+    ]
+    smaller = cfg.SOLVER.BASE_LR / 10
+    advice = f"the learning rate was {learning_rate:.3g}: try SOLVER.BASE_LR {smaller:.3g}"
     if tensor.startswith("image"):
         advice = "check the image and its augmentation"
     return DivergedError(
         f"training diverged at iteration {iteration}: {what}; first tensor that is not finite: "
-        f"{tensor or 'none when the step is repeated'}; images {_images(diverged.batch)}; "
+        f"{tensor or 'none when the step is repeated'}; images {listed(images, 8)}; "
         f"{advice}; {where}"
     )
-
-
-def _images(batch: list[Any]) -> str:
-    names = [
-        f"{sample.get('image_id', '?')} ('{sample.get('file_name', '?')}')"
-        for sample in batch
-        if isinstance(sample, Mapping)
-    ]
-    more = len(names) - _IMAGES_IN_MESSAGE
-    return ", ".join(names[:_IMAGES_IN_MESSAGE]) + (f" and {more} more" if more > 0 else "")
 
 
 def replay(

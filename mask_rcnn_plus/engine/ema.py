@@ -1,4 +1,4 @@
-"""Averaged weights: an exponential moving average over the course of a run (SOLVER.EMA)."""
+"""SOLVER.EMA: an exponential moving average of the weights during a run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ NAME = "ema"
 class WeightAverage(HookBase):
     """Averages the weights after each step (Polyak averaging with exponential weights).
 
-    Floating-point buffers (statistics of batch norms) are averaged as well, others are copied. Each
-    checkpoint contains the averages, so that a resumed run continues with the same bits.
+    Floating-point buffers (statistics of batch norms) are averaged too, others are copied. Each
+    checkpoint contains the averages, so that a resumed run continues bit for bit.
 
     Args:
         decay: the share of itself that the average keeps per step, from 0 to below 1.
-        warmup: after step t, counted from 1, it keeps at most (1 + t) / (warmup + t): early
-            averages follow weights that still change fast. 1 for no warmup.
+        warmup: after step t, counted from 1, the average keeps at most (1 + t) / (warmup + t), so
+            that it follows early weights, which change fast. 1 for no warmup.
         checkpointer: saves ``model_ema_final.pth``, in the main process only.
     """
 
@@ -63,22 +63,14 @@ class WeightAverage(HookBase):
             self.save("final", self.trainer.max_iter - 1)
 
     def save(self, name: str, iteration: int) -> str:
-        """Saves the averages as weights, without the state of the run.
-
-        Args:
-            name: NAME in ``model_ema_NAME.pth``.
-            iteration: stored with the weights.
-
-        Returns:
-            the name of the file.
-        """
+        """Saves the averages as ``model_ema_<name>.pth``; returns the name of the file."""
         file = f"model_{NAME}_{name}"
         self._checkpointer.save_weights(file, self._average, iteration=iteration)
         return f"{file}.pth"
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; afterwards its own, bit for bit."""
+        """Gives the model the averaged weights, and afterwards its own, bit for bit."""
         tensors = _tensors(self.trainer.model)
         own = {name: value.detach().clone() for name, value in tensors.items()}
         _copy(self._average, tensors)

@@ -1,7 +1,7 @@
-"""MODEL.FREEZE: excludes parts of a model from training, by name."""
+"""MODEL.FREEZE: excludes parts of a model from training by name."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -17,7 +17,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     Args:
         model: not wrapped for distributed training.
         patterns: names of modules or parameters, with the wildcards of file names: ``*``, ``?``
-            and ``[2-4]``. (Not regular expressions: one in a stranger's config could run forever.)
+            and ``[2-4]``. (A regular expression in a stranger's config could run forever.)
 
     Raises:
         UserError: a pattern matches no parameter, or nothing is left to train.
@@ -29,7 +29,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         matching = [name for name in parameters if _matches(name, pattern)]
         if not matching:
             children = ", ".join(name for name, _ in model.named_children())
-            hint = did_you_mean(pattern, _prefixes(parameters)) or f"; modules: {children}"
+            modules = [name for name, m in model.named_modules() if list(m.parameters())]
+            hint = did_you_mean(pattern, [*modules, *parameters]) or f"; modules: {children}"
             raise UserError(f"MODEL.FREEZE: '{pattern}' matches no module or parameter{hint}")
         for name in matching:
             parameters[name].requires_grad = False
@@ -48,9 +49,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 def freeze_mode(model: nn.Module, patterns: Sequence[str]) -> None:
     """Puts frozen norms and dropouts into evaluation mode; call it after ``model.train()``.
 
-    Args:
-        model: may be wrapped for distributed training.
-        patterns: as for :func:`freeze`.
+    The model may be wrapped for distributed training; the patterns are those of :func:`freeze`.
     """
     for name, module in stateful_modules(getattr(model, "module", model)):
         # A pattern may also name a parameter or statistic of the module.
@@ -59,7 +58,7 @@ def freeze_mode(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def stateful_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules that draw random numbers or update statistics in training mode."""
+    """The modules, by name, that draw random numbers or update statistics in training mode."""
     for name, module in model.named_modules():
         kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
         if isinstance(module, kinds) or type(module).__name__ in ("DropPath", "DropBlock2d"):
@@ -68,12 +67,3 @@ def stateful_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-
-
-def _prefixes(parameters: Iterable[str]) -> list[str]:
-    """The names of all parameters and of the modules that contain them."""
-    names = {}
-    for name in parameters:
-        parts = name.split(".")
-        names.update(dict.fromkeys(".".join(parts[:end]) for end in range(1, len(parts) + 1)))
-    return list(names)

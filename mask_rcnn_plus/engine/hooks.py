@@ -1,4 +1,4 @@
-"""The hooks of a training run: detectron2's and this project's."""
+"""The hooks of a training run."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +21,7 @@ from mask_rcnn_plus.engine.metrics import (
     Evaluation,
     Metric,
     MetricsHistory,
+    Watcher,
 )
 from mask_rcnn_plus.engine.stops import StopSignals
 from mask_rcnn_plus.engine.validation import build_validation
@@ -33,26 +34,18 @@ def extend_hooks(
     checkpointer: Checkpointer,
     signals: StopSignals,
 ) -> list[HookBase | None]:
-    """Adds this project's hooks to those of detectron2's DefaultTrainer.
-
-    Args:
-        hooks: those of DefaultTrainer, in their order.
-        cfg: the config.
-        checkpointer: of the run.
-        signals: of the run.
-    """
+    """Adds this project's hooks to those of detectron2's DefaultTrainer, in the right order."""
     extended: list[HookBase | None] = [MetricsHistory(Path(cfg.OUTPUT_DIR) / "metrics.json")]
-    average, average_placed = None, False
+    average = None
     if cfg.SOLVER.EMA.ENABLED:
         average = ema.WeightAverage(
             decay=cfg.SOLVER.EMA.DECAY, warmup=cfg.SOLVER.EMA.WARMUP, checkpointer=checkpointer
         )
     for hook in hooks:
-        # The average includes a step before it is saved. Processes that do not save have no
-        # PeriodicCheckpointer; the average comes at the same place there.
-        if isinstance(hook, PeriodicCheckpointer | EvalHook) and not average_placed:
+        # The average includes a step before it is saved. Only the main process has the hook that
+        # saves; the others have the average before the evaluation.
+        if isinstance(hook, PeriodicCheckpointer | EvalHook) and average not in extended:
             extended.append(average)
-            average_placed = True
         if isinstance(hook, EvalHook):
             hook = Evaluation(
                 partial(_evaluate_all, hook._func, cfg, average),
@@ -73,30 +66,21 @@ def extend_hooks(
 
 def _build_watchers(
     cfg: CfgNode, checkpointer: Checkpointer, average: ema.WeightAverage | None
-) -> list[BestCheckpoint | EarlyStopping]:
-    watchers: list[BestCheckpoint | EarlyStopping] = []
-    test = cfg.TEST
-    if test.BEST_METRIC:
-        # A metric of the averaged weights keeps the averaged weights.
-        averaged = average is not None and test.BEST_METRIC.startswith(f"{ema.NAME}/")
-        save = partial(_save_best, checkpointer, average if averaged else None)
-        watchers.append(BestCheckpoint(Metric(test.BEST_METRIC, test.BEST_MODE), save))
-    if (stopping := test.EARLY_STOPPING).METRIC:
-        watchers.append(
-            EarlyStopping(
-                Metric(stopping.METRIC, stopping.MODE),
-                patience=stopping.PATIENCE,
-                min_delta=stopping.MIN_DELTA,
-            )
-        )
+) -> list[Watcher]:
+    watchers: list[Watcher] = []
+    if name := cfg.TEST.BEST_METRIC:
+        save = partial(_save_best, checkpointer)
+        if average is not None and name.startswith(f"{ema.NAME}/"):
+            save = partial(average.save, "best")
+        watchers.append(BestCheckpoint(Metric(name, cfg.TEST.BEST_MODE), save))
+    if (stopping := cfg.TEST.EARLY_STOPPING).METRIC:
+        metric = Metric(stopping.METRIC, stopping.MODE)
+        options = {"patience": stopping.PATIENCE, "min_delta": stopping.MIN_DELTA}
+        watchers.append(EarlyStopping(metric, **options))
     return watchers
 
 
-def _save_best(
-    checkpointer: Checkpointer, average: ema.WeightAverage | None, iteration: int
-) -> str:
-    if average is not None:
-        return average.save("best", iteration)
+def _save_best(checkpointer: Checkpointer, iteration: int) -> str:
     checkpointer.save("model_best", tag=False, iteration=iteration)
     return "model_best.pth"
 
@@ -104,7 +88,7 @@ def _save_best(
 def _evaluate_all(
     evaluate: Callable[[], dict[str, Any]], cfg: CfgNode, average: ema.WeightAverage | None
 ) -> dict[str, Any]:
-    """Evaluates the weights, and the averaged weights if there are any."""
+    """Evaluates the weights, and with SOLVER.EMA also the averaged weights."""
     results = {**evaluate()}
     _show_pictures(cfg, "")
     if average is not None:
@@ -119,17 +103,17 @@ def _evaluate_all(
 
 
 def _show_pictures(cfg: CfgNode, prefix: str) -> None:
-    """Sends the preview of an evaluation to TensorBoard."""
+    """Sends the previews of an evaluation to TensorBoard."""
     if not (cfg.TEST.PREVIEW_TENSORBOARD and comm.is_main_process()):
         return
     for name in cfg.DATASETS.TEST:
         picture = cv2.imread(str(Path(cfg.OUTPUT_DIR) / f"preview_{name}.png"))
-        if picture is not None:  # drawing failed, which the log says
+        if picture is not None:  # otherwise drawing failed, which is in the log
             image = picture[:, :, ::-1].transpose(2, 0, 1).copy()
             get_event_storage().put_image(f"{prefix}preview/{name}", image)
 
 
 def _rewind(precise: PreciseBN, trainer: Any) -> None:
-    """Makes it use the same images each time, so that a resumed run uses them too."""
+    """Makes PreciseBN use the same images each time, also in a resumed run."""
     precise._data_loader.start(step=0)
     precise._data_iter = None

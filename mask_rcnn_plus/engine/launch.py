@@ -1,4 +1,4 @@
-"""Starts the processes of a run: one, several GPUs, several machines, or those of torchrun."""
+"""Starts the processes of a run, or joins those of torchrun."""
 
 import argparse
 import os
@@ -16,9 +16,9 @@ from mask_rcnn_plus.errors import UserError
 def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace, device: str):
     """Runs ``main(args)`` in every process of the run.
 
-    Under torchrun it joins the process group of torchrun's environment variables, with "gloo" on
-    the CPU and "nccl" on GPUs. Otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes
-    on each of ``args.num_machines`` machines.
+    Under torchrun this process joins the others, with "gloo" on the CPU and "nccl" on GPUs.
+    Otherwise detectron2's ``launch`` starts ``args.num_gpus`` processes on each of
+    ``args.num_machines`` machines.
 
     Args:
         main: the function to run in each process.
@@ -35,8 +35,8 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
         try:
             main(args)
         except BaseException:
-            # Destroying an NCCL group waits for all processes, and others may wait for the
-            # gradients of this one. torchrun ends them once this process has ended.
+            # Destroying an NCCL group waits for the other processes, which may wait for gradients
+            # of this one. torchrun ends them after this process.
             if dist.get_backend() != "nccl":
                 dist.destroy_process_group()
             raise
@@ -56,7 +56,7 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
             args=(args,),
         )
     except torch.multiprocessing.ProcessExitedException as error:
-        # The process has printed the error; spawn's traceback would not add anything.
+        # The process has printed its error.
         sys.exit(error.exit_code)
 
 
@@ -74,7 +74,7 @@ def _join_torchrun(device: str) -> None:
     if hasattr(comm, "create_local_process_group"):
         comm.create_local_process_group(local_size)
         return
-    # detectron2 0.6 creates this group only in its own launch.
+    # detectron2 0.6 only creates this group in its own launch.
     for first in range(0, dist.get_world_size(), local_size):
         ranks = list(range(first, first + local_size))
         group = dist.new_group(ranks)

@@ -60,14 +60,14 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
 
     Args:
         argv: command-line arguments; by default those of the process.
-        check_data: checks the data sets before the run, as DATA_CHECK configures. Each process of
-            the run calls it, so it must be a module-level function.
+        check_data: checks the data sets as DATA_CHECK configures. Each process of the run calls
+            it, so it must be a module-level function.
 
     Returns:
-        the exit code: 0, or one of those in ``--help`` after one line on standard error.
+        the exit code, as listed in ``--help``; an error is one line on standard error.
     """
     parser = default_argument_parser(epilog=_EXAMPLES)
-    # Not a config key: the author of a config must not decide which files its user trusts.
+    # Not a config key: a stranger's config must not decide which files its user trusts.
     parser.add_argument(
         TRUST_FLAG,
         action="store_true",
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
         cfg = load_config(args.config_file, args.opts)
         launch(partial(_run, check_data=check_data), args, resolve_device(cfg.MODEL.DEVICE))
     except UserError as error:
-        # Each process of torchrun gets here: one line per machine.
+        # Every process of torchrun gets here: one line per machine.
         return _report(error, show=os.environ.get("LOCAL_RANK", "0") == "0")
     except Interrupt as end:
         return int(end.code or 0)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
 
 
 def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> None:
-    """What each process of the run does; a UserError becomes one line and an Interrupt."""
+    """Runs in each process; prints a UserError in one line and raises an Interrupt instead."""
     try:
         cfg = setup(args, check_data=check_data)
         run = _prepare_evaluation(cfg, args) if args.eval_only else _prepare_training(cfg, args)
@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> No
     try:
         run()
     except UserError as error:
-        # Only this process raises it, e.g. for one of its images.
+        # Only this process raises it, for example for one of its images.
         raise Interrupt(_report(error)) from error
 
 
@@ -135,13 +135,13 @@ def _prepare_evaluation(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], 
 
 
 def _trusted(cfg: CfgNode, args: argparse.Namespace) -> str:
-    # A caller may have used detectron2's own parser, which does not have the option.
+    # detectron2's own parser, which a caller may use, does not have the option.
     return cfg.MODEL.WEIGHTS if getattr(args, "trust_checkpoint", False) else ""
 
 
 @contextmanager
 def _in_one_line(problem: str) -> Iterator[None]:
-    """Turns any error of detectron2, e.g. for incompatible settings, into a UserError."""
+    """Raises any error of detectron2, such as incompatible settings, as a UserError."""
     try:
         yield
     except UserError:
@@ -159,8 +159,7 @@ def _print_next_steps(cfg: CfgNode) -> None:
     environment = f"DETECTRON2_DATASETS={root} " if root else ""
     print(
         "\nNext:\n"
-        "  curves:           uv run tensorboard --logdir "
-        f"{output}\n"
+        f"  curves:           uv run tensorboard --logdir {output}\n"
         f"  evaluate again:   {environment}uv run train_net.py --config-file "
         f"{output / 'config.yaml'} --eval-only MODEL.WEIGHTS {output / 'model_final.pth'}\n"
         "  your own data:    uv run train_net.py --config-file configs/small_data.yaml "

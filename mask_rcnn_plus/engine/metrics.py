@@ -1,7 +1,7 @@
-"""Metrics in the course of a run: when they are measured, what they decide, how a run keeps them.
+"""Metrics during a run: when they are measured, what they decide, and how a resumed run keeps them.
 
-An evaluation measures metrics such as "segm/AP"; the validation losses are metrics too. A watcher
-follows one metric: it keeps the best checkpoint, or ends the run early.
+Metrics are those of an evaluation, such as "segm/AP", and the validation losses. A watcher follows
+one metric: it keeps the best checkpoint, or ends the run early.
 """
 
 import json
@@ -58,9 +58,7 @@ class Metric:
 class BestCheckpoint:
     """Keeps the checkpoint with the best value of a metric.
 
-    Args:
-        metric: the metric.
-        save: saves the weights of an iteration, and returns the name of the file.
+    ``save`` saves the weights of an iteration, and returns the name of the file.
     """
 
     key = "best"
@@ -72,7 +70,7 @@ class BestCheckpoint:
         self.state: dict[str, Any] = {}
 
     def update(self, value: float, iteration: int) -> None:
-        """Called in the main process with each new value."""
+        """Accepts a new value, in the main process."""
         if self.metric.better(value, self.state.get("value")):
             self.state = {"value": value, "iteration": iteration}
             file = self._save(iteration)
@@ -85,7 +83,7 @@ class EarlyStopping:
     Args:
         metric: the metric.
         patience: how many values in a row may fail to improve.
-        min_delta: an improvement must be larger than this, 0 or more.
+        min_delta: the improvement that a value has to exceed, 0 or more.
     """
 
     key = "early_stopping"
@@ -98,7 +96,7 @@ class EarlyStopping:
         self.state: dict[str, Any] = {}
 
     def update(self, value: float, iteration: int) -> None:
-        """Called in the main process with each new value."""
+        """Accepts a new value, in the main process."""
         if self.metric.better(value, self.state.get("value"), self._min_delta):
             self.state = {"value": value, "iteration": iteration, "waited": 0}
         else:
@@ -118,20 +116,23 @@ class EarlyStopping:
         )
 
 
+Watcher = BestCheckpoint | EarlyStopping
+
+
 class Evaluation(EvalHook):
     """Evaluates, measures validation losses, and passes both to watchers.
 
     A signal ends an evaluation at once. This replaces detectron2's BestCheckpointer, which forgets
-    the best value when a run resumes, and makes the best checkpoint the one to resume from.
+    the best value when a run resumes, and makes the run resume from the best checkpoint.
 
     Args:
-        evaluate: returns nested metrics; called every ``period`` iterations and at the end.
-        period: 0 to evaluate only at the end.
-        validation: measures the losses; None for none.
-        loss_period: its period; it also measures at the end.
-        watchers: of the metrics.
-        checkpointer: of the run; only the main process saves.
-        signals: of the run.
+        evaluate: returns nested metrics.
+        period: iterations between evaluations; it always evaluates at the end. 0 for only then.
+        validation: measures the losses; None to measure none.
+        loss_period: the same for the losses.
+        watchers: follow the metrics.
+        checkpointer: saves the run, in the main process.
+        signals: the signals of the run.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class Evaluation(EvalHook):
         period: int,
         validation: ValidationLoss | None = None,
         loss_period: int = 0,
-        watchers: Sequence[BestCheckpoint | EarlyStopping] = (),
+        watchers: Sequence[Watcher] = (),
         checkpointer: Checkpointer,
         signals: StopSignals,
     ) -> None:
@@ -172,7 +173,7 @@ class Evaluation(EvalHook):
         last = self.trainer.start_iter - 1
         if self._end_early(last):
             return
-        # A checkpoint is saved before it is evaluated; the run may have been killed in between.
+        # The run may have been killed after saving this checkpoint and before evaluating it.
         if self._shown < last and any(self._due(last)):
             logger.info("Evaluating the checkpoint that the run resumes from")
             self.trainer.storage.iter = last
@@ -193,9 +194,9 @@ class Evaluation(EvalHook):
         del self._func  # as EvalHook does: it refers to the trainer
 
     def _due(self, iteration: int) -> tuple[bool, bool]:
-        """Whether to evaluate an iteration's weights, and whether to measure their losses."""
+        """Whether to evaluate after an iteration, and whether to measure losses."""
         done = iteration + 1
-        if done == self.trainer.max_iter:  # after_train does this
+        if done == self.trainer.max_iter:  # after_train measures
             return False, False
         evaluate, losses = (
             period > 0 and done % period == 0 for period in (self._period, self._loss_period)
@@ -208,8 +209,8 @@ class Evaluation(EvalHook):
                 metrics = self._validation.measure(self.trainer.model)
                 self.trainer.storage.put_scalars(**metrics, smoothing_hint=False)
                 self._last_losses = iteration
-                totals = {name: value for name, value in metrics.items() if "total" in name}
-                logger.info(", ".join(f"{name} {value:.4f}" for name, value in totals.items()))
+                totals = (f"{name} {v:.4f}" for name, v in metrics.items() if "total" in name)
+                logger.info(", ".join(totals))
             if evaluate:
                 self._do_eval()
                 self._last_evaluation = iteration
@@ -224,7 +225,7 @@ class Evaluation(EvalHook):
     def _check_losses(self) -> None:
         """After the first step, refuses to watch a loss that the model does not have.
 
-        Every process ends, since the others would wait for the main one; only that says why.
+        Every process ends, because the others would wait for the main one, which says why.
         """
         losses = sorted({*self.trainer._trainer.loss_names, TOTAL})
         for watcher in self._watchers:
@@ -240,7 +241,7 @@ class Evaluation(EvalHook):
                     f"{watcher.setting} is '{name}', and the model has no loss '{loss}'{hint}"
                 )
 
-    def _update(self, watcher: BestCheckpoint | EarlyStopping, iteration: int) -> None:
+    def _update(self, watcher: Watcher, iteration: int) -> None:
         latest = self.trainer.storage.latest()
         value, measured_at = latest.get(watcher.metric.name, (0.0, None))
         if measured_at == self.trainer.storage.iter:
@@ -253,10 +254,10 @@ class Evaluation(EvalHook):
         )
 
     def _end_early(self, iteration: int) -> bool:
-        """Ends the run after an iteration if a watcher wants it; every process must call it."""
-        stopping = [watcher for watcher in self._watchers if isinstance(watcher, EarlyStopping)]
+        """Ends the run after an iteration if early stopping says so; every process must call it."""
+        reasons = [w.reason_to_end() for w in self._watchers if isinstance(w, EarlyStopping)]
         # Only the main process has metrics.
-        reason = comm.all_gather(stopping[0].reason_to_end() if stopping else "")[0]
+        reason = "".join(comm.all_gather(reasons)[0])
         if not reason:
             return False
         if iteration + 1 < self.trainer.max_iter:
@@ -270,11 +271,7 @@ class Evaluation(EvalHook):
 class MetricsHistory(HookBase):
     """Saves the latest values of every metric with each checkpoint, since writers smooth over them.
 
-    When a run resumes, the lines of the iterations that are repeated are cut from its
-    ``metrics.json``.
-
-    Args:
-        metrics_file: detectron2's ``metrics.json`` of the run.
+    A resumed run cuts the lines of the iterations that it repeats from its ``metrics.json``.
     """
 
     def __init__(self, metrics_file: Path) -> None:
@@ -297,10 +294,7 @@ class MetricsHistory(HookBase):
 
 
 def _cut_lines(path: Path, iteration: int) -> None:
-    """Cuts a file of JSON lines before the first line of this or a later iteration.
-
-    Also before the first damaged line.
-    """
+    """Cuts a file of JSON lines at the first line that is damaged or not before an iteration."""
     if not path.is_file():
         return
     size = 0
@@ -312,5 +306,5 @@ def _cut_lines(path: Path, iteration: int) -> None:
             except (ValueError, KeyError, TypeError):
                 break
             size += len(line)
-        # In place, since the writer has the file open to append.
+        # In place, because the writer has the file open to append.
         file.truncate(size)

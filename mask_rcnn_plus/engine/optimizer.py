@@ -19,16 +19,9 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
     )
-    fused = True if solver.FUSED else None
+    options = {"lr": solver.BASE_LR, "fused": solver.FUSED or None}
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)
-        return optimizer(groups, solver.BASE_LR, fused=fused)
-    optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
-    return optimizer(
-        groups,
-        solver.BASE_LR,
-        momentum=solver.MOMENTUM,
-        nesterov=solver.NESTEROV,
-        weight_decay=solver.WEIGHT_DECAY,
-        fused=fused,
-    )
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, **options)
+    options.update(momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    options.update(weight_decay=solver.WEIGHT_DECAY)
+    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(groups, **options)

@@ -1,10 +1,10 @@
-"""Writes checkpoints so that each is on the disk whole or not at all, and finds a sound one again.
+"""Writes checkpoints completely or not at all, and finds a sound one to resume from.
 
-A checkpoint NAME.pth has its SHA-256 beside it in NAME.pth.sha256, as ``sha256sum -c`` reads it.
-The order of the writes: the data to a temporary file, which is flushed to the disk, read again and
-compared; the digest, together with the digest of the file to be replaced; the renaming; the digest
-without the old one; the pointer ``last_checkpoint``. After each of these, and in the middle of
-each, the folder holds a whole checkpoint with a digest that proves it.
+The SHA-256 of a checkpoint NAME.pth is beside it in NAME.pth.sha256, as ``sha256sum -c`` reads it.
+A save first writes a temporary file, flushes it to the disk, and reads and compares it. It then
+writes the digest, together with that of the old file; renames the temporary file; writes the digest
+without the old one; and writes the pointer ``last_checkpoint``. Whenever this is interrupted, the
+folder has a complete checkpoint with a matching digest.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from mask_rcnn_plus.errors import UserError, reason
 _PART = ".part"  # ends the names of temporary files
 _POINTER = "last_checkpoint"
 _MAX_TEXT = 4096  # bytes of a pointer or digest file
-# Errors of the operating system that the program cannot fix.
+# The operating system's errors that only the user can fix.
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -34,11 +34,7 @@ class SaveError(UserError):
 
 
 def save(data: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint; at any moment the file is the old one or the new one.
-
-    Args:
-        data: what ``torch.save`` accepts.
-        path: the file, which may exist.
+    """Writes data with ``torch.save``; at any moment the file is the old one or the new one.
 
     Raises:
         SaveError: the file cannot be written; the old file is unchanged.
@@ -90,19 +86,14 @@ def failure(path: Path, error: OSError) -> SaveError:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all but the newest periodic checkpoints (``model_0000009.pth``).
-
-    Args:
-        folder: OUTPUT_DIR of the run.
-        keep: how many to keep; 0 for all.
-    """
+    """Keeps only the newest periodic checkpoints (``model_0000009.pth``); 0 keeps all."""
     if keep < 1:
         return
     periodic = [p for p in _newest_first(folder) if re.fullmatch(r"model_\d{7,}\.pth", p.name)]
     last = last_saved(folder)
     for path in periodic[keep:]:
         if path != last:
-            # The digest goes last: without it the checkpoint would load, damaged or not.
+            # The digest last, since a checkpoint without one loads unverified.
             with contextlib.suppress(OSError):
                 path.unlink()
                 _digest_file(path).unlink(missing_ok=True)
@@ -117,10 +108,10 @@ def clean(folder: Path) -> None:
 
 
 def candidates(folder: Path) -> list[Path]:
-    """The checkpoints to resume from, best first: the last one saved, then the others by age.
+    """The checkpoints to resume from, best first: the last one saved, then from new to old.
 
-    A file without a digest counts only if ``last_checkpoint`` names it, because it may be a
-    download. Averaged weights (``model_ema_``) cannot be resumed from.
+    A file without a digest may be a download; it only counts if ``last_checkpoint`` names it.
+    Averaged weights (``model_ema_``) never count.
     """
     last = last_saved(folder)
     others = [
@@ -157,7 +148,7 @@ def has_digest(path: Path) -> bool:
 def last_saved(folder: Path) -> Path | None:
     """The checkpoint of the folder that ``last_checkpoint`` names; the file may be missing."""
     try:
-        # Only the name counts, so that no pointer leads out of the folder.
+        # Only the name, so that a pointer cannot leave the folder.
         name = Path(_read_text(folder / _POINTER).strip()).name
     except OSError:
         return None
@@ -165,9 +156,9 @@ def last_saved(folder: Path) -> Path | None:
 
 
 def damage(path: Path) -> str:
-    """The fault of a checkpoint, for a message after its name; "" if it has none.
+    """The fault of a checkpoint, for a message after its name; "" for a sound one.
 
-    Without a digest beside it, the file is only read.
+    A file without a digest beside it only has to be readable.
     """
     if not path.is_file():
         return "is missing"
@@ -193,18 +184,18 @@ def read_seed(folder: Path) -> int | None:
 
 
 def to_disk(file: Any) -> None:
-    """Waits until the disk has what was written to an open file."""
+    """Waits until the content of an open file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
     if hasattr(os, "posix_fadvise"):
-        # So that reading the file again reads the disk.
+        # Reading the file again then reads the disk, not the cache.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class _HashingWriter:
-    """A file for ``torch.save`` that computes the SHA-256 of what is written.
+    """A file for ``torch.save`` that also computes the SHA-256.
 
-    torch's C++ code crashes if ``write`` raises, so the first error is kept instead.
+    torch's C++ code crashes if ``write`` raises, so this keeps the first error instead.
     """
 
     def __init__(self, file: Any) -> None:
@@ -222,7 +213,7 @@ class _HashingWriter:
         return len(data)
 
     def flush(self) -> None:
-        """Does nothing: ``to_disk`` flushes the file at its end."""
+        """Does nothing: ``to_disk`` flushes the file."""
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -240,7 +231,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Waits until the disk has the names in a folder."""
+    """Waits until the names in a folder are on the disk."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

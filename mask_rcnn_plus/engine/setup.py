@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> CfgNode:
     """Reads the config and checks everything that can be checked before the first iteration.
 
-    Prepares the output folder, the loggers, the generated data set and the data set catalog, and
-    sets the number of classes in the config if it is -1.
+    It also prepares the output folder, the loggers, the generated data set and the data set
+    catalog, and replaces settings that depend on the data, such as NUM_CLASSES -1.
 
     Args:
         args: from detectron2's ``default_argument_parser``.
@@ -80,7 +80,9 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     default_setup(cfg, args)
     logger.info(f"Full log: {Path(cfg.OUTPUT_DIR) / 'log.txt'}")
     _log_device(device, cfg.MODEL.DEVICE)
-    _log_classes(names, cfg)
+    if names:
+        listed = ", ".join(f"{index} {name}" for index, name in enumerate(names))
+        logger.info(f"{len(names)} classes (id name): {listed}")
     return cfg
 
 
@@ -111,7 +113,7 @@ def _resolve_seed(cfg: CfgNode, args: argparse.Namespace) -> None:
 def prepare_datasets(cfg: CfgNode) -> None:
     """Generates the data set of DATASETS.SHAPES if enabled; registers data sets by folder."""
     shapes = cfg.DATASETS.SHAPES
-    # One process per machine draws; the others wait for its files.
+    # One process per machine generates the files; the others wait for them.
     if shapes.ENABLED and comm.get_local_rank() == 0:
         generate_shapes(
             dataset_root(),
@@ -128,17 +130,10 @@ def prepare_datasets(cfg: CfgNode) -> None:
 
 
 def _log_device(device: str, requested: str) -> None:
-    is_cuda = device.startswith("cuda")
-    hardware = (
-        torch.cuda.get_device_name(device) if is_cuda else f"{torch.get_num_threads()} threads"
-    )
-    why = ""
+    if device.startswith("cuda"):
+        hardware, why = torch.cuda.get_device_name(device), "CUDA found"
+    else:
+        hardware, why = f"{torch.get_num_threads()} threads", "no CUDA found"
     if requested == "auto":
-        why = "; MODEL.DEVICE auto: " + ("CUDA found" if is_cuda else "no CUDA found")
-    logger.info(f"Device: {device} ({hardware}{why})")
-
-
-def _log_classes(names: list[str], cfg: CfgNode) -> None:
-    if names:
-        mapping = ", ".join(f"{index} {name}" for index, name in enumerate(names))
-        logger.info(f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes (id name): {mapping}")
+        hardware += f"; MODEL.DEVICE auto: {why}"
+    logger.info(f"Device: {device} ({hardware})")

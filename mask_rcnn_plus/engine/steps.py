@@ -17,6 +17,12 @@ def amp_dtype(cfg: CfgNode) -> str:
     return cfg.SOLVER.AMP.DTYPE if cfg.SOLVER.AMP.ENABLED else ""
 
 
+def autocast(model: torch.nn.Module, amp: str) -> torch.autocast:
+    """Mixed precision on the model's device; ``amp`` is as from ``amp_dtype``."""
+    dtype = AMP_DTYPES.get(amp)
+    return torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype is not None)
+
+
 class Steps(SimpleTrainer):
     """Replaces detectron2's SimpleTrainer and AMPTrainer.
 
@@ -24,14 +30,14 @@ class Steps(SimpleTrainer):
     copies all losses to the host together instead of one by one.
 
     Args:
-        model: as in SimpleTrainer.
+        model: returns a mapping of losses, or one loss.
         data_loader: an iterable of batches, each a list of samples.
-        optimizer: of the model.
-        amp: autocast to this type, a key of ``AMP_DTYPES``; "" for none. fp16 scales the loss to
-            keep small gradients; bf16 has the range of fp32 and needs no scaling.
-        parts: a batch is computed in this many parts, one after the other, which takes the memory
-            of one part. Each part draws its own anchors and RoIs, and its losses are means over
-            these; the gradient is the mean of the parts' gradients.
+        optimizer: updates the model.
+        amp: autocast to this type, a key of ``AMP_DTYPES``; "" for full precision. fp16 scales the
+            loss to keep small gradients; bf16 has the range of fp32 and does not need that.
+        parts: number of parts that a batch is computed in, one after the other, with the memory
+            of one part. Each part samples its own anchors and RoIs, over which its losses are
+            means; the gradient is the mean of the parts' gradients.
     """
 
     def __init__(
@@ -46,12 +52,11 @@ class Steps(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self._amp = amp
         self._parts = parts
-        self._device = next(model.parameters()).device.type
         self.loss_names: tuple[str, ...] = ()
         """Names of the model's losses, after the first step."""
         self.grad_scaler = None
         if amp == "fp16":
-            self.grad_scaler = torch.amp.GradScaler(self._device)
+            self.grad_scaler = torch.amp.GradScaler(next(model.parameters()).device.type)
 
     def run_step(self) -> None:
         """Loads the next batch and trains on it."""
@@ -60,28 +65,24 @@ class Steps(SimpleTrainer):
         self.train_on(batch, time.perf_counter() - start)
 
     def train_on(self, batch: list[Any], data_time: float) -> None:
-        """Updates the weights with one batch.
-
-        Args:
-            batch: the samples.
-            data_time: seconds that loading the batch took, for the log.
-        """
+        """Updates the weights with a batch, whose loading took ``data_time`` seconds."""
         assert self.model.training, "the model is not in training mode"
         self.optimizer.zero_grad()
         sums: dict[str, torch.Tensor] = {}
         for part in range(self._parts):
-            # With several processes, gradients are exchanged once, with the last part.
-            wrapped = isinstance(self.model, DistributedDataParallel)
-            last = part == self._parts - 1
-            with self.model.no_sync() if wrapped and not last else nullcontext():
+            # Several processes exchange gradients once, with the last part.
+            local = isinstance(self.model, DistributedDataParallel) and part < self._parts - 1
+            with self.model.no_sync() if local else nullcontext():
                 for name, loss in self._add_gradients(batch[part :: self._parts]).items():
                     sums[name] = sums.get(name, 0) + loss
         self.loss_names = tuple(sums)
-        self._write_metrics(_on_host(sums), data_time)
+        # All at once, to wait for the device only once.
+        values = torch.stack([loss.float() for loss in sums.values()]).cpu()
+        self._write_metrics(dict(zip(sums, values, strict=True)), data_time)
         if self.grad_scaler is None:
             self.optimizer.step()
             return
-        # First, so that what reads gradients in the optimizer's step (clipping) sees true values.
+        # First, because the optimizer's step clips gradients.
         self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -89,8 +90,7 @@ class Steps(SimpleTrainer):
     def _add_gradients(self, samples: list[Any]) -> dict[str, torch.Tensor]:
         """Adds the gradients of one part; returns its share of each loss."""
         # One autocast per part: its cache of cast weights belongs to one backward pass.
-        dtype = AMP_DTYPES.get(self._amp)
-        with torch.autocast(self._device, dtype, enabled=dtype is not None):
+        with autocast(self.model, self._amp):
             losses = self.model(samples)
             if isinstance(losses, torch.Tensor):
                 losses = {"total_loss": losses}
@@ -109,8 +109,8 @@ class Steps(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         stored = state_dict["optimizer"]
         groups = [
-            # SOLVER.FUSED may have changed: the scaler reads it from the optimizer, the optimizer's
-            # step reads it from the group.
+            # SOLVER.FUSED may have changed: the scaler reads it from the optimizer, but the
+            # optimizer's step reads it from the group.
             {**group, "fused": own["fused"]} if "fused" in own else group
             for group, own in zip(stored["param_groups"], self.optimizer.param_groups, strict=True)
         ]
@@ -118,9 +118,3 @@ class Steps(SimpleTrainer):
         # Missing if the run began in another precision.
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def _on_host(losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The losses on the CPU, after waiting once for the device."""
-    values = torch.stack([loss.float() for loss in losses.values()]).cpu()
-    return dict(zip(losses, values, strict=True))

@@ -1,4 +1,4 @@
-"""Ends a run between two steps: on a signal, or because one of its processes has to end."""
+"""Ends a run between two steps: on a signal, or because one of its processes must end."""
 
 import os
 import signal
@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-# The exit code of a diverged run. That of a signal is 128 + its number: 130 or 143.
+# The exit code of a diverged run. A signal's exit code is 128 + its number: 130 or 143.
 DIVERGED = 3
 
 
 class Interrupt(SystemExit):
-    """Ends this process with an exit code, at a moment when its state is consistent."""
+    """Ends this process with an exit code, while its state is consistent."""
 
 
 class StopSignals:
@@ -26,17 +26,13 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        self._signal = 0
-        self._at_once = False
-
-    @property
-    def exit_code(self) -> int:
+        self.exit_code = 0
         """The exit code that the received signal requests; 0 without a signal."""
-        return 128 + self._signal if self._signal else 0
+        self._at_once = False
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Inside, signals are recorded; afterwards the previous handlers are back."""
+        """Records signals inside; afterwards restores the previous handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -52,7 +48,7 @@ class StopSignals:
     def at_once(self) -> Iterator[None]:
         """Inside, a signal raises Interrupt instead of waiting for the end of a step.
 
-        With several processes it does wait, since the others would wait for this one.
+        With several processes it waits, because the others would wait for this one.
         """
         if comm.get_world_size() > 1:
             yield
@@ -66,11 +62,7 @@ class StopSignals:
             self._at_once = False
 
     def agree(self, exit_code: int) -> int:
-        """The largest exit code of all processes; every process must call it.
-
-        Args:
-            exit_code: that of this process, 0 to continue.
-        """
+        """The largest exit code of all processes, 0 to continue; every process must call it."""
         if comm.get_world_size() == 1:
             return exit_code
         largest = torch.tensor([exit_code])
@@ -78,11 +70,11 @@ class StopSignals:
         return int(largest)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self._signal:
+        if self.exit_code:
             os._exit(128 + number)
-        self._signal = number
+        self.exit_code = 128 + number
         if comm.get_local_rank() == 0:
-            # Not print(), since the signal may have interrupted one.
+            # Not print(): the signal may have interrupted a print().
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: stopping after this step; repeat it to stop now\n".encode())
         if self._at_once:

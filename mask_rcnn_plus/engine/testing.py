@@ -1,14 +1,13 @@
 """Evaluation on the test sets: metrics, speed, and everything that a report needs.
 
-An evaluation that was interrupted continues where it stopped, if nothing that its results depend on
-has changed since.
+An interrupted evaluation continues where it stopped if everything that its results depend on is
+unchanged.
 """
 
 import hashlib
 import json
 import logging
 import platform
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
@@ -32,7 +31,6 @@ from mask_rcnn_plus.optimization import OptimizedModel, optimize
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 1 << 20
 # Keys of TEST that do not change a model's results on an image.
 _NOT_IN_RESULTS = (
     "BEST_METRIC",
@@ -45,11 +43,9 @@ _NOT_IN_RESULTS = (
 
 
 def evaluation_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """The model to evaluate: the given one, or an optimized copy if TEST.OPTIMIZE is enabled.
+    """The given model, or an optimized copy if TEST.OPTIMIZE is enabled.
 
-    Args:
-        cfg: the config.
-        model: is not changed; may be wrapped for distributed training.
+    The model may be wrapped for distributed training.
 
     Raises:
         UserError: the model's device does not support TEST.OPTIMIZE.DTYPE.
@@ -78,18 +74,11 @@ def evaluate_all(
     Writes into ``OUTPUT_DIR/inference/<data set>``: metrics.json (metrics and speed),
     evaluation.json (the config, the data set and the versions), and the evaluators' files.
 
-    Args:
-        cfg: the config.
-        model: the model to evaluate.
-        evaluators: one per data set.
-        build_loader: builds the loader of a data set.
-
     Returns:
-        in the main process: task -> metric -> value for a single data set, otherwise data set ->
-        task -> metric -> value. In other processes: empty dicts.
+        as ``Trainer.test``.
     """
     names = cfg.DATASETS.TEST
-    results: OrderedDict[str, Any] = OrderedDict()
+    results: dict[str, Any] = {}
     for name, evaluator in zip(names, evaluators, strict=True):
         loader, journal = _resume(cfg, model, name, build_loader(cfg, name), evaluator)
         results[name], speed = run_inference(model, loader, evaluator, dataset_name=name)
@@ -110,9 +99,9 @@ def _resume(
     loader: DataLoader,
     evaluator: DatasetEvaluator,
 ) -> tuple[DataLoader, Journal | None]:
-    """A loader of the remaining images, and the journal of the others; None without a journal."""
+    """A loader of the images that are left, and the journal of the others, if it can be used."""
     parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-    # An evaluator that does not read the journal would only see the remaining images.
+    # An evaluator that does not read the journal would miss its images.
     if not cfg.TEST.RESUME or not all(hasattr(part, "journal") for part in parts):
         return loader, None
     fingerprint = evaluation_fingerprint(cfg, model, name)
@@ -180,12 +169,7 @@ def evaluation_fingerprint(cfg: CfgNode, model: nn.Module, name: str) -> str:
 
     These are the weights, the relevant parts of the config, the json file, the name, size and
     modification time of each image file, and the versions of torch, detectron2 and this package.
-    Images are not read.
-
-    Args:
-        cfg: the config.
-        model: with the weights to evaluate.
-        name: a registered data set.
+    It does not read the images.
     """
     digest = hashlib.sha256()
 
@@ -198,9 +182,7 @@ def evaluation_fingerprint(cfg: CfgNode, model: nn.Module, name: str) -> str:
     add(_relevant_settings(cfg))
     json_file = MetadataCatalog.get(name).get("json_file")
     if json_file and Path(json_file).is_file():
-        with Path(json_file).open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
+        digest.update(Path(json_file).read_bytes())
     for record in DatasetCatalog.get(name):
         path = record.get("file_name")
         add([record.get("image_id"), path, _file_stamp(path)])
@@ -211,12 +193,12 @@ def evaluation_fingerprint(cfg: CfgNode, model: nn.Module, name: str) -> str:
 
 def _relevant_settings(cfg: CfgNode) -> list[str]:
     """The parts of a config that determine what a model detects in an image."""
-    model, test = cfg.MODEL.clone(), cfg.TEST.clone()
-    for node, keys in ((model, ("WEIGHTS",)), (test, _NOT_IN_RESULTS)):
-        node.defrost()
-        for key in keys:
-            node.pop(key, None)
-    return [model.dump(), test.dump(), cfg.INPUT.dump(), cfg.DATASETS.dump()]
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.pop("WEIGHTS", None)
+    for key in _NOT_IN_RESULTS:
+        cfg.TEST.pop(key, None)
+    return [node.dump() for node in (cfg.MODEL, cfg.TEST, cfg.INPUT, cfg.DATASETS)]
 
 
 def _file_stamp(path: str | None) -> list[int]:

@@ -55,12 +55,9 @@ class Trainer(DefaultTrainer):
             parts=cfg.SOLVER.ACCUMULATE_STEPS,
         )
         freezing.freeze_mode(self.model, cfg.MODEL.FREEZE)
-        # Number of iterations that the weights have, and of those whose hooks have all run.
+        self._batches: Batches = stock.data_loader
+        # Number of iterations that updated the weights, and of those whose hooks have all run.
         self._steps_done = self._whole_steps = 0
-
-    @property
-    def _batches(self) -> Batches:
-        return self._trainer.data_loader
 
     @property
     def finished(self) -> bool:
@@ -69,7 +66,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
-        # Replaces the checkpointer of DefaultTrainer before the hooks refer to it.
+        # Before super().build_hooks(), whose hooks refer to it.
         self.checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
@@ -89,7 +86,7 @@ class Trainer(DefaultTrainer):
             self.start_iter = self.iter + 1
 
     def train(self) -> Any:
-        """Trains as detectron2's trainer; a run that ends early saves its last step.
+        """Trains like detectron2's trainer; a run that ends early saves its last step.
 
         Raises:
             UserError: the run cannot continue; the exit code says why.
@@ -117,7 +114,7 @@ class Trainer(DefaultTrainer):
             self.checkpointer.save("model_final", iteration=self._steps_done - 1)
 
     def before_step(self) -> None:
-        # A run that ends early lowers max_iter, but the loop of detectron2 continues.
+        # Early stopping lowers max_iter, but detectron2's loop continues.
         if not self.finished:
             super().before_step()
 
@@ -137,18 +134,14 @@ class Trainer(DefaultTrainer):
         try:
             self._trainer.train_on(batch, data_time)
         except FloatingPointError as error:
-            # Either the sum of all processes' losses at the end of the step, or a value of this
-            # process in the middle of it.
+            # Either the losses of all processes, after the step, or a value of this process, in the
+            # middle of it.
             together = str(error).startswith("Loss became")
             raise self._diverged(str(error), together=together) from error
         self._steps_done = self.iter + 1
 
     def _end_together(self, problem: UserError | None) -> None:
-        """Before each step, all processes compare exit codes: they all end, or none does.
-
-        Args:
-            problem: why this process cannot do the step; None if it can.
-        """
+        """Before each step: ends all processes if one has a problem or received a signal."""
         code = self._signals.agree(problem.exit_code if problem else self._signals.exit_code)
         if code == DIVERGED:
             comm.gather(self._last_step())
@@ -173,7 +166,7 @@ class Trainer(DefaultTrainer):
         try:
             super().after_train()
         except OSError:
-            # On a full disk the last metrics cannot be written either; report the first error.
+            # On a full disk writing the last metrics also fails; report the first error.
             if not isinstance(reason, UserError | Interrupt | OSError):
                 raise
 
@@ -181,7 +174,7 @@ class Trainer(DefaultTrainer):
         state = super().state_dict()
         # detectron2 0.6 leaves out the optimizer, and with it the momentum.
         state.setdefault("_trainer", self._trainer.state_dict())
-        # detectron2's number is one too many after an interrupted step, and after the last one.
+        # detectron2's number is one too high after an interrupted step, and after the last one.
         state["iteration"] = self._steps_done - 1
         state["data"] = self._batches.state_dict()
         return state
@@ -206,12 +199,7 @@ class Trainer(DefaultTrainer):
         return Step(self._batches.current, self._batches.step_seed, amp_dtype(self.cfg))
 
     def _diverged(self, what: str, *, together: bool) -> DivergedError:
-        """Describes a divergence.
-
-        Args:
-            what: the value that is not finite.
-            together: the other processes have finished the step, so that they can take part.
-        """
+        """Reports that ``what`` is not finite, together with processes that finished the step."""
         steps = [self._last_step()]
         if together and comm.get_world_size() > 1:
             self._signals.agree(DIVERGED)
@@ -219,16 +207,14 @@ class Trainer(DefaultTrainer):
         return report(
             getattr(self.model, "module", self.model),
             steps,
+            self.cfg,
             what=what,
             iteration=self.iter,
             learning_rate=self.optimizer.param_groups[0]["lr"],
-            base_lr=self.cfg.SOLVER.BASE_LR,
-            config=self.cfg.dump(),
-            path=Path(self.cfg.OUTPUT_DIR) / f"divergence{comm.get_rank() or ''}.pt",
         )
 
     def _save_last_step(self, end: Interrupt | UserError) -> None:
-        """Saves the last finished step, unless it is saved already or must not be."""
+        """Saves the last finished step, unless it is saved already or cannot be saved."""
         if isinstance(end, saving.SaveError) and comm.get_world_size() > 1:
             self._signals.agree(end.exit_code)
         code = end.code if isinstance(end, Interrupt) else end.exit_code

@@ -16,7 +16,7 @@ from torch import nn
 from mask_rcnn_plus.data import NamingMapper, PolygonMapper, SafeDatasetMapper
 from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.engine.freezing import stateful_modules
-from mask_rcnn_plus.engine.steps import AMP_DTYPES, amp_dtype
+from mask_rcnn_plus.engine.steps import amp_dtype, autocast
 
 NAME = "validation"
 TOTAL = "total_loss"
@@ -25,15 +25,15 @@ TOTAL = "total_loss"
 class ValidationLoss:
     """Measures the losses of a model image by image, without changing the model.
 
-    The result is the mean over images, each a batch of its own. Norms and dropout work as in
-    evaluation. The random sample of anchors and RoIs depends only on the image, so two measurements
-    differ only because of the weights, whatever the number of processes.
+    The result is the mean over images, each in a batch of its own. Norms and dropout work as in
+    evaluation. The sampled anchors and RoIs only depend on the image, so two measurements only
+    differ because of the weights, whatever the number of processes.
 
     Args:
         records: data set -> its images, in detectron2's format.
-        mapper: makes a sample with ``instances`` from a record.
+        mapper: converts a record to a sample with ``instances``.
         images: how many images per data set, evenly spaced; 0 for all.
-        amp: the mixed precision, a key of ``AMP_DTYPES``; "" for none.
+        amp: the mixed precision, a key of ``AMP_DTYPES``; "" for full precision.
     """
 
     def __init__(
@@ -57,20 +57,19 @@ class ValidationLoss:
                 training.
 
         Returns:
-            such as "validation/loss_cls", or "validation/NAME/loss_cls" with several data sets; the
-            same in all processes.
+            for example "validation/loss_cls" -> value, or "validation/NAME/loss_cls" with several
+            data sets; the same in all processes.
 
         Raises:
             UserError: an image cannot be used.
         """
         model = getattr(model, "module", model)
-        metrics = {}
         with _measuring(model):
-            for name, records in self._records.items():
-                means = self._means(model, name, records)
-                prefix = self._prefix(name)
-                metrics.update({f"{prefix}{loss}": value for loss, value in means.items()})
-        return metrics
+            return {
+                f"{self._prefix(name)}{loss}": value
+                for name, records in self._records.items()
+                for loss, value in self._means(model, name, records).items()
+            }
 
     def prefix_of(self, metric: str) -> str:
         """The part of a metric's name before the loss, such as "validation/"; "" if none."""
@@ -84,19 +83,17 @@ class ValidationLoss:
         self, model: nn.Module, name: str, records: Sequence[dict[str, Any]]
     ) -> dict[str, float]:
         indices = _evenly_spaced(len(records), self._images)
-        device = next(model.parameters()).device.type
-        dtype = AMP_DTYPES.get(self._amp)
         own: dict[int, dict[str, float]] = {}
         for index in indices[comm.get_rank() :: comm.get_world_size()]:
             seed_all(NAME, name, index)
             sample = self._mapper(records[index])
-            with torch.autocast(device, dtype, enabled=dtype is not None):
+            with autocast(model, self._amp):
                 losses = model([sample])
             own[index] = {loss: float(value) for loss, value in losses.items()}
         shares = comm.all_gather(own)
         by_image = {index: losses for share in shares for index, losses in share.items()}
         sums: dict[str, float] = defaultdict(float)
-        # In the order of the images: rounding must not depend on which process measured what.
+        # In the order of the images, so that rounding does not depend on the number of processes.
         for index in sorted(by_image):
             for loss, value in by_image[index].items():
                 sums[loss] += value
@@ -119,10 +116,7 @@ def build_validation(cfg: CfgNode) -> ValidationLoss:
         for index, name in enumerate(cfg.DATASETS.TEST)
     }
     return ValidationLoss(
-        records,
-        NamingMapper(mapper),
-        images=cfg.TEST.LOSS_IMAGES,
-        amp=amp_dtype(cfg),
+        records, NamingMapper(mapper), images=cfg.TEST.LOSS_IMAGES, amp=amp_dtype(cfg)
     )
 
 
@@ -134,7 +128,7 @@ def _measuring(model: nn.Module) -> Iterator[None]:
     for _, module in stateful_modules(model):
         module.eval()
     try:
-        # A storage of its own: what the heads log belongs to no iteration.
+        # A separate storage: the heads' logs must not mix with those of the iteration.
         with torch.no_grad(), EventStorage():
             yield
     finally:
@@ -145,11 +139,11 @@ def _measuring(model: nn.Module) -> Iterator[None]:
 
 
 def _number_attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's mode, and what it counts outside its buffers (RetinaNet's normalizer)."""
+    """A module's mode and the numbers outside its buffers (RetinaNet's normalizer)."""
     return {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float)}
 
 
 def _evenly_spaced(total: int, count: int) -> list[int]:
-    """``count`` indices below ``total``, the middles of equal parts; all for 0."""
+    """``count`` indices below ``total``, the middles of equal parts; all if ``count`` is 0."""
     count = min(count, total) or total
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]

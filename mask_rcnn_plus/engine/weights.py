@@ -24,11 +24,9 @@ logger = logging.getLogger(__name__)
 
 TRUST_FLAG = "--trust-checkpoint"
 
-_NAMES_IN_MESSAGE = 6
-
 
 class BadFileError(Exception):
-    """A file does not hold what it should; the message says why."""
+    """A file has invalid content; the message says why."""
 
 
 class UnsafePickleError(BadFileError):
@@ -71,41 +69,39 @@ def read_weights_file(path: Path, *, name: str, trusted: bool = False) -> dict[s
         trusted: read the file as a full pickle, which may run any code.
 
     Returns:
-        "model", from names to finite tensors or arrays, and whatever else the file holds;
+        "model", from names to finite tensors or arrays, and the file's other entries;
         "matching_heuristics" and "__author__" as detectron2's checkpointer expects them.
 
     Raises:
-        UserError: the file is damaged or not a checkpoint, names code, or holds weights that are
-            not finite.
+        UserError: the file is damaged or not a checkpoint, names code, or has weights that are not
+            finite.
     """
     try:
         checkpoint = _in_detectron2s_format(path, _read(path, name, trusted))
         state = checkpoint["model"]
         _check_types(state)
         broken = list(non_finite(state))
-    # A file of arbitrary bytes can fail in any way, and each means the same to the user.
+    # Arbitrary bytes can raise any error; each means the same to the user.
     except Exception as error:
         raise cannot_load(name, error, path) from error
     if broken:
-        rest = len(broken) - _NAMES_IN_MESSAGE
-        names = ", ".join(broken[:_NAMES_IN_MESSAGE]) + (f" and {rest} more" if rest > 0 else "")
         raise UserError(
             f"weights '{name}' have NaN or infinite values in {len(broken)} of {len(state)} "
-            f"tensors: {names}; use a checkpoint from before the loss became NaN"
+            f"tensors: {listed(broken, 6)}; use a checkpoint from before the loss became NaN"
         )
     return checkpoint
 
 
 def read_metadata(weights: str, *, trusted: bool = False) -> dict[str, Any]:
-    """Reads a checkpoint for what it stores beside its weights, such as "config".
+    """Reads a checkpoint for its entries besides the weights, such as "config".
 
     Args:
         weights: as for :func:`local_weights`.
         trusted: read the file as a full pickle, which may run any code.
 
     Returns:
-        the whole checkpoint, whose tensors are read from the disk only when used; an empty dict for
-        a ``.pkl``, which has only weights.
+        the whole checkpoint, whose tensors are only read from the disk when used; an empty dict for
+        a ``.pkl``, which only has weights.
 
     Raises:
         UserError: the file does not exist, is damaged or names code.
@@ -121,22 +117,21 @@ def read_metadata(weights: str, *, trusted: bool = False) -> dict[str, Any]:
 
 
 def read_class_names(path: str, *, trusted: bool = False) -> list[str]:
-    """The class names stored with a checkpoint of this project, in the order of class ids.
+    """The class names stored in a checkpoint of this project, in the order of class ids.
+
+    The list is empty for other checkpoints (model zoo, ``.pkl``).
 
     Args:
         path: a file, a URL or a ``detectron2://`` name.
         trusted: read the file as a full pickle, which may run any code.
 
-    Returns:
-        the names; an empty list for other checkpoints (model zoo, ``.pkl``), which have none.
-
     Raises:
         UserError: the file does not exist, is damaged or names code.
     """
     names = read_metadata(path, trusted=trusted).get("class_names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return []
-    return list(names)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    return []
 
 
 def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -> Any:
@@ -144,16 +139,16 @@ def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -
 
     Args:
         path: the file.
-        mapped: leave the tensors in the file until they are used.
-        also: further classes that the file may hold; they must be safe with any attributes.
+        mapped: read the tensors from the disk only when they are used.
+        also: further classes that the file may contain; they must be safe with any attributes.
 
     Raises:
         UnsafePickleError: the file names another class or function.
-        Exception: of any kind, if the file is damaged.
+        Exception: any type, if the file is damaged.
     """
     allowed: list[Any] = [*((value, name) for name, value in _ALLOWED.items()), *also]
     with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about what torch then refuses
+        warnings.simplefilter("ignore")  # torch also raises an error
         try:
             # torch maps only zip archives, and not the files of torch before 1.6.
             mapped = mapped and zipfile.is_zipfile(path)
@@ -165,13 +160,7 @@ def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -
 
 
 def cannot_load(name: str, error: Exception, path: Path | None = None) -> UserError:
-    """The refusal of weights.
-
-    Args:
-        name: what the message calls them.
-        error: why they cannot be loaded.
-        path: the file, if the message may say what it is instead.
-    """
+    """The error to raise for weights; with a path, it says what the file is instead."""
     text = explain(error)
     if isinstance(error, UnsafePickleError):
         text += f"; if you trust the author of the file, add {TRUST_FLAG}"
@@ -189,26 +178,31 @@ def explain(error: Exception) -> str:
     return f"{kind}{text.strip()[:160]}"
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are, for an error message."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def non_finite(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """The names of those tensors or arrays that hold a NaN or an infinity."""
+    """The names of the tensors or arrays with a NaN or an infinity."""
     for name, value in tensors.items():
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
-        # The sum takes one pass. It may overflow, so that only then each value is checked.
+        # The sum takes one pass, but it may overflow.
         if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
             yield name
 
 
 def _read(path: Path, name: str, trusted: bool, *, mapped: bool = False) -> Any:
-    zoo = path.suffix == ".pkl"
     if trusted:
         logger.warning(f"{TRUST_FLAG}: reading {name} as a full pickle, which may run any code")
-    elif not zoo:
+    if path.suffix != ".pkl":
+        if trusted:
+            return torch.load(path, map_location="cpu", weights_only=False)
         return read_torch(path, mapped=mapped)
-    if not zoo:
-        return torch.load(path, map_location="cpu", weights_only=False)
     # NumPy arrays that Python 2 pickled need latin1.
     unpickler = pickle.Unpickler if trusted else _ZooUnpickler
     with path.open("rb") as file:
@@ -248,7 +242,7 @@ def _check_types(state: Any) -> None:
 
 
 def _kind_of_other_file(path: Path) -> str:
-    """What users take for a checkpoint: an empty file, or a web page about an error."""
+    """Names a common mistake: an empty file, or a web page about an error."""
     with path.open("rb") as file:
         head = file.read(200)
     if not head:
@@ -282,7 +276,7 @@ class _Array(np.ndarray):
         return super().__new__(cls, 0)
 
     def __setstate__(self, state: Any) -> None:
-        if self.size:  # its memory would be freed, and a tensor may share it
+        if self.size:  # would free memory that a tensor may share
             raise BadFileError("the file restores an array twice")
         shape, dtype, fortran, data = state[-4:]
         super().__setstate__((1, shape, dtype.dtype, fortran, data))
@@ -298,7 +292,7 @@ def _from_buffer(data: Any, dtype: _DType, shape: Any, order: Any) -> np.ndarray
     return array.astype(dtype.dtype.newbyteorder("="))
 
 
-# What a file may name besides what torch itself allows, and what stands for it.
+# Names that a file may use besides those that torch allows, and what replaces them.
 _ALLOWED: dict[str, Any] = {
     "numpy.dtype": _DType,
     "numpy.ndarray": _Array,
@@ -329,7 +323,7 @@ def _download(url: str) -> Path:
         with contextlib.redirect_stderr(_StartedBars(sys.stderr)):  # type: ignore[type-var]
             return Path(PathManager.get_local_path(url))
     except Exception as error:
-        # Of urllib's errors, only an HTTP status says more than the error inside.
+        # urllib wraps the cause in its own error; only an HTTP status says more than the cause.
         cause = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise UserError(f"cannot download the weights '{url}': {cause!s:.200}") from error
     finally:
@@ -337,7 +331,7 @@ def _download(url: str) -> Path:
 
 
 class _StartedBars:
-    """A text file without the progress bars of downloads that have not received a byte yet."""
+    """A text stream that hides the progress bar of a download until its first byte."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

@@ -101,7 +101,7 @@ def distance(gradient: torch.Tensor, other: torch.Tensor) -> float:
         ("fpn", {"ROI_BOX_HEAD__TRAIN_ON_PRED_BOXES": True}),
     ],
 )
-def test_gradient_losses_and_draws_are_those_of_the_parts_in_turn(
+def test_a_step_equals_its_parts_computed_one_by_one(
     architecture: str, keys: dict[str, Any]
 ) -> None:
     whole, whole_losses, _ = step(build(architecture, **keys), 1)
@@ -111,7 +111,7 @@ def test_gradient_losses_and_draws_are_those_of_the_parts_in_turn(
         assert distance(gradient, mean) < 5e-6
         assert losses == pytest.approx(mean_losses, rel=1e-5)
         assert drawn == drawn_in_turn
-    # Each part draws for itself and has its own means, so the whole batch has another gradient.
+    # Each part samples for itself and has its own means, so the gradient is not the whole batch's.
     assert distance(gradient, whole) > 1e-3
     assert losses != pytest.approx(whole_losses, rel=1e-5)
 
@@ -124,7 +124,7 @@ def test_one_part_is_the_whole_batch() -> None:
     assert drawn == drawn_in_turn
 
 
-def test_parts_of_rois_that_leave_a_cascade() -> None:
+def test_parts_in_a_cascade_that_moves_boxes_far() -> None:
     def wild() -> nn.Module:
         model = build("cascade")
         with torch.no_grad():  # the first stage moves boxes 1.5 widths to the right
@@ -154,13 +154,13 @@ def test_a_part_without_objects_counts_as_much_as_the_others() -> None:
     model = build("fpn")
     torch.manual_seed(1)
     with EventStorage():
-        alone = [float(model([image])["loss_mask"].detach()) for image in different_images()]
-    assert alone[0] == 0  # has no object
+        single = [float(model([image])["loss_mask"].detach()) for image in different_images()]
+    assert single[0] == 0  # without objects
     _, losses, _ = step(build("fpn"), 4)
-    assert losses["loss_mask"] == pytest.approx(sum(alone[1:]) / 4, rel=1e-5)
+    assert losses["loss_mask"] == pytest.approx(sum(single[1:]) / 4, rel=1e-5)
 
 
-def test_batch_norm_takes_the_statistics_of_each_part() -> None:
+def test_batch_norm_uses_the_statistics_of_each_part() -> None:
     def normed() -> nn.Module:
         model = build("fpn")
         model.backbone.fpn_output2.norm = nn.BatchNorm2d(8)
@@ -176,7 +176,7 @@ def test_batch_norm_takes_the_statistics_of_each_part() -> None:
     torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean)
 
 
-def test_dropout_draws_for_each_part() -> None:
+def test_each_part_has_its_own_dropout() -> None:
     def dropping() -> nn.Module:
         model = build("fpn")
         model.backbone.bottom_up.res5.add_module("drop", nn.Dropout(0.5))
@@ -188,7 +188,7 @@ def test_dropout_draws_for_each_part() -> None:
     assert distance(gradient, step(build("fpn"), 2)[0]) > 1e-3
 
 
-def test_a_step_leaves_the_model_as_it_was() -> None:
+def test_a_step_does_not_change_module_attributes() -> None:
     model = build("cascade")
     own = {name: set(vars(module)) for name, module in model.named_modules()}
     step(model, 2)

@@ -1,4 +1,4 @@
-"""A run continues only from a state that fits it."""
+"""A run only continues from a state that fits it."""
 
 from copy import deepcopy
 from typing import Any

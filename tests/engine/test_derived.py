@@ -1,4 +1,4 @@
-"""Settings that follow from others: a schedule from the batch size, class weights from data."""
+"""The schedule is computed from the batch size, class weights from the data."""
 
 import logging
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ def test_rate_and_lengths_follow_the_batch(caplog: pytest.LogCaptureFixture) -> 
     assert (cfg.TEST.EVAL_PERIOD, cfg.TEST.LOSS_PERIOD) == (0, 400)
     assert "SOLVER.BASE_LR 0.02 -> 0.005" in caplog.text
     assert "0.25 times the reference 16" in caplog.text
-    # The config that is saved is not scaled once more.
+    # The saved config is not scaled again.
     saved = cfg.clone()
     scale_schedule(cfg)
     assert cfg == saved
 
 
-def test_off_and_at_the_reference_it_changes_nothing() -> None:
+def test_without_or_at_the_reference_nothing_changes() -> None:
     for reference in (0, 16):
         cfg = get_cfg()
         cfg.SOLVER.REFERENCE_IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH = reference, 16
@@ -56,7 +56,7 @@ def test_two_references_are_refused() -> None:
         (20, 101, (60, 100)),  # 5 of 5
     ],
 )
-def test_steps_that_a_larger_batch_brings_together_are_refused(
+def test_steps_that_no_longer_increase_are_refused(
     batch: int, length: int, steps: tuple[int, ...]
 ) -> None:
     cfg = get_cfg()
@@ -73,7 +73,7 @@ def test_steps_that_a_larger_batch_brings_together_are_refused(
     ("steps", "scaled"),
     [((), ()), ((20, 80), (1, 4)), ((80, 100, 301), (4,))],
 )
-def test_steps_that_stay_apart_are_taken_and_those_beyond_the_end_are_not_missed(
+def test_increasing_steps_are_accepted_and_steps_after_the_end_are_dropped(
     steps: tuple[int, ...], scaled: tuple[int, ...]
 ) -> None:
     cfg = get_cfg()
@@ -106,7 +106,7 @@ def test_inverse_frequency(counted: str) -> None:
     resolve_class_weights(cfg, NAMES)
     # 10 / (3 * n).
     assert pytest.approx([10 / 18, 10 / 9, 10 / 3], rel=1e-3) == head.CLASS_WEIGHTS
-    # The config that is saved has the numbers, and is not counted again.
+    # The saved config has the numbers, which are not computed again.
     assert head.CLASS_WEIGHTING == "none"
     head.CLASS_WEIGHTING = "inverse_frequency"
     with pytest.raises(UserError, match="CLASS_WEIGHTS is set"):

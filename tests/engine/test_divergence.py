@@ -1,4 +1,4 @@
-"""The file of a divergence holds the batch as it was, and is read without running code."""
+"""A divergence file contains the exact batch, and reading it does not run code."""
 
 from pathlib import Path
 

@@ -64,7 +64,7 @@ def test_statistics_are_averaged_and_counts_copied() -> None:
     assert float(model.running_mean) == 4.0
 
 
-def test_it_continues_from_its_state() -> None:
+def test_the_average_continues_from_its_state() -> None:
     model = nn.BatchNorm1d(1)
     whole = averaging(model, 0.9, 10.0)
     expected = follow(whole, model, [3.0, 5.0, 2.0])

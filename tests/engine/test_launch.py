@@ -99,7 +99,7 @@ def read_detections(run: Path) -> np.ndarray:
     return np.array(sorted(rows))
 
 
-def test_each_process_reports_its_own_images_and_one_per_machine_the_rest(
+def test_each_process_reports_its_images_and_one_per_machine_other_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module("mask_rcnn_plus.engine.main")

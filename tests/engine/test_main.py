@@ -56,7 +56,7 @@ def test_a_run_without_a_data_check_says_so(
     assert line not in capsys.readouterr().out
 
 
-def test_the_picture_is_the_last_thing_printed(
+def test_the_path_of_the_picture_is_printed_last(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tiny_config) == 0
@@ -95,7 +95,7 @@ def test_resume_continues_where_the_run_ended(
     assert run(tiny_config, "--resume", "SOLVER.MAX_ITER", "3", "TEST.PREVIEW_IMAGES", "0") == 0
     screen = capsys.readouterr().out
     assert f"Resuming from {tmp_path}/output/model_final.pth" in screen
-    assert "2 iterations behind it" in screen
+    assert "after 2 iterations" in screen
     assert "Starting training from iteration 2" in screen
     resumed = torch.load(tmp_path / "output/model_final.pth", weights_only=True)
     assert resumed["iteration"] == 2
@@ -236,7 +236,7 @@ def test_a_missing_image_is_refused(
 def edited(
     shapes_root: Path, root: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[dict], None]
 ) -> None:
-    """Makes a copy of the shapes with an edited training json the data set root."""
+    """Sets the data set root to a copy of the shapes with an edited training json."""
     shutil.copytree(shapes_root / "shapes", root / "shapes")
     path = root / "shapes" / "train.json"
     coco = json.loads(path.read_text())
@@ -271,7 +271,7 @@ def test_invalid_masks_are_refused(
 
 
 def test_an_evaluation_needs_no_training_set_for_keypoints(tiny_config: Path) -> None:
-    # An evaluation in its own process loads only its test sets.
+    # An evaluation only loads its test sets.
     cfg = load_config(tiny_config, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('absent',)"])
     assert len(Trainer.build_test_loader(cfg, "shapes_val")) > 0
 

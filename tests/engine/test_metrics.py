@@ -170,9 +170,9 @@ def test_any_existing_loss_can_be_watched_and_all_processes_end_for_a_missing_on
         check("validation/b/a/iou")
     monkeypatch.setattr(comm, "get_rank", lambda: 1)
     check("validation/a/iou")
-    with pytest.raises(Interrupt) as left:
+    with pytest.raises(Interrupt) as interrupt:
         check("validation/a/iu")
-    assert left.value.code == 2
+    assert interrupt.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -240,10 +240,10 @@ def test_a_damaged_checkpoint_is_skipped(
     screen = capsys.readouterr().out
     assert "model_final.pth is missing; falling back" in screen
     assert "model_0000005.pth is damaged" in screen
-    assert f"Resuming from {output / 'model_0000003.pth'}, which has 4 iterations" in screen
+    assert f"Resuming from {output / 'model_0000003.pth'} after 4 iterations" in screen
     assert differing(whole, output / "model_final.pth") == []
 
-    # A run killed after its last periodic checkpoint lacks only the final one.
+    # A run killed after its last periodic checkpoint only lacks the final one.
     for name in ("model_final.pth", "model_final.pth.sha256"):
         (output / name).unlink()
     (output / "last_checkpoint").write_text("model_0000005.pth")

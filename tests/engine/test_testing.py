@@ -97,7 +97,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return inference(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(GeneralizedRCNN, "inference", counted)
-    # Otherwise the patched model would not count as detectron2's, and be called as a whole.
+    # Otherwise the patched model would not count as detectron2's, and would be called directly.
     monkeypatch.setattr("mask_rcnn_plus.evaluation.inference.can_split", lambda model: True)
     return images
 

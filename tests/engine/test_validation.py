@@ -36,7 +36,7 @@ class Model(nn.Module):
         }
 
 
-def test_it_is_the_mean_over_images_and_does_not_change_the_model() -> None:
+def test_a_loss_is_the_mean_over_images_and_the_model_does_not_change() -> None:
     model = Model()
     # In training mode batch norm refuses a single value; (2 - 1) / sqrt(4) is 0.5.
     model.norm.running_mean.fill_(1.0)
@@ -56,7 +56,7 @@ def test_it_is_the_mean_over_images_and_does_not_change_the_model() -> None:
     assert validation.measure(model) == metrics
 
 
-def test_it_measures_in_the_precision_of_the_training() -> None:
+def test_losses_have_the_precision_of_the_training() -> None:
     class Precise(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -68,7 +68,7 @@ def test_python_2s_pickles_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pkl", "a.txt", "a.pt"])
-def test_other_files_that_users_take_for_a_checkpoint_are_named(tmp_path: Path, name: str) -> None:
+def test_files_mistaken_for_a_checkpoint_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text("<!DOCTYPE html>\n<title>404: Not Found</title>\n" + "über " * 100)
     assert "cannot be loaded: the file is text that begins with" in refusal(path)
@@ -140,7 +140,7 @@ class Reduces:
 
 
 def ndarray(shape: bytes, data: bytes, dtype: bytes = b"f4") -> bytes:
-    """The pickle of {"model": {"w": array}, "__author__": "x"}, with the array as told."""
+    """The pickle of {"model": {"w": array}, "__author__": "x"}, with this array."""
     return (
         b"\x80\x02}(X\x05\x00\x00\x00model}X\x01\x00\x00\x00wcnumpy.core.multiarray\n_reconstruct\n"
         b"cnumpy\nndarray\nK\x00\x85C\x01b\x87R(K\x01"
@@ -261,7 +261,7 @@ def test_a_hostile_archive_is_refused_or_harmless(tmp_path: Path) -> None:
     assert "cannot be loaded" in refusal(path)
 
 
-def test_what_cannot_be_a_weight_is_named(tmp_path: Path) -> None:
+def test_invalid_weights_are_named(tmp_path: Path) -> None:
     path = tmp_path / "odd.pth"
     for state, expected in (
         ({"w": torch.zeros(1), "v": [1.0]}, "'v' is a list"),
@@ -285,7 +285,7 @@ def test_what_cannot_be_a_weight_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["pkl", "pth"])
-def test_trust_reads_what_runs_code(
+def test_a_trusted_file_may_run_code(
     tmp_path: Path, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / f"own.{ending}"
@@ -297,14 +297,14 @@ def test_trust_reads_what_runs_code(
 
 
 def nest(kind: type) -> Any:
-    """A few objects which, written out, are 2**60."""
+    """A few nested objects that expand to 2**60."""
     value = kind()
     for _ in range(60):
         value = kind([value, value])
     return value
 
 
-def test_what_is_beside_the_weights_is_not_expanded(tmp_path: Path) -> None:
+def test_other_entries_are_not_expanded(tmp_path: Path) -> None:
     path = pickled(tmp_path / "a.pkl", {"model": {"w": np.ones(1)}, "__author__": nest(tuple)})
     assert len(read(path)["__author__"]) == 2
     path = tmp_path / "a.pth"
