@@ -43,8 +43,7 @@ class PreviewSample:
     Attributes:
         image: (H, W, 3), BGR.
         name: the text above it, such as the file name.
-        truth: the objects of the ground truth, in pixels of the image.
-        prediction: the detections, in pixels of the image.
+        truth, prediction: the annotated and the detected objects, in pixels of the image.
     """
 
     image: Image
@@ -67,7 +66,7 @@ def draw_preview(
         samples: at least one.
         class_names: names of the classes 0, 1, ...
         score_threshold: the lowest score of a prediction that is drawn.
-        max_side: the longer side of every drawn image in pixels; smaller images are enlarged, so
+        max_side: the longer side of every drawn image in pixels. Smaller images are enlarged, so
             that outlines and labels stay distinct.
         title: the text at the top.
 
@@ -81,19 +80,18 @@ def draw_preview(
         raise ValueError("a preview needs at least one sample")
     cells = [_draw_cell(sample, class_names, score_threshold, max_side) for sample in samples]
     width = max(cell.shape[1] for cell in cells)
-    columns = min(
-        range(1, len(cells) + 1),
-        key=lambda c: abs(
-            math.log(c * width / (math.ceil(len(cells) / c) * cells[0].shape[0]) / 1.4)
-        ),
-    )
+
+    def distortion(columns: int) -> float:
+        height = math.ceil(len(cells) / columns) * cells[0].shape[0]
+        return abs(math.log(columns * width / height / 1.4))
+
+    columns = min(range(1, len(cells) + 1), key=distortion)
     rows = []
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
+        row += [_blank(1, 1)] * (columns - len(row))
         height = max(cell.shape[0] for cell in row)
-        row = [_pad(cell, height, width) for cell in row]
-        row += [_blank(height, width)] * (columns - len(row))
-        rows.append(_stack(row, axis=1, gap=_MARGIN))
+        rows.append(_stack([_pad(cell, height, width) for cell in row], axis=1, gap=_MARGIN))
     drawn = [o for s in samples for o in (s.truth, s.prediction.above(score_threshold))]
     shown = sorted({int(index) for objects in drawn for index in objects.classes})
     header = _draw_header(title, shown, class_names, rows[0].shape[1])
@@ -127,8 +125,8 @@ class PreviewWriter(DatasetEvaluator):
         Args:
             dataset_name: a registered data set.
             output_dir: where the picture is written; created if missing.
-            num_images: how many images to draw. They are evenly spaced over the images that have
-                objects, so every evaluation draws the same images. 0 draws no picture.
+            num_images: how many images to draw, evenly spaced over those with objects, so that
+                every evaluation draws the same ones. 0 draws no picture.
             score_threshold: the lowest score of a prediction that is drawn.
             read_image: reads a file as an array (H, W, 3); called with its path and "BGR".
         """
@@ -137,15 +135,13 @@ class PreviewWriter(DatasetEvaluator):
         self._num_images = num_images
         self._score_threshold = score_threshold
         self._read_image = read_image
-        self._records: dict[Any, Mapping[str, Any]] | None = None
+        self._records = {_key(record): record for record in self._choose()}
         self.reset()
 
     def reset(self) -> None:
         """Forgets all predictions."""
         self.path = None
         self._predictions: dict[Any, DrawnObjects] = {}
-        if self._records is None:
-            self._records = {_key(r): r for r in self._choose()}
         for entry in self.journal.kept if self.journal else ():
             if entry["image_id"] in self._records:
                 self._predictions[entry["image_id"]] = DrawnObjects.from_coco(entry["instances"])
@@ -153,22 +149,13 @@ class PreviewWriter(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Keeps the predictions on the chosen images.
-
-        Args:
-            inputs: one mapping per image, with "image_id" or "file_name".
-            outputs: one mapping per image; those without "instances" are skipped.
-        """
+        """Keeps the predictions on the chosen images; skips outputs without "instances"."""
         for image, output in zip(inputs, outputs, strict=True):
-            if self._records and _key(image) in self._records and "instances" in output:
+            if _key(image) in self._records and "instances" in output:
                 self._predictions[_key(image)] = DrawnObjects.from_instances(output["instances"])
 
     def evaluate(self) -> dict[str, Any]:
-        """Writes the picture; every process must call it.
-
-        Returns:
-            an empty dict: a picture has no metrics.
-        """
+        """Writes the picture and returns no metrics; every process must call it."""
         comm.synchronize()
         gathered = comm.gather(self._predictions, dst=0)
         predictions = {key: objects for part in gathered for key, objects in part.items()}
@@ -192,7 +179,7 @@ class PreviewWriter(DatasetEvaluator):
 
     def _write(self, predictions: Mapping[Any, DrawnObjects]) -> Path:
         samples = []
-        for key, record in (self._records or {}).items():
+        for key, record in self._records.items():
             if key not in predictions:
                 continue
             image = self._read_image(record["file_name"], "BGR")
