@@ -63,17 +63,15 @@ def seen_boxes(
     boxes: list[Floats] = [np.zeros((0, 4))]
     sizes: list[Floats] = [np.zeros((0, 2))]
     for number, record in enumerate(records):
-        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-        if not objects:
-            continue
-        corners = np.array(
-            [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects],
-            np.float64,
-        )
-        for draw in range(draws):
+        corners = [
+            BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
+            for a in record.get("annotations", ())
+            if not a.get("iscrowd", 0)
+        ]
+        for draw in range(draws if corners else 0):
             seed_all(seed, "boxes", number, draw)
             size = (record["height"], record["width"])
-            augmented, size = _augment(corners, size, augmentations)
+            augmented, size = _augment(np.array(corners, np.float64), size, augmentations)
             boxes.append(augmented)
             sizes.append(np.tile(np.array(size, np.float64), (len(augmented), 1)))
     return SeenBoxes(np.concatenate(boxes), np.concatenate(sizes))

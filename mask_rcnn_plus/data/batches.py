@@ -80,7 +80,7 @@ class Batches:
             step: the iteration of the next batch.
             images: how many images all processes have used so far; by default those of ``step``
                 batches of the current size.
-            seed: replaces the seed of the constructor.
+            seed: None keeps the current seed.
         """
         per_step = self._indices.batch_size * self._indices.world_size
         self._step = step
@@ -101,8 +101,7 @@ class Batches:
     def report_bad(self) -> None:
         """Logs the skipped images; every process must call it."""
         shares = comm.gather(self.bad)
-        reasons = sorted({reason for share in shares for reason in share.values()})
-        if reasons:
+        if reasons := sorted({why for share in shares for why in share.values()}):
             lines = "\n  ".join(reasons)
             logger.warning(f"{len(reasons)} images were skipped:\n  {lines}")
 

@@ -56,7 +56,7 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def outline_fault(content: Any) -> str:
-    """Describes why a json's content is not COCO at all; "" if its outline is right."""
+    """Why a json's content is not COCO at all, as a clause; "" if its outline is right."""
     if not isinstance(content, dict):
         return f"it contains a {type(content).__name__}, not an object"
     for section in _FIELDS:

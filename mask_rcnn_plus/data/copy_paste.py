@@ -78,10 +78,10 @@ def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int,
     masks = before.new_zeros(len(source), height, width)
     masks[:, rows, columns] = before[there]
     pasted = _moved(source, place, (height, width))
-    if before[there].shape != before.shape:
-        pasted = _remasked(pasted, masks, _areas(before) != _areas(masks))
-    else:
+    if before[there].shape == before.shape:
         pasted.gt_masks = BitMasks(masks)
+    else:
+        pasted = _remasked(pasted, masks, _areas(before) != _areas(masks))
     covered = masks.any(0)
 
     image = sample["image"].clone()
@@ -129,9 +129,8 @@ def _moved(instances: Instances, place: tuple[int, int], size: tuple[int, int]) 
     """Moves boxes and keypoints to their place in an image of this size. Masks do not move."""
     result = _copy(instances, size)
     shift = torch.tensor([place[1], place[0]], dtype=torch.float32)
-    boxes = Boxes(instances.gt_boxes.tensor + shift.repeat(2))
-    boxes.clip(size)
-    result.gt_boxes = boxes
+    result.gt_boxes = Boxes(instances.gt_boxes.tensor + shift.repeat(2))
+    result.gt_boxes.clip(size)
     if instances.has("gt_keypoints"):
         points = instances.gt_keypoints.tensor.clone()
         points[..., :2] += shift
@@ -156,13 +155,11 @@ def _hidden_points(instances: Instances, covered: torch.Tensor) -> Instances:
 
 
 def _remasked(instances: Instances, masks: torch.Tensor, cut: torch.Tensor) -> Instances:
-    """The objects with new masks, without those whose mask has become empty.
+    """Replaces the masks of R objects and removes objects with empty ones.
 
     Args:
-        instances: R objects.
         masks: (R, H, W) bool.
-        cut: (R,) bool: objects that have lost pixels. Their boxes are recomputed; the annotated
-            boxes of all others stay.
+        cut: (R,) bool: the objects that have lost pixels. Only their boxes are recomputed.
     """
     result = _copy(instances, instances.image_size)
     result.gt_masks = BitMasks(masks)

@@ -94,8 +94,8 @@ def draw_image(
         frequencies: relative frequencies of ``SHAPE_KINDS``, each above 0.
 
     Returns:
-        the image, (H, W, 3) uint8 in RGB, and its objects from bottom to top: two to eight, fewer
-        if a small image has no room, but at least one.
+        the image, (H, W, 3) uint8 in RGB, and its objects from bottom to top: two to eight, or
+        fewer, but at least one, in a small image.
     """
     canvas = _background(rng, size)
     # The index of the shape that each pixel shows, or -1.
@@ -140,8 +140,7 @@ def _random_shape(
 ) -> Shape:
     """A shape inside the image; half of them are beside or over an earlier one."""
     kind = _choice(rng, frequencies)
-    largest = _MAX_SIZE * min(size)
-    extent = _MIN_SIZE * (largest / _MIN_SIZE) ** _uniform(rng, 0, 1)
+    extent = _MIN_SIZE * (_MAX_SIZE * min(size) / _MIN_SIZE) ** _uniform(rng, 0, 1)
     radius = extent * _RADIUS[kind]
     height, width = size
     x = _uniform(rng, radius, width - radius)

@@ -23,15 +23,11 @@ def max_pixels() -> int:
 
 
 def segmentation_fault(segmentation: Any, size: list[int]) -> str:
-    """Describes why a mask is unsafe for pycocotools.
+    """Why a mask is unsafe for pycocotools, as a clause; "" if it is safe or missing.
 
     Args:
         segmentation: an annotation's polygons or RLE, or any other value of a json.
         size: [height, width] of the image.
-
-    Returns:
-        a clause such as "has an RLE of 10 pixels, and its image 2000"; "" if the mask is safe or
-        absent.
     """
     if not segmentation:
         return ""
@@ -49,7 +45,7 @@ def segmentation_fault(segmentation: Any, size: list[int]) -> str:
 
 
 def _coordinates_fault(polygon: list[float]) -> str:
-    """Describes why a polygon's numbers are unsafe, as in ``segmentation_fault``."""
+    """Why a polygon's numbers are unsafe, as in ``segmentation_fault``."""
     if not polygon:
         return ""
     low, high = min(polygon), max(polygon)
@@ -72,7 +68,7 @@ def _coordinates_fault(polygon: list[float]) -> str:
 
 
 def rle_fault(rle: dict[str, Any], size: list[int]) -> str:
-    """Describes why an RLE does not fit an image of [height, width]; see ``segmentation_fault``."""
+    """Why an RLE does not fit an image of [height, width], as in ``segmentation_fault``."""
     if rle.get("size") != size or {type(side) for side in rle["size"]} != {int}:
         return f"has an RLE of the size {reprlib.repr(rle.get('size'))}, and its image {size}"
     counts = run_lengths(rle)

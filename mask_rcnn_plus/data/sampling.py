@@ -1,7 +1,7 @@
-"""Which training image comes when, and the sample that is made from it.
+"""The order of the training images, and their samples.
 
 detectron2's samplers always begin at the first image, and its grouping by shape depends on the
-images seen so far. Here the seed alone determines the image at each position, the images of each
+images seen so far. Here only the seed determines the image at each position, the images of each
 batch, and all random draws of a sample. So a resumed run trains on the same samples as a run that
 was never interrupted.
 """
@@ -100,8 +100,8 @@ class BatchIndices(Sampler[list[tuple[int, int]]]):
     Args:
         order: the order of the images.
         batch_size: images per batch of one process.
-        portrait: for each image whether it is at least as high as wide; a batch then has images
-            of one kind only (DATALOADER.ASPECT_RATIO_GROUPING). None for no grouping.
+        portrait: for each image whether it is at least as high as wide; then all images of a batch
+            are of the same kind (DATALOADER.ASPECT_RATIO_GROUPING). None for no grouping.
         rank: rank of this process.
         world_size: number of processes.
     """

@@ -66,7 +66,7 @@ def generate_shapes(
     its pixels. Polygons follow pixel edges and rasterise to exactly the same mask.
 
     Args:
-        root: the folder of the data sets, created if it is missing.
+        root: the folder of the data sets, created if missing.
         name: the folder below it; the data sets are NAME_train and NAME_val.
         num_train, num_val: images per split, at least 1.
         image_size: (H, W) in pixels, each at least 32.

@@ -98,9 +98,8 @@ class COCOEvaluator(Detectron2COCOEvaluator):
     def reset(self) -> None:
         """Forgets all predictions except those that the journal recovered."""
         recovered = self.journal.kept if self.journal else []
-        self._predictions: list[dict[str, Any]] = [
-            {"image_id": entry["image_id"], "instances": entry["instances"]} for entry in recovered
-        ]
+        keys = ("image_id", "instances")
+        self._predictions: list[dict[str, Any]] = [{k: e[k] for k in keys} for e in recovered]
         # Instances without objects still show which heads the model has; their json does not.
         self._predicted: set[str] = {task for entry in recovered for task in entry["tasks"]}
 

@@ -105,10 +105,10 @@ class DrawnObjects:
                 (polygons, a run-length encoding or a bitmap), the objects have masks.
             height, width: of the image, in pixels.
         """
-        kept = [annotation for annotation in annotations if not annotation.get("iscrowd")]
+        kept = [a for a in annotations if not a.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]
         masks = None
-        if all(len(annotation.get("segmentation", ())) for annotation in kept):
+        if all(len(a.get("segmentation", ())) for a in kept):
             masks = [segmentation_to_rle(a["segmentation"], height, width) for a in kept]
         return cls(
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
@@ -220,9 +220,8 @@ def draw_styled(
             (x, y), mask = _mask_at(masks[i], width, height)
             part = tinted[y : y + mask.shape[0], x : x + mask.shape[1]]
             part[mask > 0] = colors[i]
-            outlines[i], _ = cv2.findContours(
-                mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y)
-            )
+            modes = cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            outlines[i], _ = cv2.findContours(mask, *modes, offset=(x, y))
         canvas = cv2.addWeighted(tinted, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0)
         for i in order:
             if style.edged and lines[i] > 1:
@@ -239,9 +238,8 @@ def draw_styled(
     if style.labels:
         if labels is None:
             labels = [_label(objects, i, class_names, style.scores) for i in range(len(objects))]
-        by_score = np.arange(len(objects))
-        if objects.scores is not None:
-            by_score = np.argsort(-objects.scores, kind="stable")
+        scores = np.zeros(len(objects)) if objects.scores is None else objects.scores
+        by_score = np.argsort(-scores, kind="stable")
         _draw_labels(canvas, boxes, labels, colors, by_score, style.text, style.small)
     return canvas
 

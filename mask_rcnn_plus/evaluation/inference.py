@@ -1,7 +1,6 @@
 """Runs a model over a test set and measures the time of each stage and the peak memory.
 
-detectron2's ``inference_on_dataset`` times the model as a whole and pastes every mask into a full
-image. Here masks stay small until an evaluator needs them.
+Unlike in detectron2's ``inference_on_dataset``, masks stay small until an evaluator needs them.
 """
 
 import itertools

@@ -80,7 +80,7 @@ def accumulate(
     Args:
         ground_truth: after :func:`complete_ground_truth`.
         detections: in COCO's result format; not changed, may be empty.
-        task: "bbox", "segm", "keypoints" or "boundary"; pycocotools' COCOeval lacks "boundary".
+        task: "bbox", "segm", "keypoints" or "boundary", which pycocotools' COCOeval lacks.
         max_dets: the limits on the detections of an image, ascending; unused for keypoints.
         kpt_oks_sigmas: one per keypoint; empty uses COCO's.
         img_ids: the images to score; None scores all.
@@ -232,8 +232,8 @@ def summary_rows(
         for annotation in coco_eval.cocoGt.anns.values()
         if not annotation.get("iscrowd") and (task != "keypoints" or annotation["num_keypoints"])
     )
-    rows = [{"class_id": "", "class": "all", **coco_metrics(coco_eval)}]
-    rows[0] |= {"objects": objects.total(), "detections": detected.total()}
+    counts = {"objects": objects.total(), "detections": detected.total()}
+    rows = [{"class_id": "", "class": "all", **coco_metrics(coco_eval), **counts}]
     for k, (category, name) in enumerate(zip(params.catIds, class_names, strict=True)):
         counts = {"objects": objects[category], "detections": detected[category]}
         rows.append({"class_id": category, "class": name, **coco_metrics(coco_eval, [k]), **counts})

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.evaluation.drawing import (
+    Color,
     DrawnObjects,
     Image,
     class_color,
@@ -221,23 +222,26 @@ def _draw_cell(
     for caption, objects in captions.items():
         size = (height, width)
         panel = draw_objects(sample.image, objects, class_names, size, crowded=crowded)
-        strip = _blank(text_size(caption)[1], max(width, text_size(caption)[0]))
-        write_text(strip, caption, (-3, 0), _FAINT)
-        panels.append(_stack([strip, _pad(panel, height, strip.shape[1])], axis=0, gap=0))
+        line = _line(caption, width, _FAINT)
+        panels.append(_stack([line, _pad(panel, height, line.shape[1])], axis=0, gap=0))
     pair = _stack(panels, axis=1, gap=_GAP)
     name = plain_text(sample.name, otherwise="image")
     while text_size(name)[0] > pair.shape[1]:
         name = "..." + name.removeprefix("...")[4:]
-    strip = _blank(text_size(name)[1], pair.shape[1])
-    write_text(strip, name, (-3, 0), _INK)
-    return _stack([strip, pair], axis=0, gap=0)
+    return _stack([_line(name, pair.shape[1], _INK), pair], axis=0, gap=0)
+
+
+def _line(text: str, width: int, color: Color) -> Image:
+    line = _blank(text_size(text)[1], max(width, text_size(text)[0]))
+    write_text(line, text, (-3, 0), color)
+    return line
 
 
 def _draw_header(title: str, shown: Sequence[int], class_names: Sequence[str], width: int) -> Image:
     """The title, and a legend of the classes in the picture."""
     title_height = text_size(title, _TITLE_SCALE)[1] if title else 0
     side = text_size("X")[1]
-    # Positions of the legend's entries; an entry that would pass the right edge starts a new line.
+    # The legend's entries; one that would pass the right edge starts a new line.
     positions: list[tuple[int, int]] = []
     x, y = 0, title_height
     for index in shown:
@@ -268,8 +272,6 @@ def _pad(image: Image, height: int, width: int) -> Image:
 
 def _stack(images: Sequence[Image], *, axis: int, gap: int) -> Image:
     """Joins images of equal height (axis 1) or width (axis 0), with a gap between them."""
-    parts = [images[0]]
-    for image in images[1:]:
-        shape = (gap, image.shape[1]) if axis == 0 else (image.shape[0], gap)
-        parts += [_blank(*shape), image]
-    return np.concatenate(parts, axis=axis)
+    height, width = images[0].shape[:2]
+    space = _blank(gap, width) if axis == 0 else _blank(height, gap)
+    return np.concatenate([p for image in images for p in (space, image)][1:], axis=axis)
