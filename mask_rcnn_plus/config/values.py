@@ -39,10 +39,10 @@ def _integer(least: int, most: int = _MAX_INTEGER) -> Rule:
 
 def _number(least: float, most: float = math.inf, *, above: bool = False) -> Rule:
     """Finite, from ``least`` (with ``above``: greater than it) to ``most``."""
-    if most == math.inf:
-        expected = f"above {least:g}" if above else f"{least:g} or more"
+    if above:
+        expected = f"above {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
     else:
-        expected = f"above {least:g} and at most {most:g}" if above else f"{least:g} to {most:g}"
+        expected = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
 
     def allows(value: Any) -> bool:
         if type(value) not in (int, float) or not math.isfinite(value):
@@ -96,6 +96,7 @@ _ANCHORS = _list_of(_either(_POSITIVE, _list_of(_POSITIVE)))
 _BOX_LOSS = _one_of("smooth_l1", "giou", "diou", "ciou")
 _IOUS = _list_of(_FRACTION, rising=True)
 _IOU_LABELS = _list_of(_one_of(-1, 0, 1))
+_FOLDER = Rule("letters, digits, _ and -", lambda v: bool(re.fullmatch(r"[\w-]{1,100}", v or "")))
 _METRIC = Rule('the name of a metric, such as "segm/AP", or ""', lambda v: isinstance(v, str))
 _MODE = _one_of("auto", "max", "min")
 # Smaller weights, or their gradients, may be 0 in float32.
@@ -112,10 +113,7 @@ RULES = {
     "DATALOADER.RANDOM_SUBSET_RATIO": _SHARE,
     "DATASETS.TRAIN": _NAMES,
     "DATASETS.TEST": _NAMES,
-    "DATASETS.SHAPES.NAME": Rule(
-        "a folder's name of letters, digits, _ and -",
-        lambda v: bool(re.fullmatch(r"[\w-]{1,100}", v or "")),
-    ),
+    "DATASETS.SHAPES.NAME": _FOLDER,
     "DATASETS.SHAPES.NUM_TRAIN": _integer(1, 10**6),
     "DATASETS.SHAPES.NUM_VAL": _integer(1, 10**6),
     "DATASETS.SHAPES.IMAGE_SIZE": _list_of(_integer(1, _MAX_SIDE), lengths=(2,)),
@@ -130,7 +128,7 @@ RULES = {
     "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
     "INPUT.CROP.SIZE": _list_of(_POSITIVE, lengths=(2,)),
     "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
-    # A smaller scale leaves no objects, a larger one shows none whole.
+    # Smaller scales make objects too small to see, larger ones show only parts of them.
     "INPUT.JITTER.SCALE": _list_of(_number(0.01, 100), lengths=(2,)),
     "INPUT.JITTER.SIZE": _list_of(_integer(8, 8192), lengths=(2,)),
     "INPUT.COLOR.BRIGHTNESS": _FRACTION,

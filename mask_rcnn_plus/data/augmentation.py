@@ -85,11 +85,7 @@ class ScaleJitter(T.Augmentation):
 
 
 class PadTo(T.Augmentation):
-    """Pads an image that is smaller than a size with grey, on the right and below.
-
-    Args:
-        size: (height, width) in pixels.
-    """
+    """Pads an image with grey, on the right and below, to a size (height, width) in pixels."""
 
     def __init__(self, *, size: tuple[int, int]) -> None:
         super().__init__()
@@ -105,11 +101,7 @@ class PadTo(T.Augmentation):
 
 
 class InRGB(T.Augmentation):
-    """Applies a colour augmentation of detectron2, which expects RGB, to images in BGR.
-
-    Args:
-        change: its transform is a BlendTransform.
-    """
+    """Applies a colour augmentation with a BlendTransform, which expects RGB, to BGR images."""
 
     def __init__(self, change: T.Augmentation) -> None:
         super().__init__()
@@ -125,11 +117,7 @@ class InRGB(T.Augmentation):
 
 
 class RandomBlur(T.Augmentation):
-    """Blurs an image.
-
-    Args:
-        sigma: smallest and largest standard deviation of the Gaussian, in pixels.
-    """
+    """Blurs with a Gaussian; ``sigma`` is its smallest and largest deviation in pixels."""
 
     def __init__(self, *, sigma: tuple[float, float]) -> None:
         super().__init__()

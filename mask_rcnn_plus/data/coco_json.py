@@ -114,9 +114,8 @@ def refuse_harmful_masks(path: Path) -> None:
     }
     for index, annotation in enumerate(content["annotations"]):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if not _is_id(image_id) or image_id not in sizes:
-            continue
-        if fault := segmentation_fault(annotation.get("segmentation"), sizes[image_id]):
+        size = sizes.get(image_id) if _is_id(image_id) else None
+        if size and (fault := segmentation_fault(annotation.get("segmentation"), size)):
             where = f"annotations[{index}] (id {_show(annotation.get('id'))})"
             raise _not_coco(path, f"{where} {fault}")
     _harmless.add(stamp)

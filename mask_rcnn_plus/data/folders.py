@@ -50,10 +50,9 @@ class _Folder:
         stamp = file_stamp(self.json_file)
         if stamp is None or stamp != self.stamp:
             try:
-                categories = read_categories(self.json_file)
+                self.keypoints = keypoint_metadata(read_categories(self.json_file))
             except UserError as error:
                 raise UserError(f"data set '{self.name}': {error}") from error
-            self.keypoints = keypoint_metadata(categories)
             self.stamp = stamp
         return self._load()
 

@@ -44,7 +44,6 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     """detectron2's ``read_image`` for the supported formats only.
 
     Args:
-        file_name: a path.
         format: a mode of Pillow, "BGR" or "YUV-BT.601".
 
     Returns:

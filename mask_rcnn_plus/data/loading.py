@@ -65,11 +65,7 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
 
 
 def require_registered(name: str) -> None:
-    """Looks for a data set in detectron2's catalog, then among the folders.
-
-    Raises:
-        UserError: there is no data set of that name.
-    """
+    """Raises a UserError if a data set is neither in detectron2's catalog nor in a folder."""
     if name not in DatasetCatalog:
         names = register_folder_datasets()
         if name not in DatasetCatalog:
@@ -116,11 +112,10 @@ def class_names(name: str) -> list[str]:
 def _not_registered(name: str, names: list[str]) -> str:
     hint = did_you_mean(name, DatasetCatalog.list())
     root = dataset_root().absolute()
+    content = "which has no data sets" if root.is_dir() else "which does not exist"
     if names:
         more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
         content = f"which has {', '.join(names[:_MAX_NAMES])}{more}"
-    else:
-        content = "which has no data sets" if root.is_dir() else "which does not exist"
     return (
         f"data set '{name}' is not registered{f'{hint} Looked' if hint else '; looked'} for "
         f"NAME/SPLIT.json in '{root}' (DETECTRON2_DATASETS), {content}"
@@ -185,8 +180,8 @@ def _check_images(name: str, file_names: list[str]) -> None:
 
 def _is_usable(record: dict[str, Any]) -> bool:
     """Whether detectron2 would train on at least one annotation of the image."""
-    for annotation in record.get("annotations", ()):
-        empty = annotation.get("bbox_mode") == BoxMode.XYWH_ABS and min(annotation["bbox"][2:]) <= 0
-        if not empty and not annotation.get("iscrowd", 0):
-            return True
-    return False
+    return any(
+        not annotation.get("iscrowd", 0)
+        and (annotation.get("bbox_mode") != BoxMode.XYWH_ABS or min(annotation["bbox"][2:]) > 0)
+        for annotation in record.get("annotations", ())
+    )

@@ -32,12 +32,7 @@ class NamingMapper:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> Any:
-        """Returns the sample of a record.
-
-        Raises:
-            UserError: the image is unreadable or differs from the record, or an annotation is
-                unusable.
-        """
+        """Returns a sample; raises a UserError if the image or an annotation cannot be used."""
         try:
             return self._mapper(record)
         except UserError:
@@ -51,11 +46,7 @@ class NamingMapper:
 
 
 class PolygonMapper:
-    """Wraps a mapper that accepts only polygons: converts run lengths to polygons of the same mask.
-
-    Args:
-        mapper: as in ``NamingMapper``.
-    """
+    """Wraps a mapper that accepts only polygons: converts run lengths to the same masks."""
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
         self._mapper = mapper

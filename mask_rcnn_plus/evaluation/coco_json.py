@@ -24,11 +24,9 @@ def encoded_masks(masks: Any) -> list[dict[str, Any]]:
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Mapping[str, Any]:
-    """An annotation's "segmentation" in COCO's run-length encoding.
+    """Polygons, run lengths (compressed or not) or a bitmap (H, W) in COCO's run-length encoding.
 
-    Args:
-        segmentation: polygons, a run-length encoding (compressed or not), or a bitmap (H, W).
-        height, width: of the image, in pixels.
+    The height and width are those of the image in pixels.
     """
     if isinstance(segmentation, np.ndarray):
         return encoded_masks([segmentation])[0]

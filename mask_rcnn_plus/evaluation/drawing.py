@@ -103,7 +103,7 @@ class DrawnObjects:
         Args:
             annotations: each with "bbox", "bbox_mode", "category_id". If all have a "segmentation"
                 (polygons, a run-length encoding or a bitmap), the objects have masks.
-            height, width: of the image, in pixels.
+            height, width: the size of the image in pixels.
         """
         kept = [a for a in annotations if not a.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]

@@ -224,10 +224,10 @@ def _batches(data_loader: Any, dataset_name: str) -> Iterator[Batch]:
 def _files_of_batch(data_loader: Any, dataset_name: str, index: int) -> list[str]:
     """The file names of a batch that could not be loaded, as far as they are known."""
     sampler = getattr(data_loader, "batch_sampler", None)
-    if sampler is None or dataset_name not in DatasetCatalog.list():
+    if sampler is None or dataset_name not in DatasetCatalog:
         return []
     records = DatasetCatalog.get(dataset_name)
     if len(records) != len(data_loader.dataset):
         return []
-    chosen: Sequence[int] = next(itertools.islice(iter(sampler), index, None), [])
+    chosen: Sequence[int] = next(itertools.islice(sampler, index, None), [])
     return [str(records[i].get("file_name", "?")) for i in chosen]

@@ -221,7 +221,6 @@ def summary_rows(
 
     Args:
         coco_eval: as for :func:`coco_metrics`.
-        task: "bbox", "segm", "boundary" or "keypoints".
         class_names: one for each of ``coco_eval.params.catIds``.
         detections: in COCO's result format.
     """

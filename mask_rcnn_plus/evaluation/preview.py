@@ -105,8 +105,7 @@ class PreviewWriter(DatasetEvaluator):
     """Draws predictions beside the ground truth into ``preview_<data set>.png``.
 
     Attributes:
-        path: the picture that the last ``evaluate`` wrote; None if it wrote no picture, and on
-            all processes except the main one.
+        path: the picture that the last ``evaluate`` of this process wrote, or None.
         journal: has the results of an interrupted evaluation that is resumed; or None.
     """
 
@@ -125,11 +124,11 @@ class PreviewWriter(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered data set.
-            output_dir: where the picture is written; created if missing.
+            output_dir: the folder of the picture; created if missing.
             num_images: how many images to draw, evenly spaced over those with objects, so that
                 every evaluation draws the same ones. 0 draws no picture.
             score_threshold: the lowest score of a prediction that is drawn.
-            read_image: reads a file as an array (H, W, 3); called with its path and "BGR".
+            read_image: called with a path and "BGR"; returns (H, W, 3).
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
