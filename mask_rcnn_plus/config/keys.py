@@ -181,9 +181,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # REFERENCE_WORLD_SIZE is different: it makes the batch grow with the number of processes.)
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
 
-    # An exponential moving average of the weights and batch norm statistics. Each evaluation covers
-    # both sets of weights (metrics "segm/AP" and "ema/segm/AP", files below OUTPUT_DIR/ema). The
-    # run also writes model_ema_final.pth.
+    # An exponential moving average of the weights and batch norm statistics, saved in
+    # model_ema_final.pth. Each evaluation covers both sets of weights (metrics "segm/AP" and
+    # "ema/segm/AP", files below OUTPUT_DIR/ema).
     cfg.SOLVER.EMA = CfgNode()
     cfg.SOLVER.EMA.ENABLED = False
     # At step t, counted from 1, the average keeps the share min(DECAY, (1 + t) / (WARMUP + t)).
@@ -200,7 +200,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # The metric that selects OUTPUT_DIR/model_best.pth, such as "segm/AP"; with several test sets
     # "NAME/segm/AP"; "validation/total_loss" (needs TEST.LOSS_PERIOD); "ema/segm/AP" (needs
     # SOLVER.EMA), which saves the averaged weights as model_ema_best.pth. Compared every
-    # TEST.EVAL_PERIOD iterations (a loss: LOSS_PERIOD) and at the end. "" saves none.
+    # TEST.EVAL_PERIOD iterations (a loss: LOSS_PERIOD) and at the end. "" saves no such file.
     cfg.TEST.BEST_METRIC = ""
     # "max": larger is better; "min": smaller is better; "auto": "min" if the name contains "loss".
     cfg.TEST.BEST_MODE = "auto"
@@ -241,8 +241,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.PREVIEW_TENSORBOARD = False
 
     # Evaluate a copy of the model that is optimised for inference (mask_rcnn_plus.optimize): the
-    # same detections in half the time. Each evaluation during training makes one of the current
-    # weights, which takes the memory of the weights once more.
+    # same detections in half the time. Each evaluation during training makes such a copy, which
+    # needs the memory of the weights once more.
     cfg.TEST.OPTIMIZE = CfgNode()
     cfg.TEST.OPTIMIZE.ENABLED = False
     # The type of weights and maps: "fp32", "bf16" (GPUs, and CPUs with instructions for it) or

@@ -247,11 +247,11 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
 
     same = len(values["MODEL.PIXEL_STD"]) == len(values["MODEL.PIXEL_MEAN"])
     require("MODEL.PIXEL_STD", same, "as long as MODEL.PIXEL_MEAN")
-    for part in ("RPN", "ROI_HEADS"):
-        thresholds, labels = f"MODEL.{part}.IOU_THRESHOLDS", f"MODEL.{part}.IOU_LABELS"
+    for part in ("MODEL.RPN", "MODEL.ROI_HEADS"):
+        thresholds, labels = f"{part}.IOU_THRESHOLDS", f"{part}.IOU_LABELS"
         count = len(values[thresholds]) + 1
-        expected = f"a list of {count}, one more than {thresholds} has"
-        require(labels, len(values[labels]) == count, expected)
+        valid = len(values[labels]) == count
+        require(labels, valid, f"a list of {count}, one more than {thresholds} has")
     fits = max(values["INPUT.CROP.SIZE"]) <= 1 or values["INPUT.CROP.TYPE"].startswith("absolute")
     require("INPUT.CROP.SIZE", fits, "at most 1 where INPUT.CROP.TYPE is relative")
     # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
@@ -361,15 +361,12 @@ def check_options(cfg: CfgNode) -> None:
     head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.NAME
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and heads.startswith("Fused"):
         return
-    for key, value, default in (
-        ("LOSS_CLS", head.LOSS_CLS, "cross_entropy"),
-        ("CLASS_WEIGHTS", list(head.CLASS_WEIGHTS), []),
-        ("CLASS_WEIGHTING", head.CLASS_WEIGHTING, "none"),
-    ):
-        if value != default:
+    defaults = {"LOSS_CLS": "cross_entropy", "CLASS_WEIGHTS": [], "CLASS_WEIGHTING": "none"}
+    for key, default in defaults.items():
+        if head[key] != default:
             raise UserError(
-                f"MODEL.ROI_BOX_HEAD.{key} is {value}, which MODEL.ROI_HEADS.NAME '{heads}' does "
-                "not support: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
+                f"MODEL.ROI_BOX_HEAD.{key} is {head[key]}, which MODEL.ROI_HEADS.NAME '{heads}' "
+                "does not support: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
             )
 
 

@@ -176,7 +176,7 @@ def _log_factors(factors: list[float], threshold: float) -> None:
 def _portrait(records: Sequence[dict[str, Any]]) -> np.ndarray | None:
     """For each image, whether it is at least as high as wide; None if sizes are missing."""
     each = (records[index] for index in range(len(records)))
-    sizes = [(record.get("width"), record.get("height")) for record in each]
+    sizes: list[tuple[Any, Any]] = [(r.get("width"), r.get("height")) for r in each]
     if any(None in size for size in sizes):
         logger.warning(
             "DATALOADER.ASPECT_RATIO_GROUPING has no effect: 'width' or 'height' is missing in "

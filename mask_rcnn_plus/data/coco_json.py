@@ -107,7 +107,7 @@ def refuse_harmful_masks(path: Path) -> None:
     content = parse(path)
     if outline_fault(content):
         return
-    sizes: dict[int | str, list[Any]] = {
+    sizes: dict[Any, list[Any]] = {
         image["id"]: [image.get("height"), image.get("width")]
         for image in content["images"]
         if isinstance(image, dict) and _is_id(image.get("id"))
@@ -250,8 +250,9 @@ def is_names(names: object) -> bool:
 
 def _is_link(link: object, count: int) -> bool:
     """Whether a value is a pair of keypoint numbers, counted from 1."""
-    pair = isinstance(link, list) and len(link) == 2
-    return pair and all(type(end) is int and 1 <= end <= count for end in link)
+    if not isinstance(link, list) or len(link) != 2:
+        return False
+    return all(type(end) is int and 1 <= end <= count for end in link)
 
 
 def _mirrored(name: str) -> str:
