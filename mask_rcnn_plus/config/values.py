@@ -353,7 +353,7 @@ def check_options(cfg: CfgNode) -> None:
             if not test.LOSS_PERIOD:
                 cause = "TEST.LOSS_PERIOD 0 measures no losses"
         elif key == "TEST.EARLY_STOPPING.METRIC" and not test.EVAL_PERIOD:
-            cause = "TEST.EVAL_PERIOD 0 evaluates only at the end"
+            cause = "TEST.EVAL_PERIOD 0 evaluates at the end only"
         if cause:
             raise UserError(f"{key} is '{name}', and {cause}: set it to a number of iterations")
         if name.startswith(_AVERAGED) and not cfg.SOLVER.EMA.ENABLED:
@@ -366,7 +366,7 @@ def check_options(cfg: CfgNode) -> None:
         if head[key] != default:
             raise UserError(
                 f"MODEL.ROI_BOX_HEAD.{key} is {head[key]}, which MODEL.ROI_HEADS.NAME '{heads}' "
-                "does not support: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
+                "does not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
             )
 
 
