@@ -96,7 +96,6 @@ _ANCHORS = _list_of(_either(_POSITIVE, _list_of(_POSITIVE)))
 _BOX_LOSS = _one_of("smooth_l1", "giou", "diou", "ciou")
 _IOUS = _list_of(_FRACTION, rising=True)
 _IOU_LABELS = _list_of(_one_of(-1, 0, 1))
-_FOLDER = Rule("letters, digits, _ and -", lambda v: bool(re.fullmatch(r"[\w-]{1,100}", v or "")))
 _METRIC = Rule('the name of a metric, such as "segm/AP", or ""', lambda v: isinstance(v, str))
 _MODE = _one_of("auto", "max", "min")
 # Smaller weights, or their gradients, may be 0 in float32.
@@ -113,7 +112,10 @@ RULES = {
     "DATALOADER.RANDOM_SUBSET_RATIO": _SHARE,
     "DATASETS.TRAIN": _NAMES,
     "DATASETS.TEST": _NAMES,
-    "DATASETS.SHAPES.NAME": _FOLDER,
+    "DATASETS.SHAPES.NAME": Rule(
+        "a folder's name of letters, digits, _ and -",
+        lambda v: bool(re.fullmatch(r"[\w-]{1,100}", v or "")),
+    ),
     "DATASETS.SHAPES.NUM_TRAIN": _integer(1, 10**6),
     "DATASETS.SHAPES.NUM_VAL": _integer(1, 10**6),
     "DATASETS.SHAPES.IMAGE_SIZE": _list_of(_integer(1, _MAX_SIDE), lengths=(2,)),
