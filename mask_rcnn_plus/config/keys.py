@@ -12,11 +12,7 @@ def get_cfg() -> CfgNode:
 
 
 def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
-    """Adds this project's keys, with their defaults, to a detectron2 config in place.
-
-    Args:
-        cfg: from ``detectron2.config.get_cfg()``.
-    """
+    """Adds this project's keys, with their defaults, to a detectron2 config in place."""
     _add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_augmentation_keys(cfg)
@@ -33,10 +29,10 @@ def _add_model_keys(cfg: CfgNode) -> None:
     # tensor cores. The results are the same.
     cfg.MODEL.CHANNELS_LAST = False
 
-    # The model behind MODEL.BACKBONE.NAME "build_timm_fpn_backbone" (with MODEL.FPN and max pooling
-    # on top) or "build_timm_backbone" (without). MODEL.BACKBONE.FREEZE_AT counts stages as for a
+    # The model for MODEL.BACKBONE.NAME "build_timm_fpn_backbone" (with MODEL.FPN and max pooling on
+    # top) or "build_timm_backbone" (without). MODEL.BACKBONE.FREEZE_AT counts stages as for a
     # ResNet: 0 trains all, 1 freezes the stem, 2 also res2. INPUT.FORMAT "RGB", MODEL.PIXEL_MEAN
-    # and MODEL.PIXEL_STD must be those of the pretrained weights.
+    # and MODEL.PIXEL_STD must suit the pretrained weights.
     cfg.MODEL.TIMM = CfgNode()
     # A name from timm.list_models(), or from timm.list_pretrained() with the tag of its weights.
     cfg.MODEL.TIMM.NAME = "convnext_tiny"
@@ -61,9 +57,8 @@ def _add_model_keys(cfg: CfgNode) -> None:
 
 
 def _add_data_keys(cfg: CfgNode) -> None:
-    # The generated data set of circles, squares and triangles (data/shapes.py), so that a first run
-    # needs no download. ENABLED writes NAME_train and NAME_val below $DETECTRON2_DATASETS at first
-    # use.
+    # The generated data set of circles, squares and triangles (data/shapes.py), for a first run
+    # without a download. ENABLED writes NAME_train and NAME_val below $DETECTRON2_DATASETS once.
     cfg.DATASETS.SHAPES = CfgNode()
     cfg.DATASETS.SHAPES.ENABLED = False
     cfg.DATASETS.SHAPES.NAME = "shapes"
@@ -79,25 +74,24 @@ def _add_data_keys(cfg: CfgNode) -> None:
     cfg.DATASETS.SHAPES.SEED = 0
 
     # What to do about problems in COCO data sets before training and evaluation. "strict" refuses
-    # them; "repair" removes or repairs what is wrong and uses the rest; "off" looks only for what
-    # would crash the process. `mask-rcnn-plus check-data NAME` lists all problems.
+    # them; "repair" repairs or removes them; "off" checks only for what would crash the process.
+    # `mask-rcnn-plus check-data NAME` lists all problems.
     cfg.DATA_CHECK = "strict"
 
-    # Seconds that a loader worker may need for a batch. After that the run saves a checkpoint, ends
-    # and names the batch. 0 waits for ever. DATALOADER.NUM_WORKERS 0 has no limit.
+    # Seconds that a loader worker may need for a batch; 0 for no limit. After that, the run saves a
+    # checkpoint, names the images and ends. It has no effect with DATALOADER.NUM_WORKERS 0.
     cfg.DATALOADER.TIMEOUT = 600
 
-    # How many different images each process may skip because they are missing or unreadable. Each
-    # one is named and replaced by another, which depends only on SEED and its position. 0 ends the
-    # run at the first.
+    # How many different missing or unreadable images each process may skip; 0 ends the run at the
+    # first. The log names each one; its replacement depends only on SEED and the position.
     cfg.DATALOADER.MAX_BAD_SAMPLES = 0
 
     # DATALOADER.SAMPLER_TRAIN RepeatFactorTrainingSampler shows images of rare classes more often:
     # sqrt(REPEAT_THRESHOLD / f) times for a class in a share f of the images, if that exceeds 1.
     # Both keys are detectron2's; its default REPEAT_THRESHOLD 0 repeats nothing, so set it.
 
-    # The share of the images that DATALOADER.SAMPLER_TRAIN RandomSubsetTrainingSampler uses.
-    # detectron2 0.6 reads this key but does not define it.
+    # The share of the images that SAMPLER_TRAIN RandomSubsetTrainingSampler uses. detectron2 0.6
+    # reads this key but does not define it.
     cfg.DATALOADER.RANDOM_SUBSET_RATIO = 1.0
 
     # SEED is detectron2's key. It determines the order of the images and every random draw: the
@@ -156,9 +150,8 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # a RoI by (1 - p) ** FOCAL_GAMMA, where p is the probability of the right class.
     cfg.MODEL.ROI_BOX_HEAD.LOSS_CLS = "cross_entropy"
     cfg.MODEL.ROI_BOX_HEAD.FOCAL_GAMMA = 2.0
-    # A factor per class, in the order of class ids, for the classification loss of its RoIs. One
-    # more number is the background's factor (else 1). At least two must be above 0. [] means 1 for
-    # all.
+    # A factor per class, in the order of class ids, for the classification loss of its RoIs; one
+    # more is for the background (else 1). At least two must be above 0. [] means 1 for all.
     cfg.MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS = []
     # "inverse_frequency" makes train_net.py set CLASS_WEIGHTS to N / (K * n): n of the N objects in
     # DATASETS.TRAIN belong to the class, and there are K classes. The run's saved config has the
@@ -188,9 +181,9 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # REFERENCE_WORLD_SIZE is different: it makes the batch grow with the number of processes.)
     cfg.SOLVER.REFERENCE_IMS_PER_BATCH = 0
 
-    # An exponential moving average of the weights and batch norm statistics. Each evaluation covers
-    # both sets of weights (metrics "segm/AP" and "ema/segm/AP", files below OUTPUT_DIR/ema). The
-    # run also writes model_ema_final.pth.
+    # An exponential moving average of the weights and batch norm statistics, saved in
+    # model_ema_final.pth. Each evaluation covers both sets of weights (metrics "segm/AP" and
+    # "ema/segm/AP", files below OUTPUT_DIR/ema).
     cfg.SOLVER.EMA = CfgNode()
     cfg.SOLVER.EMA.ENABLED = False
     # At step t, counted from 1, the average keeps the share min(DECAY, (1 + t) / (WARMUP + t)).
@@ -207,7 +200,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # The metric that selects OUTPUT_DIR/model_best.pth, such as "segm/AP"; with several test sets
     # "NAME/segm/AP"; "validation/total_loss" (needs TEST.LOSS_PERIOD); "ema/segm/AP" (needs
     # SOLVER.EMA), which saves the averaged weights as model_ema_best.pth. Compared every
-    # TEST.EVAL_PERIOD iterations (a loss: LOSS_PERIOD) and at the end. "" saves none.
+    # TEST.EVAL_PERIOD iterations (a loss: LOSS_PERIOD) and at the end. "" saves no such file.
     cfg.TEST.BEST_METRIC = ""
     # "max": larger is better; "min": smaller is better; "auto": "min" if the name contains "loss".
     cfg.TEST.BEST_MODE = "auto"
@@ -248,8 +241,8 @@ def _add_test_keys(cfg: CfgNode) -> None:
     cfg.TEST.PREVIEW_TENSORBOARD = False
 
     # Evaluate a copy of the model that is optimised for inference (mask_rcnn_plus.optimize): the
-    # same detections in half the time. Each evaluation during training makes one of the current
-    # weights, which takes the memory of the weights once more.
+    # same detections in half the time. Each evaluation during training makes such a copy, which
+    # needs the memory of the weights once more.
     cfg.TEST.OPTIMIZE = CfgNode()
     cfg.TEST.OPTIMIZE.ENABLED = False
     # The type of weights and maps: "fp32", "bf16" (GPUs, and CPUs with instructions for it) or

@@ -15,7 +15,7 @@ from mask_rcnn_plus.config.values import check_values
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
 _BASE = "_BASE_"
-# Of a config that a checkpoint carries. A dump of all keys has 10 kB and 600 values.
+# Limits for a config in a checkpoint. A dump of all keys has 10 kB and 600 values.
 _MAX_CHARACTERS = 2**20
 _MAX_VALUES = 100_000
 
@@ -37,21 +37,20 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
         UserError: the file or a base is missing, is not plain YAML or leads back to itself; a key
             is unknown or occurs twice; a value has the wrong type or is out of range.
     """
-    subject = f"config file '{config_file}'"
     if not str(config_file):
         raise UserError("no config file: give one with --config-file configs/quickstart.yaml")
-    return _merged(_read_file(Path(config_file), subject), subject, opts)
+    subject = f"config file '{config_file}'"
+    return _over_defaults(_read_file(Path(config_file), subject), subject, opts)
 
 
 def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Reads a YAML config that is not a file, such as the one in a checkpoint.
+    """Like :func:`load_config`, for text from an untrusted source, such as a checkpoint.
 
-    The text may come from a stranger: it runs no code, reads no file and cannot grow in memory.
+    The text runs no code, reads no file and cannot grow in memory.
 
     Args:
         text: the YAML, without ``_BASE_``.
         subject: the name of the config in messages.
-        opts: as in :func:`load_config`.
 
     Raises:
         UserError: as :func:`load_config`, or the text has a ``_BASE_`` or is too large.
@@ -64,7 +63,7 @@ def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
     with _one_line(subject):
         if _count(values, {}) > _MAX_VALUES:
             raise UserError(f"{subject}: more than {_MAX_VALUES} values, with aliases expanded")
-    return _merged(values, subject, opts)
+    return _over_defaults(values, subject, opts)
 
 
 def _count(value: Any, counts: dict[int, int]) -> int:
@@ -79,8 +78,7 @@ def _count(value: Any, counts: dict[int, int]) -> int:
 
 def _read_file(path: Path, subject: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file over those of its bases; ``above`` are the files that led to it."""
-    text = _read_text(path, subject)
-    values = _parse(text, subject)
+    values = _parse(_read_text(path, subject), subject)
     bases = values.pop(_BASE, [])
     merged: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -90,8 +88,8 @@ def _read_file(path: Path, subject: str, above: tuple[Path, ...] = ()) -> dict[s
         base_subject = f"{subject}: its {_BASE} {base!r}"
         if base_path.resolve() in (path.resolve(), *above):
             raise UserError(f"{base_subject} leads back to itself")
-        _merge(_read_file(base_path, base_subject, (*above, path.resolve())), merged, subject)
-    _merge(values, merged, subject)
+        _merge(merged, _read_file(base_path, base_subject, (*above, path.resolve())), subject)
+    _merge(merged, values, subject)
     return merged
 
 
@@ -137,23 +135,23 @@ def _parse(text: str, subject: str) -> dict[str, Any]:
     return values
 
 
-def _merge(above: dict[str, Any], below: dict[str, Any], subject: str) -> None:
-    """Puts ``above`` into ``below``, in place, group by group."""
-    for key, value in above.items():
-        if isinstance(value, dict) and key in below:
-            if not isinstance(below[key], dict):
+def _merge(base: dict[str, Any], values: dict[str, Any], subject: str) -> None:
+    """Replaces values of the base, in place, group by group."""
+    for key, value in values.items():
+        if isinstance(value, dict) and key in base:
+            if not isinstance(base[key], dict):
                 raise UserError(f"{subject}: '{key}' is a group of keys here, a value in {_BASE}")
-            _merge(value, below[key], subject)
+            _merge(base[key], value, subject)
         else:
-            below[key] = value
+            base[key] = value
 
 
-def _merged(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNode:
+def _over_defaults(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     known = dict(_flatten(cfg))
-    # detectron2 guesses the version (and warns) if the file does not have it. All of ours are 2.
-    if values.pop("VERSION", 2) != 2:
-        raise UserError(f"{subject} is of VERSION 1: convert it to VERSION 2")
+    # detectron2 guesses the version, with a warning, if it is missing. All of ours are 2.
+    if (version := values.pop("VERSION", 2)) != 2:
+        raise UserError(f"{subject} has VERSION {version}: convert it to VERSION 2")
     if isinstance(solver := values.get("SOLVER"), dict):
         solver.pop("ACCUMULATE_EXACT", None)  # in configs that an earlier version saved
     with _one_line(subject):
@@ -169,26 +167,22 @@ def _merged(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNod
 def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None:
     for item in opts[0::2]:
         if item.startswith("-"):
-            raise UserError(f"'{item}' follows a config override: put options before overrides")
+            raise UserError(f"option '{item}' follows a config override: put options first")
     _check_keys(opts[0::2], known, "the command line")
     if len(opts) % 2:
         raise UserError(f"config key '{opts[-1]}' on the command line has no value")
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
-        hint = ""
-        if isinstance(known[key], tuple | list) and not value.startswith(("(", "[")):
-            hint = f"; it is a list: write \"('{value}',)\""
+        bare = isinstance(known[key], tuple | list) and not value.startswith(("(", "["))
+        hint = f"; it is a list: write \"('{value}',)\"" if bare else ""
         with _one_line(f"{key} {value}", hint):
             cfg.merge_from_list([key, value])
 
 
 @contextmanager
 def _one_line(subject: str, hint: str = "") -> Iterator[None]:
-    """Turns what PyYAML and yacs raise into one line.
-
-    yacs reads each string as a Python literal. Literals may be too deep for Python, and backslashes
-    cause warnings on standard error.
-    """
+    """Turns errors of PyYAML and yacs into a UserError of one line."""
     try:
+        # yacs reads each string as a Python literal; backslashes in it cause warnings.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

@@ -1,4 +1,4 @@
-"""Whether a config is sound: values, combinations of keys, names of components and metrics.
+"""Whether a config is valid: values, combinations of keys, names of components and metrics.
 
 Every key of this project has its rule here. detectron2's keys have one only where a wrong value
 would otherwise fail late, or silently train something else. All checks raise a UserError.
@@ -12,17 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from detectron2 import modeling
 from detectron2.config import CfgNode
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-)
 from detectron2.utils import comm
 
 from mask_rcnn_plus.errors import UserError, did_you_mean
@@ -30,7 +21,7 @@ from mask_rcnn_plus.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value must be: a phrase after "it must be", and the test."""
+    """A test of a value, and the phrase that completes "it must be" in the message."""
 
     expected: str
     allows: Callable[[Any], bool]
@@ -48,10 +39,10 @@ def _integer(least: int, most: int = _MAX_INTEGER) -> Rule:
 
 def _number(least: float, most: float = math.inf, *, above: bool = False) -> Rule:
     """Finite, from ``least`` (with ``above``: greater than it) to ``most``."""
-    if most == math.inf:
-        expected = f"above {least:g}" if above else f"{least:g} or more"
+    if above:
+        expected = f"above {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
     else:
-        expected = f"above {least:g} and at most {most:g}" if above else f"{least:g} to {most:g}"
+        expected = f"{least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
 
     def allows(value: Any) -> bool:
         if type(value) not in (int, float) or not math.isfinite(value):
@@ -65,7 +56,7 @@ def _one_of(*choices: Any) -> Rule:
     """One of these values, of the same type."""
     first, last = ", ".join(map(str, choices[:-1])), str(choices[-1])
     expected = f"{first} or {last}" if first else last
-    return Rule(expected, lambda value: any(type(value) is type(c) and value == c for c in choices))
+    return Rule(expected, lambda value: (type(value), value) in [(type(c), c) for c in choices])
 
 
 def _either(first: Rule, second: Rule) -> Rule:
@@ -77,7 +68,7 @@ def _list_of(
     item: Rule, *, least: int = 1, lengths: Sequence[int] = (), rising: bool = False
 ) -> Rule:
     """A list or tuple of items, with one of the lengths or at least ``least`` items."""
-    count = " or ".join(str(length) for length in lengths) if lengths else f"{least} or more"
+    count = " or ".join(map(str, lengths)) or f"{least} or more"
     order = ", each above the one before" if rising else ""
 
     def allows(value: Any) -> bool:
@@ -139,7 +130,7 @@ RULES = {
     "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
     "INPUT.CROP.SIZE": _list_of(_POSITIVE, lengths=(2,)),
     "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
-    # A smaller scale leaves no objects, a larger one shows none whole.
+    # Smaller scales make objects too small to see, larger ones show only parts of them.
     "INPUT.JITTER.SCALE": _list_of(_number(0.01, 100), lengths=(2,)),
     "INPUT.JITTER.SIZE": _list_of(_integer(8, 8192), lengths=(2,)),
     "INPUT.COLOR.BRIGHTNESS": _FRACTION,
@@ -228,10 +219,10 @@ RULES = {
 
 
 def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Compares every value of a config with its key's rule, and keys with each other.
+    """Checks every value of a config, and keys against each other.
 
     Args:
-        values: from a full key ("SOLVER.BASE_LR") to its value.
+        values: all values by their full keys, such as "SOLVER.BASE_LR".
         defaults: the same, with the defaults of detectron2 and this project.
     """
     for key, value in values.items():
@@ -258,28 +249,27 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
 
     same = len(values["MODEL.PIXEL_STD"]) == len(values["MODEL.PIXEL_MEAN"])
     require("MODEL.PIXEL_STD", same, "as long as MODEL.PIXEL_MEAN")
-    for part in ("RPN", "ROI_HEADS"):
-        thresholds, labels = f"MODEL.{part}.IOU_THRESHOLDS", f"MODEL.{part}.IOU_LABELS"
+    for part in ("MODEL.RPN", "MODEL.ROI_HEADS"):
+        thresholds, labels = f"{part}.IOU_THRESHOLDS", f"{part}.IOU_LABELS"
         count = len(values[thresholds]) + 1
-        expected = f"a list of {count}, one more than {thresholds} has"
-        require(labels, len(values[labels]) == count, expected)
+        valid = len(values[labels]) == count
+        require(labels, valid, f"a list of {count}, one more than {thresholds} has")
     fits = max(values["INPUT.CROP.SIZE"]) <= 1 or values["INPUT.CROP.TYPE"].startswith("absolute")
     require("INPUT.CROP.SIZE", fits, "at most 1 where INPUT.CROP.TYPE is relative")
     # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
     both = values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]
     require("INPUT.CROP.ENABLED", not both, "False where INPUT.JITTER.ENABLED is True")
     for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
-        require(key, values[key][0] <= values[key][1], "the least value, then the largest")
-    for key in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
-        key = f"INPUT.COLOR.{key}"
-        valid = values[key] == 0 or values["INPUT.FORMAT"] in ("RGB", "BGR")
-        require(key, valid, "0 where INPUT.FORMAT is neither RGB nor BGR")
-    if values["INPUT.COPY_PASTE.PROB"] > 0:
-        key, semantic = "INPUT.COPY_PASTE.PROB", ("PanopticFPN", "SemanticSegmentor")
+        require(key, values[key][0] <= values[key][1], "the smallest value, then the largest")
+    if values["INPUT.FORMAT"] not in ("RGB", "BGR"):
+        for name in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
+            key = f"INPUT.COLOR.{name}"
+            require(key, values[key] == 0, "0 where INPUT.FORMAT is neither RGB nor BGR")
+    if values[key := "INPUT.COPY_PASTE.PROB"] > 0:
         require(key, values["MODEL.MASK_ON"], "0 unless MODEL.MASK_ON is True")
         require(key, not values["MODEL.LOAD_PROPOSALS"], "0 unless MODEL.LOAD_PROPOSALS is False")
-        instances = values["MODEL.META_ARCHITECTURE"] not in semantic
-        require(key, instances, "0 with semantic segmentation")
+        semantic = values["MODEL.META_ARCHITECTURE"] in ("PanopticFPN", "SemanticSegmentor")
+        require(key, not semantic, "0 with semantic segmentation")
 
 
 def _invalid(key: str, value: Any, expected: str) -> UserError:
@@ -288,21 +278,14 @@ def _invalid(key: str, value: Any, expected: str) -> UserError:
 
 def check_components(cfg: CfgNode) -> None:
     """Refuses names of components that are not registered."""
-    model = cfg.MODEL
-    components = {
-        "META_ARCHITECTURE": (model.META_ARCHITECTURE, META_ARCH_REGISTRY),
-        "BACKBONE.NAME": (model.BACKBONE.NAME, BACKBONE_REGISTRY),
-        "PROPOSAL_GENERATOR.NAME": (model.PROPOSAL_GENERATOR.NAME, PROPOSAL_GENERATOR_REGISTRY),
-        "ANCHOR_GENERATOR.NAME": (model.ANCHOR_GENERATOR.NAME, ANCHOR_GENERATOR_REGISTRY),
-        "ROI_HEADS.NAME": (model.ROI_HEADS.NAME, ROI_HEADS_REGISTRY),
-        "ROI_BOX_HEAD.NAME": (model.ROI_BOX_HEAD.NAME, ROI_BOX_HEAD_REGISTRY),
-    }
-    if model.MASK_ON:
-        components["ROI_MASK_HEAD.NAME"] = (model.ROI_MASK_HEAD.NAME, ROI_MASK_HEAD_REGISTRY)
-    if model.KEYPOINT_ON:
-        name = model.ROI_KEYPOINT_HEAD.NAME
-        components["ROI_KEYPOINT_HEAD.NAME"] = (name, ROI_KEYPOINT_HEAD_REGISTRY)
-    for key, (name, registry) in components.items():
+    groups = ["BACKBONE", "PROPOSAL_GENERATOR", "ANCHOR_GENERATOR", "ROI_HEADS", "ROI_BOX_HEAD"]
+    groups += ["ROI_MASK_HEAD"] * cfg.MODEL.MASK_ON + ["ROI_KEYPOINT_HEAD"] * cfg.MODEL.KEYPOINT_ON
+    components = [("META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, modeling.META_ARCH_REGISTRY)]
+    components += [
+        (f"{group}.NAME", cfg.MODEL[group].NAME, getattr(modeling, f"{group}_REGISTRY"))
+        for group in groups
+    ]
+    for key, name, registry in components:
         # detectron2 does not look up an empty name of a head, or PrecomputedProposals.
         if name and name != "PrecomputedProposals" and name not in registry:
             known = [known for known, _ in registry]
@@ -311,12 +294,12 @@ def check_components(cfg: CfgNode) -> None:
 
 
 def check_solver(cfg: CfgNode, device: str) -> None:
-    """Compares the solver's settings with the device and the number of processes."""
+    """Refuses a solver that does not suit the device or the number of processes."""
     solver = cfg.SOLVER
     if solver.AMP.ENABLED and solver.AMP.DTYPE == "fp16" and not device.startswith("cuda"):
         raise UserError(
-            f"SOLVER.AMP.ENABLED with SOLVER.AMP.DTYPE fp16 needs a GPU, and the device is "
-            f"'{device}': set SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False"
+            f"SOLVER.AMP.DTYPE fp16 needs a GPU, and the device is '{device}': set "
+            "SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False"
         )
     processes = comm.get_world_size()
     if processes > 1 and device.startswith("cuda:"):
@@ -346,9 +329,9 @@ def check_optimize(cfg: CfgNode, device: str) -> None:
         )
 
 
-# Prefixes of metrics: of the averaged weights, and of the losses on the test sets.
-_AVERAGED, _VALIDATION = "ema", "validation"
-# Each task of an evaluation, with the switches that it needs.
+# Prefixes of metrics: averaged weights, and losses on the test sets.
+_AVERAGED, _VALIDATION = "ema/", "validation/"
+# The tasks of an evaluation, with the switches that each one needs.
 _TASKS: dict[str, tuple[str, ...]] = {
     "bbox": (),
     "segm": ("MODEL.MASK_ON",),
@@ -367,31 +350,25 @@ def check_options(cfg: CfgNode) -> None:
             f"TEST.LOSS_PERIOD is {test.LOSS_PERIOD}, and DATASETS.TEST is empty: name a data set"
         )
     for key, name in _named_metrics(cfg):
-        if name.startswith(f"{_VALIDATION}/"):
+        cause = ""
+        if name.startswith(_VALIDATION):
             if not test.LOSS_PERIOD:
-                raise UserError(
-                    f"{key} is '{name}', and TEST.LOSS_PERIOD 0 measures no losses: set it to a "
-                    "number of iterations"
-                )
+                cause = "TEST.LOSS_PERIOD 0 measures no losses"
         elif key == "TEST.EARLY_STOPPING.METRIC" and not test.EVAL_PERIOD:
-            raise UserError(
-                f"{key} is '{name}', and TEST.EVAL_PERIOD 0 evaluates at the end only: set it to a "
-                "number of iterations"
-            )
-        if name.startswith(f"{_AVERAGED}/") and not cfg.SOLVER.EMA.ENABLED:
+            cause = "TEST.EVAL_PERIOD 0 evaluates at the end only"
+        if cause:
+            raise UserError(f"{key} is '{name}', and {cause}: set it to a number of iterations")
+        if name.startswith(_AVERAGED) and not cfg.SOLVER.EMA.ENABLED:
             raise UserError(f"{key} is '{name}': set SOLVER.EMA.ENABLED True")
     head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.NAME
     if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN" and heads.startswith("Fused"):
         return
-    for key, value, default in (
-        ("LOSS_CLS", head.LOSS_CLS, "cross_entropy"),
-        ("CLASS_WEIGHTS", list(head.CLASS_WEIGHTS), []),
-        ("CLASS_WEIGHTING", head.CLASS_WEIGHTING, "none"),
-    ):
-        if value != default:
+    defaults = {"LOSS_CLS": "cross_entropy", "CLASS_WEIGHTS": [], "CLASS_WEIGHTING": "none"}
+    for key, default in defaults.items():
+        if head[key] != default:
             raise UserError(
-                f"MODEL.ROI_BOX_HEAD.{key} is {value}, which MODEL.ROI_HEADS.NAME '{heads}' does "
-                "not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
+                f"MODEL.ROI_BOX_HEAD.{key} is {head[key]}, which MODEL.ROI_HEADS.NAME '{heads}' "
+                "does not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
             )
 
 
@@ -412,17 +389,17 @@ def check_metrics(cfg: CfgNode) -> None:
     for key, name in _named_metrics(cfg):
         if not sets:
             raise UserError(f"{key} is '{name}', and DATASETS.TEST is empty: name a data set")
-        metric = name.removeprefix(f"{_AVERAGED}/").removeprefix(f"{_VALIDATION}/")
+        metric = name.removeprefix(_AVERAGED).removeprefix(_VALIDATION)
         if len(sets) > 1:
-            own = next((set_name for set_name in sets if metric.startswith(f"{set_name}/")), None)
-            if own is None:
+            test_set = next((s for s in sets if metric.startswith(f"{s}/")), None)
+            if test_set is None:
                 prefix = name.removesuffix(metric)
                 raise UserError(
                     f"{key} is '{name}', and there are {len(sets)} test sets: name one, such as "
                     f"'{prefix}{sets[0]}/{metric}'"
                 )
-            metric = metric.removeprefix(f"{own}/")
-        if name.startswith(f"{_VALIDATION}/"):
+            metric = metric.removeprefix(f"{test_set}/")
+        if name.startswith(_VALIDATION):
             continue
         task, slash, kind = metric.partition("/")
         # The user's own evaluators may have other tasks.
@@ -438,18 +415,17 @@ def check_metrics(cfg: CfgNode) -> None:
 
 
 def check_class_metrics(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Refuses the AP of a class that is not among the names. Without names, all are accepted."""
+    """Refuses the AP of a class that is not among the names. Without names, accepts all."""
+    if not names:
+        return
     for key, name in _named_metrics(cfg):
         task, separator, class_name = name.partition("/AP-")
-        known = not names or class_name in names
-        if separator and task.rsplit("/", 1)[-1] in _TASKS and not known:
+        if separator and task.rsplit("/", 1)[-1] in _TASKS and class_name not in names:
             hint = did_you_mean(class_name, names) or f"; the classes are {', '.join(names)}"
             raise UserError(f"{key} is '{name}', and no class is called '{class_name}'{hint}")
 
 
 def _named_metrics(cfg: CfgNode) -> list[tuple[str, str]]:
-    metrics = [
-        ("TEST.BEST_METRIC", cfg.TEST.BEST_METRIC),
-        ("TEST.EARLY_STOPPING.METRIC", cfg.TEST.EARLY_STOPPING.METRIC),
-    ]
-    return [(key, name) for key, name in metrics if name]
+    best, stopping = cfg.TEST.BEST_METRIC, cfg.TEST.EARLY_STOPPING.METRIC
+    metrics = {"TEST.BEST_METRIC": best, "TEST.EARLY_STOPPING.METRIC": stopping}
+    return [(key, name) for key, name in metrics.items() if name]

@@ -1,5 +1,6 @@
 """The boxes of a data set as a model sees them, and how well anchors cover them."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,8 +52,7 @@ def seen_boxes(
 ) -> SeenBoxes:
     """The boxes of all objects except crowds after augmentation. No image is read.
 
-    Boxes are cut where a crop cuts them. The remaining mask may have a smaller box, which is not
-    known here.
+    A box is cut where a crop cuts it; the box of the remaining mask may be smaller.
 
     Args:
         records: in detectron2's format, with "height" and "width".
@@ -63,17 +63,15 @@ def seen_boxes(
     boxes: list[Floats] = [np.zeros((0, 4))]
     sizes: list[Floats] = [np.zeros((0, 2))]
     for number, record in enumerate(records):
-        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-        if not objects:
-            continue
-        corners = np.array(
-            [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects],
-            np.float64,
-        )
-        for draw in range(draws):
+        corners = [
+            BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)
+            for a in record.get("annotations", ())
+            if not a.get("iscrowd", 0)
+        ]
+        for draw in range(draws if corners else 0):
             seed_all(seed, "boxes", number, draw)
             size = (record["height"], record["width"])
-            augmented, size = _augment(corners, size, augmentations)
+            augmented, size = _augment(np.array(corners, np.float64), size, augmentations)
             boxes.append(augmented)
             sizes.append(np.tile(np.array(size, np.float64), (len(augmented), 1)))
     return SeenBoxes(np.concatenate(boxes), np.concatenate(sizes))
@@ -83,9 +81,8 @@ def _augment(
     boxes: Floats, size: tuple[int, int], augmentations: Sequence[T.Augmentation]
 ) -> tuple[Floats, tuple[int, int]]:
     for augmentation in augmentations:
-        # An image of this size that takes no memory.
-        image = np.broadcast_to(np.zeros(1, np.uint8), (*size, 3))
-        transform = augmentation.get_transform(image)
+        # An image of this size without memory.
+        transform = augmentation.get_transform(np.broadcast_to(np.uint8(0), (*size, 3)))
         boxes = transform.apply_box(boxes)
         height, width = size = _size_after(transform, size)
         boxes = np.clip(boxes, 0, [width, height, width, height])
@@ -114,8 +111,8 @@ class Anchors:
     Attributes:
         sizes: for each map the square roots of the areas, in pixels of the image.
         ratios: for each map the ratios of height to width.
-        strides: pixels of the image from one cell of each map to the next.
-        offset: of the centres from the upper left corners of the cells, in strides.
+        strides: for each map the distance between cells, in pixels of the image.
+        offset: the distance of the centres from the cells' upper left corners, in strides.
     """
 
     sizes: tuple[tuple[float, ...], ...]
@@ -124,7 +121,7 @@ class Anchors:
     offset: float = 0.0
 
     def rounded(self) -> "Anchors":
-        """The same with short numbers, which cover as well."""
+        """The same anchors with short numbers, which cover the boxes as well."""
         sizes = tuple(
             tuple(float(round(size)) if size >= 20 else round(size, 1) for size in level)
             for level in self.sizes
@@ -139,7 +136,7 @@ class Coverage:
 
     Attributes:
         recall_50, recall_70: the share of boxes that have an IoU of at least 0.5 and 0.7 with some
-            anchor. From 0.7 the RPN calls an anchor positive for its IoU alone.
+            anchor. From 0.7, the RPN labels an anchor positive whatever other anchors there are.
         mean: the mean of the boxes' best IoU, which is the recall averaged over all thresholds.
     """
 
@@ -149,52 +146,44 @@ class Coverage:
 
 
 def coverage(seen: SeenBoxes, anchors: Anchors) -> Coverage:
-    """Compares each box with all anchors of its image.
-
-    Args:
-        seen: at least one box.
-        anchors: of all maps.
-    """
+    """Compares each box, of at least one, with all anchors of its image."""
     ious = best_ious(seen, anchors)
     return Coverage(float((ious >= 0.5).mean()), float((ious >= 0.7).mean()), float(ious.mean()))
 
 
 def best_ious(seen: SeenBoxes, anchors: Anchors) -> Floats:
-    """(N,): the largest IoU of each box with any anchor at any cell of any map."""
+    """The largest IoU of each box with any anchor at any cell of any map, (N,)."""
     centres = (seen.boxes[:, :2] + seen.boxes[:, 2:]) / 2
     area = (seen.boxes[:, 2:] - seen.boxes[:, :2]).prod(1)
     best = np.zeros(len(seen))
-    levels = zip(anchors.sizes, anchors.ratios, anchors.strides, strict=True)
-    for sizes, ratios, stride in levels:
+    for sizes, ratios, stride in zip(anchors.sizes, anchors.ratios, anchors.strides, strict=True):
         # Among anchors of one shape, the one at the nearest cell has the largest IoU.
         last = np.ceil(seen.sizes[:, ::-1] / stride) - 1
         cells = np.clip(np.rint(centres / stride - anchors.offset), 0, last)
         middle = (cells + anchors.offset) * stride
-        for size in sizes:
-            for ratio in ratios:
-                half = np.array([size / ratio**0.5, size * ratio**0.5]) / 2
-                low = np.maximum(seen.boxes[:, :2], middle - half)
-                high = np.minimum(seen.boxes[:, 2:], middle + half)
-                common = np.clip(high - low, 0, None).prod(1)
-                np.maximum(best, common / (area + size**2 - common), out=best)
+        for size, ratio in itertools.product(sizes, ratios):
+            half = np.array([size / ratio**0.5, size * ratio**0.5]) / 2
+            low = np.maximum(seen.boxes[:, :2], middle - half)
+            high = np.minimum(seen.boxes[:, 2:], middle + half)
+            common = np.clip(high - low, 0, None).prod(1)
+            np.maximum(best, common / (area + size**2 - common), out=best)
     return best
 
 
 def fit(seen: SeenBoxes, start: Anchors, *, tick: Callable[[], object] = lambda: None) -> Anchors:
-    """Searches anchors with a larger sum of both recalls and the mean, and no lower recall.
+    """Searches for anchors with a larger sum of both recalls and the mean, and no lower recall.
 
     The search starts from quantiles of the boxes' sizes and ratios, and from ``start``. It changes
-    one size or ratio after the other while that helps, and returns the better result. All maps get
-    the same ratios, and no map has smaller sizes than the map before, since the ROI heads assign
-    boxes to maps by size. The number of anchors and the maps stay.
+    one size or ratio after the other while that helps. All maps get the same ratios, and no map has
+    smaller sizes than the map before, since the ROI heads assign boxes to maps by size.
 
     Args:
         seen: at least one box.
         start: has the same number of sizes and ratios on each map.
-        tick: called after each trial.
+        tick: called before each trial.
 
     Returns:
-        the anchors, rounded; ``start`` itself if nothing is better.
+        the better result, rounded; ``start`` itself if nothing is better.
     """
     before = coverage(seen, start)
 
@@ -231,20 +220,19 @@ def _with_values(anchors: Anchors, sizes: Floats, ratios: Floats) -> Anchors:
 
 def _climb(anchors: Anchors, score: Callable[[Anchors], float]) -> Anchors:
     sizes, ratios = np.array(anchors.sizes), np.array(anchors.ratios[0])
+    places = [(values, place) for values in (sizes, ratios) for place in np.ndindex(values.shape)]
     best = score(anchors)
     for step in _FACTORS:
         for _ in range(_MAX_ROUNDS):
             before = best
-            for values in (sizes, ratios):
-                for place in np.ndindex(values.shape):
-                    for factor in (step, 1 / step):
-                        old = float(values[place])
-                        values[place] = old * factor
-                        now = score(_with_values(anchors, sizes, ratios))
-                        if now > best:
-                            best = now
-                        else:
-                            values[place] = old
+            for (values, place), factor in itertools.product(places, (step, 1 / step)):
+                old = float(values[place])
+                values[place] = old * factor
+                now = score(_with_values(anchors, sizes, ratios))
+                if now > best:
+                    best = now
+                else:
+                    values[place] = old
             if best == before:
                 break
     return _with_values(anchors, sizes, ratios)

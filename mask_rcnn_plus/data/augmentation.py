@@ -1,6 +1,6 @@
 """The augmentations of training images: detectron2's transforms, and a few more."""
 
-from typing import Any
+import functools
 
 import cv2
 import numpy as np
@@ -14,11 +14,8 @@ _GREY = 128.0  # for padding; near the mean of photographs
 def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     """The augmentations of training images, in their order.
 
-    Without INPUT.JITTER, COLOR and BLUR they are detectron2's own. Colours change after the image
-    has become smaller. Padding comes last, so that it always has the same colour.
-
-    Args:
-        cfg: its INPUT is read.
+    Without INPUT.JITTER, COLOR and BLUR they are detectron2's own. Colours change after resizing,
+    when there are fewer pixels. Padding comes last, so that it always has the same colour.
     """
     augmentations = detection_utils.build_augmentation(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:
@@ -39,14 +36,12 @@ def moves_edges(cfg: CfgNode) -> bool:
 
 def _colors(cfg: CfgNode) -> list[T.Augmentation]:
     color, blur = cfg.INPUT.COLOR, cfg.INPUT.BLUR
-    result: list[T.Augmentation] = []
-    for kind, amount in (
-        (T.RandomBrightness, color.BRIGHTNESS),
-        (T.RandomContrast, color.CONTRAST),
-        (T.RandomSaturation, color.SATURATION),
-    ):
-        if amount > 0:
-            result.append(kind(1 - amount, 1 + amount))
+    factors = {
+        T.RandomBrightness: color.BRIGHTNESS,
+        T.RandomContrast: color.CONTRAST,
+        T.RandomSaturation: color.SATURATION,
+    }
+    result = [kind(1 - amount, 1 + amount) for kind, amount in factors.items() if amount > 0]
     if color.LIGHTING > 0:
         result.append(T.RandomLighting(color.LIGHTING))
     if cfg.INPUT.FORMAT == "BGR":
@@ -59,8 +54,8 @@ def _colors(cfg: CfgNode) -> list[T.Augmentation]:
 class ScaleJitter(T.Augmentation):
     """Resizes by a random factor and crops a random window (Ghiasi et al., arXiv:2012.07177).
 
-    detectron2's ResizeScale and FixedSizeCrop do this too, but they fail if a long image shrinks to
-    zero rows, and they draw one number for both directions, so all windows lie on the diagonal.
+    detectron2's ResizeScale and FixedSizeCrop fail if a long image shrinks to zero rows. They also
+    draw one number for both directions, so all their windows are on the diagonal.
 
     Args:
         scale: smallest and largest factor. At factor 1 the image just fits into the window.
@@ -90,11 +85,7 @@ class ScaleJitter(T.Augmentation):
 
 
 class PadTo(T.Augmentation):
-    """Pads an image that is smaller than a size with grey, on the right and below.
-
-    Args:
-        size: (height, width) in pixels.
-    """
+    """Pads an image with grey, on the right and below, to a size (height, width) in pixels."""
 
     def __init__(self, *, size: tuple[int, int]) -> None:
         super().__init__()
@@ -110,11 +101,7 @@ class PadTo(T.Augmentation):
 
 
 class InRGB(T.Augmentation):
-    """Applies a colour augmentation of detectron2, which expects RGB, to images in BGR.
-
-    Args:
-        change: its transform is a BlendTransform.
-    """
+    """Applies a colour augmentation with a BlendTransform, which expects RGB, to BGR images."""
 
     def __init__(self, change: T.Augmentation) -> None:
         super().__init__()
@@ -130,46 +117,17 @@ class InRGB(T.Augmentation):
 
 
 class RandomBlur(T.Augmentation):
-    """Blurs an image.
-
-    Args:
-        sigma: smallest and largest standard deviation of the Gaussian, in pixels.
-    """
+    """Blurs with a Gaussian; ``sigma`` is its smallest and largest deviation in pixels."""
 
     def __init__(self, *, sigma: tuple[float, float]) -> None:
         super().__init__()
         self.sigma = sigma
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        """Returns a blur of a random strength."""
-        return BlurTransform(np.random.uniform(*self.sigma))
+        """Returns a blur of random strength for images (H, W) or (H, W, C), uint8 or float."""
+        return T.ColorTransform(functools.partial(_blur, sigma=np.random.uniform(*self.sigma)))
 
 
-class BlurTransform(T.Transform):
-    """A Gaussian blur of the pixels. Masks and coordinates do not change.
-
-    Args:
-        sigma: standard deviation in pixels.
-    """
-
-    def __init__(self, sigma: float) -> None:
-        super().__init__()
-        self.sigma = sigma
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """Returns an image (H, W) or (H, W, C), uint8 or float, blurred."""
-        source: Any = np.ascontiguousarray(img)
-        # OpenCV drops the last axis of an image with one channel.
-        return cv2.GaussianBlur(source, (0, 0), self.sigma).reshape(img.shape)
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Returns the masks unchanged."""
-        return segmentation
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Returns the coordinates unchanged."""
-        return coords
-
-    def inverse(self) -> T.Transform:
-        """Does nothing, as for detectron2's colour changes: a blur cannot be undone."""
-        return T.NoOpTransform()
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    # OpenCV drops the last axis of an image with one channel.
+    return cv2.GaussianBlur(np.ascontiguousarray(image), (0, 0), sigma).reshape(image.shape)

@@ -1,13 +1,15 @@
 """The training batches of one process, from any iteration on, and the errors of loading them."""
 
+import itertools
 import logging
 from collections.abc import Iterator
 from typing import Any
 
+from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from mask_rcnn_plus.data.sampling import BatchIndices, Samples
+from mask_rcnn_plus.data.sampling import BatchIndices, LoadedSample, Samples
 from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.data.workers import ignore_interrupts, worker_deaths
 from mask_rcnn_plus.errors import UserError, reason
@@ -24,8 +26,8 @@ class LoaderError(UserError):
 class Batches:
     """An endless iterable of batches, each a list of samples.
 
-    A training loop that has something to do between loading a batch and beginning its step calls
-    ``fetch`` and ``begin_step``; iterating does both. The first ``fetch`` starts the workers.
+    A training loop that does something between loading a batch and its step calls ``fetch`` and
+    ``begin_step``; iterating does both. The first ``fetch`` starts the workers.
 
     Args:
         samples: the images.
@@ -53,10 +55,10 @@ class Batches:
         self._max_bad = max_bad
         self._rank = rank
         self._step = 0
-        self._loader: Iterator[list[tuple[Any, list[tuple[str, str]]]]] | None = None
+        self._loader: Iterator[list[LoadedSample]] | None = None
         self._expected: Iterator[list[tuple[int, int]]] = iter(())
         self.images = 0
-        """Images that all processes together have used."""
+        """The number of images that all processes together have used."""
         self.bad: dict[str, str] = {}
         """The skipped images: file -> reason."""
         self.current: list[Any] = []
@@ -78,12 +80,12 @@ class Batches:
             step: the iteration of the next batch.
             images: how many images all processes have used so far; by default those of ``step``
                 batches of the current size.
-            seed: replaces the seed of the constructor.
+            seed: None keeps the current seed.
         """
         per_step = self._indices.batch_size * self._indices.world_size
         self._step = step
         self.images = step * per_step if images is None else images
-        if self._indices.grouped and self.images % per_step:
+        if self._indices.portrait is not None and self.images % per_step:
             logger.warning(
                 "The batch size has changed: images are grouped by shape again, and some of this "
                 "epoch's images are repeated"
@@ -99,8 +101,7 @@ class Batches:
     def report_bad(self) -> None:
         """Logs the skipped images; every process must call it."""
         shares = comm.gather(self.bad)
-        reasons = sorted({reason for share in shares for reason in share.values()})
-        if reasons:
+        if reasons := sorted({why for share in shares for why in share.values()}):
             lines = "\n  ".join(reasons)
             logger.warning(f"{len(reasons)} images were skipped:\n  {lines}")
 
@@ -125,13 +126,12 @@ class Batches:
             with worker_deaths.raised():
                 loaded = next(self._loader)
         except (RuntimeError, EOFError, OSError) as error:
-            # The latter two if a worker died before its tensors were received.
+            # EOFError and OSError: a worker died before its tensors were received.
             if not self._num_workers:
                 raise
             raise self._loader_error(error, places) from error
-        for _, refused in loaded:
-            for file, why in refused:
-                self._skip(file, why)
+        for file, why in itertools.chain(*(refused for _, refused in loaded)):
+            self._skip(file, why)
         return [sample for sample, _ in loaded]
 
     def begin_step(self, batch: list[Any]) -> None:
@@ -141,12 +141,12 @@ class Batches:
         self.current = batch
         seed_all(*self.step_seed)
 
-    def _start_loader(self) -> Iterator[list[tuple[Any, list[tuple[str, str]]]]]:
+    def _start_loader(self) -> Iterator[list[LoadedSample]]:
         loader = DataLoader(
             self._samples,
             batch_sampler=self._indices,
             num_workers=self._num_workers,
-            collate_fn=_keep_list,
+            collate_fn=trivial_batch_collator,
             timeout=self._timeout,
             worker_init_fn=ignore_interrupts,
         )
@@ -181,7 +181,3 @@ class Batches:
             f"a loader worker died; the next images were {files}: {why}; if memory or /dev/shm "
             "ran out, lower DATALOADER.NUM_WORKERS"
         )
-
-
-def _keep_list(loaded: list[Any]) -> list[Any]:
-    return loaded

@@ -27,11 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
-    """detectron2's loader of a test set.
-
-    With keypoints, its mapper would look up in the training sets, which an evaluation does not
-    load, how keypoints swap in a mirrored image. Test images are not mirrored.
-    """
+    """detectron2's loader of a test set, for images of the supported formats."""
+    # With keypoints, the mapper would need the training sets' metadata, to mirror images. An
+    # evaluation does not load these sets, and test images are not mirrored.
     plain = cfg.clone()
     plain.defrost()
     plain.MODEL.KEYPOINT_ON = False
@@ -39,7 +37,7 @@ def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
 
 
 def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoader | None:
-    """A copy of a test loader without some of the images.
+    """A copy of a test loader without some of its images.
 
     Args:
         loader: from :func:`build_test_batches`.
@@ -47,13 +45,12 @@ def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoade
         done: the ids of the images to leave out.
 
     Returns:
-        a loader of the same process's share; None if the loader does not tell which images it has.
+        None if the loader does not tell which images it has.
     """
     records: list[dict[str, Any]] = DatasetCatalog.get(name)
     data, batches = loader.dataset, loader.batch_sampler
-    if not isinstance(batches, BatchSampler) or not isinstance(data, Sized):
-        return None
-    if len(records) != len(data):
+    known = isinstance(data, Sized) and len(data) == len(records)
+    if not known or not isinstance(batches, BatchSampler):
         return None
     return DataLoader(
         data,
@@ -67,8 +64,8 @@ def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoade
 def build_train_mapper(cfg: CfgNode) -> NamingMapper:
     """detectron2's mapper with this project's augmentations.
 
-    Copy-paste cuts masks into arbitrary shapes, with holes, which polygons cannot represent: with
-    it masks are bitmaps, whatever INPUT.MASK_FORMAT says.
+    Copy-paste cuts holes into masks, which polygons cannot represent. With it, masks are bitmaps,
+    whatever INPUT.MASK_FORMAT is.
     """
     mask_format = "bitmask" if cfg.INPUT.COPY_PASTE.PROB > 0 else cfg.INPUT.MASK_FORMAT
     mapper: Callable[[dict[str, Any]], Any] = SafeDatasetMapper(
@@ -86,17 +83,13 @@ def build_train_mapper(cfg: CfgNode) -> NamingMapper:
 def build_train_batches(
     cfg: CfgNode, mapper: Callable[[dict[str, Any]], Any], *, seed: int
 ) -> Batches:
-    """Replaces detectron2's ``build_detection_train_loader``; the batches can begin anywhere.
+    """The batches of this process. Unlike those of detectron2, they can begin at any iteration.
 
     Args:
-        cfg: its DATASETS, DATALOADER and SOLVER.IMS_PER_BATCH have detectron2's meaning; also reads
-            INPUT.COPY_PASTE.
+        cfg: DATASETS, DATALOADER, SOLVER.IMS_PER_BATCH and INPUT.COPY_PASTE are used.
         mapper: makes a sample from a record.
         seed: determines the order of the images and all draws; 0 or more, the same in all
             processes.
-
-    Returns:
-        the batches of this process.
 
     Raises:
         UserError: DATALOADER.SAMPLER_TRAIN or a data set cannot be resumed at a position.
@@ -115,7 +108,7 @@ def build_train_batches(
             "continue: register a list, or a Dataset with a length"
         )
     order = _build_order(cfg, records, seed)
-    loader = cfg.DATALOADER
+    loader, pasting = cfg.DATALOADER, cfg.INPUT.COPY_PASTE
     indices = BatchIndices(
         order,
         batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
@@ -125,7 +118,6 @@ def build_train_batches(
     )
     if isinstance(records, list):
         records = DatasetFromList(records, copy=False)
-    pasting = cfg.INPUT.COPY_PASTE
     copy_paste = CopyPaste(probability=pasting.PROB, max_objects=pasting.MAX_OBJECTS)
     samples = Samples(
         records,
@@ -146,23 +138,22 @@ def build_train_batches(
 
 def _build_order(cfg: CfgNode, records: Sequence[dict[str, Any]], seed: int) -> SampleOrder:
     loader = cfg.DATALOADER
-    logger.info(
-        f"{len(records)} training images in the order of {loader.SAMPLER_TRAIN}, seed {seed}"
-    )
-    if loader.SAMPLER_TRAIN == "TrainingSampler":
+    sampler = loader.SAMPLER_TRAIN
+    logger.info(f"{len(records)} training images in the order of {sampler}, seed {seed}")
+    if sampler == "TrainingSampler":
         return SampleOrder(len(records), seed=seed)
-    if loader.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+    if sampler == "RandomSubsetTrainingSampler":
         return SampleOrder(len(records), seed=seed, subset_ratio=loader.RANDOM_SUBSET_RATIO)
-    if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
+    if sampler == "RepeatFactorTrainingSampler":
         # detectron2's main branch has two formulas; 0.6 has only the default.
         options = {} if loader.get("REPEAT_SQRT", True) else {"sqrt": False}
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, loader.REPEAT_THRESHOLD, **options
-        )
-        _log_factors(factors.tolist(), loader.REPEAT_THRESHOLD)
-        return SampleOrder(len(records), seed=seed, repeat_factors=factors.tolist())
+        ).tolist()
+        _log_factors(factors, loader.REPEAT_THRESHOLD)
+        return SampleOrder(len(records), seed=seed, repeat_factors=factors)
     raise UserError(
-        f"DATALOADER.SAMPLER_TRAIN is '{loader.SAMPLER_TRAIN}', which a resumed run cannot "
+        f"DATALOADER.SAMPLER_TRAIN is '{sampler}', which a resumed run cannot "
         "continue: set TrainingSampler, RepeatFactorTrainingSampler or RandomSubsetTrainingSampler"
     )
 
@@ -183,15 +174,13 @@ def _log_factors(factors: list[float], threshold: float) -> None:
 
 
 def _portrait(records: Sequence[dict[str, Any]]) -> np.ndarray | None:
-    """For each image, whether it is at least as high as wide; None if a record does not say."""
-    portrait: list[bool] = []
-    for index in range(len(records)):
-        width, height = (records[index].get(side) for side in ("width", "height"))
-        if width is None or height is None:
-            logger.warning(
-                "DATALOADER.ASPECT_RATIO_GROUPING has no effect: some records have no 'width' and "
-                "'height'"
-            )
-            return None
-        portrait.append(width <= height)
-    return np.array(portrait, dtype=bool)
+    """For each image, whether it is at least as high as wide; None if sizes are missing."""
+    each = (records[index] for index in range(len(records)))
+    sizes: list[tuple[Any, Any]] = [(r.get("width"), r.get("height")) for r in each]
+    if any(None in size for size in sizes):
+        logger.warning(
+            "DATALOADER.ASPECT_RATIO_GROUPING has no effect: 'width' or 'height' is missing in "
+            "some records"
+        )
+        return None
+    return np.array([width <= height for width, height in sizes], dtype=bool)

@@ -1,4 +1,4 @@
-"""Reads a COCO json, or explains in one line what is wrong with it; keypoint metadata."""
+"""Reads a COCO json and its keypoint metadata, or explains in one line what is wrong with it."""
 
 import colorsys
 import json
@@ -32,12 +32,6 @@ def read_coco_json(path: Path) -> dict[str, Any]:
     ids that refer to an entry, and masks that are safe for pycocotools. The data check
     (``mask_rcnn_tools.check``) looks for all other problems.
 
-    Args:
-        path: the json file.
-
-    Returns:
-        the json's content.
-
     Raises:
         UserError: the file is missing, unreadable, not json or not COCO. The message names the
             first bad entry by its list, index and id.
@@ -62,7 +56,7 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def outline_fault(content: Any) -> str:
-    """Describes why a json's content is not COCO at all; "" if its outline is right."""
+    """Why a json's content is not COCO at all, as a clause; "" if its outline is right."""
     if not isinstance(content, dict):
         return f"it contains a {type(content).__name__}, not an object"
     for section in _FIELDS:
@@ -73,7 +67,7 @@ def outline_fault(content: Any) -> str:
 
 Stamp = tuple[Path, int, int]
 
-# The categories of jsons that the data check has found sound. They are not checked again.
+# The categories of jsons that the data check has accepted. They are not checked again.
 _vetted: dict[Stamp, list[dict[str, Any]]] = {}
 # Jsons whose masks are known to be safe.
 _harmless: set[Stamp] = set()
@@ -89,17 +83,12 @@ def file_stamp(path: Path) -> Stamp | None:
 
 
 def mark_vetted(stamp: Stamp, categories: list[dict[str, Any]]) -> None:
-    """Remembers that ``read_coco_json`` would accept a json.
-
-    Args:
-        stamp: the json's ``file_stamp`` from before it was read.
-        categories: the json's list "categories".
-    """
+    """Records that ``read_coco_json`` would accept the json of a stamp from before it was read."""
     _vetted[stamp] = categories
 
 
 def read_categories(path: Path) -> list[dict[str, Any]]:
-    """A json's categories. ``read_coco_json`` checks the json, unless it is known to be sound."""
+    """A json's categories. ``read_coco_json`` checks the json, unless it is vetted."""
     stamp = file_stamp(path)
     if stamp is not None and stamp in _vetted:
         return _vetted[stamp]
@@ -107,10 +96,7 @@ def read_categories(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_harmful_masks(path: Path) -> None:
-    """Refuses a json with a mask that is unsafe for pycocotools. Nothing else is checked.
-
-    Args:
-        path: the json of a data set that another package loads.
+    """Refuses a json, to be loaded by another package, with a mask unsafe for pycocotools.
 
     Raises:
         UserError: a mask is unsafe, or the file is not json.
@@ -121,16 +107,15 @@ def refuse_harmful_masks(path: Path) -> None:
     content = parse(path)
     if outline_fault(content):
         return
-    sizes: dict[int | str, list[Any]] = {
+    sizes: dict[Any, list[Any]] = {
         image["id"]: [image.get("height"), image.get("width")]
         for image in content["images"]
         if isinstance(image, dict) and _is_id(image.get("id"))
     }
     for index, annotation in enumerate(content["annotations"]):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
-        if not _is_id(image_id) or image_id not in sizes:
-            continue
-        if fault := segmentation_fault(annotation.get("segmentation"), sizes[image_id]):
+        size = sizes.get(image_id) if _is_id(image_id) else None
+        if size and (fault := segmentation_fault(annotation.get("segmentation"), size)):
             where = f"annotations[{index}] (id {_show(annotation.get('id'))})"
             raise _not_coco(path, f"{where} {fault}")
     _harmless.add(stamp)
@@ -139,15 +124,12 @@ def refuse_harmful_masks(path: Path) -> None:
 def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """detectron2's keypoint metadata, as far as COCO categories determine it.
 
-    Args:
-        categories: the json's list "categories".
-
     Returns:
         an empty dict if no category names keypoints, or if categories differ in them. Otherwise
         "keypoint_names"; with a skeleton also "keypoint_connection_rules", a list of (name, name,
         RGB colour); and if all names with "left" or "right" come in pairs also
         "keypoint_flip_map", the pairs of names that swap in a mirrored image. If no name contains
-        left or right, it is unknown which points swap, and the user must set the map.
+        left or right, the user must set that map.
     """
     named = [c for c in categories if c.get("keypoints")]
     if not named:
@@ -172,11 +154,7 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parse(path: Path) -> Any:
-    """A json's content, of any type.
-
-    Raises:
-        UserError: the file is missing, unreadable or not json.
-    """
+    """A json's content, of any type; raises a UserError if the file is not readable json."""
     if not path.is_file():
         raise UserError(f"there is no file '{path}'")
     try:
@@ -195,7 +173,7 @@ def _not_coco(path: Path, fault: str) -> UserError:
 def _check_entries(
     path: Path, section: str, entries: list[Any], fields: tuple[str, ...]
 ) -> set[int | str]:
-    """The entries' ids. Checks that all fields are there and the ids are valid and unique."""
+    """Checks that all fields are there and the ids are valid and unique, and returns the ids."""
     ids: set[int | str] = set()
     for index, entry in enumerate(entries):
         where = f"{section}[{index}]"
@@ -250,7 +228,7 @@ def _annotation_fault(
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is an integer that fits into 64 bits, as NumPy and the evaluators need."""
+    """Whether a value is an integer of at most 64 bits, as NumPy and the evaluators need."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
@@ -272,13 +250,13 @@ def is_names(names: object) -> bool:
 
 def _is_link(link: object, count: int) -> bool:
     """Whether a value is a pair of keypoint numbers, counted from 1."""
-    if not isinstance(link, (list, tuple)) or len(link) != 2:
+    if not isinstance(link, list) or len(link) != 2:
         return False
     return all(type(end) is int and 1 <= end <= count for end in link)
 
 
 def _mirrored(name: str) -> str:
-    """The name with left and right exchanged. ("bright" has no side.)"""
+    """The name with left and right exchanged, but not within words such as "bright"."""
     swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
     return re.sub("(?<![a-z])(?:left|right)|Left|Right", lambda match: swap[match[0]], name)
 

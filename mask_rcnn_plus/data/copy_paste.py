@@ -34,17 +34,17 @@ class CopyPaste:
 
         Args:
             sample: from a mapper, with "image" (C, H, W) and "instances".
-            other: another sample of any size. A smaller one is placed inside the sample; of a
-                larger one, a part covers the whole sample.
+            other: another sample of any size. A smaller one is placed inside the sample; a part of
+                a larger one covers the whole sample.
 
         Raises:
             UserError: masks are missing, or they are polygons.
         """
-        if not len(other["instances"]):
-            return sample
         count = len(other["instances"])
-        most = np.random.randint(1, min(count, self._max_objects) + 1)
-        chosen = np.random.permutation(count)[:most]
+        if not count:
+            return sample
+        pasted = np.random.randint(1, min(count, self._max_objects) + 1)
+        chosen = np.random.permutation(count)[:pasted]
         # From a common upper left corner to a common lower right corner.
         differences = np.subtract(sample["image"].shape[1:], other["image"].shape[1:])
         top, left = (np.random.randint(min(0, d), max(0, d) + 1) for d in differences.tolist())
@@ -58,13 +58,13 @@ def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int,
     completely covered, or outside the image, are removed.
 
     Args:
-        sample: with "image" (C, H, W) and "instances"; it is not changed.
+        sample: with "image" (C, H, W) and "instances"; not changed.
         other: the same, with size (C, h, w).
         chosen: indices of the objects to paste.
         place: (y, x) of the other's upper left corner in the sample, in pixels; may be negative.
 
     Returns:
-        the sample with a new image and new instances: its own first, then the pasted ones.
+        a new sample: its own instances first, then the pasted ones.
 
     Raises:
         UserError: masks are missing, or they are polygons.
@@ -73,19 +73,15 @@ def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int,
     (height, width), (top, left) = own.image_size, place
     rows = slice(max(0, top), min(height, top + source.image_size[0]))
     columns = slice(max(0, left), min(width, left + source.image_size[1]))
-    there = (
-        slice(None),
-        slice(rows.start - top, rows.stop - top),
-        slice(columns.start - left, columns.stop - left),
-    )
+    there = np.s_[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     before = _masks(source)
     masks = before.new_zeros(len(source), height, width)
     masks[:, rows, columns] = before[there]
     pasted = _moved(source, place, (height, width))
-    if before[there].shape != before.shape:
-        pasted = _remasked(pasted, masks, _areas(before) != _areas(masks))
-    else:
+    if before[there].shape == before.shape:
         pasted.gt_masks = BitMasks(masks)
+    else:
+        pasted = _remasked(pasted, masks, _areas(before) != _areas(masks))
     covered = masks.any(0)
 
     image = sample["image"].clone()
@@ -99,12 +95,12 @@ def paste(sample: Sample, other: Sample, chosen: torch.Tensor, place: tuple[int,
 
 
 def _uncovered(masks: torch.Tensor, covered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rest of masks (R, H, W), and which of them (R,) have lost pixels."""
+    """Removes the covered pixels from masks (R, H, W); also returns which (R,) have lost any."""
     ys, xs = (torch.nonzero(covered.any(axis))[:, 0] for axis in (1, 0))
     if not len(ys):
         return masks, torch.zeros(len(masks), dtype=torch.bool)
     # Most of a large image is not affected.
-    window = (slice(None), slice(int(ys[0]), int(ys[-1]) + 1), slice(int(xs[0]), int(xs[-1]) + 1))
+    window = np.s_[:, ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
     cut = (masks[window] & covered[window[1:]]).flatten(1).any(1)
     masks = masks.clone()
     masks[window] &= ~covered[window[1:]]
@@ -112,13 +108,12 @@ def _uncovered(masks: torch.Tensor, covered: torch.Tensor) -> tuple[torch.Tensor
 
 
 def _masks(instances: Instances) -> torch.Tensor:
-    masks = instances.get("gt_masks") if instances.has("gt_masks") else None
-    if not isinstance(masks, BitMasks):
+    if not instances.has("gt_masks") or not isinstance(instances.gt_masks, BitMasks):
         raise UserError(
             "INPUT.COPY_PASTE needs masks as bitmaps: set MODEL.MASK_ON True, and "
             "INPUT.MASK_FORMAT bitmask with a mapper of your own"
         )
-    return masks.tensor
+    return instances.gt_masks.tensor
 
 
 def _areas(masks: torch.Tensor) -> torch.Tensor:
@@ -131,12 +126,11 @@ def _copy(instances: Instances, size: tuple[int, int]) -> Instances:
 
 
 def _moved(instances: Instances, place: tuple[int, int], size: tuple[int, int]) -> Instances:
-    """Boxes and keypoints moved to their place in an image of this size; without masks."""
+    """Moves boxes and keypoints to their place in an image of this size. Masks do not move."""
     result = _copy(instances, size)
     shift = torch.tensor([place[1], place[0]], dtype=torch.float32)
-    boxes = Boxes(instances.gt_boxes.tensor + shift.repeat(2))
-    boxes.clip(size)
-    result.gt_boxes = boxes
+    result.gt_boxes = Boxes(instances.gt_boxes.tensor + shift.repeat(2))
+    result.gt_boxes.clip(size)
     if instances.has("gt_keypoints"):
         points = instances.gt_keypoints.tensor.clone()
         points[..., :2] += shift
@@ -161,13 +155,11 @@ def _hidden_points(instances: Instances, covered: torch.Tensor) -> Instances:
 
 
 def _remasked(instances: Instances, masks: torch.Tensor, cut: torch.Tensor) -> Instances:
-    """The objects with new masks, without those whose mask has become empty.
+    """Replaces the masks of R objects and removes objects with empty ones.
 
     Args:
-        instances: R objects.
         masks: (R, H, W) bool.
-        cut: (R,) bool: objects that have lost pixels. Their boxes are recomputed; the annotated
-            boxes of all others stay.
+        cut: (R,) bool: the objects that have lost pixels. Only their boxes are recomputed.
     """
     result = _copy(instances, instances.image_size)
     result.gt_masks = BitMasks(masks)

@@ -11,7 +11,7 @@ SHAPE_KINDS = ("circle", "square", "triangle")
 # All kinds share one list, as COCO's keypoint evaluation requires; each labels the points it has.
 KEYPOINTS = ("centre", "top", "top_left", "top_right", "bottom_right", "bottom_left")
 
-MIN_SIZE = 12  # pixels: the shorter side of the box around the smallest shape
+_MIN_SIZE = 12  # pixels: the shorter side of the box around the smallest shape
 _MAX_SIZE = 0.42  # as a share of the image's shorter side
 _OBJECTS = (2, 8)
 _TRIES = 25  # places tried for a shape before it is left out
@@ -34,7 +34,7 @@ _RADIUS = {"circle": 1 / 2, "square": math.sqrt(2) / 2, "triangle": 2 / 3}
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape in image coordinates: in pixels, the first pixel spans 0 to 1, y points down.
+    """A shape in image coordinates: pixels, of which the first spans 0 to 1; y points down.
 
     Attributes:
         kind: one of ``SHAPE_KINDS``.
@@ -51,11 +51,8 @@ class Shape:
     def distance(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Signed distance of points from the outline, in pixels, negative inside.
 
-        Beyond a corner it is the distance from the line of the nearer side. Both masks and pixels
-        are drawn from it.
-
-        Args:
-            x, y: coordinates of points, broadcastable against each other.
+        Beyond a corner it is the distance from the line of the nearer side. The coordinates x and y
+        of the points are broadcast.
         """
         if not self.corners:
             return np.hypot(x - self.centre[0], y - self.centre[1]) - self.radius
@@ -97,8 +94,8 @@ def draw_image(
         frequencies: relative frequencies of ``SHAPE_KINDS``, each above 0.
 
     Returns:
-        the image, (H, W, 3) uint8 in RGB, and its objects from bottom to top: two to eight, fewer
-        if a small image has no room, but at least one.
+        the image, (H, W, 3) uint8 in RGB, and its objects from bottom to top: two to eight, or
+        fewer, but at least one, in a small image.
     """
     canvas = _background(rng, size)
     # The index of the shape that each pixel shows, or -1.
@@ -143,8 +140,7 @@ def _random_shape(
 ) -> Shape:
     """A shape inside the image; half of them are beside or over an earlier one."""
     kind = _choice(rng, frequencies)
-    largest = _MAX_SIZE * min(size)
-    extent = MIN_SIZE * (largest / MIN_SIZE) ** _uniform(rng, 0, 1)
+    extent = _MIN_SIZE * (_MAX_SIZE * min(size) / _MIN_SIZE) ** _uniform(rng, 0, 1)
     radius = extent * _RADIUS[kind]
     height, width = size
     x = _uniform(rng, radius, width - radius)
@@ -156,10 +152,8 @@ def _random_shape(
         x = min(max(other.centre[0] + away * math.cos(angle), radius), width - radius)
         y = min(max(other.centre[1] + away * math.sin(angle), radius), height - radius)
     rotation = _uniform(rng, -_MAX_ROTATION, _MAX_ROTATION)
-    corners = []
-    for name, degrees in _CORNERS[kind]:
-        angle = math.radians(degrees) + rotation
-        corners.append((name, (x + radius * math.cos(angle), y + radius * math.sin(angle))))
+    angles = [(name, math.radians(degrees) + rotation) for name, degrees in _CORNERS[kind]]
+    corners = ((name, (x + radius * math.cos(a), y + radius * math.sin(a))) for name, a in angles)
     return Shape(kind, (x, y), radius, tuple(corners))
 
 
@@ -184,13 +178,12 @@ def _still_visible(
     owner: np.ndarray, trial: np.ndarray, window: tuple[slice, slice], whole: list[int]
 ) -> bool:
     """Whether enough of every earlier shape stays visible if the window becomes the trial."""
-    count = len(whole)
-    shown = np.bincount(owner.ravel() + 1, minlength=count + 1)[1 : count + 1]
-    lost = np.bincount(owner[window].ravel() + 1, minlength=count + 1)[1 : count + 1]
-    kept = np.bincount(trial.ravel() + 1, minlength=count + 1)[1 : count + 1]
-    visible = shown - lost + kept
-    wanted = np.maximum(_MIN_VISIBLE_PIXELS, _MIN_VISIBLE_FRACTION * np.array(whole))
-    return bool((visible >= wanted).all())
+    shown, lost, kept = (
+        np.bincount(owners.ravel() + 1, minlength=len(whole) + 1)[1 : len(whole) + 1]
+        for owners in (owner, owner[window], trial)
+    )
+    required = np.maximum(_MIN_VISIBLE_PIXELS, _MIN_VISIBLE_FRACTION * np.array(whole))
+    return bool((shown - lost + kept >= required).all())
 
 
 def _keypoints(shape: Shape, later: list[Shape]) -> np.ndarray:
@@ -234,14 +227,11 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 def _paint(rng: np.random.Generator, canvas: np.ndarray, distance: np.ndarray) -> None:
     """Paints a textured, shaded, anti-aliased shape onto the window of the canvas, in place."""
     below = canvas[distance < 0].mean(axis=0)
-    colour = max((_colour(rng) for _ in range(6)), key=lambda c: _contrast(c, below))
+    # The first of six colours with enough contrast, otherwise the one with most.
+    colours = [_colour(rng) for _ in range(6)]
+    colour = max(colours, key=lambda c: min(_MIN_CONTRAST, float(np.linalg.norm(c - below))))
     size = distance.shape
     painted = colour + _uniform(rng, 0, 60) * _slope(rng, size)
     painted = painted + _uniform(rng, 5, 45) * _noise(rng, size, _uniform(rng, 3, 12))
     coverage = np.clip(0.5 - distance, 0, 1)[..., None]
     canvas += coverage * (painted - canvas)
-
-
-def _contrast(colour: np.ndarray, below: np.ndarray) -> float:
-    """The distance of two colours, capped so that the first sufficient colour is chosen."""
-    return min(_MIN_CONTRAST, float(np.linalg.norm(colour - below)))

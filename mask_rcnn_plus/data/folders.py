@@ -11,12 +11,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from mask_rcnn_plus.data.coco_json import (
-    Stamp,
-    file_stamp,
-    keypoint_metadata,
-    read_categories,
-)
+from mask_rcnn_plus.data.coco_json import Stamp, file_stamp, keypoint_metadata, read_categories
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,7 +28,7 @@ _DERIVED = (
 
 @dataclass(eq=False)
 class _Folder:
-    """A data set by folder, as registered in DatasetCatalog: calling it loads it."""
+    """A data set by folder. DatasetCatalog calls it to load it."""
 
     name: str
     json_file: Path
@@ -55,10 +50,9 @@ class _Folder:
         stamp = file_stamp(self.json_file)
         if stamp is None or stamp != self.stamp:
             try:
-                categories = read_categories(self.json_file)
+                self.keypoints = keypoint_metadata(read_categories(self.json_file))
             except UserError as error:
                 raise UserError(f"data set '{self.name}': {error}") from error
-            self.keypoints = keypoint_metadata(categories)
             self.stamp = stamp
         return self._load()
 
@@ -69,8 +63,7 @@ class _Folder:
     def publish(self) -> None:
         """Sets the metadata that is known without reading the json."""
         metadata = MetadataCatalog.get(self.name)
-        paths = {"json_file": str(self.json_file), "image_root": str(self.image_root)}
-        vars(metadata).update(paths)
+        vars(metadata).update(json_file=str(self.json_file), image_root=str(self.image_root))
         vars(metadata).setdefault("evaluator_type", "coco")
         if self.is_stale():
             self._retract(metadata)
@@ -85,9 +78,8 @@ class _Folder:
             for key, value in self.keypoints.items():
                 values.setdefault(key, value)  # the user's own value takes precedence
         finally:
-            self.derived = {
-                key: values[key] for key in _DERIVED if key in values.keys() - set_by_user
-            }
+            derived = values.keys() - set_by_user
+            self.derived = {key: values[key] for key in _DERIVED if key in derived}
         for record in records:
             for annotation in record["annotations"]:
                 _make_float(annotation)
@@ -118,13 +110,13 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
     detectron2 or the user have registered are never changed. Hidden folders are skipped.
 
     Args:
-        root: the folder, by default ``dataset_root()``. It need not exist.
+        root: the folder, by default ``dataset_root()``; it may be missing.
 
     Returns:
         the names of the data sets below the root, sorted.
     """
     for name, folder in list(_folders.items()):
-        if not _is_ours(name):
+        if not is_by_folder(name):
             del _folders[name]
         elif not folder.json_file.is_file():
             folder._retract(MetadataCatalog.get(name))
@@ -132,12 +124,14 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
             MetadataCatalog.remove(name)
             del _folders[name]
     names: list[str] = []
-    for json_file in _find_jsons(dataset_root() if root is None else root):
+    root = dataset_root() if root is None else root
+    json_files = root.absolute().glob("[!.]*/[!.]*.json")
+    for json_file in sorted(path for path in json_files if path.is_file()):
         name = f"{json_file.parent.name}_{json_file.stem}"
         if name in names:
             _folders[name].rival = json_file
             continue
-        if name in DatasetCatalog and not _is_ours(name):
+        if name in DatasetCatalog and not is_by_folder(name):
             logger.warning(f"'{json_file}' is not registered: '{name}' is registered already")
             continue
         split_folder = json_file.with_suffix("")
@@ -152,10 +146,10 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
 
 
 def extend_catalogs() -> None:
-    """Makes detectron2's catalogs register data sets by folder when asked for an unknown name.
+    """Makes detectron2's catalogs register data sets by folder at the first unknown name.
 
     So ``DatasetCatalog.get("balloons_train")`` works after ``import mask_rcnn_plus``, and the
-    import itself reads no folder. The catalogs have no hook for that, hence the replaced methods.
+    import itself reads no folder. The methods are replaced because the catalogs lack a hook for it.
     A second call changes nothing.
     """
     for catalog in (type(DatasetCatalog), type(MetadataCatalog)):
@@ -174,16 +168,16 @@ def _registering(get: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
 
 
 def use_json(name: str, json_file: Path) -> None:
-    """Makes a registered COCO data set of any origin read another json of the same images.
+    """Makes a registered COCO data set read another json of the same images.
 
-    ``register_folder_datasets`` makes a data set by folder read its own json again.
+    ``register_folder_datasets`` undoes this for a data set by folder.
 
     Args:
-        name: a data set whose metadata has ``image_root``.
-        json_file: the json that the data set and its evaluation read from now on.
+        name: a data set of any origin whose metadata has ``image_root``.
+        json_file: the json that loading and evaluation read from now on.
     """
     image_root = Path(MetadataCatalog.get(name).image_root)
-    if not _is_ours(name):
+    if not is_by_folder(name):
         DatasetCatalog.remove(name)
         _folders[name] = _Folder(name, json_file, image_root)
         DatasetCatalog.register(name, _folders[name])
@@ -196,29 +190,12 @@ def use_json(name: str, json_file: Path) -> None:
 
 def is_by_folder(name: str) -> bool:
     """Whether a data set is registered by folder, so that loading it checks its json."""
-    return _is_ours(name)
+    return name in _folders and name in DatasetCatalog and DatasetCatalog[name] is _folders[name]
 
 
 def is_stale(name: str) -> bool:
     """Whether a data set by folder must be loaded (again) before its metadata is right."""
-    return _is_ours(name) and _folders[name].is_stale()
-
-
-def _is_ours(name: str) -> bool:
-    return name in _folders and name in DatasetCatalog and DatasetCatalog[name] is _folders[name]
-
-
-def _find_jsons(root: Path) -> list[Path]:
-    """``root/*/*.json``, absolute and sorted, without hidden folders and files."""
-    files = (path for folder in _visible(root.absolute()) for path in _visible(folder))
-    return sorted(path for path in files if path.suffix == ".json" and path.is_file())
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError:  # not a folder, or not readable
-        return []
+    return is_by_folder(name) and _folders[name].is_stale()
 
 
 def _make_float(annotation: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""The supported image formats. EPS is not one, because Pillow runs Ghostscript to read it.
+"""The supported image formats. EPS is not among them, because Pillow runs Ghostscript to read it.
 
-A file's format follows from its first bytes, whatever its name. Training, evaluation, prediction
-and the commands open images here. detectron2's ``read_image`` and Pillow stay as they are, so an
-application can still read HEIF, for example, through them.
+A file's first bytes determine its format, not its name. Training, evaluation, prediction and the
+commands open images here. detectron2's ``read_image`` and Pillow do not change, so an application
+can still read other formats, such as HEIF, with them.
 """
 
 import functools
@@ -32,10 +32,7 @@ def formats() -> tuple[str, ...]:
 
 
 def open_image(file: Any) -> Image.Image:
-    """``PIL.Image.open`` for the supported formats only.
-
-    Args:
-        file: a path, or a binary file at its beginning.
+    """``PIL.Image.open`` of a path or a binary file, for the supported formats only.
 
     Raises:
         UnidentifiedImageError: the format is not supported.
@@ -47,11 +44,10 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
     """detectron2's ``read_image`` for the supported formats only.
 
     Args:
-        file_name: a path.
         format: a mode of Pillow, "BGR" or "YUV-BT.601".
 
     Returns:
-        (H, W, C), uint8, turned upright by its EXIF orientation.
+        (H, W, C), uint8, rotated according to its EXIF orientation.
 
     Raises:
         UserError: the format is not supported.
@@ -62,16 +58,13 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
 @contextmanager
 def supported_only(*file_names: str) -> Iterator[None]:
-    """Within, detectron2 may read these files, and Pillow does not warn of large images.
-
-    Args:
-        file_names: paths.
+    """Checks the formats of files; within the block, Pillow does not warn of large images.
 
     Raises:
         UserError: a format is not supported.
     """
     with warnings.catch_warnings():
-        # Large images are fine. Pillow refuses those beyond its limit.
+        # Large images are fine. Pillow refuses images that exceed its limit.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for file_name in file_names:
             with PathManager.open(file_name, "rb") as file:

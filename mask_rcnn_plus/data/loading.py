@@ -1,5 +1,6 @@
 """Loads a data set of any origin, or explains in one line why it cannot be used."""
 
+import contextlib
 import os
 import traceback
 from pathlib import Path
@@ -18,7 +19,7 @@ from mask_rcnn_plus.data.folders import (
 )
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
-_MAX_NAMES = 10  # data sets that a message lists
+_MAX_NAMES = 10  # how many data sets a message lists
 
 
 def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]]:
@@ -27,7 +28,7 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST. If it is not registered,
             ``register_folder_datasets()`` is called first.
-        training: whether it must have an annotation to train on: neither a crowd nor empty.
+        training: whether it must have an annotation to train on: not a crowd, not an empty box.
 
     Returns:
         the records of its images, at least one, in detectron2's format.
@@ -52,10 +53,8 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
         raise UserError(_not_loaded(name, error)) from error
     if not records:
         raise UserError(f"data set '{name}' has no images{_origin(name)}")
-    for record in records:
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            raise UserError(f"data set '{name}' contains a {kind}, expected detectron2's dicts")
+    if kinds := [type(record).__name__ for record in records if not isinstance(record, dict)]:
+        raise UserError(f"data set '{name}' contains a {kinds[0]}, expected detectron2's dicts")
     _check_images(name, [r["file_name"] for r in records if isinstance(r.get("file_name"), str)])
     if training and not any(map(_is_usable, records)):
         raise UserError(
@@ -66,11 +65,7 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
 
 
 def require_registered(name: str) -> None:
-    """Looks for a data set in detectron2's catalog, then among the folders.
-
-    Raises:
-        UserError: there is no data set of that name.
-    """
+    """Raises a UserError if a data set is neither in detectron2's catalog nor in a folder."""
     if name not in DatasetCatalog:
         names = register_folder_datasets()
         if name not in DatasetCatalog:
@@ -78,13 +73,10 @@ def require_registered(name: str) -> None:
 
 
 def coco_files(name: str) -> tuple[Path, Path] | None:
-    """The json and the image folder of a registered data set in COCO format.
-
-    Args:
-        name: as in DATASETS.TRAIN.
+    """The json and the image folder of a data set in COCO format.
 
     Returns:
-        None if the data set has another format or its json is missing.
+        None if the data set is not registered, has another format or its json is missing.
     """
     if name not in DatasetCatalog:
         return None
@@ -98,14 +90,9 @@ def coco_files(name: str) -> tuple[Path, Path] | None:
 
 
 def class_names(name: str) -> list[str]:
-    """The classes of a data set, in the order of the class indices that a model predicts.
+    """The classes of a data set, at least one, in the order of the indices that a model predicts.
 
-    Args:
-        name: as in ``require_dataset``. The data set is loaded only if its classes are unknown or
-            its json has changed.
-
-    Returns:
-        the names, at least one.
+    The data set is loaded only if its classes are unknown or its json has changed.
 
     Raises:
         UserError: as ``require_dataset``, or the metadata has no ``thing_classes``.
@@ -125,11 +112,10 @@ def class_names(name: str) -> list[str]:
 def _not_registered(name: str, names: list[str]) -> str:
     hint = did_you_mean(name, DatasetCatalog.list())
     root = dataset_root().absolute()
+    content = "which has no data sets" if root.is_dir() else "which does not exist"
     if names:
         more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
         content = f"which has {', '.join(names[:_MAX_NAMES])}{more}"
-    else:
-        content = "which has none" if root.is_dir() else "which does not exist"
     return (
         f"data set '{name}' is not registered{f'{hint} Looked' if hint else '; looked'} for "
         f"NAME/SPLIT.json in '{root}' (DETECTRON2_DATASETS), {content}"
@@ -144,17 +130,17 @@ def _not_loaded(name: str, error: Exception) -> str:
         if not path.is_file():
             return (
                 f"data set '{name}' is registered, but its json is missing: put it at '{path}', "
-                "or set DETECTRON2_DATASETS to the folder that holds your data sets"
+                "or set DETECTRON2_DATASETS to the folder of your data sets"
             )
         if metadata.get("evaluator_type") == "coco":
             try:
                 read_coco_json(path)
             except UserError as fault:
                 return f"data set '{name}': {fault}"
-    # The frame of the registered function, which follows those of this file and the catalog.
+    # The first frame outside this file and the catalogs: that of the registered function.
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.filename not in (__file__, folders.__file__, catalog.__file__)]
-    frame = (own or frames)[0]
+    outside = (__file__, folders.__file__, catalog.__file__)
+    frame = next((f for f in frames if f.filename not in outside), frames[0])
     return (
         f"data set '{name}' could not be loaded{_origin(name)}: {type(error).__name__}: "
         f"{reason(error, 300)} (in {Path(frame.filename).name}, line {frame.lineno})"
@@ -168,17 +154,16 @@ def _origin(name: str) -> str:
 
 def _check_images(name: str, file_names: list[str]) -> None:
     """Raises a UserError if files are missing. Lists each folder once, which is fast."""
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for file_name in file_names:
-        folder, base = os.path.split(file_name)
-        if folder not in listings:
-            listings[folder] = _listing(folder)
-        if base in listings[folder] or "://" in file_name:
-            continue
-        # The listing may spell a name differently (case, Unicode); the file system decides.
-        if not Path(file_name).exists():
-            missing.append(file_name)
+    listed: set[str] = set()
+    for folder in {os.path.split(file_name)[0] for file_name in file_names}:
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            listed.update(entry.path for entry in entries)
+    # The listing may spell a name differently (case, Unicode); the file system decides.
+    missing = [
+        file_name
+        for file_name in file_names
+        if file_name not in listed and "://" not in file_name and not Path(file_name).exists()
+    ]
     if not missing:
         return
     first = Path(missing[0]).absolute()
@@ -193,18 +178,10 @@ def _check_images(name: str, file_names: list[str]) -> None:
     )
 
 
-def _listing(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder or ".") as entries:
-            return {entry.name for entry in entries}
-    except OSError:
-        return set()
-
-
 def _is_usable(record: dict[str, Any]) -> bool:
-    """Whether detectron2 would train on an annotation of the image."""
-    for annotation in record.get("annotations", ()):
-        empty = annotation.get("bbox_mode") == BoxMode.XYWH_ABS and min(annotation["bbox"][2:]) <= 0
-        if not empty and not annotation.get("iscrowd", 0):
-            return True
-    return False
+    """Whether detectron2 would train on at least one annotation of the image."""
+    return any(
+        not annotation.get("iscrowd", 0)
+        and (annotation.get("bbox_mode") != BoxMode.XYWH_ABS or min(annotation["bbox"][2:]) > 0)
+        for annotation in record.get("annotations", ())
+    )

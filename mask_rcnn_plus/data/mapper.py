@@ -15,18 +15,14 @@ class SafeDatasetMapper(DatasetMapper):
     """detectron2's mapper for images of the supported formats only."""
 
     def __call__(self, dataset_dict: Mapping[str, Any]) -> Any:
-        """Returns the sample of one image in detectron2's format.
-
-        Raises:
-            UserError: the image's format is not supported.
-        """
+        """Returns a sample in detectron2's format; raises a UserError for another image format."""
         keys = ("file_name", "sem_seg_file_name")
         with supported_only(*(dataset_dict[key] for key in keys if key in dataset_dict)):
             return super().__call__(dataset_dict)
 
 
 class NamingMapper:
-    """A wrapper of a mapper. Its errors name the image and have one line.
+    """Wraps a mapper so that its errors name the image and have one line.
 
     Args:
         mapper: maps a record in detectron2's format to a sample, or to None to skip the image.
@@ -36,12 +32,7 @@ class NamingMapper:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> Any:
-        """Returns the sample of a record.
-
-        Raises:
-            UserError: the image is unreadable or differs from the record, or an annotation is
-                unusable.
-        """
+        """Returns a sample; raises a UserError if the image or an annotation cannot be used."""
         try:
             return self._mapper(record)
         except UserError:
@@ -55,19 +46,13 @@ class NamingMapper:
 
 
 class PolygonMapper:
-    """A wrapper of a mapper of polygons. It converts masks stored as run lengths to polygons.
-
-    The polygons follow pixel edges, and pycocotools turns them back into exactly the same mask.
-
-    Args:
-        mapper: as in ``NamingMapper``; it accepts only polygons.
-    """
+    """Wraps a mapper that accepts only polygons: converts run lengths to the same masks."""
 
     def __init__(self, mapper: Callable[[dict[str, Any]], Any]) -> None:
         self._mapper = mapper
 
     def __call__(self, record: dict[str, Any]) -> Any:
-        """Returns the sample of a record, which is not changed."""
+        """Returns the sample of a record, which does not change."""
         if any(isinstance(a.get("segmentation"), dict) for a in record.get("annotations", ())):
             annotations = [_with_polygons(annotation) for annotation in record["annotations"]]
             record = {**record, "annotations": annotations}

@@ -4,15 +4,16 @@ pycocotools checks nothing. Run lengths that do not fit the image make it read a
 memory. NaN or a huge coordinate in a polygon makes it allocate without end.
 """
 
+import itertools
 import math
 import reprlib
 from typing import Any
 
 from PIL import Image
 
-# pycocotools walks along a polygon in fifths of a pixel and keeps every step: 0.8 GB at most.
+# The longest outline in pixels. pycocotools stores five steps per pixel: at most 0.8 GB.
 MAX_STEPS = 20_000_000
-# In pixels. Bounds the steps of a short edge, and stays within an integer's range.
+# In pixels. Limits the steps of a short edge, and stays within an integer's range.
 MAX_COORDINATE = 1_000_000.0
 
 
@@ -22,15 +23,11 @@ def max_pixels() -> int:
 
 
 def segmentation_fault(segmentation: Any, size: list[int]) -> str:
-    """Describes why a mask is unsafe for pycocotools.
+    """Why a mask is unsafe for pycocotools, as a clause; "" if it is safe or missing.
 
     Args:
         segmentation: an annotation's polygons or RLE, or any other value of a json.
         size: [height, width] of the image.
-
-    Returns:
-        a clause such as "has an RLE of 10 pixels, and its image 2000"; "" if the mask is safe or
-        absent.
     """
     if not segmentation:
         return ""
@@ -42,13 +39,13 @@ def segmentation_fault(segmentation: Any, size: list[int]) -> str:
     for polygon in segmentation:
         if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
             return f"has the polygon {reprlib.repr(polygon)}, which is not a list of numbers"
-        if fault := coordinates_fault(polygon):
+        if fault := _coordinates_fault(polygon):
             return fault
     return ""
 
 
-def coordinates_fault(polygon: list[float]) -> str:
-    """Describes why a polygon's numbers are unsafe, as in ``segmentation_fault``."""
+def _coordinates_fault(polygon: list[float]) -> str:
+    """Why a polygon's numbers are unsafe, as in ``segmentation_fault``."""
     if not polygon:
         return ""
     low, high = min(polygon), max(polygon)
@@ -63,17 +60,15 @@ def coordinates_fault(polygon: list[float]) -> str:
         return f"has a polygon with the coordinate {high if high > -low else low:g}"
     if len(polygon) * (high - low) > MAX_STEPS:  # an upper bound
         points = list(zip(polygon[0::2], polygon[1::2], strict=False))
-        steps = sum(
-            max(abs(x1 - x0), abs(y1 - y0))
-            for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True)
-        )
+        edges = itertools.pairwise([*points, points[0]])
+        steps = sum(max(abs(x1 - x0), abs(y1 - y0)) for (x0, y0), (x1, y1) in edges)
         if steps > MAX_STEPS:
             return f"has a polygon whose outline is {steps:.0f} pixels long"
     return ""
 
 
 def rle_fault(rle: dict[str, Any], size: list[int]) -> str:
-    """Describes why an RLE does not fit an image of [height, width]; see ``segmentation_fault``."""
+    """Why an RLE does not fit an image of [height, width], as in ``segmentation_fault``."""
     if rle.get("size") != size or {type(side) for side in rle["size"]} != {int}:
         return f"has an RLE of the size {reprlib.repr(rle.get('size'))}, and its image {size}"
     counts = run_lengths(rle)

@@ -10,9 +10,9 @@ _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 def mask_to_polygons(mask: np.ndarray) -> list[list[float]]:
     """The outlines of a mask as COCO polygons.
 
-    COCO forms the union of an object's polygons and has no holes, so a region with a hole is cut by
-    a vertical line through the hole. The polygons do not overlap. Rasterised by pycocotools, their
-    union is exactly the mask.
+    COCO forms the union of an object's polygons and does not support holes, so a vertical line
+    through a hole cuts the region in two. The polygons do not overlap. Rasterised by pycocotools,
+    their union is exactly the mask.
 
     Args:
         mask: (H, W) bool, True on the object.

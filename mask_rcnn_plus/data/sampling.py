@@ -1,7 +1,7 @@
-"""Which training image comes when, and the sample that is made from it.
+"""The order of the training images, and their samples.
 
 detectron2's samplers always begin at the first image, and its grouping by shape depends on the
-images seen so far. Here the seed alone determines the image at each position, the images of each
+images seen so far. Here only the seed determines the image at each position, the images of each
 batch, and all random draws of a sample. So a resumed run trains on the same samples as a run that
 was never interrupted.
 """
@@ -19,6 +19,9 @@ from mask_rcnn_plus.errors import UserError
 
 # A mapper may return None to get another image; this ends the search if it always does.
 _MAX_SUBSTITUTES = 100
+
+# A sample, and (file, reason) for each image that was refused and replaced.
+LoadedSample = tuple[Any, list[tuple[str, str]]]
 
 
 class SampleOrder:
@@ -66,21 +69,8 @@ class SampleOrder:
                 position += 1
             epoch, offset = epoch + 1, 0
 
-    def substitute(self, position: int, attempt: int) -> int:
-        """The index of an image that replaces the unusable one at a position.
-
-        Args:
-            position: as in ``walk``.
-            attempt: 1 for the first substitute, 2 for the substitute of the substitute.
-        """
-        return self.draw("substitute", position, attempt)
-
     def draw(self, *purpose: int | str) -> int:
-        """The index of an image; all images are equally likely.
-
-        Args:
-            purpose: what it is drawn for; the same purpose draws the same image.
-        """
+        """The index of an image, any with the same probability. The purpose determines it."""
         images = self._images()
         return int(images[seed_for(self.seed, *purpose) % len(images)])
 
@@ -110,8 +100,8 @@ class BatchIndices(Sampler[list[tuple[int, int]]]):
     Args:
         order: the order of the images.
         batch_size: images per batch of one process.
-        portrait: for each image whether it is at least as high as wide; a batch then has images
-            of one kind only (DATALOADER.ASPECT_RATIO_GROUPING). None for no grouping.
+        portrait: for each image whether it is at least as high as wide; then all images of a batch
+            are of the same kind (DATALOADER.ASPECT_RATIO_GROUPING). None for no grouping.
         rank: rank of this process.
         world_size: number of processes.
     """
@@ -129,23 +119,18 @@ class BatchIndices(Sampler[list[tuple[int, int]]]):
         self.start = 0
         """How many images all processes together have already used."""
         self.batch_size = batch_size
+        self.portrait = portrait
         self.world_size = world_size
-        self._portrait = portrait
         self._rank = rank
 
-    @property
-    def grouped(self) -> bool:
-        return self._portrait is not None
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        if self._portrait is None:
+        if self.portrait is None:
             walk = self.order.walk(self.start)
             batches = iter(lambda: list(itertools.islice(walk, self.batch_size)), None)
         else:
             # A batch depends on all images before it: repeat their order, without loading them.
-            batches = itertools.islice(
-                self._grouped(self._portrait.tolist()), self.start // self.batch_size, None
-            )
+            grouped = self._grouped(self.portrait.tolist())
+            batches = itertools.islice(grouped, self.start // self.batch_size, None)
         return itertools.islice(batches, self._rank, None, self.world_size)
 
     def _grouped(self, portrait: list[bool]) -> Iterator[list[tuple[int, int]]]:
@@ -158,17 +143,17 @@ class BatchIndices(Sampler[list[tuple[int, int]]]):
                 batch.clear()
 
 
-class Samples(Dataset[tuple[Any, list[tuple[str, str]]]]):
+class Samples(Dataset[LoadedSample]):
     """Maps (position, index) to a sample that depends only on these two and the seed.
 
     Args:
         records: detectron2's records of the images.
-        mapper: makes a sample from a record, or returns None to get another image. What it draws
-            from the global generators of Python, NumPy and torch is seeded.
-        order: has the seed and the substitutes.
+        mapper: makes a sample from a record, or returns None to get another image. Its draws from
+            the global generators of Python, NumPy and torch are seeded.
+        order: has the seed and draws substitutes.
         max_bad: how many different images per sample the mapper may refuse with a UserError; each
             is replaced by another one. 0 passes on the first error.
-        copy_paste: pastes objects of another image, drawn from all, into the sample.
+        copy_paste: pastes objects of another image into the sample.
     """
 
     def __init__(
@@ -193,8 +178,8 @@ class Samples(Dataset[tuple[Any, list[tuple[str, str]]]]):
         """The file name of an image."""
         return str(self._records[index].get("file_name", f"number {index}"))
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Any, list[tuple[str, str]]]:
-        """The sample, and (file, reason) for each image that was refused and replaced.
+    def __getitem__(self, place: tuple[int, int]) -> LoadedSample:
+        """Loads a sample.
 
         Raises:
             UserError: more images are refused than ``max_bad`` allows.
@@ -212,12 +197,12 @@ class Samples(Dataset[tuple[Any, list[tuple[str, str]]]]):
         seed_all(seed, "paste", position)
         return self._copy_paste(sample, other), refused + also_refused
 
-    def _load(self, purpose: str, position: int, index: int) -> tuple[Any, list[tuple[str, str]]]:
+    def _load(self, purpose: str, position: int, index: int) -> LoadedSample:
         """The sample of an image, or of its first usable substitute."""
         refused: list[tuple[str, str]] = []
         for attempt in range(_MAX_SUBSTITUTES):
             if attempt:
-                index = self._order.substitute(position, attempt)
+                index = self._order.draw("substitute", position, attempt)
             seed_all(self._order.seed, purpose, position, attempt)
             try:
                 sample = self._mapper(self._records[index])

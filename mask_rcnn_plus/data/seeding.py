@@ -8,13 +8,10 @@ import torch
 
 
 def seed_for(*purpose: int | str) -> int:
-    """A pseudorandom number that only depends on its purpose.
+    """A pseudorandom number of 64 bits that depends only on its purpose, not on NumPy or torch.
 
     Args:
         purpose: what is drawn, such as ``(seed, "sample", position)``.
-
-    Returns:
-        64 bits of BLAKE2b of the purpose, so that it does not change with NumPy or torch.
     """
     return _seeds(*purpose)[0]
 

@@ -28,19 +28,16 @@ _MIN_SIDE = 32
 _GENERATOR = "mask_rcnn_plus.data.shapes"
 # Increase it with every change to what is drawn or written, so that old folders are replaced.
 _VERSION = 1
-# The json starts with its info, so that the info can be read alone.
+# The json starts with its info, so that the rest need not be read.
 _HEAD = '{"info":'
 _IMAGE_NAME = re.compile(rf"({'|'.join(_SPLITS)})_\d{{6,}}\.png")
 # The sides of the square, then of the triangle; COCO counts keypoints from 1.
 _SKELETON = [
-    [1 + KEYPOINTS.index(first), 1 + KEYPOINTS.index(second)]
-    for first, second in (
-        ("top_left", "top_right"),
-        ("top_right", "bottom_right"),
-        ("bottom_right", "bottom_left"),
-        ("bottom_left", "top_left"),
-        ("top", "bottom_right"),
-        ("top", "bottom_left"),
+    [1 + KEYPOINTS.index(name) for name in link.split()]
+    for link in (
+        *("top_left top_right", "top_right bottom_right"),
+        *("bottom_right bottom_left", "bottom_left top_left"),
+        *("top bottom_right", "top bottom_left"),
     )
 ]
 
@@ -59,25 +56,24 @@ def generate_shapes(
 ) -> list[str]:
     """Writes ``root/name/{train,val}.json`` and ``root/name/images/*.png``, unless they exist.
 
-    Image i of a split depends only on the seed, the split, i, the image size and the frequencies;
-    the same arguments give the same bytes. A generated folder with other arguments is replaced: the
-    new one is written beside it and renamed when complete. If several processes start at once, the
-    first one writes and the others wait.
+    Image i of a split depends only on the seed, the split, i, the image size and the frequencies.
+    A generated folder with other arguments is replaced: the new one is written beside it and
+    renamed when complete. If several processes start at once, the first one writes and the others
+    wait.
 
     All categories have the same keypoints (``drawing.KEYPOINTS``), as COCO's evaluation requires; a
     point that a category lacks has v = 0. Boxes are tight around the visible mask, and areas count
-    its pixels. Polygons follow pixel edges and give exactly the same mask.
+    its pixels. Polygons follow pixel edges and rasterise to exactly the same mask.
 
     Args:
-        root: the folder of the data sets, created if it is missing.
+        root: the folder of the data sets, created if missing.
         name: the folder below it; the data sets are NAME_train and NAME_val.
         num_train, num_val: images per split, at least 1.
         image_size: (H, W) in pixels, each at least 32.
         mask_format: "polygon" or "rle" (COCO's compressed run lengths).
         seed: 0 or more.
         frequencies: relative frequencies of circles, squares and triangles, each above 0.
-            (1, 1, 0.1) draws about ten circles and ten squares per triangle; shapes that find no
-            room are left out.
+            (1, 1, 0.1) draws about ten circles and ten squares per triangle.
         progress: shows a progress bar if standard error is a terminal.
 
     Returns:
@@ -158,21 +154,24 @@ def _is_current(target: Path, info: dict[str, Any]) -> bool:
     advice = "move it away or choose another name (DATASETS.SHAPES.NAME)"
     if not target.is_dir():
         raise UserError(f"{refusal}: it is not a folder; {advice}")
-    files = {path.name for path in target.iterdir()} - {".DS_Store"}
+    files = _names(target)
     if not files:
         return False
     jsons = {f"{split}.json" for split in _SPLITS}
     infos = [_read_info(target / file) for file in sorted(files & jsons)]
     foreign = files - jsons - {"images"}
     if not foreign and infos and all(i.get("generator") == _GENERATOR for i in infos):
-        folder = target / "images"
-        images = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        foreign = {file for file in images - {".DS_Store"} if not _IMAGE_NAME.fullmatch(file)}
+        images = _names(target / "images")
+        foreign = {file for file in images if not _IMAGE_NAME.fullmatch(file)}
         if not foreign:
-            complete = len(images - {".DS_Store"}) == info["num_train"] + info["num_val"]
+            complete = len(images) == info["num_train"] + info["num_val"]
             return complete and infos == [info] * len(_SPLITS)
     cause = f"it contains '{min(foreign)}'" if foreign else "its json files are not the generator's"
     raise UserError(f"{refusal}: {cause}; {advice}")
+
+
+def _names(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()} - {".DS_Store"} if folder.is_dir() else set()
 
 
 def _read_info(path: Path) -> dict[str, Any]:
@@ -194,13 +193,9 @@ def _replace(target: Path, info: dict[str, Any], counts: dict[str, int], progres
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         (work / "images").mkdir(parents=True)
-        bar = tqdm(
-            total=sum(counts.values()),
-            desc=f"drawing {target.name}",
-            unit="image",
-            disable=None if progress else True,  # None: only on a terminal
-        )
-        with bar:
+        total, desc = sum(counts.values()), f"drawing {target.name}"
+        disable = None if progress else True  # None: show it on a terminal only
+        with tqdm(total=total, desc=desc, unit="image", disable=disable) as bar:
             for split, count in counts.items():
                 _write_split(work, info, split, count, bar)
         if target.exists():
@@ -211,7 +206,7 @@ def _replace(target: Path, info: dict[str, Any], counts: dict[str, int], progres
             aside.rename(target)
         for leftover in (work, aside):
             shutil.rmtree(leftover, ignore_errors=True)
-    logger.info(f"drew {sum(counts.values())} images into '{target}'")
+    logger.info(f"drew {total} images into '{target}'")
 
 
 def _write_split(folder: Path, info: dict[str, Any], split: str, count: int, bar: tqdm) -> None:
@@ -236,18 +231,13 @@ def _write_split(folder: Path, info: dict[str, Any], split: str, count: int, bar
         {"id": number, "name": kind, "keypoints": list(KEYPOINTS), "skeleton": _SKELETON}
         for number, kind in enumerate(SHAPE_KINDS, start=1)
     ]
-    content = {
-        "info": info,
-        "images": images,
-        "annotations": annotations,
-        "categories": categories,
-    }
-    with (folder / f"{split}.json").open("w") as file:
-        file.write(json.dumps(content, separators=(",", ":")))
+    lists = {"images": images, "annotations": annotations, "categories": categories}
+    text = json.dumps({"info": info, **lists}, separators=(",", ":"))
+    (folder / f"{split}.json").write_text(text)
 
 
 def _annotation(drawn: Drawn, mask_format: str) -> dict[str, Any]:
-    """The object as a COCO annotation; all coordinates are float, see ``mask_to_polygons``."""
+    """The object as a COCO annotation. All coordinates are float, see ``mask_to_polygons``."""
     rows, columns = np.nonzero(drawn.mask)
     left, top = int(columns.min()), int(rows.min())
     width, height = int(columns.max()) + 1 - left, int(rows.max()) + 1 - top
@@ -259,7 +249,7 @@ def _annotation(drawn: Drawn, mask_format: str) -> dict[str, Any]:
         segmentation["counts"] = segmentation["counts"].decode("ascii")
     keypoints: list[float] = []
     for x, y, visibility in drawn.keypoints.tolist():
-        # COCO measures keypoints from the first pixel's centre, all else from its corner.
+        # COCO measures keypoints from the first pixel's centre, everything else from its corner.
         place = [round(x - 0.5, 2), round(y - 0.5, 2)] if visibility else [0.0, 0.0]
         keypoints += [*place, int(visibility)]
     return {

@@ -9,8 +9,8 @@ from typing import Any
 class _WorkerDeaths:
     """Delays torch's error about a dead worker until this process waits for a batch.
 
-    torch raises it from a signal handler, wherever this process happens to be: for instance in the
-    middle of an optimizer step, after which there is no consistent state to save.
+    torch raises it from a signal handler, for example in the middle of an optimizer step, and the
+    half-updated state could not be saved.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class _WorkerDeaths:
         self._pending = False
 
     def install(self) -> None:
-        """Replaces torch's signal handler; call it when a loader has started its workers."""
+        """Replaces torch's signal handler, which exists once a loader has started its workers."""
         handler = signal.getsignal(signal.SIGCHLD)
         if callable(handler) and getattr(handler, "__module__", "").startswith("torch.utils.data"):
             self._torch_handler = handler
@@ -27,7 +27,7 @@ class _WorkerDeaths:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Inside, the death of a worker raises a RuntimeError, also if it died before."""
+        """Within the block, a worker's death raises a RuntimeError, even if it died earlier."""
         self._waiting = True
         try:
             if self._pending:
@@ -51,9 +51,5 @@ worker_deaths = _WorkerDeaths()
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Makes a worker ignore Ctrl-C, which a terminal also sends to the workers of a run.
-
-    Args:
-        worker: the worker's number.
-    """
+    """Makes a worker ignore Ctrl-C, which a terminal also sends to the workers of a run."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -78,7 +78,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             use_fast_impl: score with detectron2's compiled evaluator; False uses pycocotools.
             kpt_oks_sigmas: the tolerance of each keypoint in COCO's object keypoint similarity,
                 above 0; empty uses COCO's 17.
-            **kwargs: further arguments of the installed detectron2's evaluator.
+            **kwargs: further arguments of detectron2's evaluator.
         """
         super().__init__(
             dataset_name,
@@ -98,16 +98,15 @@ class COCOEvaluator(Detectron2COCOEvaluator):
     def reset(self) -> None:
         """Forgets all predictions except those that the journal recovered."""
         recovered = self.journal.kept if self.journal else []
-        self._predictions: list[dict[str, Any]] = [
-            {"image_id": entry["image_id"], "instances": entry["instances"]} for entry in recovered
-        ]
+        keys = ("image_id", "instances")
+        self._predictions: list[dict[str, Any]] = [{k: e[k] for k in keys} for e in recovered]
         # Instances without objects still show which heads the model has; their json does not.
         self._predicted: set[str] = {task for entry in recovered for task in entry["tasks"]}
 
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Adds the predictions for a batch, without a change to them.
+        """Adds the predictions for a batch; does not change them.
 
         Args:
             inputs: one mapping per image, with "image_id".
@@ -115,8 +114,8 @@ class COCOEvaluator(Detectron2COCOEvaluator):
                 the original H x W image, masks PastedMasks or bool (R, H, W)) or "proposals".
 
         Raises:
-            UserError: the ground truth has no labels to match the predictions, for example
-                another number of keypoints.
+            UserError: the ground truth does not match the predictions, for example in the number
+                of keypoints.
         """
         for image, output in zip(inputs, outputs, strict=True):
             prediction = {"image_id": image["image_id"]}
@@ -139,7 +138,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
 
         Returns:
             on the main process ``{"bbox": {"AP": ..., "AP50": ..., "AP-<class>": ...}, ...}``:
-            from 0 to 100, nan where the ground truth has no such object. Empty on the other
+            from 0 to 100, nan where the ground truth lacks such an object. Empty on the other
             processes, and if the data set has no annotations.
 
         Raises:
@@ -163,8 +162,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
                 torch.save(predictions, file)
 
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
-        proposals = [prediction for prediction in predictions if "proposals" in prediction]
-        if proposals:
+        if proposals := [p for p in predictions if "proposals" in p]:
             self._eval_box_proposals(proposals)
         if predicted or not proposals:
             self._score([p.get("instances", []) for p in predictions], predicted, img_ids)
@@ -217,7 +215,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         predicted: set[str],
         img_ids: Sequence[Any] | None,
     ) -> None:
-        """Fills ``self._results`` from detections in COCO's format, without a change to them."""
+        """Fills ``self._results`` from detections in COCO's format; does not change them."""
         detections = self._with_dataset_ids(itertools.chain(*per_image))
         if self._output_dir:
             path = Path(self._output_dir) / "coco_instances_results.json"
@@ -227,11 +225,10 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         if not self._do_evaluation:
             _logger.info("%s has no annotations, so there is no AP", self._dataset_name)
             return
-        unknown = {d["image_id"] for d in detections} - set(self._coco_api.imgs)
-        if unknown:
+        if unknown := {d["image_id"] for d in detections} - set(self._coco_api.imgs):
             raise UserError(
-                f"image id {min(unknown, key=str)} has predictions and is not in the ground truth "
-                f"of {self._dataset_name}, {self._metadata.json_file}: evaluate on its own images"
+                f"image id {min(unknown, key=str)} has predictions, but it is not in the ground "
+                f"truth of {self._dataset_name}, {self._metadata.json_file}: evaluate on its images"
             )
         if not detections:
             _logger.warning(
@@ -272,23 +269,18 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         if not to_contiguous:
             return [dict(detection) for detection in detections]
         to_dataset = {v: k for k, v in to_contiguous.items()}
-        converted = []
-        for detection in detections:
-            category = detection["category_id"]
-            if category not in to_dataset:
-                raise UserError(
-                    f"the model predicted class {category}, {self._dataset_name} has "
-                    f"{len(to_dataset)} classes: were the weights trained on other classes?"
-                )
-            converted.append({**detection, "category_id": to_dataset[category]})
-        return converted
+        detections = list(detections)
+        if unknown := {d["category_id"] for d in detections} - set(to_dataset):
+            raise UserError(
+                f"the model predicted class {min(unknown)}, {self._dataset_name} has "
+                f"{len(to_dataset)} classes: were the weights trained on other classes?"
+            )
+        return [{**d, "category_id": to_dataset[d["category_id"]]} for d in detections]
 
     def _class_names(self, coco_eval: Any) -> Sequence[str]:
         categories = self._coco_api.loadCats(coco_eval.params.catIds)
         names = self._metadata.get("thing_classes") or []
-        if len(names) != len(categories):
-            names = [category["name"] for category in categories]
-        return names
+        return names if len(names) == len(categories) else [c["name"] for c in categories]
 
     def _report(
         self, coco_eval: Any, task: str, rows: Sequence[Mapping[str, Any]]
@@ -301,8 +293,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
             "Evaluation results for %s on %s:\n%s\n\n%s",
             *(task, self._dataset_name, coco_table(coco_eval), metrics_table(metrics, per_class)),
         )
-        reasons = explain_nan(metrics, per_class, TASKS[task])
-        if reasons:
+        if reasons := explain_nan(metrics, per_class, TASKS[task]):
             _logger.warning("Of the metrics for %s,\n%s", task, reasons)
         return {**metrics, **per_class}
 
@@ -315,15 +306,10 @@ def build_coco_evaluator(
     kpt_oks_sigmas: Sequence[float] = (),
     boundary: bool = False,
 ) -> COCOEvaluator:
-    """Builds the evaluator of a data set from the config's values.
+    """Builds a :class:`COCOEvaluator` from the values of a config's TEST.
 
     Args:
-        dataset_name: a registered data set.
-        output_dir: where the predictions are written, or None.
-        detections_per_image: TEST.DETECTIONS_PER_IMAGE: above 100 it raises the number of
-            detections that count; negative removes the limit.
-        kpt_oks_sigmas: TEST.KEYPOINT_OKS_SIGMAS; empty uses COCO's.
-        boundary: TEST.BOUNDARY_AP.
+        detections_per_image: TEST.DETECTIONS_PER_IMAGE, as ``max_dets_per_image``.
     """
     return COCOEvaluator(
         dataset_name,

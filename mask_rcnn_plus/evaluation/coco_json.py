@@ -24,11 +24,9 @@ def encoded_masks(masks: Any) -> list[dict[str, Any]]:
 
 
 def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Mapping[str, Any]:
-    """An annotation's "segmentation" in COCO's run-length encoding.
+    """Polygons, run lengths (compressed or not) or a bitmap (H, W) in COCO's run-length encoding.
 
-    Args:
-        segmentation: polygons, a run-length encoding (compressed or not), or a bitmap (H, W).
-        height, width: of the image, in pixels.
+    The height and width are those of the image in pixels.
     """
     if isinstance(segmentation, np.ndarray):
         return encoded_masks([segmentation])[0]
@@ -39,11 +37,10 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Mapping[s
 
 
 def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str, Any]]:
-    """Like detectron2's function of this name, but without a change to ``instances``.
+    """Like detectron2's function of this name, but does not change ``instances``.
 
     Args:
         instances: the detections of one image, on the CPU, in pixels of the image.
-        image_id: the id of the image.
     """
     fields = dict(instances.get_fields())
     masks = fields.pop("pred_masks", None)
@@ -56,7 +53,7 @@ def instances_to_coco_json(instances: Instances, image_id: Any) -> list[dict[str
         return detections
     with_masks = []
     for detection, rle in zip(detections, encoded_masks(masks), strict=True):
-        # json has no bytes. Keypoints come last, as in detectron2's files.
+        # json does not support bytes. Keypoints come last, as in detectron2's files.
         segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
         keypoints = {k: detection.pop(k) for k in ("keypoints",) if k in detection}
         with_masks.append({**detection, "segmentation": segmentation, **keypoints})

@@ -23,8 +23,8 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_SCALE = 0.45
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _MASK_OPACITY = 0.4
-# An object with a side shorter than this many line widths gets a thin outline. If most objects are
-# so small, the limit doubles, so that slightly larger objects do not look highlighted.
+# An object with a side shorter than this many line widths gets a thin outline. If most objects do,
+# the limit doubles, so that slightly larger objects do not look highlighted.
 _SMALL = 20
 _EDGE = (24, 24, 24)
 # The smallest object that gets a label, as a fraction of the label's area.
@@ -51,7 +51,7 @@ class DrawnObjects:
         return len(self.boxes)
 
     def above(self, score_threshold: float) -> "DrawnObjects":
-        """The objects with at least this score; all objects if there are no scores."""
+        """The objects with at least this score; all objects if scores are missing."""
         if self.scores is None:
             return self
         return self.select(np.flatnonzero(self.scores >= score_threshold))
@@ -69,12 +69,11 @@ class DrawnObjects:
     def from_instances(cls, instances: Instances) -> "DrawnObjects":
         """From a model's output after post-processing."""
         instances = instances.to("cpu")
-        has_masks = instances.has("pred_masks")
         return cls(
             boxes=instances.pred_boxes.tensor.double().numpy(),
             classes=instances.pred_classes.numpy(),
             scores=instances.scores.double().numpy(),
-            masks=encoded_masks(instances.pred_masks) if has_masks else None,
+            masks=encoded_masks(instances.pred_masks) if instances.has("pred_masks") else None,
         )
 
     @classmethod
@@ -87,14 +86,12 @@ class DrawnObjects:
         """
         boxes = np.array([d["bbox"] for d in detections], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        masks = None
-        if all("segmentation" in d for d in detections):
-            masks = [d["segmentation"] for d in detections]
+        masks = [d["segmentation"] for d in detections if "segmentation" in d]
         return cls(
             boxes=boxes,
             classes=np.array([d["category_id"] for d in detections], dtype=np.int64),
             scores=np.array([d["score"] for d in detections], dtype=np.float64),
-            masks=masks,
+            masks=masks if len(masks) == len(detections) else None,
         )
 
     @classmethod
@@ -106,12 +103,12 @@ class DrawnObjects:
         Args:
             annotations: each with "bbox", "bbox_mode", "category_id". If all have a "segmentation"
                 (polygons, a run-length encoding or a bitmap), the objects have masks.
-            height, width: of the image, in pixels.
+            height, width: the size of the image in pixels.
         """
-        kept = [annotation for annotation in annotations if not annotation.get("iscrowd")]
+        kept = [a for a in annotations if not a.get("iscrowd")]
         boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in kept]
         masks = None
-        if all(len(annotation.get("segmentation", ())) for annotation in kept):
+        if all(len(a.get("segmentation", ())) for a in kept):
             masks = [segmentation_to_rle(a["segmentation"], height, width) for a in kept]
         return cls(
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
@@ -125,8 +122,8 @@ class Style:
     """What is drawn, and how large.
 
     Attributes:
-        masks, boxes, labels, scores: what is drawn; a score is part of its label. Boxes of objects
-            without masks are always drawn.
+        masks, boxes, labels, scores: what is drawn; a score is part of its label. Objects without
+            masks always have boxes.
         line: the width of an outline in pixels.
         text: the size of text; 1 is OpenCV's size of about 22 pixels.
         small: also label objects smaller than their label, if that covers no other object.
@@ -154,25 +151,16 @@ def draw_objects(
     labels: Sequence[str] | None = None,
     on_top: int = 0,
 ) -> Image:
-    """Resizes an image and draws objects on it.
+    """Resizes an image and draws objects on it, in a style that suits their number.
 
     Args:
-        image: (H, W, 3), BGR.
-        objects: in pixels of the image.
-        class_names: names of the classes 0, 1, ...
-        size: height and width of the drawing in pixels.
         crowded: draw thin outlines, no labels, and boxes only for objects without masks.
-        colors: one per object; None uses the colours of the classes.
-        labels: one per object, "" for no label; masks then have no boxes. None uses the class and
-            the score.
-        on_top: how many of the last objects are drawn over all others, with wider outlines.
 
-    Returns:
-        (size[0], size[1], 3), BGR. A label is missing if it would hide its object or another label.
+    Other arguments and the result are those of :func:`draw_styled`, but masks have no boxes if
+    ``labels`` are given.
     """
-    style = Style(
-        boxes=not crowded and labels is None, labels=not crowded, line=1 if crowded else 2
-    )
+    boxes = not crowded and labels is None
+    style = Style(boxes=boxes, labels=not crowded, line=1 if crowded else 2)
     return draw_styled(
         image, objects, class_names, style, size, colors=colors, labels=labels, on_top=on_top
     )
@@ -189,10 +177,20 @@ def draw_styled(
     labels: Sequence[str] | None = None,
     on_top: int = 0,
 ) -> Image:
-    """Like :func:`draw_objects`, in a style; by default at the size of the image.
+    """Draws objects on a copy of an image. At the image's size, time grows with their pixels.
 
-    At that size, each mask is drawn within its bounding window only, so time and memory grow with
-    the objects' pixels.
+    Args:
+        image: (H, W, 3), BGR.
+        objects: in pixels of the image.
+        class_names: names of the classes 0, 1, ...
+        style: what is drawn.
+        size: height and width of the drawing in pixels; None for those of the image.
+        colors: one per object; None uses the colours of the classes.
+        labels: one per object, "" for no label; None uses the class and the score.
+        on_top: how many of the last objects are drawn over all others, with wider outlines.
+
+    Returns:
+        (size[0], size[1], 3), BGR. A label is missing if it would hide its object or another label.
     """
     height, width = size or image.shape[:2]
     if (height, width) == image.shape[:2]:
@@ -213,8 +211,7 @@ def draw_styled(
     small = _SMALL * style.line
     if 2 * (shorter < small).sum() > len(objects):
         small *= 2
-    lines = [style.line if side >= small else 1 for side in shorter]
-    lines = [line + int(top) for line, top in zip(lines, topmost, strict=True)]
+    lines = (np.where(shorter >= small, style.line, 1) + topmost).tolist()
     masks = objects.masks if style.masks else None
     if masks is not None:
         outlines = {}
@@ -223,9 +220,8 @@ def draw_styled(
             (x, y), mask = _mask_at(masks[i], width, height)
             part = tinted[y : y + mask.shape[0], x : x + mask.shape[1]]
             part[mask > 0] = colors[i]
-            outlines[i], _ = cv2.findContours(
-                mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y)
-            )
+            modes = cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            outlines[i], _ = cv2.findContours(mask, *modes, offset=(x, y))
         canvas = cv2.addWeighted(tinted, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0)
         for i in order:
             if style.edged and lines[i] > 1:
@@ -234,17 +230,16 @@ def draw_styled(
     if style.boxes or masks is None:
         thin = max(1, style.line // 2)
         for i in order:
-            first, last = boxes[i, :2].round().astype(int), boxes[i, 2:].round().astype(int)
-            corners = first.tolist(), (last - 1).tolist()
+            x0, y0, x1, y1 = boxes[i].round().astype(int).tolist()
+            corners = (x0, y0), (x1 - 1, y1 - 1)
             if style.edged and masks is None and lines[i] > 1:
                 cv2.rectangle(canvas, *corners, _EDGE, thin + 2)
             cv2.rectangle(canvas, *corners, colors[i], thin)
     if style.labels:
         if labels is None:
             labels = [_label(objects, i, class_names, style.scores) for i in range(len(objects))]
-        by_score = np.arange(len(objects))
-        if objects.scores is not None:
-            by_score = np.argsort(-objects.scores, kind="stable")
+        scores = np.zeros(len(objects)) if objects.scores is None else objects.scores
+        by_score = np.argsort(-scores, kind="stable")
         _draw_labels(canvas, boxes, labels, colors, by_score, style.text, style.small)
     return canvas
 
@@ -332,20 +327,13 @@ def _draw_labels(
     labels: Sequence[str],
     colors: Sequence[Color],
     order: npt.NDArray[np.int64],
-    scale: float = FONT_SCALE,
-    small: bool = False,
+    scale: float,
+    small: bool,
 ) -> None:
-    """Writes labels at their boxes where there is room, in place, on their objects' colours.
+    """Writes labels at their boxes, in place; leaves out those that would cover other labels.
 
-    A label is left out if it would cover another label or most of an object.
-
-    Args:
-        canvas: (H, W, 3), BGR.
-        boxes: (R, 4), in pixels of the canvas.
-        labels, colors: one per object; a label may be empty.
-        order: the indices of the objects; earlier ones are placed first.
-        scale: the size of the text.
-        small: also label objects smaller than their label, if that covers no other object.
+    Objects earlier in the order get their labels first. With ``small``, objects smaller than their
+    label get one too, if it covers no other object.
     """
     placed: list[Rectangle] = []
     for i in order:
@@ -359,12 +347,12 @@ def _draw_labels(
         # Above the box, below it, or inside if that leaves most of the object visible.
         for top in (y0 - height, y1, *((y0, y1 - height) if fraction > 3 else ())):
             area = (left, top, left + width, top + height)
-            if top < 0 or area[3] > canvas.shape[0] or any(_overlap(area, p) for p in placed):
+            if top < 0 or area[3] > canvas.shape[0] or _overlaps(area, placed):
+                continue
+            if fraction < (_MIN_LABEL_FRACTION if small else 1):
                 continue
             # The label of a small object may cover its neighbours.
-            if fraction < 1 and (
-                not small or fraction < _MIN_LABEL_FRACTION or _covers_another(area, boxes, i)
-            ):
+            if fraction < 1 and _overlaps(area, np.delete(boxes, i, axis=0)):
                 continue
             placed.append(area)
             cv2.rectangle(canvas, area[:2], (area[2] - 1, area[3] - 1), color, cv2.FILLED)
@@ -372,12 +360,6 @@ def _draw_labels(
             break
 
 
-def _covers_another(area: Rectangle, boxes: npt.NDArray[np.float64], own: int) -> bool:
-    x0, y0, x1, y1 = area
-    meets = (boxes[:, 0] < x1) & (boxes[:, 2] > x0) & (boxes[:, 1] < y1) & (boxes[:, 3] > y0)
-    meets[own] = False
-    return bool(meets.any())
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlaps(area: Rectangle, others: npt.ArrayLike) -> bool:
+    x0, y0, x1, y1 = np.reshape(others, (-1, 4)).T
+    return bool(((x0 < area[2]) & (x1 > area[0]) & (y0 < area[3]) & (y1 > area[1])).any())

@@ -1,7 +1,6 @@
 """Runs a model over a test set and measures the time of each stage and the peak memory.
 
-detectron2's ``inference_on_dataset`` times the model as a whole and pastes every mask into a full
-image. Here masks stay small until an evaluator needs them.
+Unlike in detectron2's ``inference_on_dataset``, masks stay small until an evaluator needs them.
 """
 
 import itertools
@@ -82,10 +81,10 @@ def run_inference(
     has its previous mode. The rates exclude up to five warm-up batches (at most half of the set).
 
     Args:
-        model: a callable that accepts a batch of the loader and returns one mapping per image; may
-            be wrapped for distributed training.
-        data_loader: this process's share of the images, with a length; it may be empty.
-        evaluator: a DatasetEvaluator, a list of them, or None to measure only the speed.
+        model: maps a batch of the loader to one mapping per image; may be wrapped for distributed
+            training.
+        data_loader: this process's share of the images, with a length; may be empty.
+        evaluator: None measures only the speed.
         dataset_name: for messages, and to find the file that an error is about.
 
     Returns:
@@ -96,11 +95,8 @@ def run_inference(
         UserError: an image cannot be read.
         RuntimeError: anything else failed on an image; the message names its file.
     """
-    evaluators = (
-        evaluator
-        if isinstance(evaluator, DatasetEvaluator)
-        else DatasetEvaluators(list(evaluator or ()))
-    )
+    if not isinstance(evaluator, DatasetEvaluator):
+        evaluator = DatasetEvaluators(list(evaluator or ()))
     if isinstance(model, DistributedDataParallel):
         # Its forward synchronises buffers, and hangs if the processes have unequal shares.
         model = model.module
@@ -112,7 +108,7 @@ def run_inference(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
-    evaluators.reset()
+    evaluator.reset()
     watch = Stopwatch(device)
     stages = StageTimer(stage_modules(model) if split else {}, device)
     progress = _Progress(dataset_name, total)
@@ -133,7 +129,7 @@ def run_inference(
                     else:
                         outputs = model(batch)
                         watch.lap("model")
-                    evaluators.process(batch, outputs)
+                    evaluator.process(batch, outputs)
                 watch.lap("evaluation")
                 watch.count(len(batch))
                 progress.update(index + 1, watch)
@@ -145,7 +141,7 @@ def run_inference(
 
     comm.synchronize()
     since = time.perf_counter()
-    results = evaluators.evaluate() or {}
+    results = evaluator.evaluate() or {}
     watch.scoring_seconds = time.perf_counter() - since
     watches = comm.all_gather(watch)
     return results, combine(watches, split=split, peak_kind=peak_kind, device=device)
@@ -165,10 +161,9 @@ def can_split(model: Any) -> bool:
 
 
 def _postprocess(raw: Any, image: Mapping[str, Any]) -> dict[str, Any]:
-    height, width = (
-        image.get(key, side) for key, side in zip(("height", "width"), raw.image_size, strict=True)
-    )
-    return {"instances": postprocess(raw, height, width)}
+    height, width = raw.image_size
+    size = image.get("height", height), image.get("width", width)
+    return {"instances": postprocess(raw, *size)}
 
 
 def _device_of(model: Any) -> torch.device:
@@ -204,7 +199,7 @@ def _naming_files(batch: Batch) -> Iterator[None]:
 
 
 def _batches(data_loader: Any, dataset_name: str) -> Iterator[Batch]:
-    """The loader's batches; an error while loading a batch names its images."""
+    """The loader's batches; an error in loading a batch names its images."""
     iterator = iter(data_loader)
     for index in itertools.count():
         try:
@@ -219,20 +214,20 @@ def _batches(data_loader: Any, dataset_name: str) -> Iterator[Batch]:
             reason = ["", *str(error).strip().splitlines()][-1]
             kind = type(error).__name__
             reason = reason if reason.startswith(kind) else f"{kind}: {reason}"
-            message = f"{dataset_name}: cannot load {files}: {reason}"
-            if isinstance(error, OSError | SizeMismatchError):
-                raise UserError(message) from error
-            raise RuntimeError(message) from error
+            unreadable = isinstance(error, OSError | SizeMismatchError)
+            raise (UserError if unreadable else RuntimeError)(
+                f"{dataset_name}: cannot load {files}: {reason}"
+            ) from error
         yield batch
 
 
 def _files_of_batch(data_loader: Any, dataset_name: str, index: int) -> list[str]:
     """The file names of a batch that could not be loaded, as far as they are known."""
     sampler = getattr(data_loader, "batch_sampler", None)
-    if sampler is None or dataset_name not in DatasetCatalog.list():
+    if sampler is None or dataset_name not in DatasetCatalog:
         return []
     records = DatasetCatalog.get(dataset_name)
     if len(records) != len(data_loader.dataset):
         return []
-    chosen: Sequence[int] = next(itertools.islice(iter(sampler), index, None), [])
+    chosen: Sequence[int] = next(itertools.islice(sampler, index, None), [])
     return [str(records[i].get("file_name", "?")) for i in chosen]

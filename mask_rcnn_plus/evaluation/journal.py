@@ -16,12 +16,12 @@ _logger = logging.getLogger(__name__)
 class Journal:
     """A folder with one file per process; each image adds one line.
 
-    A line is its CRC-32 (eight hexadecimal digits) and json. The first line of a file identifies
+    A line has its CRC-32 (eight hexadecimal digits) and json. The first line of a file identifies
     the evaluation. Truncated lines and files of other evaluations are ignored.
 
     Attributes:
         kept: the results of an interrupted evaluation that this process recovered: one mapping per
-            image, as given to :meth:`add`. No two processes have the same image.
+            image, as given to :meth:`add`. Processes do not share images.
         done: the ids of all images that any process recovered.
     """
 
@@ -37,18 +37,14 @@ class Journal:
         self._file: IO[str] | None = None
         self._head = {"fingerprint": comm.all_gather(fingerprint)[0]}
         entries = dict(self._read()) if folder.is_dir() else {}
-        # Each image belongs to the first process that sees it: the folder may be shared or local.
+        # Each image belongs to the first process that has it, since processes may share the folder.
         seen = comm.all_gather(set(entries))
         earlier: set[Any] = set().union(*seen[: comm.get_rank()])
         self.kept = [entry for image, entry in entries.items() if image not in earlier]
         self.done: Collection[Any] = set().union(*seen)
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """Writes the result of an image.
-
-        Args:
-            entry: JSON-serialisable, with "image_id".
-        """
+        """Writes the result of an image: JSON-serialisable, with "image_id"."""
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"process{comm.get_rank()}.jsonl"

@@ -1,16 +1,15 @@
-"""From detections to the metrics and tables that COCO users know.
+"""Computes COCO's metrics and tables from detections.
 
-The accumulated arrays are read here because pycocotools' ``summarize`` returns an AP of -1 when the
+The accumulated arrays are read here because pycocotools' ``summarize`` returns an AP of -1 if the
 limit on detections is not 100.
 
 Letters in shapes: T IoU thresholds, S recall thresholds, K classes, A area ranges, M limits on the
-detections of an image. An entry of -1 means that the ground truth has no such object.
+detections of an image. An entry of -1 means that the ground truth lacks such an object.
 """
 
 import contextlib
 import csv
 import io
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-# The columns of summary.csv. AP and AR are from 0 to 100, nan where the ground truth has no such
+# The columns of summary.csv. AP and AR are from 0 to 100, nan where the ground truth lacks such an
 # object. AR1 and AR10 allow 1 and 10 detections per image, all other metrics max_dets.
 COLUMNS = (
     *("task", "class_id", "class", "AP", "AP50", "AP75", "APs", "APm", "APl"),
@@ -41,10 +40,7 @@ _SIZES = {
 def complete_ground_truth(ground_truth: COCO) -> int:
     """Adds, in place, the keys that COCO's evaluators need and that hand-written files may lack.
 
-    An annotation with the id 0 gets another id: the evaluators would never count it as found.
-
-    Args:
-        ground_truth: its annotations need at least "bbox", in (x, y, width, height).
+    Its annotations need at least "bbox", in (x, y, width, height). The id 0 is replaced.
 
     Returns:
         the number of keypoints of an object; 0 without keypoints.
@@ -84,7 +80,7 @@ def accumulate(
     Args:
         ground_truth: after :func:`complete_ground_truth`.
         detections: in COCO's result format; not changed, may be empty.
-        task: "bbox", "segm", "keypoints" or "boundary"; pycocotools' COCOeval lacks "boundary".
+        task: "bbox", "segm", "keypoints" or "boundary", which pycocotools' COCOeval lacks.
         max_dets: the limits on the detections of an image, ascending; unused for keypoints.
         kpt_oks_sigmas: one per keypoint; empty uses COCO's.
         img_ids: the images to score; None scores all.
@@ -141,7 +137,7 @@ def coco_metrics(coco_eval: Any, classes: Sequence[int] | slice = slice(None)) -
     Returns:
         AP, AP50, AP75 and, for each area range of the task, APs, APm, APl; then AR1, AR10 (not for
         keypoints), ARmax and, for each area range, ARs, ARm, ARl. Each is from 0 to 100, or nan
-        where the ground truth has no such object.
+        where the ground truth lacks such an object.
     """
     params = coco_eval.params
     precision = partial(_mean, params, coco_eval.eval["precision"][:, :, classes])
@@ -156,25 +152,15 @@ def coco_metrics(coco_eval: Any, classes: Sequence[int] | slice = slice(None)) -
 
 
 def coco_table(coco_eval: Any) -> str:
-    """COCO's own table: twelve lines for boxes and masks, ten for keypoints.
-
-    Args:
-        coco_eval: as for :func:`coco_metrics`.
-
-    Returns:
-        the lines, with values from 0 to 1, or nan.
-    """
+    """COCO's own table, from 0 to 1: twelve lines for boxes and masks, ten for keypoints."""
     params = coco_eval.params
 
     def line(kind: str, iou: float | None = None, area: str = "all", limit: int = -1) -> str:
-        name, title = {
-            "AP": ("precision", "Average Precision"),
-            "AR": ("recall", "Average Recall"),
-        }[kind]
-        value = _mean(params, coco_eval.eval[name], iou, area, limit)
+        name = {"AP": "Precision", "AR": "Recall"}[kind]
+        value = _mean(params, coco_eval.eval[name.lower()], iou, area, limit)
         ious = f"{params.iouThrs[0]:.2f}:{params.iouThrs[-1]:.2f}" if iou is None else f"{iou:.2f}"
         return (
-            f" {title:<18} ({kind}) @[ IoU={ious:<9} | area={area:>6s} | "
+            f" {f'Average {name}':<18} ({kind}) @[ IoU={ious:<9} | area={area:>6s} | "
             f"maxDets={params.maxDets[limit]:>3d} ] = {value:0.3f}"
         )
 
@@ -194,31 +180,25 @@ def metrics_table(metrics: Mapping[str, float], per_class: Mapping[str, float]) 
 
     Args:
         metrics: AP, AP50 and so on.
-        per_class: AP by "AP-<class>"; if empty, there is no second table.
+        per_class: AP by "AP-<class>"; if empty, the second table is missing.
     """
     table = create_small_table(dict(metrics))
     if not per_class:
         return table
-    cells = [(name.removeprefix("AP-"), value) for name, value in per_class.items()]
-    columns = min(3, len(cells))
-    rows = [
-        list(itertools.chain(*cells[start : start + columns]))
-        for start in range(0, len(cells), columns)
-    ]
-    headers = ["class", "AP"] * columns
+    cells = [cell for key, ap in per_class.items() for cell in (key.removeprefix("AP-"), ap)]
+    width = min(6, len(cells))
+    rows = [cells[start : start + width] for start in range(0, len(cells), width)]
+    headers = ["class", "AP"] * (width // 2)
     classes = tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f", numalign="left")
     return f"{table}\n\n{classes}"
 
 
 def explain_nan(metrics: Mapping[str, float], per_class: Mapping[str, float], what: str) -> str:
-    """Why some metrics are nan, for the log.
+    """Why some metrics are nan, one line per reason; "" if none of them is nan.
 
     Args:
         metrics, per_class: as for :func:`metrics_table`.
         what: what an object needs in order to count: "box", "mask" or "labelled keypoint".
-
-    Returns:
-        one line per reason; "" if no metric is nan.
     """
     if math.isnan(metrics["AP"]):
         return f"all are nan: the ground truth has no object with a {what} (crowds do not count)"
@@ -241,7 +221,6 @@ def summary_rows(
 
     Args:
         coco_eval: as for :func:`coco_metrics`.
-        task: "bbox", "segm", "boundary" or "keypoints".
         class_names: one for each of ``coco_eval.params.catIds``.
         detections: in COCO's result format.
     """
@@ -252,8 +231,8 @@ def summary_rows(
         for annotation in coco_eval.cocoGt.anns.values()
         if not annotation.get("iscrowd") and (task != "keypoints" or annotation["num_keypoints"])
     )
-    rows = [{"class_id": "", "class": "all", **coco_metrics(coco_eval)}]
-    rows[0] |= {"objects": objects.total(), "detections": detected.total()}
+    counts = {"objects": objects.total(), "detections": detected.total()}
+    rows = [{"class_id": "", "class": "all", **coco_metrics(coco_eval), **counts}]
     for k, (category, name) in enumerate(zip(params.catIds, class_names, strict=True)):
         counts = {"objects": objects[category], "detections": detected[category]}
         rows.append({"class_id": category, "class": name, **coco_metrics(coco_eval, [k]), **counts})
@@ -261,7 +240,7 @@ def summary_rows(
 
 
 def write_summary(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes the rows of :func:`summary_rows` as a csv file with the columns COLUMNS."""
+    """Writes the rows of :func:`summary_rows` to a csv file."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
@@ -269,7 +248,7 @@ def write_summary(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def read_summary(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of :func:`write_summary`: metrics as float, counts as int.
+    """Reads the rows that :func:`write_summary` wrote: metrics as float, counts as int.
 
     Raises:
         OSError, ValueError: the file cannot be read, or has other columns.

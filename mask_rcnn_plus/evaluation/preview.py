@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.evaluation.drawing import (
+    Color,
     DrawnObjects,
     Image,
     class_color,
@@ -43,8 +44,7 @@ class PreviewSample:
     Attributes:
         image: (H, W, 3), BGR.
         name: the text above it, such as the file name.
-        truth: the objects of the ground truth, in pixels of the image.
-        prediction: the detections, in pixels of the image.
+        truth, prediction: the annotated and the detected objects, in pixels of the image.
     """
 
     image: Image
@@ -67,7 +67,7 @@ def draw_preview(
         samples: at least one.
         class_names: names of the classes 0, 1, ...
         score_threshold: the lowest score of a prediction that is drawn.
-        max_side: the longer side of every drawn image in pixels; smaller images are enlarged, so
+        max_side: the longer side of every drawn image in pixels. Smaller images are enlarged, so
             that outlines and labels stay distinct.
         title: the text at the top.
 
@@ -81,19 +81,18 @@ def draw_preview(
         raise ValueError("a preview needs at least one sample")
     cells = [_draw_cell(sample, class_names, score_threshold, max_side) for sample in samples]
     width = max(cell.shape[1] for cell in cells)
-    columns = min(
-        range(1, len(cells) + 1),
-        key=lambda c: abs(
-            math.log(c * width / (math.ceil(len(cells) / c) * cells[0].shape[0]) / 1.4)
-        ),
-    )
+
+    def distortion(columns: int) -> float:
+        height = math.ceil(len(cells) / columns) * cells[0].shape[0]
+        return abs(math.log(columns * width / height / 1.4))
+
+    columns = min(range(1, len(cells) + 1), key=distortion)
     rows = []
     for start in range(0, len(cells), columns):
         row = cells[start : start + columns]
+        row += [_blank(1, 1)] * (columns - len(row))
         height = max(cell.shape[0] for cell in row)
-        row = [_pad(cell, height, width) for cell in row]
-        row += [_blank(height, width)] * (columns - len(row))
-        rows.append(_stack(row, axis=1, gap=_MARGIN))
+        rows.append(_stack([_pad(cell, height, width) for cell in row], axis=1, gap=_MARGIN))
     drawn = [o for s in samples for o in (s.truth, s.prediction.above(score_threshold))]
     shown = sorted({int(index) for objects in drawn for index in objects.classes})
     header = _draw_header(title, shown, class_names, rows[0].shape[1])
@@ -106,8 +105,7 @@ class PreviewWriter(DatasetEvaluator):
     """Draws predictions beside the ground truth into ``preview_<data set>.png``.
 
     Attributes:
-        path: the picture that the last ``evaluate`` wrote; None if it wrote no picture, and on
-            all processes except the main one.
+        path: the picture that the last ``evaluate`` of this process wrote, or None.
         journal: has the results of an interrupted evaluation that is resumed; or None.
     """
 
@@ -126,26 +124,24 @@ class PreviewWriter(DatasetEvaluator):
         """
         Args:
             dataset_name: a registered data set.
-            output_dir: where the picture is written; created if missing.
-            num_images: how many images to draw. They are evenly spaced over the images that have
-                objects, so every evaluation draws the same images. 0 draws no picture.
+            output_dir: the folder of the picture; created if missing.
+            num_images: how many images to draw, evenly spaced over those with objects, so that
+                every evaluation draws the same ones. 0 draws no picture.
             score_threshold: the lowest score of a prediction that is drawn.
-            read_image: reads a file as an array (H, W, 3); called with its path and "BGR".
+            read_image: called with a path and "BGR"; returns (H, W, 3).
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
         self._num_images = num_images
         self._score_threshold = score_threshold
         self._read_image = read_image
-        self._records: dict[Any, Mapping[str, Any]] | None = None
+        self._records = {_key(record): record for record in self._choose()}
         self.reset()
 
     def reset(self) -> None:
         """Forgets all predictions."""
         self.path = None
         self._predictions: dict[Any, DrawnObjects] = {}
-        if self._records is None:
-            self._records = {_key(r): r for r in self._choose()}
         for entry in self.journal.kept if self.journal else ():
             if entry["image_id"] in self._records:
                 self._predictions[entry["image_id"]] = DrawnObjects.from_coco(entry["instances"])
@@ -153,22 +149,13 @@ class PreviewWriter(DatasetEvaluator):
     def process(
         self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Keeps the predictions on the chosen images.
-
-        Args:
-            inputs: one mapping per image, with "image_id" or "file_name".
-            outputs: one mapping per image; those without "instances" are skipped.
-        """
+        """Keeps the predictions on the chosen images; skips outputs without "instances"."""
         for image, output in zip(inputs, outputs, strict=True):
-            if self._records and _key(image) in self._records and "instances" in output:
+            if _key(image) in self._records and "instances" in output:
                 self._predictions[_key(image)] = DrawnObjects.from_instances(output["instances"])
 
     def evaluate(self) -> dict[str, Any]:
-        """Writes the picture; every process must call it.
-
-        Returns:
-            an empty dict: a picture has no metrics.
-        """
+        """Writes the picture and returns no metrics; every process must call it."""
         comm.synchronize()
         gathered = comm.gather(self._predictions, dst=0)
         predictions = {key: objects for part in gathered for key, objects in part.items()}
@@ -192,7 +179,7 @@ class PreviewWriter(DatasetEvaluator):
 
     def _write(self, predictions: Mapping[Any, DrawnObjects]) -> Path:
         samples = []
-        for key, record in (self._records or {}).items():
+        for key, record in self._records.items():
             if key not in predictions:
                 continue
             image = self._read_image(record["file_name"], "BGR")
@@ -234,23 +221,26 @@ def _draw_cell(
     for caption, objects in captions.items():
         size = (height, width)
         panel = draw_objects(sample.image, objects, class_names, size, crowded=crowded)
-        strip = _blank(text_size(caption)[1], max(width, text_size(caption)[0]))
-        write_text(strip, caption, (-3, 0), _FAINT)
-        panels.append(_stack([strip, _pad(panel, height, strip.shape[1])], axis=0, gap=0))
+        line = _line(caption, width, _FAINT)
+        panels.append(_stack([line, _pad(panel, height, line.shape[1])], axis=0, gap=0))
     pair = _stack(panels, axis=1, gap=_GAP)
     name = plain_text(sample.name, otherwise="image")
     while text_size(name)[0] > pair.shape[1]:
         name = "..." + name.removeprefix("...")[4:]
-    strip = _blank(text_size(name)[1], pair.shape[1])
-    write_text(strip, name, (-3, 0), _INK)
-    return _stack([strip, pair], axis=0, gap=0)
+    return _stack([_line(name, pair.shape[1], _INK), pair], axis=0, gap=0)
+
+
+def _line(text: str, width: int, color: Color) -> Image:
+    line = _blank(text_size(text)[1], max(width, text_size(text)[0]))
+    write_text(line, text, (-3, 0), color)
+    return line
 
 
 def _draw_header(title: str, shown: Sequence[int], class_names: Sequence[str], width: int) -> Image:
     """The title, and a legend of the classes in the picture."""
     title_height = text_size(title, _TITLE_SCALE)[1] if title else 0
     side = text_size("X")[1]
-    # Positions of the legend's entries; an entry that would pass the right edge starts a new line.
+    # The legend's entries; one that would pass the right edge starts a new line.
     positions: list[tuple[int, int]] = []
     x, y = 0, title_height
     for index in shown:
@@ -281,8 +271,6 @@ def _pad(image: Image, height: int, width: int) -> Image:
 
 def _stack(images: Sequence[Image], *, axis: int, gap: int) -> Image:
     """Joins images of equal height (axis 1) or width (axis 0), with a gap between them."""
-    parts = [images[0]]
-    for image in images[1:]:
-        shape = (gap, image.shape[1]) if axis == 0 else (image.shape[0], gap)
-        parts += [_blank(*shape), image]
-    return np.concatenate(parts, axis=axis)
+    height, width = images[0].shape[:2]
+    space = _blank(gap, width) if axis == 0 else _blank(height, gap)
+    return np.concatenate([p for image in images for p in (space, image)][1:], axis=axis)

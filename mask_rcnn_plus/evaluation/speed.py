@@ -15,19 +15,20 @@ from tabulate import tabulate
 class InferenceSpeed:
     """The speed of an evaluation, over all processes, without the first few batches.
 
+    Times in ms are milliseconds per image, in the process that handles the image.
+
     Attributes:
         images: how many images were measured.
-        seconds: wall time of the slowest process for them, from loading to the evaluator, without
-            the final scoring.
+        seconds: wall time of the slowest process, from loading to the evaluator, without the final
+            scoring.
         images_per_second: images / seconds.
-        data_ms: milliseconds per image, in the process that handles it, of waiting for the loader.
-        inference_ms: the same for the network.
+        data_ms: waiting for the loader.
+        inference_ms: the network.
         inference_stages_ms: the known parts of ``inference_ms`` by name.
-        postprocessing_ms: the same for rescaling boxes and dropping empty ones; None if the model
-            does this, and pastes masks, within the inference.
-        evaluation_ms: the same for the evaluator, which pastes and encodes masks; the final scoring
-            is spread over all images.
-        peak_memory_mib: of the process that used most, in MiB; nan if unknown.
+        postprocessing_ms: rescaling boxes and dropping empty ones; None if the model does this, and
+            pastes masks, within the inference.
+        evaluation_ms: the evaluator, which pastes and encodes masks, and the final scoring.
+        peak_memory_mib: the largest of all processes, in MiB; nan if unknown.
         peak_memory_kind: what ``peak_memory_mib`` measures.
         processes: how many processes shared the images.
         device: the model's device, with its name.
@@ -66,9 +67,8 @@ class InferenceSpeed:
                 parts = self.inference_stages_ms.items()
                 rows += [_row(f"- {part}", ms, total) for part, ms in parts]
         rows.append(("all", f"{total:.1f} ms", ""))
-        times = tabulate(
-            rows, ("stage", "per image", "share"), "pipe", colalign=("left", "right", "right")
-        )
+        headers, align = ("stage", "per image", "share"), ("left", "right", "right")
+        times = tabulate(rows, headers, "pipe", colalign=align)
         processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
         memory = "" if math.isnan(self.peak_memory_mib) else f"{self.peak_memory_mib:.0f} MiB "
         return (
@@ -84,15 +84,15 @@ def _row(name: str, value: float, total: float) -> tuple[str, str, str]:
 
 @dataclass
 class Stopwatch:
-    """Splits the time of one process into stages that add up to the total, in seconds.
+    """Splits the time of one process into stages that add up to the total.
 
     Attributes:
-        seconds: of each stage since the start.
-        model_stages: the seconds of the parts of the model.
+        seconds: the time of each stage since the start.
+        model_stages: the same for the parts of the model.
         images, batches: how many since the start.
         all_images: how many in total, including the warm-up.
-        scoring_seconds: of the final scoring.
-        peak_memory_mib: of this process.
+        scoring_seconds: the time of the final scoring.
+        peak_memory_mib: the peak memory of this process.
     """
 
     device: torch.device
@@ -152,20 +152,19 @@ def combine(
         watches: one per process, at least one.
         split: whether post-processing was timed separately.
         peak_kind: from :func:`peak_memory`.
-        device: of this process's model.
+        device: the device of this process's model.
     """
     images = sum(watch.images for watch in watches)
     seconds = max(watch.total for watch in watches)
     scoring = max(watch.scoring_seconds for watch in watches)
+    all_images = sum(watch.all_images for watch in watches)
 
     def milliseconds(stage: str) -> float:
         return 1000 * sum(watch.seconds[stage] for watch in watches) / max(images, 1)
 
     parts = dict.fromkeys(part for watch in watches for part in watch.model_stages)
-    if device.type == "cuda":
-        name = f"{device} ({torch.cuda.get_device_name(device)})"
-    else:
-        name = f"{device} ({torch.get_num_threads()} threads)"
+    cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} threads"
     return InferenceSpeed(
         images=images,
         seconds=seconds,
@@ -173,12 +172,11 @@ def combine(
         data_ms=milliseconds("data"),
         inference_ms=milliseconds("model"),
         postprocessing_ms=milliseconds("post") if split else None,
-        evaluation_ms=milliseconds("evaluation")
-        + 1000 * scoring / max(sum(watch.all_images for watch in watches), 1),
+        evaluation_ms=milliseconds("evaluation") + 1000 * scoring / max(all_images, 1),
         peak_memory_mib=max(watch.peak_memory_mib for watch in watches),
         peak_memory_kind=peak_kind,
         processes=len(watches),
-        device=name,
+        device=f"{device} ({name})",
         inference_stages_ms={
             part: 1000 * sum(w.model_stages.get(part, 0.0) for w in watches) / max(images, 1)
             for part in parts

@@ -11,9 +11,8 @@ from torch import nn
 
 OTHER = "other"
 
-# Path of a module in detectron2's GeneralizedRCNN -> its stage. A stage does not include the stages
-# of modules inside it: "proposals" is the RPN without its head, and "detections" is the selection
-# of detections in roi_heads.
+# The stages of the modules of detectron2's GeneralizedRCNN. A stage excludes the stages of modules
+# inside it: "proposals" is the RPN without its head, "detections" the selection of detections.
 _STAGES = {
     "backbone": "FPN",
     "backbone.bottom_up": "backbone",
@@ -78,14 +77,11 @@ class StageTimer:
         """
         times: dict[str, float] = {}
         handles = []
-        for stage, modules in self._stages.items():
-            for module in modules:
-                handles.append(
-                    module.register_forward_pre_hook(lambda *_, stage=stage: self.begin(stage))
-                )
-                handles.append(
-                    module.register_forward_hook(lambda *_: self.end(), always_call=True)
-                )
+        for stage, module in [(s, m) for s, modules in self._stages.items() for m in modules]:
+            handles += [
+                module.register_forward_pre_hook(lambda *_, stage=stage: self.begin(stage)),
+                module.register_forward_hook(lambda *_: self.end(), always_call=True),
+            ]
         self._open = [OTHER]
         self._marks = [(OTHER, self._now())]
         try:
@@ -112,17 +108,15 @@ class StageTimer:
 
     def begin(self, name: str) -> None:
         """Begins a stage inside the current one; outside ``running()`` it does nothing."""
-        if not self._open:
-            return
-        self._open.append(name)
-        self._marks.append((name, self._now()))
+        if self._open:
+            self._open.append(name)
+            self._marks.append((name, self._now()))
 
     def end(self) -> None:
         """Ends the current stage."""
-        if not self._open:
-            return
-        self._open.pop()
-        self._marks.append((self._open[-1], self._now()))
+        if self._open:
+            self._open.pop()
+            self._marks.append((self._open[-1], self._now()))
 
     def _now(self) -> Any:
         if not self._cuda:

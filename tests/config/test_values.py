@@ -40,7 +40,7 @@ def test_every_number_and_choice_of_this_project_has_a_rule() -> None:
 
 def test_metrics_have_the_names_that_the_engine_gives_them() -> None:
     names = (values._AVERAGED, values._VALIDATION, values._TASKS.keys())
-    assert names == (ema.NAME, validation.NAME, TASKS.keys())
+    assert names == (f"{ema.NAME}/", f"{validation.NAME}/", TASKS.keys())
 
 
 def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
@@ -102,11 +102,11 @@ def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
         ("INPUT.JITTER.SCALE", "(0.0, 2.0)", "0.01 to 100"),
         ("INPUT.JITTER.SCALE", "(1e-9, 2.0)", "0.01 to 100"),
         ("INPUT.JITTER.SIZE", "(1, 1)", "8 to 8192"),
-        ("INPUT.JITTER.SCALE", "(2.0, 0.5)", "the least value, then the largest"),
+        ("INPUT.JITTER.SCALE", "(2.0, 0.5)", "the smallest value, then the largest"),
         ("INPUT.JITTER.SIZE", "(512,)", "a list of 2 values"),
         ("INPUT.COLOR.BRIGHTNESS", "1.5", "0 to 1"),
         ("INPUT.COLOR.LIGHTING", "-1.0", "0 to 255"),
-        ("INPUT.BLUR.SIGMA", "(3.0, 1.0)", "the least value, then the largest"),
+        ("INPUT.BLUR.SIGMA", "(3.0, 1.0)", "the smallest value, then the largest"),
         ("INPUT.COPY_PASTE.MAX_OBJECTS", "0", "1 or more"),
         # MODEL.MASK_ON is False by default.
         ("INPUT.COPY_PASTE.PROB", "0.5", "0 unless MODEL.MASK_ON is True"),

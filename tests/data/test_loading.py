@@ -40,7 +40,7 @@ def test_the_message_of_an_unknown_name_suggests_a_similar_one(
 def test_an_unknown_name_in_an_empty_or_missing_root(
     root: Path, monkeypatch: pytest.MonkeyPatch, message_of: Fixture
 ) -> None:
-    assert f"'{root}' (DETECTRON2_DATASETS), which has none" in message_of(
+    assert f"'{root}' (DETECTRON2_DATASETS), which has no data sets" in message_of(
         lambda: require_dataset("xyzzy")
     )
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root / "absent"))

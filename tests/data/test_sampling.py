@@ -41,7 +41,7 @@ def test_a_subset_and_its_substitutes_stay_the_same() -> None:
     subset = {index for _, index in take(order.walk(), 20)}
     assert len(subset) == 20
     assert {index for _, index in take(order.walk(20), 200)} == subset
-    substitutes = [order.substitute(position, 1) for position in range(50)]
+    substitutes = [order.draw("substitute", position, 1) for position in range(50)]
     assert set(substitutes) <= subset and len(set(substitutes)) > 10
 
 
