@@ -83,9 +83,8 @@ def convolution(
     if plus is None:
         after = "relu" if relu else "none"
         return torch.ops.mkldnn._convolution_pointwise(x, *settings, after, [], "")
-    after = "relu" if relu else None
     return torch.ops.mkldnn._convolution_pointwise_.binary(
-        plus, x, *settings, "add", 1.0, after, [], ""
+        plus, x, *settings, "add", 1.0, "relu" if relu else None, [], ""
     )
 
 

@@ -228,8 +228,12 @@ class _Recorder:
             graph = torch.cuda.CUDAGraph()
             try:
                 # Other threads may use the device during the capture.
-                options = {"pool": self._pool, "capture_error_mode": "thread_local"}
-                with torch.cuda.graph(graph, stream=self._stream, **options):
+                with torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",
+                ):
                     maps = call(source)
             finally:
                 # If the end of a capture fails, torch leaves its own stream current.
