@@ -22,8 +22,8 @@ _ANY_SIZE = ({"strict_img_size": False, "always_partition": True}, {"dynamic_img
 class TimmBackbone(Backbone):
     """The feature maps of a timm model, named by stride as for a ResNet: 4 is "res2", 32 "res5".
 
-    For an image (H, W), a map of stride s has the size (ceil(H / s), ceil(W / s)): images are
-    padded with zeros, right and below, to the size that the model needs, and the maps are cropped.
+    Images are padded with zeros, right and below, to the size that the model needs, and the maps
+    are cropped again.
     """
 
     def __init__(
@@ -46,8 +46,7 @@ class TimmBackbone(Backbone):
             in_channels: channels of the images.
             drop_path_rate: probability, in training, of dropping the last block (stochastic depth,
                 arXiv:1603.09382); it falls linearly to 0 towards the first block.
-            freeze_at: 0 trains everything; 1 freezes the stem; n freezes everything up to "resn",
-                including batch norms.
+            freeze_at: 0 trains everything; 1 freezes the stem; n freezes everything up to "resn".
             freeze_batch_norm: every batch norm keeps its statistics, scale and shift.
 
         Raises:
@@ -78,17 +77,16 @@ class TimmBackbone(Backbone):
         if deepest != list(stages)[-1]:
             # Leave out the layers behind the last map, which have no effect.
             last = stages[deepest]["index"]
-            wanted = tuple(i for i in self.model.feature_info.out_indices if i <= last)
-            self.model = _create(timm, name, {**options, "out_indices": wanted})
+            indices = tuple(i for i in self.model.feature_info.out_indices if i <= last)
+            self.model = _create(timm, name, {**options, "out_indices": indices})
             stages = _stages(self.model)
         self._out_features = list(out_features)
         self._out_feature_strides = {key: stages[key]["reduction"] for key in out_features}
         self._out_feature_channels = {key: stages[key]["num_chs"] for key in out_features}
         self._positions = {key: stages[key]["position"] for key in out_features}
         self._channels_last = "NHWC" in str(getattr(self.model, "output_fmt", ""))
-        self._multiple = _input_multiple(
-            self.model, name, max(self._out_feature_strides.values()), in_channels
-        )
+        stride = max(self._out_feature_strides.values())
+        self._multiple = _input_multiple(self.model, name, stride, in_channels)
         if freeze_batch_norm:
             self.model = timm.layers.freeze_batch_norm_2d(self.model)
         if freeze_at > 0:

@@ -12,12 +12,24 @@ from torch import Tensor, nn
 
 from mask_rcnn_plus.errors import UserError
 
+# Constructor arguments of FastRCNNOutputLayers that are also its attributes.
+_SETTINGS = (
+    "box2box_transform",
+    "num_classes",
+    "test_score_thresh",
+    "test_nms_thresh",
+    "test_topk_per_image",
+    "smooth_l1_beta",
+    "box_reg_loss_type",
+    "loss_weight",
+)
+
 
 class LeanOutputLayers(FastRCNNOutputLayers):
     """``FastRCNNOutputLayers`` that waits for the device once instead of six times.
 
-    Parameters, predictions, losses and logged metrics are the same, unless ``loss_cls`` is to
-    weight classes or RoIs.
+    Parameters, predictions, losses and logged metrics are the same, unless the arguments weight
+    classes or RoIs.
     """
 
     def __init__(
@@ -30,11 +42,10 @@ class LeanOutputLayers(FastRCNNOutputLayers):
     ) -> None:
         """
         Args:
-            input_shape: as ``FastRCNNOutputLayers``.
-            focal_gamma: 0 or more; 0 is the cross entropy.
-            class_weights: one per class in the order of their ids, or K + 1 with the background;
-                empty for 1 each.
-            arguments: as ``FastRCNNOutputLayers``.
+            focal_gamma: 0 or more; 0 is the cross-entropy.
+            class_weights: K in the order of class ids, or K + 1 with the background; empty for 1
+                each.
+            input_shape, arguments: as for ``FastRCNNOutputLayers``.
         """
         super().__init__(input_shape, **arguments)
         self._gamma = focal_gamma
@@ -62,16 +73,15 @@ class LeanOutputLayers(FastRCNNOutputLayers):
         target = [i.gt_boxes if i.has("gt_boxes") else i.proposal_boxes for i in proposals]
         target_boxes = _cat([i.tensor for i in target], boxes)
         _log_accuracy(scores.detach(), labels)
+        if self._is_weighted or not labels.numel():
+            classification = weighted_loss(scores, labels, self._weights, gamma=self._gamma)
+        else:
+            classification = F.cross_entropy(scores, labels)
         losses = {
-            "loss_cls": self._classification_loss(scores, labels),
+            "loss_cls": classification,
             "loss_box_reg": self.box_reg_loss(boxes, target_boxes, deltas, labels),
         }
         return {name: loss * self.loss_weight.get(name, 1.0) for name, loss in losses.items()}
-
-    def _classification_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        if self._is_weighted or not labels.numel():
-            return weighted_loss(scores, labels, self._weights, gamma=self._gamma)
-        return F.cross_entropy(scores, labels)
 
 
 def _cat(tensors: list[Tensor], empty: Tensor) -> Tensor:
@@ -128,8 +138,8 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
         cfg: the keys LOSS_CLS, FOCAL_GAMMA and CLASS_WEIGHTS of MODEL.ROI_BOX_HEAD are read.
 
     Returns:
-        new predictors with the same weights; the same objects if the config keeps the default loss
-        and they are of another class, or use another loss of detectron2's main branch.
+        new predictors with the same weights; or the same objects if the config keeps the default
+        loss, and they have another class or use another loss of detectron2's main branch.
 
     Raises:
         UserError: the numbers of weights and classes differ, fewer than two weights are above 0, or
@@ -137,10 +147,9 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
     """
     head = cfg.MODEL.ROI_BOX_HEAD
     plain = head.LOSS_CLS == "cross_entropy" and not head.CLASS_WEIGHTS
-    several = isinstance(predictors, list | nn.ModuleList)
-    custom = any(
-        type(p) is not FastRCNNOutputLayers for p in (predictors if several else [predictors])
-    )
+    is_cascade = isinstance(predictors, list | nn.ModuleList)
+    stock = list(predictors) if is_cascade else [predictors]
+    custom = any(type(p) is not FastRCNNOutputLayers for p in stock)
     other_losses = [key for key in ("USE_FED_LOSS", "USE_SIGMOID_CE") if head.get(key)]
     if plain and (custom or other_losses):
         return predictors
@@ -162,32 +171,22 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
             "one of them"
         )
     gamma = head.FOCAL_GAMMA if head.LOSS_CLS == "focal" else 0.0
-    # The random first weights of the new predictors are overwritten, and must not change the draws
-    # of later layers.
+    # The initial weights are overwritten, so their draws must not change those of later layers.
     with torch.random.fork_rng(devices=[]):
-        if several:
-            return [_lean(p, gamma, head.CLASS_WEIGHTS) for p in predictors]
-        return _lean(predictors, gamma, head.CLASS_WEIGHTS)
+        lean = [_lean(p, gamma, head.CLASS_WEIGHTS) for p in stock]
+    return lean if is_cascade else lean[0]
 
 
 def _lean(
     predictor: FastRCNNOutputLayers, gamma: float, weights: Sequence[float]
 ) -> LeanOutputLayers:
+    box_size = len(predictor.box2box_transform.weights)
     new = LeanOutputLayers(
         predictor.cls_score.in_features,
         focal_gamma=gamma,
         class_weights=weights,
-        box2box_transform=predictor.box2box_transform,
-        num_classes=predictor.num_classes,
-        test_score_thresh=predictor.test_score_thresh,
-        test_nms_thresh=predictor.test_nms_thresh,
-        test_topk_per_image=predictor.test_topk_per_image,
-        cls_agnostic_bbox_reg=(
-            predictor.bbox_pred.out_features == len(predictor.box2box_transform.weights)
-        ),
-        smooth_l1_beta=predictor.smooth_l1_beta,
-        box_reg_loss_type=predictor.box_reg_loss_type,
-        loss_weight=predictor.loss_weight,
+        cls_agnostic_bbox_reg=predictor.bbox_pred.out_features == box_size,
+        **{name: getattr(predictor, name) for name in _SETTINGS},
     )
     new.load_state_dict(predictor.state_dict())
     return new

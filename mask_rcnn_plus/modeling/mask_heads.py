@@ -1,5 +1,6 @@
 """The mask heads of Mask R-CNN's tables 2b (softmax) and 2e (fully connected), and mask losses."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import BaseMaskRCNNHead, MaskRCNNConvUpsampleHead
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.nn import weight_init
@@ -41,12 +43,12 @@ class MLPMaskHead(BaseMaskRCNNHead):
             num_classes: masks per RoI, K; 1 for class-agnostic masks.
             fc_dims: the width of each layer before the last.
             output_resolution: side of a mask, M.
-            kwargs: ``loss_weight`` and ``vis_period`` of detectron2's ``BaseMaskRCNNHead``.
+            kwargs: as for detectron2's ``BaseMaskRCNNHead``.
         """
         super().__init__(**kwargs)
         self._input = (input_shape.channels, input_shape.height, input_shape.width)
         self._output = (num_classes, output_resolution, output_resolution)
-        width = input_shape.channels * input_shape.height * input_shape.width
+        width = math.prod(self._input)
         self.fcs = []
         for number, dim in enumerate(fc_dims, 1):
             layer = nn.Linear(width, dim)
@@ -54,7 +56,7 @@ class MLPMaskHead(BaseMaskRCNNHead):
             self.add_module(f"mask_fc{number}", layer)
             self.fcs.append(layer)
             width = dim
-        self.predictor = nn.Linear(width, num_classes * output_resolution**2)
+        self.predictor = nn.Linear(width, math.prod(self._output))
         # As in detectron2's convolutional head, the first masks are close to 0.5 everywhere.
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.zeros_(self.predictor.bias)
@@ -89,19 +91,15 @@ class MLPMaskHead(BaseMaskRCNNHead):
             UserError: the features have another shape.
         """
         if x.shape[1:] != self._input:
+            expected, got = (" x ".join(map(str, s)) for s in (self._input, x.shape[1:]))
             raise UserError(
-                f"MLPMaskHead was built for RoIs of {_format_sides(self._input)}, got "
-                f"{_format_sides(x.shape[1:])}: C4's res5 halves them after pooling; use "
-                "FusedROIHeads or a convolutional mask head"
+                f"MLPMaskHead was built for RoIs of {expected}, got {got}: C4's res5 halves them "
+                "after pooling; use FusedROIHeads or a convolutional mask head"
             )
         x = x.flatten(1)
         for layer in self.fcs:
             x = F.relu(layer(x))
         return self.predictor(x).view(len(x), *self._output)
-
-
-def _format_sides(shape: Sequence[int]) -> str:
-    return " x ".join(str(side) for side in shape)
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -137,10 +135,7 @@ class SoftmaxMaskHead(MaskRCNNConvUpsampleHead):
             loss = softmax_mask_loss(logits, instances, vis_period=self.vis_period)
             return {"loss_mask": loss * self.loss_weight}
         classes = torch.cat([i.pred_classes for i in instances])
-        masks = _relative_to_rival(logits, classes)[:, None]
-        counts = [len(i) for i in instances]
-        for image, mask in zip(instances, masks.split(counts), strict=True):
-            image.pred_masks = mask
+        mask_rcnn_inference(_margin_to_rival(logits, classes), instances)
         return instances
 
 
@@ -205,7 +200,7 @@ def softmax_mask_loss(logits: Tensor, instances: list[Instances], *, vis_period:
     if logits.shape[1] == 2:
         classes = torch.zeros_like(classes)
     target = torch.where(inside, classes[:, None, None], logits.shape[1] - 1)
-    masks = _relative_to_rival(logits.detach(), classes)
+    masks = _margin_to_rival(logits.detach(), classes)[:, 0].sigmoid()
     wrong = (masks > 0.5) != inside
     rates = {
         "accuracy": (~wrong).sum() / wrong.numel(),
@@ -235,17 +230,18 @@ def _to_bool(masks: Tensor) -> Tensor:
     return masks > 0.5 if masks.is_floating_point() else masks.bool()
 
 
-def _relative_to_rival(logits: Tensor, classes: Tensor) -> Tensor:
-    """p_k / (p_k + the largest other p) for each RoI's class k: (R, K + 1, M, M) to (R, M, M).
+def _margin_to_rival(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logit of p_k / (p_k + q), for each RoI's class k and the largest other probability q.
 
     A softmax assigns a pixel to its most probable class, whose p_k may be far below 0.5.
+    (R, K + 1, M, M) to (R, 1, M, M).
     """
     if logits.shape[1] == 2:
         classes = torch.zeros_like(classes)
     index = classes[:, None, None, None].expand(-1, 1, *logits.shape[2:])
     own = logits.gather(1, index)
     rival = logits.scatter(1, index, float("-inf")).amax(dim=1, keepdim=True)
-    return (own - rival).sigmoid()[:, 0]
+    return own - rival
 
 
 def _log(metrics: dict[str, float], vis_period: int) -> bool:

@@ -18,9 +18,9 @@ from mask_rcnn_plus.ops import paste_masks_rle
 class ImageMasks(ABC):
     """R masks of an image, in the place of a bool tensor (R, H, W) in ``Instances.pred_masks``.
 
-    :meth:`rle`, a number as index, iteration and a choice of whole masks create no (R, H, W)
-    tensor. :meth:`to_tensor` does, and so do :meth:`numpy`, :meth:`sum` and indices such as
-    ``[:, 10:20]``. For other methods and functions of tensors, call :meth:`to_tensor` first.
+    :meth:`rle`, iteration and indices that choose whole masks create no (R, H, W) tensor.
+    :meth:`to_tensor` does, and so do :meth:`numpy`, :meth:`sum` and indices such as ``[:, 10:20]``.
+    For other methods and functions of tensors, call :meth:`to_tensor` first.
 
     Attributes:
         image_size: (H, W) in pixels.
@@ -68,12 +68,10 @@ class ImageMasks(ABC):
         return self._move(*args, **kwargs)
 
     def cpu(self) -> Any:
-        """The masks on the CPU."""
         return self.to("cpu")
 
     @property
     def shape(self) -> torch.Size:
-        """(R, H, W)."""
         return torch.Size((len(self), *self.image_size))
 
     @property
@@ -81,7 +79,6 @@ class ImageMasks(ABC):
         return torch.bool
 
     def size(self, dim: int | None = None) -> Any:
-        """As ``torch.Tensor.size``."""
         return self.shape if dim is None else self.shape[dim]
 
     def dim(self) -> int:
@@ -111,7 +108,6 @@ class ImageMasks(ABC):
         return self.to_tensor().sum(*args, **kwargs)
 
     def numpy(self) -> npt.NDArray[Any]:
-        """All masks, bool (R, H, W)."""
         return self.to_tensor().numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
@@ -124,13 +120,12 @@ class ImageMasks(ABC):
 class PastedMasks(ImageMasks):
     """R masks as they come from the mask head: small squares and the boxes to paste them into.
 
-    :meth:`rle` encodes them without a bitmap of the image; the pixels are those of detectron2's
-    ``paste_masks_in_image``, one mask at a time for a number as index and for iteration.
+    :meth:`rle` encodes them without a bitmap of the image. The pixels are those of detectron2's
+    ``paste_masks_in_image``; iteration and a number as index paste one mask at a time.
 
     Attributes:
         masks: (R, M, M), fp32.
         boxes: (R, 4), rows of (x0, y0, x1, y1) in pixels of the image.
-        image_size: (H, W) in pixels.
         threshold: a pixel belongs to the object where the mask reaches this value.
     """
 
@@ -154,11 +149,7 @@ class PastedMasks(ImageMasks):
         self._rle: list[dict[str, Any]] | None = None
 
     def rle(self) -> list[dict[str, Any]]:
-        """COCO's run-length encoding of each mask: ``{"size": [H, W], "counts": bytes}``.
-
-        It is computed once; do not change it in place. On the CPU it equals, byte for byte, the
-        encoding of :meth:`to_tensor`.
-        """
+        """On the CPU it equals, byte for byte, the encoding of :meth:`to_tensor`."""
         if self._rle is None:
             self._rle = paste_masks_rle(self.masks, self.boxes, self.image_size, self.threshold)
         return self._rle
@@ -208,17 +199,14 @@ class PastedMasks(ImageMasks):
 class RunLengthMasks(ImageMasks):
     """R masks in COCO's run-length encoding, such as those joined from an image's tiles.
 
-    They have the methods of :class:`PastedMasks` and are always on the CPU.
-
-    Attributes:
-        image_size: (H, W) in pixels.
+    They are always on the CPU.
     """
 
     def __init__(self, rles: Sequence[dict[str, Any]], image_size: tuple[int, int]) -> None:
         """
         Args:
             rles: R of ``{"size": [H, W], "counts": bytes}``.
-            image_size: the attribute.
+            image_size: (H, W) in pixels.
 
         Raises:
             ValueError: a mask has another size.
@@ -230,11 +218,9 @@ class RunLengthMasks(ImageMasks):
         self._rles = list(rles)
 
     def rle(self) -> list[dict[str, Any]]:
-        """The encoding of each mask; do not change it in place."""
         return self._rles
 
     def to_tensor(self) -> Tensor:
-        """All masks, bool (R, H, W), on the CPU."""
         if not self._rles:
             return torch.zeros((0, *self.image_size), dtype=torch.bool)
         return torch.stack(list(self))

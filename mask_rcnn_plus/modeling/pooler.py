@@ -40,12 +40,11 @@ class FusedROIPooler(nn.Module):
         """
         Args:
             output_size: P, or (height, width), in bins.
-            scales: 1 / stride of each map, finest first; each is 1 / 2^k and half of the previous
-                one.
+            scales: 1 / stride of each map, finest first: 1 / 2^k, each half of the previous one.
             sampling_ratio: samples per bin and axis; zero or less adapts to the box.
             pooler_type: ``"ROIAlignV2"`` (aligned), ``"ROIAlign"`` (not aligned) or ``"ROIWarp"``
-                for the average of a bin's samples, each with the suffix ``Max`` for their maximum;
-                or ``"ROIPool"``.
+                for the average of a bin's samples, or with the suffix ``Max`` for their maximum; or
+                ``"ROIPool"``.
             canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
             canonical_level: that level's number; a map of stride 2^k has number k.
 
@@ -108,10 +107,10 @@ class FusedROIPooler(nn.Module):
 
 
 def fused_pooler(pooler: ROIPooler, pooler_type: str) -> FusedROIPooler | ROIPooler:
-    """Our pooler with the sizes, scales and levels of detectron2's; the same one if rotated."""
+    """Our pooler with the sizes, scales and levels of detectron2's; if rotated, detectron2's."""
     if pooler_type == ROTATED:
         return pooler
-    levels = list(pooler.level_poolers)
+    levels = pooler.level_poolers
     return FusedROIPooler(
         output_size=pooler.output_size,
         scales=[level.spatial_scale for level in levels],

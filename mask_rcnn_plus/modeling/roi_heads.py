@@ -1,7 +1,7 @@
 """detectron2's ROI heads (FPN and DC5, C4, cascade) with the fused pooler.
 
-In training they wait for the device less often than detectron2's. RoIs, random draws, losses and
-logged metrics are the same: what differs is that the metrics of all images are read together.
+In training they wait for the device less often than detectron2's, since they read the metrics of
+all images together. RoIs, random draws, losses and logged metrics are the same.
 """
 
 from collections.abc import Callable, Iterable
@@ -40,43 +40,58 @@ _POOLERS = {
 _STOCK_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool")
 
 
-@torch.no_grad()
-def label_and_sample(
-    heads: ROIHeads, proposals: list[Instances], targets: list[Instances]
-) -> list[Instances]:
-    """``ROIHeads.label_and_sample_proposals`` with one wait for the device less per image.
+class _FusedHeads(ROIHeads):
+    """What all three heads replace in detectron2's."""
 
-    Args:
-        heads: whose matcher and settings apply.
-        proposals: N, with ``proposal_boxes`` in input-image pixels and ``objectness_logits``.
-        targets: N, with ``gt_boxes``, ``gt_classes`` and other fields that begin with "gt_".
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
+        return _with_fused_poolers(super().from_config, cfg, input_shape)
 
-    Returns:
-        N, each with ``MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE`` proposals or fewer, positives first,
-        with ``gt_classes`` (K for the background) and, if the image has objects, the fields of the
-        object that each overlaps most.
-    """
-    if heads.proposal_append_gt:
-        proposals = add_ground_truth_to_proposals(targets, proposals)
-    sampled = []
-    for image, target in zip(proposals, targets, strict=True):
-        overlaps = pairwise_iou(target.gt_boxes, image.proposal_boxes)
-        nearest, labels = heads.proposal_matcher(overlaps)
-        chosen, classes = heads._sample_proposals(nearest, labels, target.gt_classes)
-        rois = image[chosen]
-        rois.gt_classes = classes
-        if len(target):
-            objects = nearest[chosen]
-            for name, value in target.get_fields().items():
-                if name.startswith("gt_") and not rois.has(name):
-                    rois.set(name, value[objects])
-        sampled.append(rois)
-    _log_sizes(sampled, heads.num_classes, "roi_head")
-    return sampled
+    @torch.no_grad()
+    def label_and_sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances]
+    ) -> list[Instances]:
+        """``ROIHeads.label_and_sample_proposals`` with one wait for the device less per image.
+
+        Args:
+            proposals: N, with ``proposal_boxes`` in input-image pixels and ``objectness_logits``.
+            targets: N, with ``gt_boxes``, ``gt_classes`` and other fields that begin with "gt_".
+
+        Returns:
+            N, each with ``MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE`` proposals or fewer, positives
+            first, with ``gt_classes`` (K for the background) and, if the image has objects, the
+            fields of the object that each overlaps most.
+        """
+        if self.proposal_append_gt:
+            proposals = add_ground_truth_to_proposals(targets, proposals)
+        sampled = []
+        for image, target in zip(proposals, targets, strict=True):
+            overlaps = pairwise_iou(target.gt_boxes, image.proposal_boxes)
+            nearest, labels = self.proposal_matcher(overlaps)
+            chosen, classes = self._sample_proposals(nearest, labels, target.gt_classes)
+            rois = image[chosen]
+            rois.gt_classes = classes
+            if len(target):
+                objects = nearest[chosen]
+                for name, value in target.get_fields().items():
+                    if name.startswith("gt_") and not rois.has(name):
+                        rois.set(name, value[objects])
+            sampled.append(rois)
+        _log_sizes(sampled, self.num_classes, "roi_head")
+        return sampled
+
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
+        trains = self.training and self.mask_on and self.mask_pooler is not None
+        if not (trains and _uses_stock_loss(self.mask_head)):
+            return super()._forward_mask(features, instances)
+        positives, _ = select_foreground_proposals(instances, self.num_classes)
+        boxes = [i.proposal_boxes for i in positives]
+        pooled = self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
+        return _mask_losses(self.mask_head, pooled, positives)
 
 
 @ROI_HEADS_REGISTRY.register()
-class FusedROIHeads(StandardROIHeads):
+class FusedROIHeads(_FusedHeads, StandardROIHeads):
     """``StandardROIHeads`` whose box, mask and keypoint poolers are one operator call each.
 
     Config keys, losses, parameters and their names are the same, so each can load the other's
@@ -84,29 +99,13 @@ class FusedROIHeads(StandardROIHeads):
     detectron2's pooler stays.
     """
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        return _with_fused_poolers(super().from_config, cfg, input_shape)
-
-    label_and_sample_proposals = label_and_sample
-
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
-        losses = _lean_mask_loss(self, features, instances)
-        return super()._forward_mask(features, instances) if losses is None else losses
-
 
 @ROI_HEADS_REGISTRY.register()
-class FusedRes5ROIHeads(Res5ROIHeads):
+class FusedRes5ROIHeads(_FusedHeads, Res5ROIHeads):
     """``Res5ROIHeads`` (C4) with the fused pooler; otherwise like :class:`FusedROIHeads`.
 
     Boxes and masks share one pooler, whose type is ``MODEL.ROI_BOX_HEAD.POOLER_TYPE``.
     """
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        return _with_fused_poolers(super().from_config, cfg, input_shape)
-
-    label_and_sample_proposals = label_and_sample
 
     def forward(
         self,
@@ -129,14 +128,8 @@ class FusedRes5ROIHeads(Res5ROIHeads):
 
 
 @ROI_HEADS_REGISTRY.register()
-class FusedCascadeROIHeads(CascadeROIHeads):
+class FusedCascadeROIHeads(_FusedHeads, CascadeROIHeads):
     """``CascadeROIHeads`` with the fused pooler; otherwise like :class:`FusedROIHeads`."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:
-        return _with_fused_poolers(super().from_config, cfg, input_shape)
-
-    label_and_sample_proposals = label_and_sample
 
     @torch.no_grad()
     def _match_and_label_boxes(
@@ -155,10 +148,6 @@ class FusedCascadeROIHeads(CascadeROIHeads):
         _log_sizes(proposals, self.num_classes, f"stage{stage}/roi_head")
         return proposals
 
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
-        losses = _lean_mask_loss(self, features, instances)
-        return super()._forward_mask(features, instances) if losses is None else losses
-
 
 def _log_sizes(rois: Iterable[Instances], num_classes: int, prefix: str) -> None:
     """Logs the mean numbers of positives and negatives per image."""
@@ -171,22 +160,8 @@ def _log_sizes(rois: Iterable[Instances], num_classes: int, prefix: str) -> None
     storage.put_scalar(f"{prefix}/num_bg_samples", negatives / images)
 
 
-def _lean_mask_loss(
-    heads: StandardROIHeads, features: dict[str, Tensor], instances: list[Instances]
-) -> dict[str, Tensor] | None:
-    """The mask head's losses in training; None if detectron2's code has to compute them."""
-    if not heads.training or not heads.mask_on or heads.mask_pooler is None:
-        return None
-    if not _uses_stock_loss(heads.mask_head):
-        return None
-    positives, _ = select_foreground_proposals(instances, heads.num_classes)
-    boxes = [i.proposal_boxes for i in positives]
-    pooled = heads.mask_pooler([features[name] for name in heads.mask_in_features], boxes)
-    return _mask_losses(heads.mask_head, pooled, positives)
-
-
 def _uses_stock_loss(head: nn.Module) -> bool:
-    """Whether a mask head can be bypassed: it has detectron2's forward (and so its loss), no hooks.
+    """Whether a mask head has detectron2's forward and no hooks, so that it can be bypassed.
 
     A forward may also be set on the object.
     """
@@ -204,16 +179,12 @@ def _mask_losses(
 def _with_fused_poolers(
     from_config: Callable[[CfgNode, Any], dict[str, Any]], cfg: CfgNode, input_shape: Any
 ) -> dict[str, Any]:
-    """The arguments from detectron2's ``from_config``, with our poolers and box predictors.
-
-    Raises:
-        UserError: unknown ``POOLER_TYPE``.
-    """
+    """The arguments from detectron2's ``from_config``, with our poolers and box predictors."""
     readable = CfgNode(cfg)  # a copy, which is not frozen
     for section in sorted(set(_POOLERS.values())):
         _check_type(section, cfg.MODEL[section].POOLER_TYPE)
         if cfg.MODEL[section].POOLER_TYPE not in ("", *_STOCK_TYPES, ROTATED):
-            # detectron2 refuses types that only our pooler has. Its pooler is replaced below.
+            # detectron2 refuses types that only our pooler supports. Its pooler is replaced below.
             readable.MODEL[section].POOLER_TYPE = "ROIAlignV2"
     arguments = from_config(readable, input_shape)
     for name, section in _POOLERS.items():

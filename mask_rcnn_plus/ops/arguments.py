@@ -19,33 +19,22 @@ class Grid(enum.IntEnum):
     POOL = 3
 
 
-MODES = ("avg", "max")
-
 # kMaxLevels, kMaxBins and kMaxSamples in csrc/roi_math.h.
 MAX_LEVELS, MAX_BINS, MAX_SAMPLES = 32, 32768, 32768
 
 
 class BoxShapeError(ValueError, AssertionError):
-    """Boxes with a wrong shape.
-
-    It is also an AssertionError because torchvision's functions raise that.
-    """
+    """Boxes with a wrong shape; an AssertionError too, since torchvision's functions raise that."""
 
 
 def check_mode(mode: str) -> None:
-    """
-    Raises:
-        ValueError: ``mode`` is neither ``"avg"`` nor ``"max"``.
-    """
-    if mode not in MODES:
+    """Raises a ValueError unless ``mode`` is ``"avg"`` or ``"max"``."""
+    if mode not in ("avg", "max"):
         raise ValueError(f"mode must be 'avg' or 'max', got {mode!r}")
 
 
 def to_maps(features: Sequence[Tensor]) -> list[Tensor]:
-    """Checks feature maps; under autocast they get its dtype, so that levels do not mix dtypes.
-
-    Args:
-        features: maps of shape (N, C, H, W), one per level.
+    """Checks feature maps (N, C, H, W); under autocast, converts all of them to its dtype.
 
     Raises:
         ValueError: not a list of tensors, or unsupported shapes, dtypes or devices.
@@ -54,13 +43,13 @@ def to_maps(features: Sequence[Tensor]) -> list[Tensor]:
         raise ValueError("features is one tensor; give a list of maps, one per level")
     if len(features) == 0:
         raise ValueError("features is empty; give at least one map of shape (N, C, H, W)")
+    if len(features) > MAX_LEVELS:
+        raise ValueError(f"features must have at most {MAX_LEVELS} levels, got {len(features)}")
     for level, feature in enumerate(features):
         if not isinstance(feature, Tensor):
             raise ValueError(
                 f"a feature map must be a tensor; level {level} is {type(feature).__name__}"
             )
-    if len(features) > MAX_LEVELS:
-        raise ValueError(f"features must have at most {MAX_LEVELS} levels, got {len(features)}")
     features = _to_autocast_dtype(features)
     first = features[0]
     for level, feature in enumerate(features):
@@ -153,11 +142,7 @@ def to_whole(value: object) -> int | None:
 
 
 def check_sampling(sampling_ratio: int, spatial_scales: Sequence[float]) -> None:
-    """
-    Raises:
-        ValueError: the ratio is not an integer or too large, or a scale is not above zero and
-            finite.
-    """
+    """Raises a ValueError for a ratio that is not an integer or too large, or an invalid scale."""
     ratio = to_whole(sampling_ratio)
     if ratio is None or ratio > MAX_SAMPLES:
         raise ValueError(
@@ -170,10 +155,7 @@ def check_sampling(sampling_ratio: int, spatial_scales: Sequence[float]) -> None
 
 
 def check_canonical(canonical_box_size: float, canonical_level: int) -> None:
-    """
-    Raises:
-        ValueError: the size is not above zero and finite, or the level is not an integer.
-    """
+    """Raises a ValueError for an invalid size, or a level that is not an integer."""
     is_number = isinstance(canonical_box_size, int | float)
     if not is_number or not 0 < canonical_box_size < math.inf:
         raise ValueError(
@@ -204,7 +186,7 @@ def first_level(spatial_scales: Sequence[float]) -> int:
 
 
 def with_cells(feature: Tensor) -> Tensor:
-    """The map, or one cell of zeros per image and channel if it has none: samples of it are 0."""
+    """The map, or one cell of zeros per image and channel if the map is empty: samples are 0."""
     height, width = feature.shape[2:]
     if height == 0 or width == 0:
         return torch.nn.functional.pad(feature, (0, int(width == 0), 0, int(height == 0)))

@@ -1,12 +1,12 @@
 """Builds the operators' libraries when the package is installed.
 
-setuptools runs this file alone (pyproject.toml, ``[tool.setuptools.cmdclass]``), so it must not
-import the package. torch is imported only to find its headers. Without torch or a compiler, the
-package is installed without libraries, and its operators run through torchvision's.
+setuptools runs this file without the package (pyproject.toml, ``[tool.setuptools.cmdclass]``), so
+it must not import the package. torch is imported only to find its headers. Without torch or a
+compiler, the package is installed without libraries, and its operators run through torchvision's.
 
 The CUDA library needs a torch that was built with CUDA, and an nvcc of the same major version. nvcc
 is searched for in ``$CUDA_HOME/bin``, in ``PATH``, and in the packages of the extra ``cuda``. Those
-must be installed beside the torch that this build imports before the build begins:
+must be installed, before the build begins, beside the torch that this build imports:
 
 * pip: ``pip install torch "cuda-toolkit[nvcc,cudart,cccl,crt,nvvm]==13.0.*"`` (the version that
   torch requires), then ``pip install --no-build-isolation mask-rcnn-plus``. To name the extra in
@@ -24,9 +24,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
@@ -65,28 +65,15 @@ FAMILIES = {
 }
 
 
-def torch_root(torch: ModuleType) -> Path:
-    return Path(str(torch.__file__)).parent
-
-
 class Unavailable(Exception):
     """Why a library cannot be built here."""
 
 
-@dataclass(frozen=True)
-class Nvcc:
+class Nvcc(NamedTuple):
     """A CUDA compiler."""
 
     path: Path
     release: str  # "13.0"
-
-    @property
-    def major(self) -> str:
-        return self.release.partition(".")[0]
-
-    def codes(self) -> set[str]:
-        """The architectures that it supports, such as ``90`` and ``100a``."""
-        return set(re.findall(r"sm_(\w+)", _output(self.path, "--list-gpu-code")))
 
 
 def _output(*command: str | Path) -> str:
@@ -102,20 +89,16 @@ def find_nvcc(major: str) -> Nvcc:
     Raises:
         Unavailable: no nvcc of that version; the message names the others.
     """
-    places = [Path(entry) / "nvidia" / f"cu{major}" / "bin" for entry in sys.path]
-    on_path = shutil.which("nvcc")
-    if on_path:
-        places.insert(0, Path(on_path).parent)
-    if os.environ.get("CUDA_HOME"):
-        places.insert(0, Path(os.environ["CUDA_HOME"]) / "bin")
+    candidates = [Path(entry) / "nvidia" / f"cu{major}" / "bin" / "nvcc" for entry in sys.path]
+    if on_path := shutil.which("nvcc"):
+        candidates.insert(0, Path(on_path))
+    if home := os.environ.get("CUDA_HOME"):
+        candidates.insert(0, Path(home) / "bin" / "nvcc")
     others = []
-    for place in places:
-        path = place / "nvcc"
-        if not path.is_file():
-            continue
+    for path in filter(Path.is_file, candidates):
         release = re.search(r"release (\d+\.\d+)", _output(path, "--version"))
         nvcc = Nvcc(path, release[1] if release else "unknown")
-        if nvcc.major == major:
+        if nvcc.release.partition(".")[0] == major:
             return nvcc
         others.append(f"{path} is CUDA {nvcc.release}")
     raise Unavailable(
@@ -183,12 +166,13 @@ def nvcc_command(torch: ModuleType, source: Path, target: Path) -> list[str]:
     if not sys.platform.startswith("linux"):
         raise Unavailable("the CUDA operators can only be built on Linux")
     nvcc = find_nvcc(torch.version.cuda.partition(".")[0])
+    codes = set(re.findall(r"sm_(\w+)", _output(nvcc.path, "--list-gpu-code")))
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    home, root = nvcc.path.parents[1], torch_root(torch)
+    home, root = nvcc.path.parents[1], Path(str(torch.__file__)).parent
     return [
         str(nvcc.path),
         *NVCC_FLAGS,
-        *architecture_flags(wanted, nvcc.codes(), capabilities(torch)),
+        *architecture_flags(wanted, codes, capabilities(torch)),
         f"-I{root / 'include'}",
         str(source),
         f"-o={target}",
@@ -221,7 +205,7 @@ class BuildOperators(build_ext):
             self.build_cpu(ext, torch)
 
     def build_cpu(self, ext: Extension, torch: ModuleType) -> None:
-        root = torch_root(torch)
+        root = Path(str(torch.__file__)).parent
         ext.include_dirs = [str(root / "include")]
         ext.library_dirs = [str(root / "lib")]
         ext.libraries = ["torch_cpu"]

@@ -1,6 +1,6 @@
 """The RoI functions through torchvision's operators, if the compiled ones are missing.
 
-The results are the same up to rounding. Huge boxes on an adaptive grid take very long, since
+The results are the same up to rounding. Huge boxes on an adaptive grid are very slow, since
 torchvision computes every sample.
 """
 
@@ -112,22 +112,9 @@ def _pool_by_level(
     output_size: tuple[int, int],
     pool: Callable[[Tensor, Tensor, float], Tensor],
 ) -> Tensor:
-    """Pools each box from its level with a function for one level, in fp32 or fp64.
+    """Pools each box (R, 5) from its level (R,) by ``pool(map, boxes, scale)``, in fp32 or fp64.
 
-    Args:
-        features: L maps (N, C, Hl, Wl).
-        rows: (R, 5), fp32.
-        levels: (R,) index of each box's level.
-        scales: L scales, passed to ``pool``.
-        output_size: (height, width).
-        pool: function of a map, boxes of the map's dtype, and a scale; returns (Ri, C, height,
-            width).
-
-    Returns:
-        (R, C, height, width) in the features' dtype; NaN if a box is not finite.
-
-    Raises:
-        RuntimeError: a box names an image that the features do not contain.
+    The result (R, C, height, width) has the features' dtype, and NaN for boxes that are not finite.
     """
     images, dtype = features[0].shape[0], features[0].dtype
     index = rows[:, 0]
@@ -160,17 +147,9 @@ def _pool_by_level(
 def assign_levels(
     rows: Tensor, levels: int, min_level: int, canonical_box_size: float, canonical_level: int
 ) -> Tensor:
-    """The level of each box (FPN, equation 1, with detectron2's rounding).
+    """The level of each box (R, 5), from 0 to ``levels`` - 1 (FPN, equation 1, as in detectron2).
 
-    Args:
-        rows: (R, 5), in input-image pixels.
-        levels: number of maps.
-        min_level: the number of the first map; a map of stride 2^k has number k.
-        canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
-        canonical_level: that level's number.
-
-    Returns:
-        (R,) int64 in [0, levels).
+    A map of stride 2^k has the number k; ``min_level`` is the first map's number.
     """
     area = (rows[:, 3] - rows[:, 1]) * (rows[:, 4] - rows[:, 2])
     side = area.clamp(min=0).nan_to_num(0.0).sqrt()

@@ -14,9 +14,10 @@ torch.fx.wrap("roi_pool")
 torch.fx.wrap("roi_warp")
 
 
-def _format_mode(mode: str) -> str:
-    """As in torchvision's modules, the average is not shown."""
-    return "" if mode == "avg" else f", mode={mode!r}"
+def _describe(module: nn.Module, *names: str) -> str:
+    """Settings as in torchvision's modules; since those lack a mode, the average is not shown."""
+    text = ", ".join(f"{name}={getattr(module, name)}" for name in names)
+    return text if module.mode == "avg" else f"{text}, mode={module.mode!r}"
 
 
 class RoIAlign(nn.Module):
@@ -30,7 +31,7 @@ class RoIAlign(nn.Module):
         aligned: bool = False,
         mode: str = "avg",
     ) -> None:
-        """The arguments are those of :func:`mask_rcnn_plus.ops.roi_align`."""
+        """Arguments as for :func:`mask_rcnn_plus.ops.roi_align`."""
         super().__init__()
         check_mode(mode)
         self.output_size = output_size
@@ -52,17 +53,14 @@ class RoIAlign(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
-        ) + _format_mode(self.mode)
+        return _describe(self, "output_size", "spatial_scale", "sampling_ratio", "aligned")
 
 
 class RoIPool(nn.Module):
     """:func:`mask_rcnn_plus.ops.roi_pool` as a module with fixed settings."""
 
     def __init__(self, output_size: int | Sequence[int], spatial_scale: float) -> None:
-        """The arguments are those of :func:`mask_rcnn_plus.ops.roi_pool`."""
+        """Arguments as for :func:`mask_rcnn_plus.ops.roi_pool`."""
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
@@ -85,7 +83,7 @@ class RoIWarp(nn.Module):
         sampling_ratio: int,
         mode: str = "avg",
     ) -> None:
-        """The arguments are those of :func:`mask_rcnn_plus.ops.roi_warp`."""
+        """Arguments as for :func:`mask_rcnn_plus.ops.roi_warp`."""
         super().__init__()
         check_mode(mode)
         self.output_size = output_size
@@ -100,7 +98,4 @@ class RoIWarp(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
-            f"sampling_ratio={self.sampling_ratio}"
-        ) + _format_mode(self.mode)
+        return _describe(self, "output_size", "spatial_scale", "sampling_ratio")

@@ -48,18 +48,14 @@ _failures["meta"] = _failures["cpu"]  # meta tensors only need the fake kernels
 _warned: set[str] = set()
 
 
-def has_native(device_type: str) -> bool:
-    """Whether compiled operators exist for a device type.
-
-    Args:
-        device_type: ``"cpu"``, ``"cuda"``, or any other ``torch.device.type``.
-    """
-    return _failures.get(device_type, "unsupported") is None
-
-
 def why_missing(device_type: str) -> str | None:
-    """Why a device type (see :func:`has_native`) has no compiled operators; None if it has."""
+    """Why a ``torch.device.type`` lacks compiled operators; None if they exist."""
     return _failures.get(device_type, f"there are no compiled operators for {device_type}")
+
+
+def has_native(device_type: str) -> bool:
+    """Whether compiled operators exist for a ``torch.device.type``."""
+    return why_missing(device_type) is None
 
 
 def how_to_fix(device_type: str) -> str:
@@ -81,19 +77,11 @@ def warn_of_fallback(device_type: str) -> None:
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """Which implementation serves a device.
-
-    Args:
-        device: a device or its name.
-
-    Returns:
-        ``"native"`` for this project's compiled operators, ``"torchvision"`` if they are missing.
-    """
+    """``"native"`` if a device has this project's compiled operators, else ``"torchvision"``."""
     return "native" if has_native(torch.device(device).type) else "torchvision"
 
 
 def _warn_of_instruction_set() -> None:
-    """Warns if MASK_RCNN_PLUS_CPU_ISA names an instruction set that cannot be used."""
     name = os.environ.get("MASK_RCNN_PLUS_CPU_ISA")
     if name and (used := torch.ops.mask_rcnn_plus.cpu_isa()) != name:
         warnings.warn(
@@ -111,10 +99,7 @@ def _empty(sizes: Any, like: Tensor, channels_last: bool) -> Tensor:
 def _register_pooling(name: str, *, with_index: bool) -> None:
     """Registers the fake kernels and the derivative of a pooling operator.
 
-    Args:
-        name: ``fpn_roi_align`` or ``fpn_roi_max``.
-        with_index: whether the operator also returns, as int32, which sample each output is, and
-            its backward needs that.
+    ``with_index``: it also returns, as int32, which sample each output is, for its backward.
     """
     operator = f"{NAMESPACE}::{name}"
 

@@ -1,7 +1,7 @@
 """Masks pasted into an image and run-length encoded, without a bitmap of the image.
 
-The compiled operator (csrc/mask_rle.cpp) does the work. Without it, torch and NumPy give the same
-result, since the samples are torch's own, in memory for about a million pixels.
+The compiled operator (csrc/mask_rle.cpp) does the work. Without it, torch and NumPy compute the
+same result, in memory for about a million pixels.
 """
 
 import functools
@@ -36,8 +36,8 @@ def paste_masks_rle(
       dtype, which moves the outline of a large object by pixels. Other dtypes are converted to
       fp32.
     - A box that is inverted, without area or entirely outside the image, or that has a NaN
-      coordinate, gives an empty mask. (With ``threshold=0`` the pixels around an empty box may
-      count.)
+      coordinate, results in an empty mask. (With ``threshold=0``, the pixels around an empty box
+      may count.)
 
     Args:
         masks: (R, M, M), or with unequal sides; usually probabilities from 0 to 1.
@@ -92,8 +92,8 @@ def _check(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: flo
 def torch_fuses() -> bool:
     """Whether torch's bilinear sampling on this CPU uses fused multiply-add, which rounds once.
 
-    That depends on how torch was compiled: on x86 it does with AVX2 or AVX-512, and does not
-    without. To find out, this compares a thousand samples with both computations.
+    That depends on how torch was compiled: on x86, it does so with AVX2 or AVX-512. To find out,
+    this compares a thousand samples with both computations.
     """
     grid = torch.linspace(-0.8, 0.8, 1001)
     ramp = torch.linspace(0, 1, 7).square().expand(1, 1, 7, 7).contiguous()
@@ -110,7 +110,7 @@ def torch_fuses() -> bool:
         at = multiply_add(grid + 1, torch.tensor(3.5), torch.tensor(-0.5))
         west = at.floor().long()
         east_weight = at - at.floor()
-        # All points lie exactly on a row, so the one below has the weight 0.
+        # All points are exactly on a row, so the row below has the weight 0.
         value = cells[west] * (1 - east_weight)
         return multiply_add(cells[west + 1], east_weight, value)
 
@@ -130,8 +130,8 @@ def _paste(
         return empty, empty
     y = _to_mask_coordinates(torch.arange(top, bottom), box[1], box[3])
     step = max(1, _PIXELS_AT_A_TIME // (bottom - top))
-    begins: list[np.ndarray] = []
-    ends: list[np.ndarray] = []
+    begins: list[Positions] = []
+    ends: list[Positions] = []
     for first in range(left, right, step):
         columns = torch.arange(first, min(right, first + step))
         x = _to_mask_coordinates(columns, box[0], box[2])

@@ -1,9 +1,9 @@
 """The RoI functions.
 
-Boxes are (image index, x0, y0, x1, y1) in input-image pixels, and are computed with in fp32,
-whatever the features' dtype. Sums are fp32 (fp64 for fp64 features). The output has the features'
-dtype and memory format (channels_last or contiguous). Results are the same bit for bit, forward and
-backward, in every run and with any number of threads.
+Boxes are (image index, x0, y0, x1, y1) in input-image pixels. Their geometry is computed in fp32,
+sums in fp32 (fp64 for fp64 features). The output has the features' dtype and memory format
+(channels_last or contiguous). Results are the same bit for bit, forward and backward, in every run
+and with any number of threads.
 
 Unusual boxes, in every function unless it says otherwise:
 
@@ -99,21 +99,10 @@ def roi_pool(
     """RoIPool (Fast R-CNN, section 2.1): border and bins rounded to cells, then the maximum.
 
     Arguments are torchvision's, and so are results for finite maps. A NaN in a bin gives NaN here;
-    torchvision ignores it.
-
-    Args:
-        input: (N, C, H, W), fp32, fp64, fp16 or bf16.
-        boxes: as in :func:`roi_align`.
-        output_size: P, or (height, width), in bins.
-        spatial_scale: cells of ``input`` per input-image pixel: 1 / stride.
+    torchvision ignores it. Arguments and errors are as in :func:`roi_align`.
 
     Returns:
         (R, C, height, width); 0 in bins without a cell.
-
-    Raises:
-        BoxShapeError: boxes have a wrong shape.
-        ValueError: another argument is invalid.
-        RuntimeError: a box names an image that ``input`` does not contain.
     """
     if torch.jit.is_scripting():
         return _pool_one_scripted(input, boxes, output_size, spatial_scale, 0, 3, "max")
@@ -133,23 +122,7 @@ def roi_warp(
 
     The border is rounded as in RoIPool: from cell round(x0 * scale) to cell round(x1 * scale), both
     included, halves away from zero, and at least one cell. The rectangle of these cells is then
-    pooled as :func:`roi_align` pools an aligned box.
-
-    Args:
-        input: (N, C, H, W), fp32, fp64, fp16 or bf16.
-        boxes: as in :func:`roi_align`.
-        output_size: P, or (height, width), in bins.
-        spatial_scale: cells of ``input`` per input-image pixel: 1 / stride.
-        sampling_ratio: as in :func:`roi_align`.
-        mode: ``"avg"`` or ``"max"`` of a bin's samples.
-
-    Returns:
-        (R, C, height, width).
-
-    Raises:
-        BoxShapeError: boxes have a wrong shape.
-        ValueError: another argument is invalid.
-        RuntimeError: a box names an image that ``input`` does not contain.
+    pooled as :func:`roi_align` pools an aligned box. Arguments, result and errors are as there.
     """
     if torch.jit.is_scripting():
         return _pool_one_scripted(input, boxes, output_size, spatial_scale, sampling_ratio, 2, mode)
@@ -176,34 +149,19 @@ def fpn_roi_align(
 
     Args:
         features: L maps (N, C, Hl, Wl) of one dtype, finest first.
-        boxes: as in :func:`roi_align`.
-        output_size: P, or (height, width), in bins.
         spatial_scales: L scales, 1 / stride, each half of the previous one.
-        sampling_ratio: as in :func:`roi_align`.
-        aligned: as in :func:`roi_align`.
-        mode: as in :func:`roi_align`.
         canonical_box_size: side, in pixels, of a box that belongs to ``canonical_level``.
         canonical_level: that level's number; a map of stride 2^k has number k.
+        boxes, output_size, sampling_ratio, aligned, mode: as in :func:`roi_align`, and so are the
+            errors.
 
     Returns:
         (R, C, height, width).
-
-    Raises:
-        BoxShapeError: boxes have a wrong shape.
-        ValueError: another argument is invalid.
-        RuntimeError: a box names an image that the features do not contain.
     """
     grid = Grid.ALIGN_HALF if aligned else Grid.ALIGN
+    canonical = (canonical_box_size, canonical_level)
     return pool_pyramid(
-        features,
-        boxes,
-        output_size,
-        spatial_scales,
-        sampling_ratio,
-        grid,
-        mode,
-        canonical_box_size,
-        canonical_level,
+        features, boxes, output_size, spatial_scales, sampling_ratio, grid, mode, *canonical
     )
 
 
@@ -223,7 +181,7 @@ def pool_pyramid(
     Args:
         grid: how a box is converted to points on its map; ``Grid.POOL`` needs mode ``"max"``.
 
-    The other arguments, the result and the errors are those of :func:`fpn_roi_align`.
+    The other arguments, the result and the errors are as in :func:`fpn_roi_align`.
     """
     features = to_maps(features)
     if not isinstance(spatial_scales, tuple | list) or len(spatial_scales) != len(features):
@@ -296,10 +254,7 @@ def _pool_one_scripted(
     grid: int,
     mode: str,
 ) -> Tensor:
-    """:func:`_pool_one` for TorchScript, which supports few of Python's types.
-
-    The compiled operators check the arguments.
-    """
+    """:func:`_pool_one` for TorchScript; only the compiled operators check the arguments."""
     if isinstance(boxes, Tensor):
         rows = boxes.float()
     else:
@@ -311,33 +266,14 @@ def _pool_one_scripted(
     channels_last = (
         input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
     )
+    maps, scales = [input], [spatial_scale]
     height, width = output_size[0], output_size[1]
     if mode == "max":
         pooled, _ = torch.ops.mask_rcnn_plus.fpn_roi_max(
-            [input],
-            rows,
-            height,
-            width,
-            [spatial_scale],
-            sampling_ratio,
-            grid,
-            0,
-            1.0,
-            0,
-            channels_last,
+            maps, rows, height, width, scales, sampling_ratio, grid, 0, 1.0, 0, channels_last
         )
         return pooled
     assert mode == "avg", "mode must be 'avg' or 'max'"
     return torch.ops.mask_rcnn_plus.fpn_roi_align(
-        [input],
-        rows,
-        height,
-        width,
-        [spatial_scale],
-        sampling_ratio,
-        grid,
-        0,
-        1.0,
-        0,
-        channels_last,
+        maps, rows, height, width, scales, sampling_ratio, grid, 0, 1.0, 0, channels_last
     )

@@ -3,7 +3,8 @@
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.modeling.pooler import FusedROIPooler, fused_pooler
 from mask_rcnn_plus.optimization import layers, onednn
-from mask_rcnn_plus.optimization.backbones import FusedBlock, FusedFPN, FusedStem
+from mask_rcnn_plus.optimization.backbones import FusedBlock, FusedFPN, FusedStem, is_bare
 from mask_rcnn_plus.optimization.heads import FloatKeypointHead, LeanMaskHead, PermutedBoxHead
 from mask_rcnn_plus.optimization.model import OptimizationReport, OptimizedModel, as_optimized
 from mask_rcnn_plus.optimization.proposals import FusedRPNHead, LeanRPN
@@ -35,7 +36,6 @@ from mask_rcnn_plus.optimization.wrappers import Compiled, GraphedBackbone
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_MIB = 2**20
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -56,7 +56,7 @@ def optimize(
     predicted for the predicted class only. A part that cannot be optimised in one of these ways
     runs as before, and ``optimization_report`` names it.
 
-    The model is left unchanged and shares nothing with the copy, so later training does not change
+    The model stays unchanged and shares nothing with the copy, so later training does not change
     the copy. The copy is an instance of the model's class and can be used in its place
     (``DefaultPredictor.model``, ``inference_on_dataset``). It can be copied, pickled and moved. It
     is always in evaluation mode and refuses ``load_state_dict``. Images may have any size.
@@ -77,7 +77,12 @@ def optimize(
             already optimised.
     """
     device = next((t.device for t in _tensors(model)), torch.device("cpu"))
-    _check(model, dtype, device)
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
+    if isinstance(model, OptimizedModel):
+        raise UserError("the model is already optimised; optimise the original model")
+    if dtype == "fp16" and device.type == "cpu":
+        raise UserError("dtype 'fp16' is slower than fp32 on CPUs; choose 'bf16'")
     torch_dtype = DTYPES[dtype]
     report = OptimizationReport(device=str(device), dtype=dtype)
     fused = device.type == "cpu" and onednn.is_usable(torch_dtype)
@@ -109,7 +114,7 @@ def optimize(
     for parameter in fast.parameters():
         parameter.requires_grad_(False)
     fast = as_optimized(fast, report, torch_dtype)
-    report.weight_mib = sum(t.nbytes for t in _tensors(fast)) / _MIB
+    report.weight_mib = sum(t.nbytes for t in _tensors(fast)) / 2**20
     logger.info("The model is %s", report)
     return fast
 
@@ -117,8 +122,8 @@ def optimize(
 class _Replacements:
     """The modules that replace others in the copy of a model.
 
-    ``copy.deepcopy`` looks them up in its memo, so they are put wherever the model refers to the
-    original: under its name, and in plain lists, which detectron2's FPN and heads keep as well.
+    ``copy.deepcopy`` finds them in its memo, so they replace the original wherever the model refers
+    to it: under its name, and in the plain lists that detectron2's FPN and heads also keep.
     """
 
     def __init__(self) -> None:
@@ -135,18 +140,8 @@ class _Replacements:
         self._memo[id(original)] = new
 
 
-def _check(model: nn.Module, dtype: str, device: torch.device) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
-    if isinstance(model, OptimizedModel):
-        raise UserError("the model is already optimised; optimise the original model")
-    if dtype == "fp16" and device.type == "cpu":
-        raise UserError("dtype 'fp16' is slower than fp32 on CPUs; take 'bf16'")
-
-
-def _tensors(model: nn.Module) -> Iterable[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
 
 
 def _has_fast_bf16() -> bool:
@@ -172,20 +167,15 @@ def _convert_layers(
     for module in model.modules():
         if type(module) in (nn.Conv2d, Conv2d):
             norm, activation = getattr(module, "norm", None), getattr(module, "activation", None)
-            new = layers.FusedConv2d(
-                module,
-                dtype=dtype,
-                fused=fused,
-                norm=parts.copy(norm),
-                activation=parts.copy(activation),
-            )
+            after = {"norm": parts.copy(norm), "activation": parts.copy(activation)}
+            new = layers.FusedConv2d(module, dtype=dtype, fused=fused, **after)
             convolutions, norms = convolutions + 1, norms + layers.is_foldable(norm)
         elif type(module) is nn.ConvTranspose2d:
             new = layers.CastConvTranspose2d(module, dtype=dtype, fused=fused)
             convolutions += 1
         elif type(module) is nn.Linear:
-            own = torch.float32 if module in exact else dtype
-            new = layers.FusedLinear(module, dtype=own, fused=fused, exact=own != dtype)
+            kept = torch.float32 if module in exact else dtype
+            new = layers.FusedLinear(module, dtype=kept, fused=fused, exact=kept != dtype)
             linear += 1
         else:
             continue
@@ -201,7 +191,7 @@ def _fuse_backbone(model: nn.Module, parts: _Replacements, report: OptimizationR
         for index, block in enumerate(stage if type(stage) is nn.Sequential else ()):
             if type(block) not in (BottleneckBlock, BasicBlock):
                 continue
-            if FusedBlock.fits(converted := parts.copy(block)):
+            if is_bare(*(converted := parts.copy(block)).children()):
                 parts.replace(block, FusedBlock(converted, first=index == 0))
                 fused += 1
             else:
@@ -211,16 +201,14 @@ def _fuse_backbone(model: nn.Module, parts: _Replacements, report: OptimizationR
     if unchanged:
         report.kept.append(f"{unchanged} residual blocks: their norms depend on the map")
     for stem in model.modules():
-        if type(stem) is BasicStem and FusedStem.fits(converted := parts.copy(stem)):
+        if type(stem) is BasicStem and is_bare((converted := parts.copy(stem)).conv1):
             parts.replace(stem, FusedStem(converted))
     # Last, since an FPN contains the ResNet.
     for name, fpn in model.named_modules():
-        if type(fpn) is not FPN:
-            continue
-        if FusedFPN.fits(converted := parts.copy(fpn)):
+        if type(fpn) is FPN and FusedFPN.fits(converted := parts.copy(fpn)):
             parts.replace(fpn, FusedFPN(converted))
             report.done.append(f"{name}: additions fused")
-        else:
+        elif type(fpn) is FPN:
             report.kept.append(f"{name}: additions, because of its norms or its average")
 
 
@@ -261,10 +249,9 @@ def _fuse_heads(model: nn.Module, parts: _Replacements, report: OptimizationRepo
             height, width = box_pooler.output_size
             parts.replace(head, PermutedBoxHead(parts.copy(head), cells=height * width))
             report.done.append(f"{name}: in channels_last order, ReLUs fused")
-        elif type(head) is MaskRCNNConvUpsampleHead:
-            if LeanMaskHead.fits(converted := parts.copy(head)):
-                parts.replace(head, LeanMaskHead(converted))
-                report.done.append(f"{name}: only the predicted class's mask")
+        elif type(head) is MaskRCNNConvUpsampleHead and LeanMaskHead.fits(parts.copy(head)):
+            parts.replace(head, LeanMaskHead(parts.copy(head)))
+            report.done.append(f"{name}: only the predicted class's mask")
         elif type(head) is KRCNNConvDeconvUpsampleHead:
             parts.replace(head, FloatKeypointHead(parts.copy(head)))
             report.done.append(f"{name}: ReLUs fused")
@@ -310,11 +297,11 @@ def _float_result(module: nn.Module, inputs: tuple[Tensor, ...], result: Tensor)
 
 
 def _use_channels_last(model: nn.Module, report: OptimizationReport) -> None:
-    if not isinstance(getattr(model, "backbone", None), nn.Module):
+    if isinstance(getattr(model, "backbone", None), nn.Module):
+        model.backbone.register_forward_pre_hook(_to_channels_last)
+        report.done.append("maps in channels_last from the image to the heads")
+    else:
         report.kept.append("layout of maps: the model has no backbone")
-        return
-    model.backbone.register_forward_pre_hook(_to_channels_last)
-    report.done.append("maps in channels_last from the image to the heads")
 
 
 def _to_channels_last(backbone: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -325,8 +312,8 @@ def _report_unchanged(model: nn.Module, report: OptimizationReport) -> None:
     """Names layers with parameters or statistics that run as before, by type."""
     if not isinstance(model, GeneralizedRCNN):
         report.kept.append(f"the model: only the parts of {type(model).__name__}")
-    bottom_up = getattr(getattr(model, "backbone", None), "bottom_up", None)
-    backbone = bottom_up if isinstance(bottom_up, nn.Module) else getattr(model, "backbone", None)
+    backbone = getattr(model, "backbone", None)
+    backbone = getattr(backbone, "bottom_up", backbone)
     if backbone is not None and not isinstance(backbone, ResNet):
         report.kept.append(f"backbone: only the layers of {type(backbone).__name__}")
     names_by_type: dict[str, list[str]] = defaultdict(list)
@@ -342,14 +329,10 @@ def _report_unchanged(model: nn.Module, report: OptimizationReport) -> None:
 
 
 def _compile(model: nn.Module, report: OptimizationReport) -> None:
-    for owner, part in (
-        (model, "backbone"),
-        (getattr(model, "proposal_generator", None), "rpn_head"),
-    ):
-        module = getattr(owner, part, None)
-        if isinstance(module, nn.Module):
-            name = part if owner is model else f"proposal_generator.{part}"
-            setattr(owner, part, Compiled(module, name=name, report=report))
+    modules = dict(model.named_modules())
+    for name in ("backbone", "proposal_generator.rpn_head"):
+        if name in modules:
+            model.set_submodule(name, Compiled(modules[name], name=name, report=report))
             report.done.append(f"{name}: torch.compile")
 
 

@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads import (
     MaskRCNNConvUpsampleHead,
 )
 from detectron2.modeling.roi_heads.keypoint_head import keypoint_rcnn_inference
+from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,7 +69,7 @@ class LeanMaskHead(nn.Module):
 
     @staticmethod
     def fits(head: MaskRCNNConvUpsampleHead) -> bool:
-        """Whether a ReLU follows the deconvolution and no norm the predictor."""
+        """Whether a ReLU follows the deconvolution, and the predictor is without a norm."""
         return type(head.deconv_relu) is nn.ReLU and getattr(head.predictor, "norm", None) is None
 
     def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
@@ -91,10 +92,7 @@ class LeanMaskHead(nn.Module):
             rows, shift = weight[classes], bias[classes, None, None]
         cells = x.permute(0, 2, 3, 1).flatten(1, 2)
         logits = torch.bmm(cells, rows[:, :, None].to(cells.dtype)).view(len(x), *x.shape[2:])
-        masks = (logits.float() + shift.float()).sigmoid()[:, None]
-        counts = [len(i) for i in instances]
-        for image, mask in zip(instances, masks.split(counts), strict=True):
-            image.pred_masks = mask
+        mask_rcnn_inference((logits.float() + shift.float())[:, None], instances)
         return instances
 
 

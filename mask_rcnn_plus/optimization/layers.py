@@ -19,7 +19,7 @@ _FOLDABLE = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatch
 
 
 class InferenceLayer(nn.Module):
-    """Base of the layers below: their parameters are constants that they share with no other layer.
+    """Base of the layers below; their parameters are constants of their own.
 
     Attributes:
         fused: whether oneDNN is called directly, on a CPU.
@@ -38,7 +38,7 @@ class InferenceLayer(nn.Module):
             raise UserError(INFERENCE_ONLY)
         # oneDNN's operators refuse empty tensors (an image without RoIs).
         usable = self.fused and x.numel() > 0 and x.device.type == "cpu"
-        return usable and not onednn.is_disabled()
+        return usable and not onednn.is_disabled.get()
 
 
 class FusedConv2d(InferenceLayer, nn.Conv2d):
@@ -62,7 +62,7 @@ class FusedConv2d(InferenceLayer, nn.Conv2d):
             conv: left unchanged.
             dtype: of the weights and the result.
             fused: use oneDNN's fused operators.
-            norm, activation: what follows the convolution, for this layer to own.
+            norm, activation: what follows the convolution; this layer owns it.
         """
         super().__init__(**_settings(conv), device="meta")
         weight, bias = conv.weight, conv.bias
@@ -72,12 +72,9 @@ class FusedConv2d(InferenceLayer, nn.Conv2d):
         self._set_constants(weight, bias, dtype)
         self.relu = norm is None and _is_relu(activation)
         self.norm, self.activation = norm, None if self.relu else activation
+        # Neither a norm nor an activation follows, apart from a fused ReLU.
+        self.is_bare = self.norm is None and self.activation is None
         self.fused = fused and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether neither norm nor activation follows, apart from a fused ReLU."""
-        return self.norm is None and self.activation is None
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, out_channels, H', W')."""
@@ -101,16 +98,14 @@ class FusedConv2d(InferenceLayer, nn.Conv2d):
                 x = plus.add_(x)
             return F.relu_(x) if relu else x
         settings = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
-        if plus is None:
-            return onednn.convolution(x, *settings, relu=relu)
-        return onednn.convolution_plus(plus, x, *settings, relu=relu)
+        return onednn.convolution(x, *settings, relu=relu, plus=plus)
 
 
 class CastConvTranspose2d(InferenceLayer, nn.ConvTranspose2d):
     """A transposed convolution; oneDNN's fused one was no faster."""
 
     def __init__(self, conv: nn.ConvTranspose2d, *, dtype: torch.dtype, fused: bool) -> None:
-        """The arguments are those of :class:`FusedConv2d`."""
+        """Arguments as for :class:`FusedConv2d`."""
         super().__init__(**_settings(conv), output_padding=conv.output_padding, device="meta")
         self._set_constants(conv.weight, conv.bias, dtype)
         self.fused, self.relu = fused, False
@@ -129,7 +124,7 @@ class FusedLinear(InferenceLayer, nn.Linear):
     """
 
     def __init__(self, linear: nn.Linear, *, dtype: torch.dtype, fused: bool, exact: bool) -> None:
-        """The arguments are those of :class:`FusedConv2d` and the attribute."""
+        """Arguments as for :class:`FusedConv2d`; ``exact`` is the attribute."""
         super().__init__(linear.in_features, linear.out_features, device="meta")
         self._set_constants(linear.weight, linear.bias, dtype)
         self.fused, self.relu, self.exact = fused, False, exact

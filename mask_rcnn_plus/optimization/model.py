@@ -50,10 +50,9 @@ class OptimizedModel(nn.Module):
     optimization_dtype: torch.dtype
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Evaluation mode is the only one.
-
+        """
         Raises:
-            UserError: ``mode`` is True.
+            UserError: ``mode`` is True; an optimised model stays in evaluation mode.
         """
         if mode:
             raise UserError(INFERENCE_ONLY)
@@ -77,7 +76,7 @@ class OptimizedModel(nn.Module):
 class OptimizedRCNN(OptimizedModel):
     """Mixin for an optimised ``GeneralizedRCNN``: inference under autocast.
 
-    Converted layers cast their inputs themselves; autocast serves the layers that were left.
+    Converted layers cast their inputs themselves; autocast casts those of the other layers.
     """
 
     def inference(
@@ -95,7 +94,9 @@ class OptimizedRCNN(OptimizedModel):
         with autocast, onednn.disabled(not_finite):
             raw = super().inference(batched_inputs, detected_instances, do_postprocess=False)
         for instances in raw:
-            _to_float(instances)
+            for name, value in instances.get_fields().items():
+                if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
+                    instances.set(name, value.float())
         if not do_postprocess:
             return raw
         return self._postprocess(raw, batched_inputs, [i.image_size for i in raw])
@@ -107,8 +108,8 @@ def as_optimized(
     """A model with the parts of ``model``, in evaluation mode, that refuses training.
 
     Its class is a subclass of the model's, so it can be used wherever detectron2 expects that.
-    Since the arguments of the model's constructor are unknown, it gets the model's attributes, as
-    an unpickled module does.
+    Since the arguments of the model's constructor are unknown, it receives the model's attributes,
+    as in unpickling.
     """
     optimized = _blank(type(model))
     optimized.__setstate__(vars(model))
@@ -132,9 +133,3 @@ def _optimized_class(base: type[nn.Module]) -> type[OptimizedModel]:
 def _are_finite(inputs: list[dict[str, Any]]) -> bool:
     images = (sample["image"] for sample in inputs)
     return all(torch.isfinite(image).all() for image in images if image.is_floating_point())
-
-
-def _to_float(instances: Any) -> None:
-    for name, value in instances.get_fields().items():
-        if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16):
-            instances.set(name, value.float())

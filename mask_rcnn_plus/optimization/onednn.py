@@ -16,22 +16,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Pair = tuple[int, int]
-_disabled = ContextVar("_disabled", default=False)
+is_disabled = ContextVar("is_disabled", default=False)
 
 
 @contextmanager
 def disabled(value: bool) -> Iterator[None]:
     """A context in which layers do not use these operators, if ``value`` is True."""
-    token = _disabled.set(value)
+    token = is_disabled.set(value)
     try:
         yield
     finally:
-        _disabled.reset(token)
-
-
-def is_disabled() -> bool:
-    """Whether the caller is within ``disabled(True)``."""
-    return _disabled.get()
+        is_disabled.reset(token)
 
 
 @functools.cache
@@ -39,7 +34,7 @@ def is_usable(dtype: torch.dtype) -> bool:
     """Whether the operators exist and compute correctly for weights and maps of a dtype.
 
     They are internal to torch and may change, so a small case of each is compared with torch's own
-    function. If one is missing, has other arguments or differs, none is used.
+    function. If one is missing, has other arguments or differs, torch's own functions run instead.
     """
     if not torch.backends.mkldnn.is_available():
         return False
@@ -57,7 +52,7 @@ def is_usable(dtype: torch.dtype) -> bool:
         pairs = [
             (convolution(maps, weight, bias, *settings, relu=True), F.relu(plain)),
             (
-                convolution_plus(other.clone(), maps, weight, bias, *settings, relu=True),
+                convolution(maps, weight, bias, *settings, relu=True, plus=other.clone()),
                 F.relu(plain + other),
             ),
             (linear(rows, matrix, bias, relu=True), F.relu(F.linear(rows, matrix, bias))),
@@ -81,39 +76,24 @@ def convolution(
     groups: int,
     *,
     relu: bool,
+    plus: Tensor | None = None,
 ) -> Tensor:
-    """``F.conv2d`` and a ReLU in the same pass; refuses empty maps."""
-    after = "relu" if relu else "none"
-    return torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, padding, stride, dilation, groups, after, [], ""
-    )
-
-
-def convolution_plus(
-    other: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: Pair,
-    stride: Pair,
-    dilation: Pair,
-    groups: int,
-    *,
-    relu: bool,
-) -> Tensor:
-    """``relu(other + F.conv2d(x))`` in one pass; overwrites ``other`` with it."""
-    after = "relu" if relu else None
+    """``relu(F.conv2d(x) + plus)`` in one pass; overwrites ``plus`` with it; refuses empty maps."""
+    settings = (weight, bias, padding, stride, dilation, groups)
+    if plus is None:
+        after = "relu" if relu else "none"
+        return torch.ops.mkldnn._convolution_pointwise(x, *settings, after, [], "")
     return torch.ops.mkldnn._convolution_pointwise_.binary(
-        other, x, weight, bias, padding, stride, dilation, groups, "add", 1.0, after, [], ""
+        plus, x, *settings, "add", 1.0, "relu" if relu else None, [], ""
     )
 
 
-def can_add(x: Tensor, other: Tensor) -> bool:
-    """Whether :func:`convolution_plus` supports these maps.
+def can_add(x: Tensor, plus: Tensor) -> bool:
+    """Whether :func:`convolution` can add ``plus`` to its result.
 
     For maps of one cell, or in another layout, torch's bf16 implementation lacks the sum.
     """
-    return x.shape[-2:].numel() > 1 and other.is_contiguous(memory_format=torch.channels_last)
+    return x.shape[-2:].numel() > 1 and plus.is_contiguous(memory_format=torch.channels_last)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:

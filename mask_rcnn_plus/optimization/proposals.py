@@ -33,8 +33,8 @@ class FusedRPNHead(nn.Module):
 class LeanRPN(nn.Module):
     """``RPN`` that decodes boxes after choosing the best anchors of each level, not before.
 
-    It returns the same proposals in the same order. Of anchors with equal scores the first in the
-    map come first, as detectron2's sort orders them on the CPU.
+    It returns the same proposals in the same order. Anchors with equal scores keep their order in
+    the map, as in detectron2's sort on the CPU.
     """
 
     def __init__(self, rpn: RPN) -> None:
@@ -59,10 +59,9 @@ class LeanRPN(nn.Module):
         boxes, scores, levels = [], [], []
         for level, (own, score, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
             number = score.shape[1]
-            count = len(own)
             # Anchors are ordered cell by cell, then by their number in the cell.
             score = score.permute(0, 2, 3, 1).flatten(1).float()
-            best, index = largest(score, min(count, self.pre_nms_topk[False]))
+            best, index = largest(score, min(len(own), self.pre_nms_topk[False]))
             cells = delta.permute(0, 2, 3, 1).reshape(len(score), -1, 4 * number)
             image = torch.arange(len(score), device=score.device)[:, None]
             cells = cells[image, torch.div(index, number, rounding_mode="floor")]
@@ -84,13 +83,9 @@ class LeanRPN(nn.Module):
     def _select(
         self, image_size: tuple[int, int], boxes: Tensor, scores: Tensor, levels: Tensor
     ) -> Instances:
-        """The best of an image's candidates after NMS in each level.
+        """The best of an image's R candidates after NMS in each level.
 
         It waits for the device once more than NMS does.
-
-        Args:
-            image_size: (H, W) in pixels.
-            boxes, scores, levels: (R, 4), (R,), (R,).
         """
         valid = torch.isfinite(boxes).all(dim=1) & torch.isfinite(scores)
         kept = Boxes(torch.where(valid[:, None], boxes, 0.0))
@@ -107,10 +102,10 @@ class LeanRPN(nn.Module):
 
 
 def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest scores of each row and their positions; of equal ones the first.
+    """The ``count`` largest scores of each row and their positions; the first among equal scores.
 
-    ``topk`` does not say which of equal scores it takes, and sorting everything takes several times
-    longer. On a GPU, where the rest would wait for the device, it is ``topk`` only.
+    ``topk`` may choose any of equal scores, and sorting everything takes several times longer. On a
+    GPU, this is only ``topk``, since the rest would wait for the device.
 
     Args:
         scores: (N, A).

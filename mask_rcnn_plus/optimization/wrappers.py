@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +36,7 @@ class Wrapper(nn.Module):
     part: nn.Module
 
     def __init__(self, part: nn.Module, *, name: str, report: OptimizationReport) -> None:
-        """
-        Args:
-            part: in evaluation mode.
-            name: of the part in the model.
-            report: of the model.
-        """
+        """``part`` is in evaluation mode; ``name`` is its name in the model of ``report``."""
         super().__init__()
         self.part = part
         self.name = name
@@ -71,11 +65,10 @@ class Compiled(Wrapper):
     """
 
     def __init__(self, part: nn.Module, *, name: str, report: OptimizationReport) -> None:
-        """The arguments are those of :class:`Wrapper`."""
+        """Arguments as for :class:`Wrapper`."""
         super().__init__(part, name=name, report=report)
-        layers = [layer for layer in part.modules() if isinstance(layer, InferenceLayer)]
         # torch cannot fuse across oneDNN's operators, and fuses by itself without them.
-        self._fused = [layer for layer in layers if layer.fused]
+        self._fused = [m for m in part.modules() if isinstance(m, InferenceLayer) and m.fused]
         for layer in self._fused:
             layer.fused = False
         self._works = True
@@ -124,17 +117,13 @@ class GraphedBackbone(Wrapper):
     """
 
     def __init__(self, backbone: nn.Module, *, report: OptimizationReport) -> None:
-        """
-        Args:
-            backbone: in evaluation mode; returns maps by name.
-            report: of the model.
-        """
+        """``backbone`` is in evaluation mode and returns maps by name."""
         super().__init__(backbone, name="backbone", report=report)
         self._forget()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._uses: OrderedDict[Any, int] = OrderedDict()  # in the order of the last use
+        self._uses: dict[Any, int] = {}  # in the order of the last use
         self._graphs: dict[Any, _Graph] = {}
         self._recorder: _Recorder | None = None
         self._failed = False
@@ -149,7 +138,7 @@ class GraphedBackbone(Wrapper):
         with self._lock:
             if self._is_due(key):
                 self._capture(key, x)
-            if key in self._graphs and self._recorder is not None:
+            if self._recorder is not None and key in self._graphs:
                 return self._recorder.replay(self._graphs[key], x)
         return self.part(x)
 
@@ -160,9 +149,8 @@ class GraphedBackbone(Wrapper):
             del self._uses[next(shape for shape in self._uses if shape not in self._graphs)]
         if key in self._graphs or self._uses[key] < 2:
             return False
-        return (
-            len(self._graphs) < MAX_GRAPHS or self._uses[key] >= 2 * self._uses[self._least_used()]
-        )
+        is_full = len(self._graphs) == MAX_GRAPHS
+        return not is_full or self._uses[key] >= 2 * self._uses[self._least_used()]
 
     def _least_used(self) -> Any:
         return min(self._graphs, key=self._uses.__getitem__)
@@ -208,8 +196,7 @@ class _Graph:
 class _Recorder:
     """Captures and replays on one device.
 
-    Its graphs share the memory of intermediate results, since they are replayed one after the
-    other; each keeps its own result maps.
+    Its graphs are replayed one after the other, so they share the memory of intermediate results.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -221,19 +208,15 @@ class _Recorder:
         self._last: Any = None
 
     def record(self, call: Callable[[Tensor], Maps], x: Tensor) -> _Graph:
-        """Captures ``call(x)``.
-
-        Raises:
-            Exception: any; the current stream is restored.
-        """
-        autocast = torch.is_autocast_enabled(DEVICE), torch.get_autocast_dtype(DEVICE)
+        """Captures ``call(x)``. It may raise any exception; the current stream is restored."""
+        enabled, dtype = torch.is_autocast_enabled(DEVICE), torch.get_autocast_dtype(DEVICE)
         # Tensors made in inference mode cannot be written outside it. Weights in autocast's cache
         # would live in the memory of the graph that cast them.
         with (
             torch.cuda.device(self._device),
             torch.inference_mode(False),
             torch.no_grad(),
-            torch.autocast(DEVICE, autocast[1], enabled=autocast[0], cache_enabled=False),
+            torch.autocast(DEVICE, dtype, enabled=enabled, cache_enabled=False),
         ):
             source, outside = x.clone(), torch.cuda.current_stream()
             side = torch.cuda.Stream(self._device)

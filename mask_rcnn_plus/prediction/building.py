@@ -37,8 +37,8 @@ def read_config(
         trusted: read the weights as a full pickle, which may run any code.
 
     Returns:
-        a new, unfrozen config. MODEL.WEIGHTS is ``weights``; MODEL.DEVICE is "auto" unless ``opts``
-        contain it.
+        an unfrozen config. MODEL.WEIGHTS is ``weights``; MODEL.DEVICE is "auto" unless ``opts`` set
+        it.
 
     Raises:
         UserError: the weights are missing or not a checkpoint, or the config is missing or invalid.
@@ -62,16 +62,16 @@ def read_config(
 
 
 def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, list[str]]:
-    """Completes a config with what the checkpoint knows, and finds the class names.
+    """Completes a config from its checkpoint, and finds the class names.
 
     Args:
         cfg: MODEL.WEIGHTS must name weights. Not modified.
         trusted: read the weights as a full pickle, which may run any code.
 
     Returns:
-        a frozen copy with the number of classes where MODEL.ROI_HEADS.NUM_CLASSES is -1; and the
-        class names in the order of class ids: from the checkpoint, or else from a registered data
-        set in DATASETS, or else none.
+        a frozen copy, in which the number of classes replaces a MODEL.ROI_HEADS.NUM_CLASSES of -1;
+        and the class names in the order of class ids: from the checkpoint, else from a registered
+        data set in DATASETS, else an empty list.
 
     Raises:
         UserError: MODEL.WEIGHTS is empty, missing or not a checkpoint; or NUM_CLASSES is -1 and the
@@ -83,21 +83,19 @@ def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, li
     names = read_class_names(weights, trusted=trusted)
     cfg = cfg.clone()
     cfg.defrost()
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if count < 1:
         if not names:
             raise UserError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, and weights "
-                f"'{weights}' contain no class names to count: set the number of classes, or use "
-                "the config.yaml in the run's OUTPUT_DIR"
+                f"MODEL.ROI_HEADS.NUM_CLASSES is {count}, and weights '{weights}' contain no class "
+                "names to count: set the number of classes, or use the config.yaml in the run's "
+                "OUTPUT_DIR"
             )
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = count = len(names)
     if "TIMM" in cfg.MODEL:
         cfg.MODEL.TIMM.PRETRAINED = False  # do not download weights that the checkpoint replaces
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if len(names) != count:
-        names = _registered_names(cfg, count)
     cfg.freeze()
-    return cfg, names
+    return cfg, (names if len(names) == count else _registered_names(cfg, count))
 
 
 def build_model(cfg: CfgNode, *, trusted: bool = False) -> torch.nn.Module:

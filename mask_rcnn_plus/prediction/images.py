@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 BGR = npt.NDArray[np.uint8]
 # Formats in which several images are a series. In a JPEG, the others are previews.
 _SERIES = ("GIF", "TIFF", "WEBP", "PNG")
-_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # of PIL
+_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # PIL's names
 
 
 def to_bgr(image: Any, *, array_format: str = "BGR", named: str = "image") -> BGR:

@@ -31,16 +31,16 @@ class BatchPredictor:
     """A trained model that predicts on lists of images; detectron2's DefaultPredictor accepts one.
 
     ``BatchPredictor(cfg)`` reads a config as DefaultPredictor does; ``from_checkpoint`` needs only
-    the checkpoint of a run. The results equal DefaultPredictor's: images share a batch only if they
-    have the same size after resizing and padding, so each gets the same padding as alone. In a
-    batch, floating point sums may have another order, which changes boxes and scores in about the
-    seventh digit.
+    a run's checkpoint. The results equal DefaultPredictor's: images share a batch only if they have
+    the same size after resizing and padding, so each gets the padding that it would get in a batch
+    of one. In a batch, floating point sums may have another order, which changes boxes and scores
+    in about the seventh digit.
 
     Several threads may call one predictor. They read and resize images in parallel; the network
     runs for one caller at a time.
 
-    With TEST.AUG.ENABLED, each image goes through detectron2's GeneralizedRCNNWithTTA: all sizes of
-    TEST.AUG.MIN_SIZES, and flipped with TEST.AUG.FLIP.
+    With TEST.AUG.ENABLED, detectron2's GeneralizedRCNNWithTTA predicts on each image, in all sizes
+    of TEST.AUG.MIN_SIZES and, with TEST.AUG.FLIP, also flipped.
 
     Attributes:
         model: in evaluation mode.
@@ -63,7 +63,7 @@ class BatchPredictor:
     ) -> None:
         """
         Args:
-            model: accepts detectron2's batches; is put into evaluation mode.
+            model: accepts detectron2's batches; is set to evaluation mode.
             resize: resizes an image for the network.
             input_format: channel order that the model expects, "BGR" or "RGB".
             augmented: the model with test-time augmentation, or None.
@@ -106,9 +106,8 @@ class BatchPredictor:
         Args:
             cfg: as for DefaultPredictor; MODEL.WEIGHTS must contain every parameter.
             trust_checkpoint: read it as a full pickle, which may run any code.
-            optimize_to: run the copy of the model that ``mask_rcnn_plus.optimize`` makes, in
-                "fp32", "bf16" or "fp16".
-            kwargs: of the constructor, such as ``batch_size``.
+            optimize_to: predict with a copy from ``mask_rcnn_plus.optimize`` in this dtype.
+            kwargs: for the constructor, such as ``batch_size``.
         """
         cfg, names = resolve_classes(cfg, trusted=trust_checkpoint)
         if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
@@ -145,7 +144,7 @@ class BatchPredictor:
             config_file: for weights without a config: a ``.pkl``, or a ``.pth`` of another program.
             opts: config keys and values in turn, e.g. ``["MODEL.DEVICE", "cpu"]``.
             trust_checkpoint: read the weights as a full pickle, which may run any code.
-            kwargs: of ``from_config`` and the constructor, such as ``batch_size``.
+            kwargs: for ``from_config`` and the constructor, such as ``batch_size``.
 
         Raises:
             UserError: weights or config are missing or invalid.
@@ -174,14 +173,13 @@ class BatchPredictor:
                 f"give a list of images, such as [image], not one array of shape {images.shape}"
             )
         results: list[Instances] = []
-        numbered = enumerate(images)
+        arrays = (
+            to_bgr(image, array_format=self._array_format, named=f"image {i} of the list")
+            for i, image in enumerate(images)
+        )
         # Only some of a long list of files are in memory at a time.
-        while part := list(itertools.islice(numbered, _BATCHES_AT_A_TIME * self.batch_size)):
-            arrays = [
-                to_bgr(image, array_format=self._array_format, named=f"image {i} of the list")
-                for i, image in part
-            ]
-            results += self._predict(arrays)
+        while part := list(itertools.islice(arrays, _BATCHES_AT_A_TIME * self.batch_size)):
+            results += self._predict(part)
         return results
 
     def _predict(self, images: Sequence[BGR]) -> list[Instances]:
@@ -224,7 +222,12 @@ class BatchPredictor:
         # two batches would need twice the memory.
         with self._lock, torch.no_grad():
             if self._augmented is not None:
-                return self._run_augmented(self._augmented, batch)
+                heads: Any = self.model.roi_heads
+                mask_on = getattr(heads, "mask_on", False)
+                try:
+                    return [output["instances"] for output in self._augmented(batch)]
+                finally:  # after an error, detectron2 leaves the mask head switched off
+                    heads.mask_on = mask_on
             if not can_split(self.model):
                 return [output["instances"] for output in self.model(batch)]
             raw = self.model.inference(batch, do_postprocess=False)
@@ -233,26 +236,12 @@ class BatchPredictor:
             for instances, entry in zip(raw, batch, strict=True)
         ]
 
-    def _run_augmented(
-        self, augmented: GeneralizedRCNNWithTTA, batch: list[dict[str, Any]]
-    ) -> list[Instances]:
-        # After an error, detectron2 leaves the mask head switched off.
-        heads: Any = self.model.roi_heads
-        mask_on = getattr(heads, "mask_on", None)
-        try:
-            return [output["instances"] for output in augmented(batch)]
-        finally:
-            if mask_on is not None:
-                heads.mask_on = mask_on
-
     def _convert_masks(self, instances: Instances) -> Instances:
-        """Masks in the form that ``paste`` asks for."""
-        if not instances.has("pred_masks"):
-            return instances
-        masks = instances.pred_masks
-        pasted = isinstance(masks, PastedMasks)
-        if self._paste and pasted:
-            instances.pred_masks = masks.to_tensor()
-        elif not self._paste and not pasted:
+        """Converts masks, if there are any, to the form that ``paste`` chooses."""
+        masks = instances.get_fields().get("pred_masks")
+        if isinstance(masks, PastedMasks):
+            if self._paste:
+                instances.pred_masks = masks.to_tensor()
+        elif masks is not None and not self._paste:
             instances.pred_masks = RunLengthMasks(encoded_masks(masks.cpu()), instances.image_size)
         return instances

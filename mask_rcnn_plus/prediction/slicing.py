@@ -1,8 +1,8 @@
 """Prediction on overlapping tiles of large images, so that small objects are large enough.
 
-Where two tiles overlap, both see the same pixels, so an object has the same mask there in both.
-This is how the detections of tiles are merged. Non-maximum suppression of boxes over the whole
-image (SAHI, Akyon et al. 2022, section 3) would keep only one half of an object that a border cuts.
+Where two tiles overlap, both show the same pixels, so an object has the same mask there in both:
+detections whose masks agree there are merged. Non-maximum suppression of boxes over the whole image
+(SAHI, Akyon et al. 2022, section 3) would keep only one half of an object that a border cuts.
 """
 
 import itertools
@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +38,10 @@ _CUT_DISTANCE = 0.01
 class SlicedPredictor:
     """Predicts on overlapping tiles of an image, and merges objects that tile borders cut.
 
-    The predictor gets each tile as an image, resized to INPUT.MIN_SIZE_TEST as usual: smaller tiles
-    enlarge what is in them. An object larger than a tile may stay in parts, so choose tiles larger
-    than the largest object. Memory grows with the image and the number of objects, not with their
-    product. How tiles are merged: see :func:`merge`.
+    Each tile is an image for the predictor, which resizes it to INPUT.MIN_SIZE_TEST: in smaller
+    tiles, objects become larger. An object larger than a tile may stay in parts, so choose tiles
+    larger than the largest object. Memory grows with the image and the number of objects, not with
+    their product. :func:`merge` describes how detections are merged.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class SlicedPredictor:
             windows = tiles[start : start + self._tiles_at_a_time]
             # Contiguous copies, as the predictor gets for whole images.
             crops = [np.ascontiguousarray(image[y0:y1, x0:x1]) for x0, y0, x1, y1 in windows]
-            for tile, instances in enumerate(self._predict(crops), start):
+            for window, instances in zip(windows, self._predict(crops), strict=True):
                 if instances.has("pred_keypoints"):
                     raise UserError("keypoints cannot be merged across tiles: predict without them")
                 has_masks = has_masks or instances.has("pred_masks")
-                detections += _detections(instances.to("cpu"), tile, tiles[tile], (height, width))
+                detections += _detections(instances.to("cpu"), window, (height, width))
         return _to_instances(merge(detections), (height, width), has_masks)
 
 
@@ -133,20 +133,16 @@ def tile_windows(size: tuple[int, int], side: int, overlap: float) -> list[Windo
     return [(x0, y0, x1, y1) for (y0, y1), (x0, x1) in itertools.product(*spans)]
 
 
-def _detections(
-    instances: Instances, tile: int, window: Window, size: tuple[int, int]
-) -> list["TileDetection"]:
+def _detections(instances: Instances, tile: Window, size: tuple[int, int]) -> list["TileDetection"]:
     boxes = instances.pred_boxes.tensor.double().numpy()
     if instances.has("pred_masks"):
         rles = encoded_masks(instances.pred_masks)
     else:
         rles = [_box_mask(box, instances.image_size) for box in boxes]
-    boxes = boxes + np.array([*window[:2], *window[:2]], np.float64)
+    boxes = boxes + np.array([*tile[:2], *tile[:2]], np.float64)
     scores, labels = instances.scores.tolist(), instances.pred_classes.tolist()
-    return [
-        TileDetection(tile, window, *row, size)
-        for row in zip(rles, boxes, scores, labels, strict=True)
-    ]
+    rows = zip(rles, boxes, scores, labels, strict=True)
+    return [TileDetection(tile, *row, size) for row in rows]
 
 
 def _box_mask(box: npt.NDArray[np.float64], size: tuple[int, int]) -> dict[str, Any]:
@@ -176,8 +172,7 @@ class TileDetection:
     """A detection in a tile.
 
     Attributes:
-        tile: index of the tile.
-        tile_window: the tile, in pixels of the image.
+        tile: in pixels of the image.
         rle: the mask, in COCO's run-length encoding, of the size of the tile.
         box: (4,), (x0, y0, x1, y1) in pixels of the image.
         score: from 0 to 1.
@@ -185,8 +180,7 @@ class TileDetection:
         size: (H, W) of the image.
     """
 
-    tile: int
-    tile_window: Window
+    tile: Window
     rle: dict[str, Any]
     box: npt.NDArray[np.float64]
     score: float
@@ -196,16 +190,13 @@ class TileDetection:
     @cached_property
     def window(self) -> Window:
         """The smallest window of the image that contains the mask."""
-        x0, y0, x1, y1 = window_of(self.rle)
-        x, y = self.tile_window[:2]
-        return x0 + x, y0 + y, x1 + x, y1 + y
+        return _shift(window_of(self.rle), *self.tile[:2])
 
     @cached_property
     def is_cut(self) -> bool:
         """Whether the object may continue beyond the tile."""
-        (x0, y0, x1, y1), (left, top, right, bottom) = self.window, self.tile_window
-        near_x = max(2, round(_CUT_DISTANCE * (right - left)))
-        near_y = max(2, round(_CUT_DISTANCE * (bottom - top)))
+        (x0, y0, x1, y1), (left, top, right, bottom) = self.window, self.tile
+        near_x, near_y = (max(2, round(_CUT_DISTANCE * s)) for s in (right - left, bottom - top))
         height, width = self.size
         return (
             (left > 0 and x0 - left < near_x)
@@ -215,17 +206,12 @@ class TileDetection:
         )
 
     def crop(self, window: Window) -> npt.NDArray[np.uint8]:
-        """The mask in a window of the image that lies inside the tile."""
-        x, y = self.tile_window[:2]
-        return crop(self.rle, (window[0] - x, window[1] - y, window[2] - x, window[3] - y))
-
-    def image_mask(self) -> dict[str, Any]:
-        """The mask with the size of the image."""
-        return placed(self.rle, self.tile_window[:2], self.size)
+        """The mask in a window of the image, inside the tile."""
+        x, y = self.tile[:2]
+        return crop(self.rle, _shift(window, -x, -y))
 
 
-@dataclass(frozen=True)
-class MergedObject:
+class MergedObject(NamedTuple):
     """An object of the image. As :class:`TileDetection`, but the mask has the image's size."""
 
     rle: dict[str, Any]
@@ -242,19 +228,17 @@ def merge(detections: Sequence[TileDetection]) -> list[MergedObject]:
     one of them, an intersection over the smaller one of at least 0.7. The most similar pairs are
     merged first. A merge must not combine two detections of one tile, unless its border cuts both.
 
-    If a tile shows an object whole, the result is the whole detection with the best score.
-    Otherwise it is the union of masks and boxes. Its score is the best score.
+    If a tile shows the whole object, the result is the best of such detections. Otherwise it is the
+    union of masks and boxes. Its score is the best score of all its detections.
     """
     detections = [d for d in detections if d.window[2] > d.window[0]]  # no empty masks
     pairs = sorted(_similar_pairs(detections), key=lambda pair: -pair[0])
     clusters = {i: [i] for i in range(len(detections))}
     for _, i, j in pairs:
         first, second = clusters[i], clusters[j]
-        if first is second or not _may_merge(detections, first, second):
-            continue
-        first += second
-        for member in second:
-            clusters[member] = first
+        if first is not second and _may_merge(detections, first, second):
+            first += second
+            clusters.update(dict.fromkeys(second, first))
     distinct = {id(cluster): cluster for cluster in clusters.values()}.values()
     objects = [_combine([detections[i] for i in cluster]) for cluster in distinct]
     return sorted(objects, key=lambda merged: -merged.score)
@@ -262,17 +246,17 @@ def merge(detections: Sequence[TileDetection]) -> list[MergedObject]:
 
 def _similar_pairs(detections: Sequence[TileDetection]) -> list[tuple[float, int, int]]:
     """(similarity, index, index) of detections that show the same object."""
-    by_tile: dict[int, list[int]] = defaultdict(list)
+    by_tile: dict[Window, list[int]] = defaultdict(list)
     for i, detection in enumerate(detections):
         by_tile[detection.tile].append(i)
     pairs = []
-    for first, second in itertools.combinations(by_tile.values(), 2):
-        shared = _intersect(detections[first[0]].tile_window, detections[second[0]].tile_window)
+    for tiles in itertools.combinations(by_tile, 2):
+        shared = _intersect(*tiles)
         if shared is None:
             continue
         first_parts, second_parts = (
-            {i: part for i in tile if (part := _intersect(detections[i].window, shared))}
-            for tile in (first, second)
+            {i: part for i in by_tile[tile] if (part := _intersect(detections[i].window, shared))}
+            for tile in tiles
         )
         for i, j in itertools.product(first_parts, second_parts):
             if detections[i].label != detections[j].label:
@@ -286,9 +270,7 @@ def _similar_pairs(detections: Sequence[TileDetection]) -> list[tuple[float, int
 def _similarity(a: TileDetection, b: TileDetection, part_a: Window, part_b: Window) -> float:
     """Above 0 if two detections are one object, and higher for more similar masks.
 
-    Args:
-        a, b: detections in two tiles.
-        part_a, part_b: their windows in the area that the tiles share.
+    ``part_a`` and ``part_b`` are their windows in the area that their tiles share.
     """
     common = _intersect(part_a, part_b)
     if common is None:
@@ -318,12 +300,15 @@ def _combine(cluster: Sequence[TileDetection]) -> MergedObject:
     score = max(detection.score for detection in cluster)
     whole = [detection for detection in cluster if not detection.is_cut]
     parts = [max(whole, key=lambda detection: detection.score)] if whole else cluster
+    masks = [placed(part.rle, part.tile[:2], part.size) for part in parts]
     boxes = np.stack([part.box for part in parts])
-    rle = parts[0].image_mask()
-    if len(parts) > 1:
-        rle = mask_util.merge([part.image_mask() for part in parts])
     box = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
+    rle = masks[0] if len(masks) == 1 else mask_util.merge(masks)
     return MergedObject(rle, box, score, parts[0].label)
+
+
+def _shift(window: Window, x: int, y: int) -> Window:
+    return window[0] + x, window[1] + y, window[2] + x, window[3] + y
 
 
 def _intersect(a: Window, b: Window) -> Window | None:
