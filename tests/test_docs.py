@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs/example.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     pytest.importorskip("ipykernel")

@@ -52,6 +52,7 @@ def test_the_page_has_every_step() -> None:
     assert named == ["python", *_OF_EACH]
 
 
+@pytest.mark.slow
 def test_from_labelled_photos_to_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -289,10 +289,11 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         metrics = {k: v for k, v in rows[0].items() if k.startswith("AP")}
         # With a single class, its AP is the overall AP.
         per_class = {f"AP-{row['class']}": row["AP"] for row in rows[1:]} if len(rows) > 2 else {}
-        _logger.info(
-            "Evaluation results for %s on %s:\n%s\n\n%s",
-            *(task, self._dataset_name, coco_table(coco_eval), metrics_table(metrics, per_class)),
-        )
+        # COCO's twelve lines go to log.txt; the screen shows the tables below.
+        summary = (task, self._dataset_name, coco_table(coco_eval))
+        _logger.info("COCO summary for %s on %s:\n%s", *summary, extra={"log_only": True})
+        tables = (task, self._dataset_name, metrics_table(metrics, per_class))
+        _logger.info("Evaluation results for %s on %s:\n%s", *tables)
         if reasons := explain_nan(metrics, per_class, TASKS[task]):
             _logger.warning("Of the metrics for %s,\n%s", task, reasons)
         return {**metrics, **per_class}

@@ -9,6 +9,7 @@ from benchmarks.options import OPTIONS, main
 from mask_rcnn_plus import UserError
 
 
+@pytest.mark.slow
 def test_every_option_is_timed(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("detectron2").setLevel(logging.NOTSET)  # as in a new process
     command = ["--config-file", str(tiny_config), "--rounds", "1", "--steps", "1"]

@@ -168,6 +168,7 @@ def test_unwritable_output_is_refused_before_the_run(
     assert (tmp_path / "finished" / "roi_align.json").read_text() == "an hour's work"
 
 
+@pytest.mark.slow
 def test_the_script_prints_its_table(tmp_path: Path) -> None:
     process = subprocess.run(
         [

@@ -105,6 +105,7 @@ def test_a_mapper_that_returns_none_gets_another_image() -> None:
         take(batches(lambda record: None), 1)
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_an_error_only_when_the_next_batch_is_fetched() -> None:
     def deadly(record: dict[str, Any]) -> str:
         if record["file_name"] == doomed:
@@ -123,6 +124,7 @@ def test_a_dead_worker_is_an_error_only_when_the_next_batch_is_fetched() -> None
         list(itertools.islice(source, 9))
 
 
+@pytest.mark.slow
 def test_the_error_of_a_hanging_worker_names_its_images() -> None:
     def slow(record: dict[str, Any]) -> str:
         time.sleep(60)

@@ -55,6 +55,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 @linux_only
 def test_training_does_not_use_more_and_more_memory(tiny_config: Path, tmp_path: Path) -> None:
     arguments = ["OUTPUT_DIR", str(tmp_path / "run"), "DATASETS.TEST", "()"]

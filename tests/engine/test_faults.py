@@ -19,6 +19,8 @@ from mask_rcnn_plus.engine.divergence import STRUCTURES, replay
 from mask_rcnn_plus.engine.weights import non_finite, read_torch
 from tests.engine.test_resume import differing, each_step, load
 
+pytestmark = pytest.mark.slow
+
 # How many SIGKILLs, at random moments of a run; set MRP_KILLS=50 for a longer test.
 KILLS = int(os.environ.get("MRP_KILLS", "5"))
 

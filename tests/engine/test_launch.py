@@ -41,6 +41,7 @@ SAME_GRADIENT["MODEL"] = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_like_one(
     tmp_path: Path, shapes_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

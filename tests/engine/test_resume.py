@@ -13,6 +13,8 @@ from detectron2.engine import HookBase
 
 from mask_rcnn_plus.engine import Trainer, main
 
+pytestmark = pytest.mark.slow
+
 
 def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)

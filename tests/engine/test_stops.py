@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from mask_rcnn_plus.engine.weights import non_finite
@@ -73,6 +74,7 @@ run("refused", doing=on_rank_1(4, lose_images))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(small_config: Path, tmp_path: Path) -> None:
     script = tmp_path / "runs.py"
     script.write_text(RUNS)

@@ -109,6 +109,7 @@ def files(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in [*names, *output.glob("preview_*.png")]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_killed_evaluation_continues_at_its_image(
     trained: Path, shapes: Path, tmp_path: Path, seen: list[int]
@@ -136,6 +137,7 @@ def test_a_killed_evaluation_continues_at_its_image(
     assert seen == every[2:] + every
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_killed_processes_end_with_the_files_of_one(
     trained: Path, shapes: Path, tmp_path: Path

@@ -121,6 +121,7 @@ def test_unsupported_architecture_is_refused(wanted):
         build.architecture_flags(wanted, {"80", "90"})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (torch.version.cuda and shutil.which("nvcc")), reason="no nvcc, or a torch without CUDA"
 )

@@ -29,6 +29,7 @@ def inputs(count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     return [m.requires_grad_() for m in maps], torch.cat([image, corner, corner + size], dim=1)
 
 
+@pytest.mark.slow
 def test_compiled_code_accepts_any_number_of_boxes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,6 +172,7 @@ print("parity on", torch.ops.mask_rcnn_plus.cpu_isa())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backend() != "native", reason="the operators are not compiled")
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
 def test_every_instruction_set_agrees(isa):

@@ -234,6 +234,7 @@ for kind in ("noise", "threshold"):
 """
 
 
+@pytest.mark.slow
 @native_only
 @pytest.mark.parametrize(
     ("torch_isa", "ours"), [("default", "baseline"), ("avx2", "baseline"), ("avx2", "avx2")]
@@ -267,6 +268,7 @@ print(extra(lambda: paste_masks_rle(masks, boxes, (3000, 4000))))
 """
 
 
+@pytest.mark.slow
 @linux_only
 @native_only
 def test_memory_is_proportional_to_the_runs():

@@ -50,6 +50,7 @@ print(json.dumps(rows))
 MIB = 2**20
 
 
+@pytest.mark.slow
 @linux_only
 @pytest.mark.skipif(backend() != "native", reason="the operators are not compiled")
 def test_memory_is_the_result_and_a_bounded_scratch() -> None:

@@ -126,6 +126,7 @@ def test_a_terminated_command_runs_its_cleanup(monkeypatch: pytest.MonkeyPatch) 
     assert exit_.value.code == 143 and ended == [True]
 
 
+@pytest.mark.slow
 def test_a_closed_output_prints_no_traceback() -> None:
     code = "import sys; from mask_rcnn_tools.cli import main; sys.exit(main(sys.argv[1:]))"
     args = [sys.executable, "-c", code, "check-data", "--help"]

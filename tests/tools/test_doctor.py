@@ -117,6 +117,7 @@ def corrupt_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_detectron2_a_library_and_the_operators_may_be_broken(
     tmp_path: Path, corrupt_copy: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_detectron2_a_library_and_the_operators_may_be_broken(
     assert "mask_rcnn_plus does not import" in shown
 
 
+@pytest.mark.slow
 def test_a_corrupt_library_leaves_torchvisions_operators(
     tmp_path: Path, corrupt_copy: Path
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_corrupt_library_leaves_torchvisions_operators(
     assert report["package"]["folder"] == str(corrupt_copy / "mask_rcnn_plus")
 
 
+@pytest.mark.slow
 def test_torch_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")")
     code, report = run(tmp_path)

@@ -216,6 +216,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_hostile_jsons_give_a_result(make: Make, tmp_path: Path) -> None:
     for number, damage in enumerate(HOSTILE):
         make(damage, split=f"h{number}")

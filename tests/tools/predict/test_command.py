@@ -82,6 +82,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_weights_and_an_image_are_enough(folder: Path, weights: str) -> None:
     code = "import sys; from mask_rcnn_tools.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "predict", "--weights", weights, "photos/y.jpg"]
@@ -307,6 +308,7 @@ def test_a_full_disk_is_one_line(
     assert line == "error: cannot write into --output out: No space left on device"
 
 
+@pytest.mark.slow
 def test_opencv_prints_nothing(folder: Path, weights: str) -> None:
     code = "import sys; from mask_rcnn_tools.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "predict", "--weights", weights, "99"]

@@ -14,6 +14,8 @@ from mask_rcnn_tools.report.command import main
 from tests import browser
 from tests.tools.report.conftest import HOSTILE, MakeRun
 
+pytestmark = pytest.mark.slow
+
 OBJECTS = [(1, 1, [5.0, 5, 20, 20]), (1, 2, [35.0, 35, 20, 20]), (2, 1, [10.0, 10, 30, 30])]
 FOUND = [(1, 1, [5.0, 5, 20, 20], 0.9), (1, 1, [35.0, 35, 20, 20], 0.8)]
 BETTER = [*FOUND, (1, 2, [35.0, 35, 20, 20], 0.85), (2, 1, [10.0, 12, 30, 30], 0.7)]
