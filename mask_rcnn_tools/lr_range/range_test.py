@@ -99,7 +99,6 @@ def range_test(cfg: CfgNode, *, start: float, end: float, iterations: int) -> Cu
         *(model, batches, optimizer),
         amp=amp_dtype(cfg),
         parts=cfg.SOLVER.ACCUMULATE_STEPS,
-        exact=cfg.SOLVER.ACCUMULATE_EXACT,
     )
     freeze_mode(model, cfg.MODEL.FREEZE)
     progress = tqdm(_rates(start, end, iterations), desc="Learning rates", total=iterations)
