@@ -3,8 +3,9 @@
 import os
 import sys
 
-# Before torch: waiting threads sleep. By default they spin, which slows down other processes.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch: OpenMP threads that wait soon sleep. By default they spin for milliseconds, which
+# slows down every process on a busy machine.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import mask_rcnn_plus  # noqa: F401  (repairs detectron2 before anything imports it)
 from mask_rcnn_plus.engine import main

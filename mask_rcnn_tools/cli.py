@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
     if name in COMMANDS:
-        # Before torch: waiting threads sleep instead of slowing down other processes.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Before torch: OpenMP threads that wait soon sleep, so that other processes can run.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         if name not in LIGHT:
             # Before anything else imports detectron2, because the plugin repairs it.
             importlib.import_module("mask_rcnn_plus")
