@@ -234,6 +234,7 @@ def symptoms(fresh: Pool) -> dict[tuple[str, bool], AsyncResult]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", SYMPTOMS, ids=lambda e: e.__name__)
 def test_the_patch_removes_the_symptom(experiment, symptoms, patches) -> None:
     name = experiment.__name__

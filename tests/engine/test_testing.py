@@ -236,7 +236,7 @@ def test_an_optimized_copy_has_the_current_weights(
     assert later.roi_heads.box_predictor.cls_score.bias.eq(7).all()
 
     cfg = load_config(tiny_config, [*classes, *ENABLED, "TEST.OPTIMIZE.DTYPE", "fp16"])
-    with pytest.raises(UserError, match="take 'bf16'"):
+    with pytest.raises(UserError, match="'bf16'"):
         evaluation_model(cfg, model)
 
 

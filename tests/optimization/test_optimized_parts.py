@@ -37,6 +37,7 @@ def use_compiler(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_compiled_model_and_its_copies_detect_the_same_for_any_size(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +96,7 @@ def test_parts_that_cannot_be_compiled_run_uncompiled_and_are_named(
     assert len(tries) == 2
 
 
+@pytest.mark.slow
 def test_default_compiler_computes_the_same() -> None:
     torch._dynamo.reset()
     part = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
