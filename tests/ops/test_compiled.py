@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mask_rcnn_plus.ops import backend, fpn_roi_align
@@ -30,12 +31,12 @@ def inputs(count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
 
 
 @pytest.mark.slow
+# In this process: torch's pool of compiler processes would outlive the test.
+@torch._inductor.config.patch(compile_threads=1)
 def test_compiled_code_accepts_any_number_of_boxes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    # In this process, since torch's pool of compiler processes would outlive the test.
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     torch._dynamo.reset()
     compiler = CompileCounterWithBackend("inductor")
 
