@@ -1,4 +1,4 @@
-"""What all benchmarks share: alternating timings, peak memory, arguments and reports."""
+"""Shared by all benchmarks: alternating timings, peak memory, arguments and reports."""
 
 import argparse
 import ctypes

@@ -27,7 +27,7 @@ from mask_rcnn_plus.evaluation import build_coco_evaluator, run_inference
 from mask_rcnn_plus.evaluation.stages import StageTimer
 
 FORWARD, BACKWARD, OPTIMIZER, DATA = "forward", "backward", "optimiser", "data"
-# What a sweep varies -> its values.
+# Quantity that a sweep varies -> its values.
 SWEEPS = {"batch": (1, 2, 4, 6, 8), "detections": (1, 50, 100, 200, 300)}
 _SWEEP_REPEATS = 3
 # Detections of one class whose boxes overlap less are different objects.

@@ -1,6 +1,6 @@
-"""What all commands share: arguments, exit codes, and one line for each error.
+"""Shared by all commands: arguments, exit codes, and one line for each error.
 
-Imports nothing of the plugin, and torch only in a function: help and the doctor start without it.
+Imports nothing from the plugin, and torch only in a function: help and the doctor need neither.
 """
 
 import argparse

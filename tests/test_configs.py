@@ -1,4 +1,4 @@
-"""Every YAML in configs/ trains and predicts, and repeats nothing of its base."""
+"""Every YAML in configs/ trains and predicts, and repeats no setting of its base."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The README's commands and script, as they stand there."""
+"""The README's commands and script, unchanged."""
 
 import re
 from pathlib import Path

@@ -73,7 +73,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # The same seed gives the same files, byte for byte.
     cfg.DATASETS.SHAPES.SEED = 0
 
-    # What to do about problems in COCO data sets before training and evaluation. "strict" refuses
+    # How to handle problems in COCO data sets before training and evaluation. "strict" refuses
     # them; "repair" repairs or removes them; "off" checks only for what would crash the process.
     # `mask-rcnn-plus check-data NAME` lists all problems.
     cfg.DATA_CHECK = "strict"
@@ -139,7 +139,7 @@ def _add_augmentation_keys(cfg: CfgNode) -> None:
 def _add_training_keys(cfg: CfgNode) -> None:
     # Each default below does what detectron2 does.
 
-    # What is not trained: names of modules or parameters, each from the start of the full name to a
+    # Frozen parts: names of modules or parameters, each from the start of the full name to a
     # dot or its end, with shell wildcards, such as ["backbone.bottom_up.stem",
     # "proposal_generator"] or ["backbone.bottom_up.res[2-4]"]. Frozen batch norms keep their
     # statistics, and frozen dropout drops nothing. The run logs what it froze.

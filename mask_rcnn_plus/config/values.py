@@ -1,4 +1,4 @@
-"""Whether a config is valid: values, combinations of keys, names of components and metrics.
+"""Checks whether a config is valid: values, combinations of keys, names of components and metrics.
 
 Every key of this project has its rule here. detectron2's keys have one only where a wrong value
 would otherwise fail late, or silently train something else. All checks raise a UserError.

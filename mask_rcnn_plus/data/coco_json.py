@@ -195,7 +195,7 @@ def _check_entries(
 
 
 def image_fault(image: dict[str, Any]) -> str:
-    """What is wrong with an image's file name or size, as a clause; "" if nothing is."""
+    """Describes, as a clause, an error in an image's file name or size; "" if there is none."""
     if not isinstance(image["file_name"], str) or not image["file_name"]:
         return f"has the file_name {_show(image['file_name'])}, which is not a file name"
     for side in ("height", "width"):
@@ -207,7 +207,7 @@ def image_fault(image: dict[str, Any]) -> str:
 
 
 def category_fault(category: dict[str, Any]) -> str:
-    """What is wrong with a category's name, as a clause; "" if nothing is."""
+    """Describes, as a clause, an error in a category's name; "" if there is none."""
     if not isinstance(category["name"], str):
         return f"has the name {_show(category['name'])}, which is not a string"
     return ""

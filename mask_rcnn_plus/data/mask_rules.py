@@ -1,7 +1,7 @@
-"""Which masks of a json are safe for pycocotools.
+"""Checks which masks of a json are safe for pycocotools.
 
 pycocotools checks nothing. Run lengths that do not fit the image make it read and write beyond its
-memory. NaN or a huge coordinate in a polygon makes it allocate without end.
+memory. NaN or a huge coordinate in a polygon makes it allocate memory without limit.
 """
 
 import itertools

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
         the exit code, as listed in ``--help``; an error is one line on standard error.
     """
     parser = default_argument_parser(epilog=_EXAMPLES)
-    # Not a config key: a stranger's config must not decide which files its user trusts.
+    # Not a config key: an untrusted config must not decide which files the user trusts.
     parser.add_argument(
         TRUST_FLAG,
         action="store_true",

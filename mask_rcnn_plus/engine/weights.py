@@ -1,4 +1,4 @@
-"""Reads files of weights as data, since a stranger may have written them: no code in them runs."""
+"""Reads weights files as data: they may come from an untrusted source, so no code in them runs."""
 
 import codecs
 import contextlib

@@ -317,7 +317,7 @@ def _report_unchanged(model: nn.Module, report: OptimizationReport) -> None:
     if backbone is not None and not isinstance(backbone, ResNet):
         report.kept.append(f"backbone: only the layers of {type(backbone).__name__}")
     names_by_type: dict[str, list[str]] = defaultdict(list)
-    # What a box predictor holds itself is for its loss.
+    # A box predictor's own tensors are only for its loss.
     known = (layers.InferenceLayer, FastRCNNOutputLayers)
     for name, module in model.named_modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

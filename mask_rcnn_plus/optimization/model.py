@@ -15,12 +15,12 @@ from mask_rcnn_plus.optimization.layers import INFERENCE_ONLY
 
 @dataclass
 class OptimizationReport:
-    """What :func:`mask_rcnn_plus.optimize` did; ``print`` shows it.
+    """The changes that :func:`mask_rcnn_plus.optimize` made; ``print`` shows them.
 
     Attributes:
         device, dtype: of the model, and of its weights and maps.
-        done: what was optimised, one line each.
-        kept: what runs as before, with the reason, one line each.
+        done: the optimized parts, one line each.
+        kept: the parts that run as before, with the reason, one line each.
         weight_mib: memory of the copy's weights and constants, which it shares with no other model.
     """
 

@@ -43,7 +43,7 @@ class ImageEntry(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where an image file is.
+    """The location of an image file.
 
     Attributes:
         path: of the file; "" if it must not or cannot be opened.
@@ -169,7 +169,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 class Facts(NamedTuple):
-    """What the check knows about an image file.
+    """The facts that the check knows about an image file.
 
     Attributes:
         kind, detail: the problem of the file itself, as in ``Problem``; "" without one.

@@ -49,7 +49,7 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
     """Writes the images, and then the json of each split.
 
     Args:
-        labels: what is left out now is added to ``skipped`` and ``noted``.
+        labels: the labels; objects that are left out are added to ``skipped`` and ``noted``.
         plan: where and how to write.
 
     Returns:

@@ -121,7 +121,7 @@ def _advise_folders(machine: dict[str, Any], datasets: dict[str, Any]) -> Iterat
 
 
 def format_size(count: int | None) -> str:
-    """A number of bytes for people."""
+    """A number of bytes in readable units."""
     if count is None:
         return "unknown"
     if count >= _GIB:

@@ -96,7 +96,7 @@ def best_threshold(analysis: Analysis, task: str) -> tuple[float, float, float, 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often detections are right, by tenths of the score."""
+    """The share of correct detections in each tenth of the score."""
 
     count: Array  # (10,) detections
     score: Array  # (10,) their mean score; nan without detections

@@ -34,7 +34,7 @@ _MAX_PAIRS = 20
 
 
 def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str]:
-    """What a reader of the metrics has to know; split and calibration are for the main task."""
+    """Notes that help to read the metrics; split and calibration are for the main task."""
     analysis, errors = run.analysis, run.analysis.main_matches.errors
     yield from _missing_metrics(run)
     if not len(analysis.detections):

@@ -76,7 +76,7 @@ def test_all_images_are_opened_with_the_supported_formats() -> None:
 
 
 class _Heif(ImageFile.ImageFile):
-    """Stands for an application's Pillow plugin: one green pixel."""
+    """Simulates an application's Pillow plugin: one green pixel."""
 
     format = "FAKE_HEIF"
 

@@ -1,4 +1,4 @@
-"""What needs a GPU: deterministic results, no waits for the device, and memory.
+"""Tests that need a GPU: deterministic results, no waits for the device, and memory.
 
 Values are tested on every machine, in test_cuda_emulation.py.
 """
