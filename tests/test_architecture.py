@@ -80,7 +80,7 @@ def test_operators_need_torch_but_not_detectron2() -> None:
         assert "detectron2" not in {name[0] for name in imported(path)}, path
 
 
-def test_what_starts_a_command_needs_no_torch() -> None:
+def test_starting_a_command_needs_no_torch() -> None:
     for name in ("__init__", "cli", "arguments", "machine", "doctor/__init__", "doctor/command"):
         used = {name[0] for name in imported(ROOT / f"mask_rcnn_tools/{name}.py")}
         allowed = {"mask_rcnn_tools", "torch"} if name == "arguments" else {"mask_rcnn_tools"}

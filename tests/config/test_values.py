@@ -43,7 +43,7 @@ def test_metrics_have_the_names_that_the_engine_gives_them() -> None:
     assert names == (f"{ema.NAME}/", f"{validation.NAME}/", TASKS.keys())
 
 
-def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
+def test_settings_of_the_model_zoo_are_in_range(config: Path) -> None:
     zoo = {
         "SOLVER.STEPS": "(210000, 250000)",
         "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "1e999",  # documented: the largest gradient

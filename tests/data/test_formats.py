@@ -103,6 +103,6 @@ def test_an_applications_own_formats_keep_working(
         read_image(str(path))
 
 
-def test_nothing_of_pillow_or_detectron2_is_replaced() -> None:
+def test_pillow_and_detectron2_are_unchanged() -> None:
     assert detection_utils.read_image.__module__ == "detectron2.data.detection_utils"
     assert Image.open.__module__ == "PIL.Image"

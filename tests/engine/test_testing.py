@@ -196,7 +196,7 @@ def test_results_of_another_evaluation_are_never_reused(
     assert len(seen) == (2 if changed == "nothing" else 3)
 
 
-def test_an_evaluation_writes_what_a_report_needs(trained: Path, shapes: Path) -> None:
+def test_an_evaluation_writes_the_files_that_a_report_needs(trained: Path, shapes: Path) -> None:
     folder = trained / "inference" / "shapes_val"
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert Path(evaluation["json_file"]).is_file() and Path(evaluation["image_root"]).is_dir()
