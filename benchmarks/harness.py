@@ -78,7 +78,7 @@ def alternate(
         warm_ups: turns whose measurements are dropped.
         rotate: start each turn with the next implementation.
         enough: whether to stop after this many timed turns.
-        label: of a progress bar on a terminal; None for no bar.
+        label: the label of a progress bar on a terminal; None for no bar.
 
     Returns:
         the measurements of each implementation, one per timed turn.

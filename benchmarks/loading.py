@@ -85,7 +85,7 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
     Args:
         cfg: from ``load_config``; its data sets are registered.
         rows: name -> config keys and values to change. All rows load the same images.
-        images: how many per row, after some to warm up.
+        images: the number of images per row, after the warm-up.
     """
 
     def load(batches: Iterator[Any], turn: int) -> float:

@@ -116,7 +116,7 @@ def build_implementations(
         stock: detectron2's model, in evaluation mode; all implementations get its weights.
         against: names from ``BASELINES``; "stock" is always included, since the others are
             compared with it.
-        dtypes: of ours, from ``DTYPES``.
+        dtypes: the dtypes of our implementation, from ``DTYPES``.
         image_size: (height, width) of the network's input, for torchvision's resizing.
 
     Raises:

@@ -88,7 +88,7 @@ def measure_training(
         cfg: detectron2's.
         model: detectron2's, with the weights that all implementations start from.
         batches: mapped samples with ground truth; each step uses the next one.
-        dtypes: of ours: "fp32" or the dtype of mixed precision.
+        dtypes: the dtypes of our implementation: "fp32" or the dtype of mixed precision.
         repeats: timed steps of each implementation.
         device: where to run.
         data_ms: milliseconds of loading a batch, by detectron2's mapper and by ours. The totals do

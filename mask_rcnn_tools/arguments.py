@@ -186,7 +186,7 @@ def prepare_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
     Args:
         folder: created if it does not exist.
         names: the files to write into it.
-        overwrite: whether they may exist.
+        overwrite: whether the files may exist.
 
     Raises:
         UsageError: the folder cannot be created or written into, or a file exists.

@@ -77,7 +77,7 @@ def check_detectron2() -> Origin:
             f"the installed detectron2 ({origin.distribution}) is not upstream's v0.6: "
             f"{len(origin.differing)} files differ: {names}"
             + (f" and {rest} more" if rest > 0 else "")
-            + "; what this project says of detectron2 0.6 may not hold"
+            + "; what this project says about detectron2 0.6 may be wrong"
         )
     return origin
 

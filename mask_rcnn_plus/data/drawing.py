@@ -39,7 +39,7 @@ class Shape:
     Attributes:
         kind: one of ``SHAPE_KINDS``.
         centre: (x, y).
-        radius: of the circle, or of the circle through the corners.
+        radius: the radius of the circle, or of the circle through the corners.
         corners: (name of the keypoint, (x, y)), clockwise on screen; empty for a circle.
     """
 

@@ -34,7 +34,7 @@ class Checkpointer(DetectionCheckpointer):
             refuses weights that fit no parameter.
         class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids.
         config: YAML text of the config, stored as ``"config"``.
-        keep: how many periodic checkpoints to keep when another is saved; 0 for all.
+        keep: the number of periodic checkpoints to keep when another is saved; 0 for all.
         checkpointables: as in detectron2.
     """
 

@@ -60,7 +60,7 @@ class FusedConv2d(InferenceLayer, nn.Conv2d):
         """
         Args:
             conv: left unchanged.
-            dtype: of the weights and the result.
+            dtype: the dtype of the weights and the result.
             fused: use oneDNN's fused operators.
             norm, activation: what follows the convolution; this layer owns it.
         """

@@ -18,7 +18,7 @@ class OptimizationReport:
     """The changes that :func:`mask_rcnn_plus.optimize` made; ``print`` shows them.
 
     Attributes:
-        device, dtype: of the model, and of its weights and maps.
+        device, dtype: the model's device, and the dtype of its weights and maps.
         done: the optimized parts, one line each.
         kept: the parts that run as before, with the reason, one line each.
         weight_mib: memory of the copy's weights and constants, which it shares with no other model.

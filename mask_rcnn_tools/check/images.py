@@ -46,9 +46,9 @@ class Location(NamedTuple):
     """The location of an image file.
 
     Attributes:
-        path: of the file; "" if it must not or cannot be opened.
+        path: the path of the file; "" if it must not or cannot be opened.
         kind, detail: the problem, as in ``Problem``; "" without one.
-        size, mtime_ns: of the file, in bytes and nanoseconds.
+        size, mtime_ns: the file's size in bytes, and its modification time.
     """
 
     path: str

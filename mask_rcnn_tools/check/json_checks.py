@@ -36,7 +36,7 @@ class Inspection(NamedTuple):
 
     Attributes:
         problems: sorted by kind.
-        annotations: how many the json has.
+        annotations: the number of annotations in the json.
         images: those with a file name; height and width are 0 if they are not valid.
         categories: the json's; empty if the json is not in COCO format.
         classes: (name, number of annotations, number of crowds among them), in the order of the

@@ -23,7 +23,7 @@ class Format(NamedTuple):
 
     Attributes:
         read: reads SOURCE; the options are its keyword arguments.
-        options: of this format, besides those of all formats.
+        options: the options of this format, in addition to those of all formats.
         title: completes "Converts ...".
         source: describes SOURCE.
         example: the arguments of an example.

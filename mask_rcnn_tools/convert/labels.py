@@ -48,7 +48,7 @@ class LabelledImage:
 
     Attributes:
         name: path of its file within the new image folder, with "/" between folders.
-        height, width: of the upright image (after its EXIF orientation), in pixels.
+        height, width: the size of the upright image (after its EXIF orientation), in pixels.
         path: its file; None if ``content`` returns the bytes of the file instead.
         content: returns the bytes of the file.
         orientation: EXIF's, 1 to 8.

@@ -42,7 +42,7 @@ def render(runs: Sequence[Run], *, count: int) -> str:
 
     Args:
         runs: one, or two that were evaluated on the same data.
-        count: how many images each section shows.
+        count: the number of images in each section.
 
     Raises:
         UserError: two runs were evaluated on different data.

@@ -62,7 +62,7 @@ def in_two_processes(arguments: list[str], *, dies: bool = False) -> list[int | 
     """Runs the command in two processes, as torchrun does; returns their exit codes.
 
     Args:
-        arguments: of the command.
+        arguments: the arguments of the command.
         dies: whether the first process is killed at its second image.
     """
     with socket.socket() as free:
