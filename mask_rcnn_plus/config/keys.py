@@ -225,7 +225,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
 
     # Also compute boundary AP (Cheng et al. 2021, with a band of 2 % of the diagonal), as
     # "boundary/AP". It counts masks with a wrong outline for less. Scoring masks takes longer
-    # (README, "Evaluate"); box and mask AP are unchanged.
+    # (docs/evaluation.md); box and mask AP are unchanged.
     cfg.TEST.BOUNDARY_AP = True
 
     # Write each image's result to OUTPUT_DIR/inference/<data set>/journal at once. A killed
@@ -240,7 +240,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # any case; detectron2's VIS_PERIOD adds training images with their proposals.)
     cfg.TEST.PREVIEW_TENSORBOARD = False
 
-    # Evaluate a copy of the model that is optimised for inference (mask_rcnn_plus.optimize): the
+    # Evaluate a copy of the model that is optimized for inference (mask_rcnn_plus.optimize): the
     # same detections in half the time. Each evaluation during training makes such a copy, which
     # needs the memory of the weights once more.
     cfg.TEST.OPTIMIZE = CfgNode()

@@ -160,7 +160,7 @@ class Batches:
         self.bad[file] = why
         if len(self.bad) > self._max_bad:
             raise UserError(
-                f"{len(self.bad)} images cannot be used, and DATALOADER.MAX_BAD_SAMPLES is "
+                f"{len(self.bad)} images cannot be used, but DATALOADER.MAX_BAD_SAMPLES is "
                 f"{self._max_bad}; the last one: {why}"
             )
         logger.warning(

@@ -28,7 +28,7 @@ def require_dataset(name: str, *, training: bool = False) -> list[dict[str, Any]
     Args:
         name: as in DATASETS.TRAIN and DATASETS.TEST. If it is not registered,
             ``register_folder_datasets()`` is called first.
-        training: whether the data set must have an annotation to train on: not a crowd, not an empty box.
+        training: whether it must have an annotation to train on: not a crowd, not an empty box.
 
     Returns:
         the records of its images, at least one, in detectron2's format.

@@ -238,7 +238,7 @@ def _check_optimizer(
     kinds = [{"momentum", "betas"} & set().union(*groups) for groups in both]
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"SOLVER.OPTIMIZER is '{name}', and the checkpoint to resume from was trained with "
+            f"SOLVER.OPTIMIZER is '{name}', but the checkpoint to resume from was trained with "
             f"another one: keep that, {restart}"
         )
     sizes = [[len(group["params"]) for group in groups] for groups in both]

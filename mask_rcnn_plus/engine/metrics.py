@@ -238,7 +238,7 @@ class Evaluation(EvalHook):
                     raise Interrupt(UserError.exit_code)
                 hint = did_you_mean(loss, losses) or f"; its losses: {', '.join(losses)}"
                 raise UserError(
-                    f"{watcher.setting} is '{name}', and the model has no loss '{loss}'{hint}"
+                    f"{watcher.setting} is '{name}', but the model has no loss '{loss}'{hint}"
                 )
 
     def _update(self, watcher: Watcher, iteration: int) -> None:

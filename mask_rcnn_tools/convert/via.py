@@ -181,7 +181,7 @@ def _outline(kind: Any, shape: Any) -> list[float]:
     if kind == "polygon":
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
-            raise InvalidShape("does not have as many all_points_x as all_points_y")
+            raise InvalidShape("has different numbers of all_points_x and all_points_y")
         return polygon([list(pair) for pair in zip(xs, ys, strict=True)])
     if kind == "rect":
         x, y, width, height = (to_number(shape.get(key)) for key in ("x", "y", "width", "height"))

@@ -51,7 +51,7 @@ def _remedy(name: str, reason: str) -> str:
     if "No module named 'torch'" in reason:
         return "; install torch (README, section Start)"
     if "detectron2" in reason and ("No module named" in reason or "not installed" in reason):
-        return "; install detectron2 (README, section Compatibility)"
+        return "; install detectron2 (docs/installation.md)"
     if name in ("operators", "self_test") and "ends the process" in reason:
         return "; the compiled library does not match: reinstall mask-rcnn-plus"
     return ""

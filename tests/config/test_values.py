@@ -152,7 +152,7 @@ def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
 def test_contradictory_keys_are_refused(config: Path) -> None:
     for expected, *opts in (
         ("False where", "INPUT.CROP.ENABLED", "True", "INPUT.JITTER.ENABLED", "True"),
-        ("0 where INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
+        ("0 if INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
         (
             "0 unless MODEL.LOAD_PROPOSALS is False",
             *("INPUT.COPY_PASTE.PROB", "0.5", "MODEL.MASK_ON", "True"),

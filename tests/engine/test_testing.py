@@ -246,7 +246,7 @@ def test_a_run_evaluates_the_copy_and_continues_training(
     run = ["--config-file", str(tiny_config)]
     keys = ["TEST.EVAL_PERIOD", "1", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
     assert main([*run, *keys, *ENABLED]) == 0
-    assert capsys.readouterr().out.count("The model is optimised for fp32 on cpu") == 2
+    assert capsys.readouterr().out.count("The model is optimized for fp32 on cpu") == 2
     output = tmp_path / "output"
     trained = json.loads((output / "inference/shapes_val/metrics.json").read_text())
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "b")]

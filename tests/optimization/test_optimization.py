@@ -353,7 +353,7 @@ def test_wrong_arguments_are_refused(model: nn.Module, fast: nn.Module) -> None:
         optimize(model, "int8")
     with pytest.raises(UserError, match="slower than fp32"):
         optimize(model, "fp16")
-    with pytest.raises(UserError, match="already optimised"):
+    with pytest.raises(UserError, match="already optimized"):
         optimize(fast)
 
 
