@@ -56,7 +56,7 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def outline_fault(content: Any) -> str:
-    """Why a json's content is not COCO at all, as a clause; "" if its outline is right."""
+    """The reason, as a clause, why a json is not in COCO format; "" if its outline is right."""
     if not isinstance(content, dict):
         return f"it contains a {type(content).__name__}, not an object"
     for section in _FIELDS:
@@ -83,7 +83,7 @@ def file_stamp(path: Path) -> Stamp | None:
 
 
 def mark_vetted(stamp: Stamp, categories: list[dict[str, Any]]) -> None:
-    """Records that ``read_coco_json`` would accept the json of a stamp from before it was read."""
+    """Records that ``read_coco_json`` accepts a json; the stamp is from before it was read."""
     _vetted[stamp] = categories
 
 
@@ -96,7 +96,7 @@ def read_categories(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_harmful_masks(path: Path) -> None:
-    """Refuses a json, to be loaded by another package, with a mask unsafe for pycocotools.
+    """Refuses a json for another package's loader if a mask is unsafe for pycocotools.
 
     Raises:
         UserError: a mask is unsafe, or the file is not json.
