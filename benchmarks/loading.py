@@ -102,7 +102,7 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
         batches = build_train_batches(own, build_train_mapper(own), seed=max(0, cfg.SEED))
         runs[name] = partial(load, iter(batches))
     times = alternate(runs, turns=images, warm_ups=_WARM_UPS, label="images")
-    # The machine causes the slowest tenth. The median would not do, since the cost of an
+    # The machine causes the slowest tenth. The median is not suitable, since the cost of an
     # augmentation depends on its random values.
     kept = max(1, images * 9 // 10)
     return {name: statistics.mean(sorted(values)[:kept]) for name, values in times.items()}

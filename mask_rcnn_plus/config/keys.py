@@ -242,7 +242,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
 
     # Evaluate a copy of the model that is optimized for inference (mask_rcnn_plus.optimize): the
     # same detections in half the time. Each evaluation during training makes such a copy, which
-    # needs the memory of the weights once more.
+    # needs memory for the weights a second time.
     cfg.TEST.OPTIMIZE = CfgNode()
     cfg.TEST.OPTIMIZE.ENABLED = False
     # The type of weights and maps: "fp32", "bf16" (GPUs, and CPUs with instructions for it) or

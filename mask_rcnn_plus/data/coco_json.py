@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_plus.data.mask_rules import max_pixels, segmentation_fault
+from mask_rcnn_plus.data.mask_rules import mask_fault, max_pixels
 from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def refuse_harmful_masks(path: Path) -> None:
     for index, annotation in enumerate(content["annotations"]):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         size = sizes.get(image_id) if _is_id(image_id) else None
-        if size and (fault := segmentation_fault(annotation.get("segmentation"), size)):
+        if size and (fault := mask_fault(annotation.get("segmentation"), size)):
             where = f"annotations[{index}] (id {_show(annotation.get('id'))})"
             raise _not_coco(path, f"{where} {fault}")
     _harmless.add(stamp)
@@ -224,7 +224,7 @@ def _annotation_fault(
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"has the bbox {_show(box)}, which is not [x, y, width, height] in pixels"
-    return segmentation_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
+    return mask_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
 
 
 def is_whole(value: object) -> bool:

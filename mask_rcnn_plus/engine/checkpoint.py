@@ -114,7 +114,7 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(str(file), *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes from the newest sound checkpoint of the run, or loads the weights at a path.
+        """Resumes from the newest intact checkpoint of the run, or loads the weights at a path.
 
         Raises:
             UserError: as ``load``, or the run has checkpoints and all are damaged.
@@ -145,7 +145,7 @@ class Checkpointer(DetectionCheckpointer):
         return extra
 
     def _choose(self) -> str:
-        """The newest sound checkpoint of the run, chosen by the main process; "" for none."""
+        """The newest intact checkpoint of the run, chosen by the main process; "" for none."""
         chosen: Path | None = None
         faults: list[str] = []
         if comm.is_main_process():

@@ -203,7 +203,7 @@ def _fuse_backbone(model: nn.Module, parts: _Replacements, report: OptimizationR
     for stem in model.modules():
         if type(stem) is BasicStem and is_bare((converted := parts.copy(stem)).conv1):
             parts.replace(stem, FusedStem(converted))
-    # Last, since an FPN contains the ResNet.
+    # This comes last, since an FPN contains the ResNet.
     for name, fpn in model.named_modules():
         if type(fpn) is FPN and FusedFPN.fits(converted := parts.copy(fpn)):
             parts.replace(fpn, FusedFPN(converted))

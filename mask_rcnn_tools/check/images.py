@@ -282,7 +282,7 @@ def _read_all(paths: list[str], mode: str) -> list[Facts]:
         warnings.catch_warnings(),
         progress_bar(text, "image", total=len(paths)) as bar,
     ):
-        # Pillow warns of large images and damaged metadata. Set here, since threads share it.
+        # Pillow warns about large images and damaged metadata. All threads share these filters.
         warnings.simplefilter("ignore")
         with ThreadPoolExecutor(threads) as pool:
             for facts in pool.map(read_batch, range(0, len(paths), _BATCH)):

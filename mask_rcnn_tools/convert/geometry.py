@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, segmentation_fault
+from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, mask_fault
 from mask_rcnn_tools.check.masks import MIN_AREA
 from mask_rcnn_tools.convert.labels import LabelledObject
 
@@ -128,7 +128,7 @@ def to_annotation(labelled: LabelledObject, height: int, width: int) -> dict[str
         InvalidShape: the object covers no pixel of the image.
     """
     polygons = [part for p in labelled.polygons if (part := clip(p, width, height))]
-    if fault := segmentation_fault(polygons, [height, width]):
+    if fault := mask_fault(polygons, [height, width]):
         raise InvalidShape(fault)
     solid = [p for p in polygons if _area(p) > MIN_AREA]
     parts = [*coco_mask.frPyObjects(polygons, height, width)] if polygons else []

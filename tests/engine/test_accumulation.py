@@ -111,7 +111,7 @@ def test_a_step_equals_its_parts_computed_one_by_one(
         assert distance(gradient, mean) < 5e-6
         assert losses == pytest.approx(mean_losses, rel=1e-5)
         assert drawn == drawn_in_turn
-    # Each part samples for itself and has its own means, so the gradient is not the whole batch's.
+    # Each part samples separately and has its own means, so the gradient is not the whole batch's.
     assert distance(gradient, whole) > 1e-3
     assert losses != pytest.approx(whole_losses, rel=1e-5)
 

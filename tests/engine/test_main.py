@@ -388,7 +388,7 @@ def test_an_absent_gpu_is_refused(tiny_config: Path, capsys: pytest.CaptureFixtu
 def test_an_unwritable_output_folder_is_refused(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Below a file, since root may write into any folder.
+    # A path below a file, since root may write into any folder.
     blocked = str(tmp_path / "file" / "output")
     (tmp_path / "file").touch()
     assert blocked in refusal(capsys, tiny_config, "OUTPUT_DIR", blocked)

@@ -34,7 +34,7 @@ def test_compiled_code_accepts_any_number_of_boxes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    # In this process, since torch's pool of compiler processes would outlive the test.
+    # Compiles in this process, since torch's pool of compiler processes would outlive the test.
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
     torch._dynamo.reset()
     compiler = CompileCounterWithBackend("inductor")
