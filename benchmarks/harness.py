@@ -117,8 +117,8 @@ def clock(device: str, *, cpu_time: bool = False) -> float:
 def peak_memory(run: Callable[[], object], device: str) -> float | None:
     """The peak memory of a call in MiB, beyond what was in use before.
 
-    On CUDA this is the memory that PyTorch allocates; on the CPU, resident memory after freed memory
-    has returned to the system. None if the system does not report it (only Linux does).
+    On CUDA this is the memory that PyTorch allocates; on the CPU, the resident memory after freed
+    memory has returned to the system. None if the system does not report it (only Linux does).
     """
     gc.collect()
     if device.startswith("cuda"):
