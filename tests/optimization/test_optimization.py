@@ -166,7 +166,7 @@ def test_layers_agree_without_onednn_and_without_rois(model: nn.Module, fast: nn
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_images_and_weights_have_the_models_detections(
+def test_non_finite_images_and_weights_give_the_models_detections(
     model: nn.Module, value: float, dtype: str
 ) -> None:
     inputs = [{"image": torch.full((3, 64, 64), value), "height": 64, "width": 64}]
