@@ -1,4 +1,4 @@
-"""What all benchmarks share: alternating timings, peak memory, arguments and reports."""
+"""Shared by all benchmarks: alternating timings, peak memory, arguments and reports."""
 
 import argparse
 import ctypes
@@ -78,7 +78,7 @@ def alternate(
         warm_ups: turns whose measurements are dropped.
         rotate: start each turn with the next implementation.
         enough: whether to stop after this many timed turns.
-        label: of a progress bar on a terminal; None for no bar.
+        label: the label of a progress bar on a terminal; None for no bar.
 
     Returns:
         the measurements of each implementation, one per timed turn.
@@ -117,8 +117,8 @@ def clock(device: str, *, cpu_time: bool = False) -> float:
 def peak_memory(run: Callable[[], object], device: str) -> float | None:
     """The peak memory of a call in MiB, beyond what was in use before.
 
-    On CUDA the memory that PyTorch allocates; on the CPU resident memory, after freed memory has
-    gone back to the system. None where the system does not report it (only Linux does).
+    On CUDA this is the memory that PyTorch allocates; on the CPU, the resident memory after freed
+    memory has returned to the system. None if the system does not report it (only Linux does).
     """
     gc.collect()
     if device.startswith("cuda"):

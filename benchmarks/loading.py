@@ -85,7 +85,7 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
     Args:
         cfg: from ``load_config``; its data sets are registered.
         rows: name -> config keys and values to change. All rows load the same images.
-        images: how many per row, after some to warm up.
+        images: the number of images per row, after the warm-up.
     """
 
     def load(batches: Iterator[Any], turn: int) -> float:
@@ -102,7 +102,7 @@ def measure(cfg: CfgNode, rows: dict[str, dict[str, Any]], *, images: int) -> di
         batches = build_train_batches(own, build_train_mapper(own), seed=max(0, cfg.SEED))
         runs[name] = partial(load, iter(batches))
     times = alternate(runs, turns=images, warm_ups=_WARM_UPS, label="images")
-    # The machine causes the slowest tenth. The median would not do, since the cost of an
+    # The machine causes the slowest tenth. The median is not suitable, since the cost of an
     # augmentation depends on its random values.
     kept = max(1, images * 9 // 10)
     return {name: statistics.mean(sorted(values)[:kept]) for name, values in times.items()}

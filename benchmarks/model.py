@@ -246,7 +246,7 @@ def _ratio(baseline: float | None, ours: float | None) -> str:
 
 
 def _agreement_table(rows: Sequence[Row]) -> list[str]:
-    """How the other implementations' detections agree with the first's."""
+    """The agreement of each implementation's detections with those of the first."""
     head = [
         f"against {rows[0]['side']}",
         *("detections", "matched", "score difference: median, largest"),

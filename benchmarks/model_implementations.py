@@ -58,8 +58,8 @@ class Implementation:
 
     Attributes:
         name: e.g. "stock fp32".
-        model: in evaluation mode.
-        timer: of its stages.
+        model: the model, in evaluation mode.
+        timer: times its stages.
         detect: from detectron2's inputs to one ``Instances`` per image, at its original size, with
             ``pred_boxes``, ``scores``, ``pred_classes`` and, where there are masks, ``rle``.
     """
@@ -114,9 +114,9 @@ def build_implementations(
     Args:
         cfg: detectron2's; its thresholds and numbers of detections apply to all implementations.
         stock: detectron2's model, in evaluation mode; all implementations get its weights.
-        against: from ``BASELINES``; "stock" is always included, since the others are compared with
-            it.
-        dtypes: of ours, from ``DTYPES``.
+        against: names from ``BASELINES``; "stock" is always included, since the others are
+            compared with it.
+        dtypes: the dtypes of our implementation, from ``DTYPES``.
         image_size: (height, width) of the network's input, for torchvision's resizing.
 
     Raises:
@@ -196,7 +196,7 @@ def _torchvision(model: Any, device: torch.device) -> Implementation:
     model.transform.postprocess = timed_paste
 
     def detect(inputs: Inputs) -> list[Instances]:
-        # torchvision's transforms return such images: RGB, 0 to 1.
+        # torchvision expects RGB images, 0 to 1.
         images = [image["image"].flip(0).to(device).float() / 255 for image in inputs]
         results = []
         for output, image in zip(model(images), inputs, strict=True):
@@ -267,7 +267,7 @@ def torchvision_model(
 
 
 def torchvision_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of detectron2's R50-FPN with torchvision's names and orders: ``convert`` inverted.
+    """detectron2's R50-FPN weights with torchvision's names and orders, the inverse of ``convert``.
 
     The boxes and masks of the background, which detectron2 does not have, are zero.
     """

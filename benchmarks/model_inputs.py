@@ -1,4 +1,4 @@
-"""What the model benchmark runs on: images, training batches, and weights that find objects."""
+"""Inputs of the model benchmark: images, training batches, and weights that find objects."""
 
 import copy
 import itertools
@@ -24,7 +24,7 @@ from mask_rcnn_plus.data import NamingMapper, PolygonMapper, require_dataset
 from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.errors import UserError
 
-# Photographs are larger than what a network is trained on.
+# Photographs are larger than the images that a network is trained on.
 _PHOTO_SCALE = 1.25
 _OBJECTS_PER_IMAGE = 8
 _LOADED_IMAGES, _LOADING_REPEATS = 4, 3
@@ -48,7 +48,7 @@ def inference_images(cfg: CfgNode, name: str | None, count: int, size: tuple[int
     Args:
         cfg: its INPUT says how the images of a data set are resized.
         name: the data set's; None for generated images of ``size``.
-        count: how many images; a smaller data set is repeated.
+        count: the number of images; a smaller data set is repeated.
         size: (height, width).
     """
     if name is None:
@@ -71,7 +71,7 @@ def training_batches(
         cfg: detectron2's; for generated images its INPUT is set, in place, to the size.
         name: the data set's; None for generated JPEG images.
         batch: samples per batch.
-        batches: how many.
+        batches: the number of batches.
         size: (height, width) of the network's input.
 
     Returns:
@@ -107,7 +107,7 @@ def training_batches(
             seed_all(0, "benchmark", number)
             samples.append([ours(copy.deepcopy(record)) for record in chosen])
         if not all(len(sample["instances"]) for sample in itertools.chain(*samples)):
-            raise UserError(f"data set '{name}' has images without objects among its first")
+            raise UserError(f"data set '{name}' has images without objects among those used")
         stock_ms, our_ms = _loading_times((stock, ours), records[:_LOADED_IMAGES])
     return samples, (batch * stock_ms, batch * our_ms)
 
@@ -169,7 +169,7 @@ def _make_record(
 
 @torch.no_grad()
 def set_random_weights(model: nn.Module, inputs: Inputs, detections: int) -> float:
-    """Changes a model's random weights so that it finds a wanted number of objects.
+    """Changes a model's random weights so that it finds a given number of objects.
 
     Residual branches are damped, so that activations do not grow from block to block. The last
     layers' outputs get mean 0 and a fixed deviation. The mask head's convolutions average over

@@ -27,7 +27,7 @@ from mask_rcnn_plus.evaluation import build_coco_evaluator, run_inference
 from mask_rcnn_plus.evaluation.stages import StageTimer
 
 FORWARD, BACKWARD, OPTIMIZER, DATA = "forward", "backward", "optimiser", "data"
-# What a sweep varies -> its values.
+# Quantity that a sweep varies -> its values.
 SWEEPS = {"batch": (1, 2, 4, 6, 8), "detections": (1, 50, 100, 200, 300)}
 _SWEEP_REPEATS = 3
 # Detections of one class whose boxes overlap less are different objects.
@@ -88,7 +88,7 @@ def measure_training(
         cfg: detectron2's.
         model: detectron2's, with the weights that all implementations start from.
         batches: mapped samples with ground truth; each step uses the next one.
-        dtypes: of ours: "fp32" or the dtype of mixed precision.
+        dtypes: the dtypes of our implementation: "fp32" or the dtype of mixed precision.
         repeats: timed steps of each implementation.
         device: where to run.
         data_ms: milliseconds of loading a batch, by detectron2's mapper and by ours. The totals do

@@ -41,7 +41,7 @@ BINS = {1000: 7, 100: 14}  # RoIs per image -> bins: of the box head and of the 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 IMPLEMENTATIONS = ("ours", "detectron2", "torchvision")
-# Every row is compared with this too, whatever its dtype and layout.
+# Every row is also compared with this, whatever the row's dtype and layout.
 BASELINE = "detectron2 NCHW fp32"
 MAX_INPUT_SETS = 4
 
@@ -166,10 +166,9 @@ def make_pyramid(channels: int, seed: int, device: str) -> list[Tensor]:
 
 
 def make_boxes(count: int, seed: int, device: str) -> Boxes:
-    """Random boxes within the image, to which they are cut.
+    """Random boxes, clipped to the image.
 
-    Log-uniform: the square root of the area, from 16 to 800 pixels, and width / height, from 1:2 to
-    2:1.
+    The square root of the area (16 to 800 pixels) and width / height (1:2 to 2:1) are log-uniform.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -269,7 +268,7 @@ def measure(
     """Measures one setting in both layouts, forward and backward.
 
     Args:
-        rois: how many, a key of ``BINS``.
+        rois: the number of RoIs, a key of ``BINS``.
         sampling_ratio: samples per bin and axis; 0 adapts to the box.
         dtype_name: a key of ``DTYPES``.
         pyramids: ``MAX_INPUT_SETS`` lists of fp32 maps (1, C, Hl, Wl).
@@ -314,7 +313,7 @@ def measure(
         for direction in ("forward", "backward"):
             runs = {name: directions[direction] for name, directions in all_runs.items()}
             error = {name: _relative_error(runs[name][0](), expected[direction]) for name in names}
-            # On the CPU, the run is too short to measure its memory.
+            # On the CPU, the run is too short for measuring its memory.
             extra_mib = {
                 name: peak_memory(runs[name][0], device) if device == "cuda" else None
                 for name in names
@@ -356,7 +355,7 @@ def _relative_error(actual: Sequence[Tensor], expected: list[Tensor]) -> float:
 
 
 def input_sets(implementations: int) -> int:
-    """How many input sets to use in turns.
+    """The number of input sets that are used in turn.
 
     With at least three, a set has left the caches when its turn comes. A number that is coprime
     with the number of implementations lets each of them use every set.

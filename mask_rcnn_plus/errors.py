@@ -44,7 +44,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def reason(error: BaseException, limit: int = 200) -> str:
-    """Why an operation failed, on one line, for the end of an error message.
+    """The reason why an operation failed, on one line, for the end of an error message.
 
     Args:
         error: what was raised.

@@ -1,6 +1,6 @@
-"""What all commands share: arguments, exit codes, and one line for each error.
+"""Shared by all commands: arguments, exit codes, and one line for each error.
 
-Imports nothing of the plugin, and torch only in a function: help and the doctor start without it.
+Imports nothing from the plugin, and torch only in a function: help and the doctor need neither.
 """
 
 import argparse
@@ -186,7 +186,7 @@ def prepare_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
     Args:
         folder: created if it does not exist.
         names: the files to write into it.
-        overwrite: whether they may exist.
+        overwrite: whether the files may exist.
 
     Raises:
         UsageError: the folder cannot be created or written into, or a file exists.

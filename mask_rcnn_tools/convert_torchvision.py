@@ -27,7 +27,7 @@ The command changes:
   - the position of the background class: first in torchvision, last in detectron2's box head, and
     without boxes and masks
   - the weights of batch norm, for detectron2's epsilon
-{CONFIG} contains what the weights expect of the model: the mean and
+{CONFIG} contains the settings that the weights need: the mean and
 standard deviation of pixels, RoIAlign with aligned=False and 2 x 2 samples, and strides in the
 3 x 3 convolutions.
 

@@ -12,13 +12,13 @@ from mask_rcnn_tools.machine import cpu_model, usable_cpus
 
 
 def describe_environment(device: str) -> dict[str, str | int]:
-    """What a measurement depends on besides the code.
+    """Describes the environment of a measurement: versions and hardware.
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; where the benchmark runs.
 
     Returns:
-        names for people -> strings and numbers, ready for JSON.
+        readable names -> strings and numbers, ready for JSON.
     """
     facts: dict[str, str | int] = {"device": device}
     if device.startswith("cuda"):

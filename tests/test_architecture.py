@@ -1,4 +1,4 @@
-"""Who may import whom."""
+"""Which package may import which."""
 
 import ast
 import os
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Room -> the rooms that it may import. A room may import itself and `errors`.
+# Subpackage -> the subpackages that it may import. Each may import itself and `errors`.
 ALLOWED = {
     "errors": set(),
     "compat": set(),
@@ -47,17 +47,17 @@ def imported(path: Path) -> set[tuple[str, ...]]:
     return {tuple(name.split(".")) for name in found}
 
 
-def rooms(path: Path) -> set[str]:
-    """The rooms of the plugin that a file imports."""
+def subpackages(path: Path) -> set[str]:
+    """The subpackages of the plugin that a file imports."""
     return {name[1] for name in imported(path) if name[0] == "mask_rcnn_plus" and len(name) > 1}
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_rooms_of_the_plugin_import_what_the_table_allows(room: str) -> None:
-    folder = ROOT / "mask_rcnn_plus" / room
+@pytest.mark.parametrize("name", ALLOWED)
+def test_subpackages_import_only_what_the_table_allows(name: str) -> None:
+    folder = ROOT / "mask_rcnn_plus" / name
     files = list(folder.rglob("*.py")) or [folder.with_suffix(".py")]
     for path in files:
-        assert rooms(path) <= ALLOWED[room] | {room, "errors"}, path
+        assert subpackages(path) <= ALLOWED[name] | {name, "errors"}, path
 
 
 def test_every_room_is_in_the_table() -> None:
@@ -80,7 +80,7 @@ def test_operators_need_torch_but_not_detectron2() -> None:
         assert "detectron2" not in {name[0] for name in imported(path)}, path
 
 
-def test_what_starts_a_command_needs_no_torch() -> None:
+def test_starting_a_command_needs_no_torch() -> None:
     for name in ("__init__", "cli", "arguments", "machine", "doctor/__init__", "doctor/command"):
         used = {name[0] for name in imported(ROOT / f"mask_rcnn_tools/{name}.py")}
         allowed = {"mask_rcnn_tools", "torch"} if name == "arguments" else {"mask_rcnn_tools"}

@@ -1,4 +1,4 @@
-"""Every YAML in configs/ trains and predicts, and repeats nothing of its base."""
+"""Every YAML in configs/ trains and predicts, and repeats no setting of its base."""
 
 import re
 from collections.abc import Iterator
@@ -70,7 +70,7 @@ def test_it_trains_and_predicts(path: Path) -> None:
     [path for path in sorted(CONFIGS.rglob("*.yaml")) if "_BASE_" in own_text(path)],
     ids=lambda path: str(path.relative_to(CONFIGS)),
 )
-def test_it_repeats_nothing_of_its_base(path: Path) -> None:
+def test_repeats_no_setting_of_its_base(path: Path) -> None:
     own = own_text(path)
     before = dict(leaves(load_config(path.parent / own.pop("_BASE_"))))
     after = dict(leaves(load_config(path)))

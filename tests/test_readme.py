@@ -1,4 +1,4 @@
-"""The README's commands and script, as they stand there."""
+"""The README's commands and script, unchanged."""
 
 import re
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_app_script_predicts(
     cfg.MODEL.WEIGHTS = "output/balloons/model_final.pth"
     variables["predictor"] = DefaultPredictor(cfg)
     exec(faster, variables)
-    assert "optimised for bf16 on cpu" in capsys.readouterr().out
+    assert "optimized for bf16 on cpu" in capsys.readouterr().out
     found = variables["predictor"](cv2.imread("photo.jpg"))["instances"]
     assert found.image_size == (90, 70) and found.pred_masks.dtype == torch.bool
 

@@ -1,4 +1,4 @@
-"""docs/tutorial.md: its commands and its script, as they stand there, with a shorter training."""
+"""docs/tutorial.md: its commands and its script, unchanged except for shorter training."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/tutorial.md").read_text()
-# What is shortened: fewer pictures and iterations, at half the size.
+# Shortened options: fewer pictures and iterations, at half the size.
 _SHORTER = (
     ("--number 300", "--number 24"),
     (

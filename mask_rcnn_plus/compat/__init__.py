@@ -7,8 +7,8 @@ except ModuleNotFoundError as error:
         raise
     # detectron2 is not a dependency: users choose one of its two distributions.
     raise ModuleNotFoundError(
-        "detectron2 is not installed; mask_rcnn_plus is a plugin for it, and the README's section "
-        "Compatibility says how to install both",
+        "detectron2 is not installed; mask_rcnn_plus is a plugin for it, and "
+        "docs/installation.md says how to install both",
         name="detectron2",
     ) from None
 

@@ -1,4 +1,4 @@
-"""Which detectron2 is installed: upstream's v0.6, a source install, or a redistribution."""
+"""Identifies the installed detectron2: upstream's v0.6, a source install, or a redistribution."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ _NAMES_IN_MESSAGE = 10
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the installed detectron2 comes from.
+    """The origin of the installed detectron2.
 
     Attributes:
         kind: "upstream 0.6" (the same files, from any package), "source" (a checkout, or installed
@@ -77,7 +77,7 @@ def check_detectron2() -> Origin:
             f"the installed detectron2 ({origin.distribution}) is not upstream's v0.6: "
             f"{len(origin.differing)} files differ: {names}"
             + (f" and {rest} more" if rest > 0 else "")
-            + "; what this project says of detectron2 0.6 may not hold"
+            + "; what this project says about detectron2 0.6 may be wrong"
         )
     return origin
 

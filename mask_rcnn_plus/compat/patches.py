@@ -1,6 +1,6 @@
 """detectron2 0.6 on today's torch, NumPy, Pillow, setuptools and Python, without compiling it.
 
-``apply()`` repairs what is broken in the installed detectron2 and leaves the rest alone. Upstream's
+``apply()`` repairs what is broken in the installed detectron2 and changes nothing else. Upstream's
 main branch also has the version 0.6, so no patch trusts the version: each looks for its defect
 first. Patches change names inside detectron2's own modules; torch, NumPy and Pillow do not change.
 Files and lines in the docstrings refer to detectron2's tag v0.6.
@@ -26,7 +26,7 @@ from mask_rcnn_plus.compat.tools import Stub, View, has_extension, lent_module, 
 def apply() -> list[str]:
     """Repairs the installed detectron2. A second call changes nothing.
 
-    Imports the engine, hence modeling, data and evaluation: 0.1 s more than
+    Imports the engine, which imports modeling, data and evaluation. This takes 0.1 s more than
     ``detectron2.modeling``.
 
     Returns:
@@ -213,7 +213,7 @@ def _edit_distributed_arguments(edit: Callable[[torch.nn.Module, dict[str, Any]]
 def distributed_on_cpu() -> bool:
     """engine/defaults.py:72 sets a GPU for every model that it wraps, also in main.
 
-    Symptom: ValueError from DistributedDataParallel for a model on the CPU, hence in every run with
+    Symptom: ValueError from DistributedDataParallel for a model on the CPU, so in every run with
     several gloo processes. Fix: no device is set for such a model.
     """
     if 'kwargs["device_ids"] = [comm.get_local_rank()]' not in source("engine/defaults.py"):
@@ -230,8 +230,8 @@ def distributed_on_cpu() -> bool:
 def distributed_buffers() -> bool:
     """engine/defaults.py:380 passes ``broadcast_buffers``, which torch 2.14 deprecates.
 
-    Symptom: a FutureWarning from each process. Fix: the argument's new name. It also leaves buffers
-    alone between steps and copies them once at the start, as torch did when v0.6 was written.
+    Symptom: a FutureWarning from each process. Fix: the argument's new name. Buffers are then
+    copied once at the start and not between steps, as torch did when v0.6 was written.
     """
     arguments = inspect.signature(torch.nn.parallel.DistributedDataParallel).parameters
     old_name = "broadcast_buffers=False" in source("engine/defaults.py")

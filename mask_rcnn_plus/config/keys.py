@@ -73,7 +73,7 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # The same seed gives the same files, byte for byte.
     cfg.DATASETS.SHAPES.SEED = 0
 
-    # What to do about problems in COCO data sets before training and evaluation. "strict" refuses
+    # How to handle problems in COCO data sets before training and evaluation. "strict" refuses
     # them; "repair" repairs or removes them; "off" checks only for what would crash the process.
     # `mask-rcnn-plus check-data NAME` lists all problems.
     cfg.DATA_CHECK = "strict"
@@ -139,7 +139,7 @@ def _add_augmentation_keys(cfg: CfgNode) -> None:
 def _add_training_keys(cfg: CfgNode) -> None:
     # Each default below does what detectron2 does.
 
-    # What is not trained: names of modules or parameters, each from the start of the full name to a
+    # Frozen parts: names of modules or parameters, each from the start of the full name to a
     # dot or its end, with shell wildcards, such as ["backbone.bottom_up.stem",
     # "proposal_generator"] or ["backbone.bottom_up.res[2-4]"]. Frozen batch norms keep their
     # statistics, and frozen dropout drops nothing. The run logs what it froze.
@@ -225,7 +225,7 @@ def _add_test_keys(cfg: CfgNode) -> None:
 
     # Also compute boundary AP (Cheng et al. 2021, with a band of 2 % of the diagonal), as
     # "boundary/AP". It counts masks with a wrong outline for less. Scoring masks takes longer
-    # (README, "Evaluate"); box and mask AP are unchanged.
+    # (docs/evaluation.md); box and mask AP are unchanged.
     cfg.TEST.BOUNDARY_AP = True
 
     # Write each image's result to OUTPUT_DIR/inference/<data set>/journal at once. A killed
@@ -240,9 +240,9 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # any case; detectron2's VIS_PERIOD adds training images with their proposals.)
     cfg.TEST.PREVIEW_TENSORBOARD = False
 
-    # Evaluate a copy of the model that is optimised for inference (mask_rcnn_plus.optimize): the
+    # Evaluate a copy of the model that is optimized for inference (mask_rcnn_plus.optimize): the
     # same detections in half the time. Each evaluation during training makes such a copy, which
-    # needs the memory of the weights once more.
+    # needs memory for the weights a second time.
     cfg.TEST.OPTIMIZE = CfgNode()
     cfg.TEST.OPTIMIZE.ENABLED = False
     # The type of weights and maps: "fp32", "bf16" (GPUs, and CPUs with instructions for it) or

@@ -1,4 +1,4 @@
-"""Whether a config is valid: values, combinations of keys, names of components and metrics.
+"""Checks whether a config is valid: values, combinations of keys, names of components and metrics.
 
 Every key of this project has its rule here. detectron2's keys have one only where a wrong value
 would otherwise fail late, or silently train something else. All checks raise a UserError.
@@ -255,16 +255,16 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
         valid = len(values[labels]) == count
         require(labels, valid, f"a list of {count}, one more than {thresholds} has")
     fits = max(values["INPUT.CROP.SIZE"]) <= 1 or values["INPUT.CROP.TYPE"].startswith("absolute")
-    require("INPUT.CROP.SIZE", fits, "at most 1 where INPUT.CROP.TYPE is relative")
+    require("INPUT.CROP.SIZE", fits, "at most 1 if INPUT.CROP.TYPE is relative")
     # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
     both = values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]
-    require("INPUT.CROP.ENABLED", not both, "False where INPUT.JITTER.ENABLED is True")
+    require("INPUT.CROP.ENABLED", not both, "False if INPUT.JITTER.ENABLED is True")
     for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
         require(key, values[key][0] <= values[key][1], "the smallest value, then the largest")
     if values["INPUT.FORMAT"] not in ("RGB", "BGR"):
         for name in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
             key = f"INPUT.COLOR.{name}"
-            require(key, values[key] == 0, "0 where INPUT.FORMAT is neither RGB nor BGR")
+            require(key, values[key] == 0, "0 if INPUT.FORMAT is neither RGB nor BGR")
     if values[key := "INPUT.COPY_PASTE.PROB"] > 0:
         require(key, values["MODEL.MASK_ON"], "0 unless MODEL.MASK_ON is True")
         require(key, not values["MODEL.LOAD_PROPOSALS"], "0 unless MODEL.LOAD_PROPOSALS is False")
@@ -298,13 +298,13 @@ def check_solver(cfg: CfgNode, device: str) -> None:
     solver = cfg.SOLVER
     if solver.AMP.ENABLED and solver.AMP.DTYPE == "fp16" and not device.startswith("cuda"):
         raise UserError(
-            f"SOLVER.AMP.DTYPE fp16 needs a GPU, and the device is '{device}': set "
+            f"SOLVER.AMP.DTYPE fp16 needs a GPU, but the device is '{device}': set "
             "SOLVER.AMP.DTYPE bf16, or SOLVER.AMP.ENABLED False"
         )
     processes = comm.get_world_size()
     if processes > 1 and device.startswith("cuda:"):
         raise UserError(
-            f"MODEL.DEVICE is '{device}', and each of {processes} processes needs a GPU of its "
+            f"MODEL.DEVICE is '{device}', but each of {processes} processes needs a GPU of its "
             "own: set MODEL.DEVICE cuda"
         )
     share, rest = divmod(solver.IMS_PER_BATCH, processes)
@@ -315,7 +315,7 @@ def check_solver(cfg: CfgNode, device: str) -> None:
         )
     if share % solver.ACCUMULATE_STEPS:
         raise UserError(
-            f"SOLVER.ACCUMULATE_STEPS is {solver.ACCUMULATE_STEPS}, and a process's share of a "
+            f"SOLVER.ACCUMULATE_STEPS is {solver.ACCUMULATE_STEPS}, but a process's share of a "
             f"batch has {share} images: set a divisor of that"
         )
 
@@ -347,7 +347,7 @@ def check_options(cfg: CfgNode) -> None:
     test = cfg.TEST
     if test.LOSS_PERIOD and not cfg.DATASETS.TEST:
         raise UserError(
-            f"TEST.LOSS_PERIOD is {test.LOSS_PERIOD}, and DATASETS.TEST is empty: name a data set"
+            f"TEST.LOSS_PERIOD is {test.LOSS_PERIOD}, but DATASETS.TEST is empty: name a data set"
         )
     for key, name in _named_metrics(cfg):
         cause = ""
@@ -357,7 +357,7 @@ def check_options(cfg: CfgNode) -> None:
         elif key == "TEST.EARLY_STOPPING.METRIC" and not test.EVAL_PERIOD:
             cause = "TEST.EVAL_PERIOD 0 evaluates at the end only"
         if cause:
-            raise UserError(f"{key} is '{name}', and {cause}: set it to a number of iterations")
+            raise UserError(f"{key} is '{name}', but {cause}: set it to a number of iterations")
         if name.startswith(_AVERAGED) and not cfg.SOLVER.EMA.ENABLED:
             raise UserError(f"{key} is '{name}': set SOLVER.EMA.ENABLED True")
     head, heads = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.NAME
@@ -368,7 +368,7 @@ def check_options(cfg: CfgNode) -> None:
         if head[key] != default:
             raise UserError(
                 f"MODEL.ROI_BOX_HEAD.{key} is {head[key]}, which MODEL.ROI_HEADS.NAME '{heads}' "
-                "does not know: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
+                "does not support: set FusedROIHeads, FusedRes5ROIHeads or FusedCascadeROIHeads"
             )
 
 
@@ -377,7 +377,7 @@ def check_sampler(cfg: CfgNode) -> None:
     loader = cfg.DATALOADER
     if loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler" and not loader.REPEAT_THRESHOLD:
         raise UserError(
-            "DATALOADER.SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', and REPEAT_THRESHOLD 0 "
+            "DATALOADER.SAMPLER_TRAIN is 'RepeatFactorTrainingSampler', but REPEAT_THRESHOLD 0 "
             "repeats no image: set the share of the images below which a class counts as rare, "
             "such as 0.001 for LVIS"
         )
@@ -388,14 +388,14 @@ def check_metrics(cfg: CfgNode) -> None:
     sets = cfg.DATASETS.TEST
     for key, name in _named_metrics(cfg):
         if not sets:
-            raise UserError(f"{key} is '{name}', and DATASETS.TEST is empty: name a data set")
+            raise UserError(f"{key} is '{name}', but DATASETS.TEST is empty: name a data set")
         metric = name.removeprefix(_AVERAGED).removeprefix(_VALIDATION)
         if len(sets) > 1:
             test_set = next((s for s in sets if metric.startswith(f"{s}/")), None)
             if test_set is None:
                 prefix = name.removesuffix(metric)
                 raise UserError(
-                    f"{key} is '{name}', and there are {len(sets)} test sets: name one, such as "
+                    f"{key} is '{name}', but there are {len(sets)} test sets: name one, such as "
                     f"'{prefix}{sets[0]}/{metric}'"
                 )
             metric = metric.removeprefix(f"{test_set}/")
@@ -411,7 +411,7 @@ def check_metrics(cfg: CfgNode) -> None:
             for switch in _TASKS.get(task, ()):
                 group, option = switch.split(".")
                 if not cfg[group][option]:
-                    raise UserError(f"{key} is '{name}', and {switch} is False: set it to True")
+                    raise UserError(f"{key} is '{name}', but {switch} is False: set it to True")
 
 
 def check_class_metrics(cfg: CfgNode, names: Sequence[str]) -> None:
@@ -422,7 +422,7 @@ def check_class_metrics(cfg: CfgNode, names: Sequence[str]) -> None:
         task, separator, class_name = name.partition("/AP-")
         if separator and task.rsplit("/", 1)[-1] in _TASKS and class_name not in names:
             hint = did_you_mean(class_name, names) or f"; the classes are {', '.join(names)}"
-            raise UserError(f"{key} is '{name}', and no class is called '{class_name}'{hint}")
+            raise UserError(f"{key} is '{name}', but no class is called '{class_name}'{hint}")
 
 
 def _named_metrics(cfg: CfgNode) -> list[tuple[str, str]]:

@@ -132,11 +132,11 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well anchors cover boxes.
+    """The quality of anchors for a set of boxes.
 
     Attributes:
         recall_50, recall_70: the share of boxes that have an IoU of at least 0.5 and 0.7 with some
-            anchor. From 0.7, the RPN labels an anchor positive whatever other anchors there are.
+            anchor. From 0.7, the RPN labels an anchor positive regardless of other anchors.
         mean: the mean of the boxes' best IoU, which is the recall averaged over all thresholds.
     """
 

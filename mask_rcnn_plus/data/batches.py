@@ -31,10 +31,10 @@ class Batches:
 
     Args:
         samples: the images.
-        indices: which of them form a batch.
+        indices: the indices of the images in each batch.
         num_workers: worker processes; 0 loads in this process.
         timeout: seconds that a worker may take for a batch; 0 for no limit.
-        max_bad: how many different unusable images may be skipped.
+        max_bad: the number of different unusable images that may be skipped.
         rank: rank of this process.
     """
 
@@ -160,7 +160,7 @@ class Batches:
         self.bad[file] = why
         if len(self.bad) > self._max_bad:
             raise UserError(
-                f"{len(self.bad)} images cannot be used, and DATALOADER.MAX_BAD_SAMPLES is "
+                f"{len(self.bad)} images cannot be used, but DATALOADER.MAX_BAD_SAMPLES is "
                 f"{self._max_bad}; the last one: {why}"
             )
         logger.warning(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_plus.data.mask_rules import max_pixels, segmentation_fault
+from mask_rcnn_plus.data.mask_rules import mask_fault, max_pixels
 from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def read_coco_json(path: Path) -> dict[str, Any]:
 
 
 def outline_fault(content: Any) -> str:
-    """Why a json's content is not COCO at all, as a clause; "" if its outline is right."""
+    """The reason, as a clause, why a json is not in COCO format; "" if its outline is right."""
     if not isinstance(content, dict):
         return f"it contains a {type(content).__name__}, not an object"
     for section in _FIELDS:
@@ -83,7 +83,7 @@ def file_stamp(path: Path) -> Stamp | None:
 
 
 def mark_vetted(stamp: Stamp, categories: list[dict[str, Any]]) -> None:
-    """Records that ``read_coco_json`` would accept the json of a stamp from before it was read."""
+    """Records that ``read_coco_json`` accepts a json; the stamp is from before it was read."""
     _vetted[stamp] = categories
 
 
@@ -96,7 +96,7 @@ def read_categories(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_harmful_masks(path: Path) -> None:
-    """Refuses a json, to be loaded by another package, with a mask unsafe for pycocotools.
+    """Refuses a json for another package's loader if a mask is unsafe for pycocotools.
 
     Raises:
         UserError: a mask is unsafe, or the file is not json.
@@ -115,7 +115,7 @@ def refuse_harmful_masks(path: Path) -> None:
     for index, annotation in enumerate(content["annotations"]):
         image_id = annotation.get("image_id") if isinstance(annotation, dict) else None
         size = sizes.get(image_id) if _is_id(image_id) else None
-        if size and (fault := segmentation_fault(annotation.get("segmentation"), size)):
+        if size and (fault := mask_fault(annotation.get("segmentation"), size)):
             where = f"annotations[{index}] (id {_show(annotation.get('id'))})"
             raise _not_coco(path, f"{where} {fault}")
     _harmless.add(stamp)
@@ -195,7 +195,7 @@ def _check_entries(
 
 
 def image_fault(image: dict[str, Any]) -> str:
-    """What is wrong with an image's file name or size, as a clause; "" if nothing is."""
+    """Describes, as a clause, an error in an image's file name or size; "" if there is none."""
     if not isinstance(image["file_name"], str) or not image["file_name"]:
         return f"has the file_name {_show(image['file_name'])}, which is not a file name"
     for side in ("height", "width"):
@@ -207,7 +207,7 @@ def image_fault(image: dict[str, Any]) -> str:
 
 
 def category_fault(category: dict[str, Any]) -> str:
-    """What is wrong with a category's name, as a clause; "" if nothing is."""
+    """Describes, as a clause, an error in a category's name; "" if there is none."""
     if not isinstance(category["name"], str):
         return f"has the name {_show(category['name'])}, which is not a string"
     return ""
@@ -224,7 +224,7 @@ def _annotation_fault(
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"has the bbox {_show(box)}, which is not [x, y, width, height] in pixels"
-    return segmentation_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
+    return mask_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
 
 
 def is_whole(value: object) -> bool:

@@ -34,12 +34,12 @@ _RADIUS = {"circle": 1 / 2, "square": math.sqrt(2) / 2, "triangle": 2 / 3}
 
 @dataclass(frozen=True)
 class Shape:
-    """A shape in image coordinates: pixels, of which the first spans 0 to 1; y points down.
+    """A shape in image coordinates, in pixels: the first pixel spans 0 to 1; y points down.
 
     Attributes:
         kind: one of ``SHAPE_KINDS``.
         centre: (x, y).
-        radius: of the circle, or of the circle through the corners.
+        radius: the radius of the circle, or of the circle through the corners.
         corners: (name of the keypoint, (x, y)), clockwise on screen; empty for a circle.
     """
 

@@ -106,7 +106,7 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
 
     No json is read before the data set is loaded. The images are in ``NAME/SPLIT/`` if that folder
     exists, else in ``NAME/images/``. Call it again when files have changed: it updates the paths of
-    a known name, and removes names whose json is gone. Names from other roots stay. Names that
+    a known name, and removes names whose json was deleted. Names from other roots stay. Names that
     detectron2 or the user have registered are never changed. Hidden folders are skipped.
 
     Args:

@@ -1,7 +1,7 @@
-"""Which masks of a json are safe for pycocotools.
+"""Checks which masks of a json are safe for pycocotools.
 
 pycocotools checks nothing. Run lengths that do not fit the image make it read and write beyond its
-memory. NaN or a huge coordinate in a polygon makes it allocate without end.
+memory. NaN or a huge coordinate in a polygon makes it allocate memory without limit.
 """
 
 import itertools
@@ -22,8 +22,8 @@ def max_pixels() -> int:
     return min(2 * (Image.MAX_IMAGE_PIXELS or 2**30), 2**31 - 1)
 
 
-def segmentation_fault(segmentation: Any, size: list[int]) -> str:
-    """Why a mask is unsafe for pycocotools, as a clause; "" if it is safe or missing.
+def mask_fault(segmentation: Any, size: list[int]) -> str:
+    """The reason, as a clause, why a mask is unsafe for pycocotools; "" if it is safe or missing.
 
     Args:
         segmentation: an annotation's polygons or RLE, or any other value of a json.
@@ -45,7 +45,7 @@ def segmentation_fault(segmentation: Any, size: list[int]) -> str:
 
 
 def _coordinates_fault(polygon: list[float]) -> str:
-    """Why a polygon's numbers are unsafe, as in ``segmentation_fault``."""
+    """The reason why a polygon's numbers are unsafe, as in ``mask_fault``."""
     if not polygon:
         return ""
     low, high = min(polygon), max(polygon)
@@ -68,7 +68,7 @@ def _coordinates_fault(polygon: list[float]) -> str:
 
 
 def rle_fault(rle: dict[str, Any], size: list[int]) -> str:
-    """Why an RLE does not fit an image of [height, width], as in ``segmentation_fault``."""
+    """The reason why an RLE does not fit an image of [height, width], as in ``mask_fault``."""
     if rle.get("size") != size or {type(side) for side in rle["size"]} != {int}:
         return f"has an RLE of the size {reprlib.repr(rle.get('size'))}, and its image {size}"
     counts = run_lengths(rle)

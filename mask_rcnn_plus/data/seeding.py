@@ -28,7 +28,7 @@ def seed_all(*purpose: int | str) -> None:
     # Without a GPU, torch.manual_seed would record a stack trace each time.
     torch.default_generator.manual_seed(for_torch)
     if torch.cuda.is_initialized():
-        # All GPUs, since the model may be on another than the current one.
+        # Seeds all GPUs, since the model may not be on the current one.
         torch.cuda.manual_seed_all(for_torch)
 
 

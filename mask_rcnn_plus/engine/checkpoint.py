@@ -34,7 +34,7 @@ class Checkpointer(DetectionCheckpointer):
             refuses weights that fit no parameter.
         class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids.
         config: YAML text of the config, stored as ``"config"``.
-        keep: how many periodic checkpoints to keep when another is saved; 0 for all.
+        keep: the number of periodic checkpoints to keep when another is saved; 0 for all.
         checkpointables: as in detectron2.
     """
 
@@ -114,7 +114,7 @@ class Checkpointer(DetectionCheckpointer):
         return super().load(str(file), *args, **kwargs)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resumes from the newest sound checkpoint of the run, or loads the weights at a path.
+        """Resumes from the newest intact checkpoint of the run, or loads the weights at a path.
 
         Raises:
             UserError: as ``load``, or the run has checkpoints and all are damaged.
@@ -145,7 +145,7 @@ class Checkpointer(DetectionCheckpointer):
         return extra
 
     def _choose(self) -> str:
-        """The newest sound checkpoint of the run, chosen by the main process; "" for none."""
+        """The newest intact checkpoint of the run, chosen by the main process; "" for none."""
         chosen: Path | None = None
         faults: list[str] = []
         if comm.is_main_process():
@@ -238,7 +238,7 @@ def _check_optimizer(
     kinds = [{"momentum", "betas"} & set().union(*groups) for groups in both]
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"SOLVER.OPTIMIZER is '{name}', and the checkpoint to resume from was trained with "
+            f"SOLVER.OPTIMIZER is '{name}', but the checkpoint to resume from was trained with "
             f"another one: keep that, {restart}"
         )
     sizes = [[len(group["params"]) for group in groups] for groups in both]

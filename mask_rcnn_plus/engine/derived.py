@@ -89,7 +89,7 @@ def resolve_class_weights(cfg: CfgNode, names: list[str]) -> None:
         return
     if head.CLASS_WEIGHTS:
         raise UserError(
-            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING is '{head.CLASS_WEIGHTING}', and CLASS_WEIGHTS "
+            f"MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING is '{head.CLASS_WEIGHTING}', but CLASS_WEIGHTS "
             "is set as well: set only one of them"
         )
     counts: Counter[int] = Counter()

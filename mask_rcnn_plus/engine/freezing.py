@@ -17,7 +17,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     Args:
         model: not wrapped for distributed training.
         patterns: names of modules or parameters, with the wildcards of file names: ``*``, ``?``
-            and ``[2-4]``. (A regular expression in a stranger's config could run forever.)
+            and ``[2-4]``. (A regular expression in an untrusted config could run forever.)
 
     Raises:
         UserError: a pattern matches no parameter, or nothing is left to train.

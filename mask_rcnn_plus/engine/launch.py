@@ -85,7 +85,7 @@ def _join_torchrun(device: str) -> None:
 def _check_gpus(args: argparse.Namespace, device: str) -> None:
     if not device.startswith("cuda"):
         raise UserError(
-            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} needs GPUs, and the "
+            f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} needs GPUs, but the "
             f"device is '{device}': start several CPU processes with "
             "'torchrun --nproc-per-node N train_net.py ...'"
         )

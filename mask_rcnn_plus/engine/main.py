@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
         the exit code, as listed in ``--help``; an error is one line on standard error.
     """
     parser = default_argument_parser(epilog=_EXAMPLES)
-    # Not a config key: a stranger's config must not decide which files its user trusts.
+    # Not a config key: an untrusted config must not decide which files the user trusts.
     parser.add_argument(
         TRUST_FLAG,
         action="store_true",
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
         cfg = load_config(args.config_file, args.opts)
         launch(partial(_run, check_data=check_data), args, resolve_device(cfg.MODEL.DEVICE))
     except UserError as error:
-        # Every process of torchrun gets here: one line per machine.
+        # Every process of torchrun reaches this line: print one line per machine.
         return _report(error, show=os.environ.get("LOCAL_RANK", "0") == "0")
     except Interrupt as end:
         return int(end.code or 0)

@@ -82,7 +82,7 @@ class EarlyStopping:
 
     Args:
         metric: the metric.
-        patience: how many values in a row may fail to improve.
+        patience: the number of values in a row that may fail to improve.
         min_delta: the improvement that a value has to exceed, 0 or more.
     """
 
@@ -103,7 +103,7 @@ class EarlyStopping:
             self.state["waited"] = self.state.get("waited", 0) + 1
 
     def reason_to_end(self) -> str:
-        """Why the run should end; "" to continue."""
+        """The reason why the run should end; "" to continue."""
         if self.state.get("waited", 0) < self._patience:
             return ""
         best = "it never had a value"
@@ -127,7 +127,7 @@ class Evaluation(EvalHook):
 
     Args:
         evaluate: returns nested metrics.
-        period: iterations between evaluations; it always evaluates at the end. 0 for only then.
+        period: iterations between evaluations, with one more at the end; 0 for only that one.
         validation: measures the losses; None to measure none.
         loss_period: the same for the losses.
         watchers: follow the metrics.
@@ -238,7 +238,7 @@ class Evaluation(EvalHook):
                     raise Interrupt(UserError.exit_code)
                 hint = did_you_mean(loss, losses) or f"; its losses: {', '.join(losses)}"
                 raise UserError(
-                    f"{watcher.setting} is '{name}', and the model has no loss '{loss}'{hint}"
+                    f"{watcher.setting} is '{name}', but the model has no loss '{loss}'{hint}"
                 )
 
     def _update(self, watcher: Watcher, iteration: int) -> None:

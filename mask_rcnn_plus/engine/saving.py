@@ -1,4 +1,4 @@
-"""Writes checkpoints completely or not at all, and finds a sound one to resume from.
+"""Writes checkpoints completely or not at all, and finds an intact one to resume from.
 
 The SHA-256 of a checkpoint NAME.pth is beside it in NAME.pth.sha256, as ``sha256sum -c`` reads it.
 A save first writes a temporary file, flushes it to the disk, and reads and compares it. It then
@@ -123,7 +123,7 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def choose(folder: Path) -> tuple[Path | None, list[str]]:
-    """The best sound checkpoint of a run, and the faults of the better candidates."""
+    """The best intact checkpoint of a run, and the faults of the better candidates."""
     faults: list[str] = []
     for path in candidates(folder):
         if not (fault := damage(path)):
@@ -156,7 +156,7 @@ def last_saved(folder: Path) -> Path | None:
 
 
 def damage(path: Path) -> str:
-    """The fault of a checkpoint, for a message after its name; "" for a sound one.
+    """The fault of a checkpoint, for a message after its name; "" for an intact one.
 
     A file without a digest beside it only has to be readable.
     """

@@ -80,7 +80,7 @@ class Trainer(DefaultTrainer):
         )
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resumes from the newest sound checkpoint of the run, or loads MODEL.WEIGHTS."""
+        """Resumes from the newest intact checkpoint of the run, or loads MODEL.WEIGHTS."""
         self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
         if self.checkpointer.resumed:
             self.start_iter = self.iter + 1

@@ -32,7 +32,7 @@ class ValidationLoss:
     Args:
         records: data set -> its images, in detectron2's format.
         mapper: converts a record to a sample with ``instances``.
-        images: how many images per data set, evenly spaced; 0 for all.
+        images: the number of images per data set, evenly spaced; 0 for all.
         amp: the mixed precision, a key of ``AMP_DTYPES``; "" for full precision.
     """
 

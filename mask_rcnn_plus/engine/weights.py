@@ -1,4 +1,4 @@
-"""Reads files of weights as data, since a stranger may have written them: no code in them runs."""
+"""Reads weights files as data: they may come from an untrusted source, so no code in them runs."""
 
 import codecs
 import contextlib
@@ -170,7 +170,7 @@ def cannot_load(name: str, error: Exception, path: Path | None = None) -> UserEr
 
 
 def explain(error: Exception) -> str:
-    """Why a file cannot be read, on one line."""
+    """The reason why a file cannot be read, on one line."""
     # torch adds advice on how to switch its safety off.
     text = reason(error, 1000).rpartition("WeightsUnpickler error: ")[2]
     text = re.split(r"This file can still be|Re-running|In PyTorch 2\.6|Check the doc", text)[0]
@@ -179,7 +179,7 @@ def explain(error: Exception) -> str:
 
 
 def listed(names: Sequence[str], most: int) -> str:
-    """The first names, and how many more there are, for an error message."""
+    """The first names, and the number of the others, for an error message."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 

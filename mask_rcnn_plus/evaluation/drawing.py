@@ -119,7 +119,7 @@ class DrawnObjects:
 
 @dataclass(frozen=True)
 class Style:
-    """What is drawn, and how large.
+    """Selects what is drawn, and its size.
 
     Attributes:
         masks, boxes, labels, scores: what is drawn; a score is part of its label. Objects without

@@ -194,7 +194,7 @@ def metrics_table(metrics: Mapping[str, float], per_class: Mapping[str, float]) 
 
 
 def explain_nan(metrics: Mapping[str, float], per_class: Mapping[str, float], what: str) -> str:
-    """Why some metrics are nan, one line per reason; "" if none of them is nan.
+    """The reasons why some metrics are nan, one per line; "" if none of them is nan.
 
     Args:
         metrics, per_class: as for :func:`metrics_table`.

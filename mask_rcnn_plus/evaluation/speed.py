@@ -18,7 +18,7 @@ class InferenceSpeed:
     Times in ms are milliseconds per image, in the process that handles the image.
 
     Attributes:
-        images: how many images were measured.
+        images: the number of measured images.
         seconds: wall time of the slowest process, from loading to the evaluator, without the final
             scoring.
         images_per_second: images / seconds.
@@ -30,7 +30,7 @@ class InferenceSpeed:
         evaluation_ms: the evaluator, which pastes and encodes masks, and the final scoring.
         peak_memory_mib: the largest of all processes, in MiB; nan if unknown.
         peak_memory_kind: what ``peak_memory_mib`` measures.
-        processes: how many processes shared the images.
+        processes: the number of processes that shared the images.
         device: the model's device, with its name.
     """
 
@@ -89,8 +89,8 @@ class Stopwatch:
     Attributes:
         seconds: the time of each stage since the start.
         model_stages: the same for the parts of the model.
-        images, batches: how many since the start.
-        all_images: how many in total, including the warm-up.
+        images, batches: their numbers since the start.
+        all_images: the total number, including the warm-up.
         scoring_seconds: the time of the final scoring.
         peak_memory_mib: the peak memory of this process.
     """

@@ -52,7 +52,7 @@ class LeanOutputLayers(FastRCNNOutputLayers):
         self._is_weighted = bool(focal_gamma) or len(class_weights) > 0
         weights = list(class_weights) or [1.0] * self.num_classes
         weights += [1.0] * (self.num_classes + 1 - len(weights))
-        # Not in checkpoints, since the config sets it.
+        # Not saved in checkpoints, since the config sets it.
         self.register_buffer("_weights", torch.tensor(weights), persistent=False)
 
     def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Any]) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ def weighted_loss(scores: Tensor, labels: Tensor, weights: Tensor, *, gamma: flo
     log_p = F.log_softmax(scores.float(), dim=1).gather(1, labels[:, None])[:, 0]
     loss = -weights[labels] * log_p
     if gamma:
-        # Clamped, since at p = 1 a power below 1 has an infinite gradient.
+        # The clamp is needed because at p = 1 a power below 1 has an infinite gradient.
         loss = loss * (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).eps) ** gamma
     return loss.mean()
 

@@ -16,7 +16,7 @@ from mask_rcnn_plus.ops import paste_masks_rle
 
 
 class ImageMasks(ABC):
-    """R masks of an image, in the place of a bool tensor (R, H, W) in ``Instances.pred_masks``.
+    """R masks of an image, instead of a bool tensor (R, H, W) in ``Instances.pred_masks``.
 
     :meth:`rle`, iteration and indices that choose whole masks create no (R, H, W) tensor.
     :meth:`to_tensor` does, and so do :meth:`numpy`, :meth:`sum` and indices such as ``[:, 10:20]``.

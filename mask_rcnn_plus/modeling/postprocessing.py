@@ -15,7 +15,7 @@ def postprocess(
         results: what a model's ``inference(..., do_postprocess=False)`` returns for an image, in
             pixels of the network's input: ``pred_boxes``, and optionally ``pred_masks`` of shape
             (R, 1, M, M) or ROIMasks. May be changed in place.
-        height, width: of the original image, in pixels.
+        height, width: the size of the original image, in pixels.
         mask_threshold: a pixel belongs to the object where the mask reaches this value.
 
     Returns:

@@ -41,7 +41,7 @@ _STOCK_TYPES = ("ROIAlign", "ROIAlignV2", "ROIPool")
 
 
 class _FusedHeads(ROIHeads):
-    """What all three heads replace in detectron2's."""
+    """Overrides the methods of detectron2's heads that all three heads change."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: Any) -> dict[str, Any]:

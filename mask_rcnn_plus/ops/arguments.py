@@ -11,7 +11,7 @@ FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class Grid(enum.IntEnum):
-    """How a box is converted to a grid of points on a map; ``roi::Grid`` in csrc/roi_math.h."""
+    """The conversion of a box to a grid of points on a map; ``roi::Grid`` in csrc/roi_math.h."""
 
     ALIGN = 0
     ALIGN_HALF = 1

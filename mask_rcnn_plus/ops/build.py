@@ -66,7 +66,7 @@ FAMILIES = {
 
 
 class Unavailable(Exception):
-    """Why a library cannot be built here."""
+    """The reason why a library cannot be built here."""
 
 
 class Nvcc(NamedTuple):

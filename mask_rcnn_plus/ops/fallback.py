@@ -122,7 +122,7 @@ def _pool_by_level(
     if bad.any():
         row = int(bad.nonzero()[0])
         raise RuntimeError(
-            f"boxes[{row}] names image {index[row].item()}, but the features hold images 0 to "
+            f"boxes[{row}] names image {index[row].item()}, but the features contain images 0 to "
             f"{images - 1}"
         )
     defined = torch.isfinite(rows).all(dim=1)

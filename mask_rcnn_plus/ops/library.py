@@ -49,7 +49,7 @@ _warned: set[str] = set()
 
 
 def why_missing(device_type: str) -> str | None:
-    """Why a ``torch.device.type`` lacks compiled operators; None if they exist."""
+    """The reason why a ``torch.device.type`` lacks compiled operators; None if they exist."""
     return _failures.get(device_type, f"there are no compiled operators for {device_type}")
 
 

@@ -43,7 +43,7 @@ def encode(begins: Positions, ends: Positions, pixels: int) -> bytes:
 
 
 def decode(rle: Mapping[str, Any]) -> tuple[Positions, Positions]:
-    """Where the runs of ones of a mask begin and end, in the image read column by column.
+    """The start and end of each run of ones in a mask, in the image read column by column.
 
     Args:
         rle: ``{"size": [H, W], "counts": bytes or str}``, compressed and well formed.
@@ -119,7 +119,7 @@ def placed(
     """The mask of a tile as a mask of the whole image.
 
     Args:
-        rle: of the tile, as in :func:`decode`.
+        rle: the run lengths of the tile, as in :func:`decode`.
         corner: (x, y) of the tile's top left pixel in the image; the tile is inside the image.
         size: (H, W) of the image.
     """

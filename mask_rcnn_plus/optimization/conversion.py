@@ -53,7 +53,7 @@ def optimize(
     In the copy, norms with constant statistics are folded into convolutions, additions and ReLUs
     are fused with them (on CPUs), maps stay in channels_last from the image to the heads, all
     pyramid levels are pooled at once, boxes are decoded for the best anchors only, and masks are
-    predicted for the predicted class only. A part that cannot be optimised in one of these ways
+    predicted for the predicted class only. A part that cannot be optimized in one of these ways
     runs as before, and ``optimization_report`` names it.
 
     The model stays unchanged and shares nothing with the copy, so later training does not change
@@ -66,7 +66,7 @@ def optimize(
         dtype: of weights and maps: "fp32", the same results up to rounding; "bf16" or, on GPUs,
             "fp16". Boxes, the last layer of the box head and all scores stay fp32.
         compile: ``torch.compile`` the backbone and the RPN's head. The first images take a minute
-            or two, and on CPUs it was not faster (README, "Performance").
+            or two, and on CPUs it was not faster (docs/performance.md).
         cuda_graphs: on a GPU, replay the backbone as a CUDA graph where sizes repeat.
 
     Returns:
@@ -74,13 +74,13 @@ def optimize(
 
     Raises:
         UserError: an unknown dtype, a dtype that is slower on the device, or a model that is
-            already optimised.
+            already optimized.
     """
     device = next((t.device for t in _tensors(model)), torch.device("cpu"))
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype '{dtype}'; choose one of {', '.join(DTYPES)}")
     if isinstance(model, OptimizedModel):
-        raise UserError("the model is already optimised; optimise the original model")
+        raise UserError("the model is already optimized; optimize the original model")
     if dtype == "fp16" and device.type == "cpu":
         raise UserError("dtype 'fp16' is slower than fp32 on CPUs; choose 'bf16'")
     torch_dtype = DTYPES[dtype]
@@ -203,7 +203,7 @@ def _fuse_backbone(model: nn.Module, parts: _Replacements, report: OptimizationR
     for stem in model.modules():
         if type(stem) is BasicStem and is_bare((converted := parts.copy(stem)).conv1):
             parts.replace(stem, FusedStem(converted))
-    # Last, since an FPN contains the ResNet.
+    # This comes last, since an FPN contains the ResNet.
     for name, fpn in model.named_modules():
         if type(fpn) is FPN and FusedFPN.fits(converted := parts.copy(fpn)):
             parts.replace(fpn, FusedFPN(converted))
@@ -317,7 +317,7 @@ def _report_unchanged(model: nn.Module, report: OptimizationReport) -> None:
     if backbone is not None and not isinstance(backbone, ResNet):
         report.kept.append(f"backbone: only the layers of {type(backbone).__name__}")
     names_by_type: dict[str, list[str]] = defaultdict(list)
-    # What a box predictor holds itself is for its loss.
+    # A box predictor's own tensors are only for its loss.
     known = (layers.InferenceLayer, FastRCNNOutputLayers)
     for name, module in model.named_modules():
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

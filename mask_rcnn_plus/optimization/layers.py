@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.optimization import onednn
 
-INFERENCE_ONLY = "an optimised model is for inference only: train the original model"
+INFERENCE_ONLY = "an optimized model is for inference only: train the original model"
 
 # With running statistics, these scale and shift each channel by constants.
 _FOLDABLE = (FrozenBatchNorm2d, nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
@@ -60,7 +60,7 @@ class FusedConv2d(InferenceLayer, nn.Conv2d):
         """
         Args:
             conv: left unchanged.
-            dtype: of the weights and the result.
+            dtype: the dtype of the weights and the result.
             fused: use oneDNN's fused operators.
             norm, activation: what follows the convolution; this layer owns it.
         """

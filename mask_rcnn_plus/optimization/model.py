@@ -1,4 +1,4 @@
-"""An optimised model, a detectron2 model for inference only, and the report about it."""
+"""An optimized model, a detectron2 model for inference only, and the report about it."""
 
 import functools
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from mask_rcnn_plus.optimization.layers import INFERENCE_ONLY
 
 @dataclass
 class OptimizationReport:
-    """What :func:`mask_rcnn_plus.optimize` did; ``print`` shows it.
+    """The changes that :func:`mask_rcnn_plus.optimize` made; ``print`` shows them.
 
     Attributes:
-        device, dtype: of the model, and of its weights and maps.
-        done: what was optimised, one line each.
-        kept: what runs as before, with the reason, one line each.
+        device, dtype: the model's device, and the dtype of its weights and maps.
+        done: the optimized parts, one line each.
+        kept: the parts that run as before, with the reason, one line each.
         weight_mib: memory of the copy's weights and constants, which it shares with no other model.
     """
 
@@ -32,17 +32,17 @@ class OptimizationReport:
 
     def __str__(self) -> str:
         memory = f"{self.weight_mib:.1f} MiB of weights of its own"
-        lines = [f"optimised for {self.dtype} on {self.device}, {memory}"]
+        lines = [f"optimized for {self.dtype} on {self.device}, {memory}"]
         lines += [f"  done: {line}" for line in self.done]
         lines += [f"  unchanged: {line}" for line in self.kept]
         return "\n".join(lines)
 
 
 class OptimizedModel(nn.Module):
-    """Mixin for the class of an optimised model; the original model's class stays its base.
+    """Mixin for the class of an optimized model; the original model's class stays its base.
 
     Attributes:
-        optimization_report: what was optimised, and what was not.
+        optimization_report: what was optimized, and what was not.
         optimization_dtype: dtype of weights and maps.
     """
 
@@ -52,7 +52,7 @@ class OptimizedModel(nn.Module):
     def train(self, mode: bool = True) -> nn.Module:
         """
         Raises:
-            UserError: ``mode`` is True; an optimised model stays in evaluation mode.
+            UserError: ``mode`` is True; an optimized model stays in evaluation mode.
         """
         if mode:
             raise UserError(INFERENCE_ONLY)
@@ -64,8 +64,8 @@ class OptimizedModel(nn.Module):
             UserError: always; the weights here are folded, permuted and cast.
         """
         raise UserError(
-            "an optimised model cannot load other weights: load them into the original model and "
-            "optimise that again"
+            "an optimized model cannot load other weights: load them into the original model and "
+            "optimize that again"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -74,7 +74,7 @@ class OptimizedModel(nn.Module):
 
 
 class OptimizedRCNN(OptimizedModel):
-    """Mixin for an optimised ``GeneralizedRCNN``: inference under autocast.
+    """Mixin for an optimized ``GeneralizedRCNN``: inference under autocast.
 
     Converted layers cast their inputs themselves; autocast casts those of the other layers.
     """

@@ -1,4 +1,4 @@
-"""Parts of an optimised model that torch compiles, or that CUDA graphs replay."""
+"""Parts of an optimized model that torch compiles, or that CUDA graphs replay."""
 
 import logging
 import threading
@@ -53,7 +53,7 @@ class Wrapper(nn.Module):
         """Records, in the log and the report, why the part runs without ``method``."""
         failure = f"{type(error).__name__}: {reason(error)}"
         text = f"{self.name}: without {method}, which failed ({failure})"
-        logger.warning("Not optimised: %s", text)
+        logger.warning("Not optimized: %s", text)
         self.report.kept.append(text)
 
 

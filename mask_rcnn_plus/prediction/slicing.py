@@ -117,7 +117,7 @@ def tile_windows(size: tuple[int, int], side: int, overlap: float) -> list[Windo
 
     Args:
         size: (H, W) of the image.
-        side: of a tile. If the image is smaller, the tile has the image's side.
+        side: the side of a tile. If the image is smaller, the tile has the image's side.
         overlap: smallest part of its side that a tile shares with the next one. The last tile of a
             row or column shares more.
 

@@ -36,9 +36,9 @@ def check_coco(
     Args:
         json_file: a file that should be in COCO format.
         image_root: the image folder; no file outside is opened.
-        name: of the data set.
+        name: the name of the data set.
         images: "none", "headers" or "decode", as in ``check_images``.
-        anchors: of the training config, to compare them with the boxes.
+        anchors: the training config's anchors, to compare with the boxes.
 
     Raises:
         UserError: the json does not exist or cannot be read.
@@ -86,7 +86,7 @@ def repair_coco(result: CheckResult) -> Repaired:
     """Repairs a json.
 
     Args:
-        result: of ``check_coco``, for a json in COCO format.
+        result: the result of ``check_coco``, for a json in COCO format.
 
     Raises:
         UserError: the json cannot be read, or has changed since it was checked.

@@ -43,12 +43,12 @@ class ImageEntry(NamedTuple):
 
 
 class Location(NamedTuple):
-    """Where an image file is.
+    """The location of an image file.
 
     Attributes:
-        path: of the file; "" if it must not or cannot be opened.
+        path: the path of the file; "" if it must not or cannot be opened.
         kind, detail: the problem, as in ``Problem``; "" without one.
-        size, mtime_ns: of the file, in bytes and nanoseconds.
+        size, mtime_ns: the file's size in bytes, and its modification time.
     """
 
     path: str
@@ -169,7 +169,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 class Facts(NamedTuple):
-    """What the check knows about an image file.
+    """The facts that the check knows about an image file.
 
     Attributes:
         kind, detail: the problem of the file itself, as in ``Problem``; "" without one.
@@ -282,7 +282,7 @@ def _read_all(paths: list[str], mode: str) -> list[Facts]:
         warnings.catch_warnings(),
         progress_bar(text, "image", total=len(paths)) as bar,
     ):
-        # Pillow warns of large images and damaged metadata. Set here, since threads share it.
+        # Pillow warns about large images and damaged metadata. All threads share these filters.
         warnings.simplefilter("ignore")
         with ThreadPoolExecutor(threads) as pool:
             for facts in pool.map(read_batch, range(0, len(paths), _BATCH)):

@@ -36,7 +36,7 @@ class Inspection(NamedTuple):
 
     Attributes:
         problems: sorted by kind.
-        annotations: how many the json has.
+        annotations: the number of annotations in the json.
         images: those with a file name; height and width are 0 if they are not valid.
         categories: the json's; empty if the json is not in COCO format.
         classes: (name, number of annotations, number of crowds among them), in the order of the
@@ -288,7 +288,7 @@ def _read_boxes(annotations: Annotations) -> Floats:
 def _other_formats(
     boxes: Floats, sizes: list[Size | None], mask_boxes: Floats
 ) -> tuple[Flags, Flags]:
-    """Which boxes are [x0, y0, x1, y1], and which are fractions of the image."""
+    """Finds the boxes that are [x0, y0, x1, y1], and those that are fractions of the image."""
     sides = np.array([size or (np.nan, np.nan) for size in sizes], np.float64).reshape(-1, 2)
     scale = sides[:, [1, 0, 1, 0]]
     extents = _extents(boxes)

@@ -106,7 +106,7 @@ def _check_place(chunk: Annotations, boxes: Floats) -> None:
     """Compares masks with their images; sets the boxes of masks outside their image to NaN."""
     outside, over_edge = place_in_image(boxes, chunk.sizes)
     for kind, which, text in (
-        ("mask-outside", outside, "lies outside"),
+        ("mask-outside", outside, "is outside"),
         ("mask-over-edge", over_edge, "extends beyond the edge of"),
     ):
         for index in np.flatnonzero(which).tolist():
@@ -128,7 +128,7 @@ def place_in_image(boxes: Floats, sizes: Sequence[Size | None]) -> tuple[Flags, 
         sizes: B (height, width), or None.
 
     Returns:
-        (B,) whether a box lies completely outside its image, and (B,) whether one of the others
+        (B,) whether a box is completely outside its image, and (B,) whether one of the others
         extends beyond the edge. Both are false for NaN and None.
     """
     limits = np.array([size or (np.inf, np.inf) for size in sizes], np.float64).reshape(-1, 2)

@@ -184,8 +184,8 @@ class Problem(NamedTuple):
         kind: a key of ``KINDS``.
         section: the json's list that the entry is in; "" for a problem of the whole file.
         position: index of the entry in that list.
-        id: of the entry.
-        image_id, file_name: of the image that the entry is or belongs to, as in the json.
+        id: the id of the entry.
+        image_id, file_name: the image that the entry is or belongs to, as in the json.
         detail: the end of a sentence whose subject is the entry, such as "has the id 0"; for a
             problem of the whole file, a full sentence.
     """

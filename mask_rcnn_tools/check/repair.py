@@ -45,7 +45,7 @@ class Repaired:
         return json.dumps(self.content)
 
     def summary(self) -> str:
-        """What has changed, on one line."""
+        """The changes, on one line."""
         counts = ", ".join(
             f"{self.after[section]} of {self.before[section]} {section}" for section in _SECTIONS
         )
@@ -221,7 +221,7 @@ def _has_id(entry: Any) -> bool:
 
 
 def _as_int(value: Any) -> int | None:
-    """The whole number from 0 to 2**53 that a text or float stands for."""
+    """The whole number from 0 to 2**53 that a text or float represents."""
     try:
         number = int(value)
     except (ValueError, OverflowError, TypeError):

@@ -23,10 +23,10 @@ class CheckResult:
     """The result of checking a data set.
 
     Attributes:
-        name: of the data set, or the path of the json.
+        name: the name of the data set, or the path of the json.
         json_file, image_root: the json and the image folder.
-        sha256: of the json.
-        images, annotations: how many the json has.
+        sha256: the SHA-256 of the json.
+        images, annotations: their numbers in the json.
         classes: (name, number of annotations, number of crowds among them), in the order of the
             ids.
         problems: sorted by kind.

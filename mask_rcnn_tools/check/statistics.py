@@ -32,7 +32,7 @@ def box_lines(
 
     Args:
         shapes: (width, height of a box, width, height of its image) in pixels.
-        anchors: of the training config, if there is one.
+        anchors: the training config's anchors, if there is a config.
     """
     if not shapes:
         return []

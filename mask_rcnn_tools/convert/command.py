@@ -23,7 +23,7 @@ class Format(NamedTuple):
 
     Attributes:
         read: reads SOURCE; the options are its keyword arguments.
-        options: of this format, besides those of all formats.
+        options: the options of this format, in addition to those of all formats.
         title: completes "Converts ...".
         source: describes SOURCE.
         example: the arguments of an example.
@@ -209,7 +209,7 @@ def _format_parser(name: str) -> Parser:
         help="the fraction of the images for val.json (default: the splits of the source, or 0.2)",
     )
     parser.add_argument("--split", metavar="NAME", help="put all images into NAME.json instead")
-    parser.add_argument("--seed", type=int, default=0, help="of the random split (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the images (default)")
     how.add_argument(

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, segmentation_fault
+from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, mask_fault
 from mask_rcnn_tools.check.masks import MIN_AREA
 from mask_rcnn_tools.convert.labels import LabelledObject
 
@@ -22,7 +22,7 @@ def to_number(value: Any) -> float:
     """A coordinate as a float.
 
     Raises:
-        InvalidShape: it is not a number (also not a bool or a text), or extremely large.
+        InvalidShape: it is not a number (a bool or a text is not one), or is extremely large.
     """
     if type(value) not in (int, float) or not abs(value) <= MAX_COORDINATE:
         raise InvalidShape(f"has the coordinate {value!r:.40}")
@@ -51,7 +51,7 @@ def rectangle(x0: Any, y0: Any, x1: Any, y1: Any) -> list[float]:
 
 
 def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, theta: Any = 0.0) -> list[float]:
-    """The polygon of an ellipse, which deviates from it by less than 0.02 pixels.
+    """The polygon of an ellipse, accurate to 0.02 pixels.
 
     Args:
         cx, cy: the centre.
@@ -128,7 +128,7 @@ def to_annotation(labelled: LabelledObject, height: int, width: int) -> dict[str
         InvalidShape: the object covers no pixel of the image.
     """
     polygons = [part for p in labelled.polygons if (part := clip(p, width, height))]
-    if fault := segmentation_fault(polygons, [height, width]):
+    if fault := mask_fault(polygons, [height, width]):
         raise InvalidShape(fault)
     solid = [p for p in polygons if _area(p) > MIN_AREA]
     parts = [*coco_mask.frPyObjects(polygons, height, width)] if polygons else []
@@ -138,7 +138,7 @@ def to_annotation(labelled: LabelledObject, height: int, width: int) -> dict[str
     area = int(coco_mask.area(merged)) if merged else 0
     if merged is None or area == 0:
         raise InvalidShape("covers no pixel of its image")
-    # Remove polygons without area, unless they cover pixels, like a figure eight.
+    # Remove polygons without area, unless they cover pixels, like a polygon in the form of an 8.
     if len(solid) < len(polygons) and solid:
         without_flat = coco_mask.merge(coco_mask.frPyObjects(solid, height, width))
         polygons = solid if coco_mask.area(without_flat) == area else polygons

@@ -1,4 +1,4 @@
-"""What a reader of a label format returns, and what the readers share to read files."""
+"""The result of reading a label format, and helpers of all readers for reading files."""
 
 import base64
 import io
@@ -48,7 +48,7 @@ class LabelledImage:
 
     Attributes:
         name: path of its file within the new image folder, with "/" between folders.
-        height, width: of the upright image (after its EXIF orientation), in pixels.
+        height, width: the size of the upright image (after its EXIF orientation), in pixels.
         path: its file; None if ``content`` returns the bytes of the file instead.
         content: returns the bytes of the file.
         orientation: EXIF's, 1 to 8.
@@ -70,13 +70,13 @@ class LabelledImage:
 
 @dataclass
 class Labels:
-    """The labelled images of a source, and what the conversion leaves out.
+    """The labelled images of a source, and notes on what the conversion leaves out.
 
     Attributes:
         images: the images.
         classes: names of all classes in their order, if the source has an order.
-        skipped: reason -> places, for what is lost although it belongs to the data set.
-        noted: reason -> places, for what does not belong to it, or is good to know.
+        skipped: reason -> places, for data that is lost although it belongs to the data set.
+        noted: reason -> places, for data that does not belong to it, and other notes.
     """
 
     images: list[LabelledImage] = field(default_factory=list)
@@ -85,11 +85,11 @@ class Labels:
     noted: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, what: str, where: object) -> None:
-        """Counts a loss: a sentence such as "files cannot be read", and the place."""
+        """Records data that is lost: the reason, such as "files cannot be read", and the place."""
         self.skipped.setdefault(what, []).append(str(where))
 
     def note(self, what: str, where: object) -> None:
-        """Counts something that is good to know, as ``skip``."""
+        """Records something that is good to know, with arguments as in ``skip``."""
         self.noted.setdefault(what, []).append(str(where))
 
     def lines(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Reads the VGG Image Annotator (VIA) 2: a project, or annotations exported as JSON or CSV.
 
-Coordinates are those of the image as a browser shows it; all browsers since 2020 show it upright.
+Coordinates refer to the image as a browser shows it; browsers since 2020 show it upright.
 """
 
 import csv
@@ -33,7 +33,7 @@ def read(
     class_attribute: str | None = None,
     class_name: str | None = None,
 ) -> Labels:
-    """Reads a file of VIA, or all such files in a folder.
+    """Reads a VIA file, or all VIA files in a folder.
 
     An image without regions is an image without objects.
 
@@ -41,7 +41,7 @@ def read(
         source: the .json or .csv file, or the folder.
         images: the folder of the images, by default that of the file.
         class_attribute: the region attribute that names the class; None if there is only one.
-        class_name: the class of all regions, instead.
+        class_name: the class of all regions, instead of an attribute.
 
     Raises:
         UserError: the attribute does not exist, or must be chosen from several.
@@ -104,7 +104,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         isinstance(e, dict) and isinstance(e.get("filename"), str) and "regions" in e
         for e in entries
     ):
-        raise UnreadableFile("is not VIA's: its entries have no 'filename' and 'regions'")
+        raise UnreadableFile("is not a VIA file: its entries have no 'filename' and 'regions'")
     for entry in entries:
         regions = entry["regions"]
         if isinstance(regions, dict):  # VIA 1 wrote an object with numbers as keys
@@ -125,7 +125,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
-            # An empty file is one without regions.
+            # An empty file has no regions.
             header = [name.strip().lstrip("#").strip() for name in next(lines, _COLUMNS)]
             if missing := [name for name in _COLUMNS if name not in header]:
                 raise ValueError(f"it has no column '{missing[0]}'")
@@ -139,7 +139,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
                 if shape:
                     entry["regions"].append((shape, attributes))
     except (OSError, ValueError, csv.Error) as error:
-        raise UnreadableFile(f"is not VIA's CSV: {reason(error, 120)}") from error
+        raise UnreadableFile(f"is not a VIA CSV file: {reason(error, 120)}") from error
     return list(entries.values())
 
 
@@ -181,7 +181,7 @@ def _outline(kind: Any, shape: Any) -> list[float]:
     if kind == "polygon":
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
-            raise InvalidShape("does not have as many all_points_x as all_points_y")
+            raise InvalidShape("has different numbers of all_points_x and all_points_y")
         return polygon([list(pair) for pair in zip(xs, ys, strict=True)])
     if kind == "rect":
         x, y, width, height = (to_number(shape.get(key)) for key in ("x", "y", "width", "height"))

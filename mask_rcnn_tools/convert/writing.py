@@ -23,14 +23,14 @@ class Plan:
     """How to write a data set.
 
     Attributes:
-        output: its folder.
-        origin: name of the label format, for the description in the json.
+        output: the folder of the data set.
+        origin: the name of the label format, for the description in the json.
         classes: names of the classes in the order of their ids from 1; objects of other classes are
             left out. None uses all classes, in the source's order or sorted.
         val: the fraction of the images for val.json, 0 to 1; None uses the splits of the source, or
             0.2 if it has no splits.
         split: puts all images into this split instead.
-        seed: of the random split.
+        seed: the seed of the random split.
         link: makes hard links instead of copies.
         overwrite: replaces existing files.
     """
@@ -49,7 +49,7 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
     """Writes the images, and then the json of each split.
 
     Args:
-        labels: what is left out now is added to ``skipped`` and ``noted``.
+        labels: the labels; objects that are left out are added to ``skipped`` and ``noted``.
         plan: where and how to write.
 
     Returns:

@@ -1,1 +1,1 @@
-"""``mask-rcnn-plus doctor``: examines the installation. Imports nothing of the plugin."""
+"""``mask-rcnn-plus doctor``: examines the installation. Imports nothing from the plugin."""

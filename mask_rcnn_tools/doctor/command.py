@@ -23,9 +23,9 @@ examples:
   {PROGRAM}
   {PROGRAM} --output output/balloons --json doctor.json
 
-The doctor also runs if torch, detectron2 or the operators do not import, or crash: it reports that.
-It changes nothing and needs no network. The report contains paths and names of data sets: read it
-before you publish it.
+The doctor also runs if torch, detectron2 or the operators cannot be imported or crash, and reports
+it. It changes nothing and needs no network. The report contains paths and names of data sets: read
+it before you publish it.
 
 exit code: 0 if nothing is broken, even if there is advice; 1 if something is broken; 2 if the
 command line is wrong
@@ -128,7 +128,7 @@ def _is_writable(folder: Path) -> bool:
     path = folder.absolute()
     try:
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
-        # The permissions say nothing about root, so create a file, which has no name.
+        # Permissions do not restrict root, so create a file; it has no name.
         tempfile.TemporaryFile(dir=existing).close()
     except OSError:
         return False

@@ -51,7 +51,7 @@ def _remedy(name: str, reason: str) -> str:
     if "No module named 'torch'" in reason:
         return "; install torch (README, section Start)"
     if "detectron2" in reason and ("No module named" in reason or "not installed" in reason):
-        return "; install detectron2 (README, section Compatibility)"
+        return "; install detectron2 (docs/installation.md)"
     if name in ("operators", "self_test") and "ends the process" in reason:
         return "; the compiled library does not match: reinstall mask-rcnn-plus"
     return ""
@@ -121,7 +121,7 @@ def _advise_folders(machine: dict[str, Any], datasets: dict[str, Any]) -> Iterat
 
 
 def format_size(count: int | None) -> str:
-    """A number of bytes for people."""
+    """A number of bytes in readable units."""
     if count is None:
         return "unknown"
     if count >= _GIB:

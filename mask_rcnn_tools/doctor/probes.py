@@ -188,7 +188,7 @@ def supports(compiled: list[str], major: int, minor: int) -> bool:
 
 
 def probe_operators() -> dict[str, Any]:
-    """Which implementation of the operators runs on each device, and why."""
+    """Finds which implementation of the operators runs on each device, and why."""
     torch = importlib.import_module("torch")
     library = _load_file("ops/library.py")
     facts: dict[str, Any] = {"backend": {}, "reason": {}, "built": {}, "broken": [], "advice": []}
@@ -230,7 +230,7 @@ def probe_operators() -> dict[str, Any]:
 
 
 def gpu_too_old(built: list[str], major: int, minor: int) -> str:
-    """What is wrong if a GPU is older than all that a library was built for, or ""."""
+    """The problem if a GPU is older than every GPU that a library was built for, else ""."""
     if not built or (major, minor) >= min(tuple(map(int, c.split("."))) for c in built):
         return ""
     return (
@@ -240,7 +240,7 @@ def gpu_too_old(built: list[str], major: int, minor: int) -> str:
 
 
 def cuda_mismatch(built: str, used: str | None) -> str:
-    """What is wrong if a library was built with another CUDA version than torch, or ""."""
+    """The problem if a library was built with another CUDA version than torch, else ""."""
     if not built or used is None or built.split(".")[0] == used.split(".")[0]:
         return ""
     return (
@@ -261,7 +261,7 @@ def _read_build(path: Path) -> dict[str, Any]:
 
 
 def probe_detectron2() -> dict[str, Any]:
-    """Which detectron2 is installed, and which patches the plugin applies to it."""
+    """Finds which detectron2 is installed, and which patches the plugin applies to it."""
     origin = _load_file("compat/origin.py").detectron2_origin()
     facts: dict[str, Any] = {
         "origin": origin.kind,

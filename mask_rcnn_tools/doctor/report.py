@@ -1,4 +1,4 @@
-"""Formats the doctor's report for people."""
+"""Formats the doctor's report as text."""
 
 import textwrap
 from collections.abc import Iterable

@@ -13,7 +13,7 @@ example:
   {PROGRAM} --config-file configs/small_data.yaml balloons_train --output anchors.yaml
 
 The command measures boxes after the config's resizing, cropping and jitter; it augments each image
-several times if there are few. It searches as many anchors as the config has now, on the same
+several times if there are few. It fits as many anchors as the config has now, on the same
 feature maps, so that weights still match.
 
 Recall is the share of boxes that overlap an anchor, at its positions on the feature map, with an

@@ -43,7 +43,7 @@ turned upright by their EXIF orientation. Existing files are replaced only with 
 
 exit code: 0 if everything was read; 1 if a file could not be read (the command names it and
 continues); 2 if the command line, the weights or the config are wrong; 130 after Ctrl-C, which
-leaves complete files of the images so far (0 with a camera)
+leaves complete files of the finished images (0 with a camera)
 """
 
 

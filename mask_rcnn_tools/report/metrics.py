@@ -96,7 +96,7 @@ def best_threshold(analysis: Analysis, task: str) -> tuple[float, float, float, 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often detections are right, by tenths of the score."""
+    """The share of correct detections in each tenth of the score."""
 
     count: Array  # (10,) detections
     score: Array  # (10,) their mean score; nan without detections
@@ -162,7 +162,7 @@ def image_quality(analysis: Analysis, task: str, threshold: float) -> Array:
 
 @dataclass(frozen=True)
 class ErrorSplit:
-    """Why AP50 is not 100; metrics from 0 to 100, by the names of ERRORS."""
+    """The errors that keep AP50 below 100; metrics from 0 to 100, by the names of ERRORS."""
 
     ap50: float  # the mean over classes that have objects; nan without objects
     parts: dict[str, float]  # how much AP50 each type costs; they add up to 100 - ap50

@@ -42,7 +42,7 @@ def render(runs: Sequence[Run], *, count: int) -> str:
 
     Args:
         runs: one, or two that were evaluated on the same data.
-        count: how many images each section shows.
+        count: the number of images in each section.
 
     Raises:
         UserError: two runs were evaluated on different data.
@@ -64,7 +64,7 @@ def render(runs: Sequence[Run], *, count: int) -> str:
     tasks = [task for task in ("bbox", "segm") if all(task in run.analysis.tasks for run in runs)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
-        # Names of classes and files come from a stranger's json.
+        # Names of classes and files come from an untrusted json.
         autoescape=True,
         # The evaluation may be older than some of the facts that the page shows.
         undefined=jinja2.ChainableUndefined,
@@ -109,7 +109,7 @@ def _task_plots(task: str, reports: Sequence["RunReport"]) -> dict[str, Any]:
 
 
 class RunReport:
-    """What one run contributes to the page; the template reads the attributes."""
+    """The page's content about one run; the template reads the attributes."""
 
     def __init__(self, run: Run, *, count: int) -> None:
         self.run, self._count = run, count
@@ -237,7 +237,7 @@ class RunReport:
 
 
 class Comparison:
-    """What changed from one run to the other; the template reads the attributes."""
+    """The changes from one run to the other; the template reads the attributes."""
 
     def __init__(
         self, before: RunReport, after: RunReport, pictures: Pictures, *, count: int

@@ -87,7 +87,7 @@ def class_precision_recall(axes: Axes, curves: Mapping[str, Any]) -> None:
 
 @_plot
 def error_bars(axes: Axes, splits: Mapping[str, Mapping[str, float]]) -> None:
-    """How much AP50 each type of error costs: one bar per type and run."""
+    """The AP50 that each type of error costs: one bar per type and run."""
     kinds = list(next(iter(splits.values())))
     height = 0.8 / len(splits)
     for run, (label, parts) in enumerate(splits.items()):

@@ -12,7 +12,7 @@ import yaml
 from tqdm import tqdm
 
 from mask_rcnn_plus.data.coco_json import read_coco_json
-from mask_rcnn_plus.data.mask_rules import segmentation_fault
+from mask_rcnn_plus.data.mask_rules import mask_fault
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 from mask_rcnn_plus.evaluation.metrics import read_summary
 from mask_rcnn_tools.report.matching import Analysis, analyse
@@ -146,7 +146,7 @@ def _fault(entry: Mapping[str, Any], sizes: Mapping[Any, list[int]]) -> str:
     mask = entry.get("segmentation")
     if mask is not None and not isinstance(mask, dict):
         return "has a segmentation that is not a run-length encoding"
-    return segmentation_fault(mask, size) if mask and size else ""
+    return mask_fault(mask, size) if mask and size else ""
 
 
 def read_results(path: Path) -> Iterator[dict[str, Any]]:

@@ -34,7 +34,7 @@ _MAX_PAIRS = 20
 
 
 def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str]:
-    """What a reader of the metrics has to know; split and calibration are for the main task."""
+    """Notes that help to read the metrics; split and calibration are for the main task."""
     analysis, errors = run.analysis, run.analysis.main_matches.errors
     yield from _missing_metrics(run)
     if not len(analysis.detections):
@@ -66,7 +66,7 @@ def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str
 
 
 def _missing_metrics(run: Run) -> Iterator[str]:
-    """Why an AP is nan, or -1 as pycocotools writes it."""
+    """The reason why an AP is nan, or -1 as pycocotools writes it."""
     truth = run.analysis.truth
     if truth.crowd.all():
         what = "only crowds, which do not count" if len(truth) else "no objects"
@@ -120,7 +120,7 @@ def _detection_limit(run: Run) -> Iterator[str]:
 
 
 def missing_pictures(missing: Collection[str], full: bool, image_root: Path) -> Iterator[str]:
-    """Why the page lacks some pictures."""
+    """The reason why the page lacks some pictures."""
     if missing:
         yield (
             f"Not shown, because the image is not in {image_root}, cannot be read or has another "

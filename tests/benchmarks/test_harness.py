@@ -1,4 +1,4 @@
-"""What the benchmarks share: alternation and tables."""
+"""Shared code of the benchmarks: alternation and tables."""
 
 from functools import partial
 

@@ -22,5 +22,5 @@ def test_every_option_is_timed(tiny_config: Path, capsys: pytest.CaptureFixture[
     assert rows[0][2] == "1.00"
     assert all(float(number) > 0 for row in rows for number in row[1:])
     assert "TEST.LOSS_PERIOD: an image takes" in out
-    with pytest.raises(UserError, match="does not know: set FusedROIHeads"):
+    with pytest.raises(UserError, match="does not support: set FusedROIHeads"):
         main(command)

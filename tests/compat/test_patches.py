@@ -1,6 +1,6 @@
 """Each patch of compat: the symptom without it and the fix with it, in a fresh process.
 
-The processes are forked from a server that has imported torch but nothing of detectron2.
+The processes are forked from a server that has imported torch but not detectron2.
 """
 
 import multiprocessing

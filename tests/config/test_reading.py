@@ -1,4 +1,4 @@
-"""What a config file may contain and read, and what is refused."""
+"""Config files: contents that are read or refused."""
 
 import json
 import os

@@ -43,7 +43,7 @@ def test_metrics_have_the_names_that_the_engine_gives_them() -> None:
     assert names == (f"{ema.NAME}/", f"{validation.NAME}/", TASKS.keys())
 
 
-def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
+def test_settings_of_the_model_zoo_are_in_range(config: Path) -> None:
     zoo = {
         "SOLVER.STEPS": "(210000, 250000)",
         "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "1e999",  # documented: the largest gradient
@@ -98,7 +98,7 @@ def test_what_the_model_zoo_sets_is_in_range(config: Path) -> None:
         ("INPUT.MIN_SIZE_TRAIN", "()", "a list of 1 or more"),
         ("INPUT.MIN_SIZE_TRAIN", "(100000,)", "0 to 32767"),
         ("INPUT.RANDOM_FLIP", "diagonal", "horizontal, vertical or none"),
-        ("INPUT.CROP.SIZE", "[2.0, 0.5]", "at most 1 where"),
+        ("INPUT.CROP.SIZE", "[2.0, 0.5]", "at most 1 if"),
         ("INPUT.JITTER.SCALE", "(0.0, 2.0)", "0.01 to 100"),
         ("INPUT.JITTER.SCALE", "(1e-9, 2.0)", "0.01 to 100"),
         ("INPUT.JITTER.SIZE", "(1, 1)", "8 to 8192"),
@@ -151,8 +151,8 @@ def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_contradictory_keys_are_refused(config: Path) -> None:
     for expected, *opts in (
-        ("False where", "INPUT.CROP.ENABLED", "True", "INPUT.JITTER.ENABLED", "True"),
-        ("0 where INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
+        ("False if", "INPUT.CROP.ENABLED", "True", "INPUT.JITTER.ENABLED", "True"),
+        ("0 if INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
         (
             "0 unless MODEL.LOAD_PROPOSALS is False",
             *("INPUT.COPY_PASTE.PROB", "0.5", "MODEL.MASK_ON", "True"),

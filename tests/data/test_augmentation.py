@@ -232,8 +232,9 @@ def test_lighting_is_the_same_in_rgb_and_bgr() -> None:
     cfg.INPUT.FORMAT = "BGR"
     *_, last = build_augmentations(cfg)
     assert type(last) is InRGB
-    # Krizhevsky et al. 2012: along ImageNet's principal colours, of which red has (-0.5675, 0.7192,
-    # 0.4009), as far as their deviations 0.2175, 0.0188 and 0.0045 times 25.5 and a normal draw.
+    # Krizhevsky et al. 2012: a shift along ImageNet's principal colours, whose red parts are
+    # (-0.5675, 0.7192, 0.4009), by their deviations 0.2175, 0.0188 and 0.0045 times 25.5 and a
+    # normal draw.
     reds = [colour(last, pixel, draw)[2] for draw in range(400)]
     parts = np.array([0.5675, 0.7192, 0.4009]) * [0.2175, 0.0188, 0.0045] * 25.5
     assert np.std(reds) == pytest.approx(np.sqrt((parts**2).sum()), rel=0.1)

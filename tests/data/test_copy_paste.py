@@ -33,7 +33,7 @@ def sample(
     return {"image": image, "instances": objects, "height": 1, "file_name": "a.png"}
 
 
-def test_masks_below_lose_what_is_covered() -> None:
+def test_masks_below_lose_the_covered_pixels() -> None:
     # Not covered; half covered; completely covered.
     below = sample((8, 10), 10, [(0, 0, 2, 2), (2, 3, 6, 7), (5, 4, 7, 6)])
     above = sample((8, 10), 20, [(4, 3, 8, 7), (0, 6, 2, 8)])

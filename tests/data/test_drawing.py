@@ -86,7 +86,7 @@ def test_every_image_has_objects_and_every_class_its_share(drawn: Drawn) -> None
         assert len(drawn.of_kind(kind)) > 0.2 * len(drawn.annotations)
 
 
-def test_boxes_and_areas_are_the_masks(drawn: Drawn) -> None:
+def test_boxes_and_areas_match_the_masks(drawn: Drawn) -> None:
     for annotation in drawn.annotations:
         mask = drawn.masks[annotation["id"]]
         rows, columns = np.nonzero(mask)
@@ -150,7 +150,7 @@ def test_pixels_change_at_the_edge_of_the_mask(drawn: Drawn) -> None:
     assert on_edge > 1.3 * max(beside[2:])
 
 
-def test_masks_are_the_geometry(drawn: Drawn) -> None:
+def test_masks_match_the_geometry(drawn: Drawn) -> None:
     """Squares and triangles that nothing covers are the polygons between their corners."""
     checked = 0
     for kind, corners in (

@@ -76,7 +76,7 @@ def test_all_images_are_opened_with_the_supported_formats() -> None:
 
 
 class _Heif(ImageFile.ImageFile):
-    """Stands for an application's Pillow plugin: one green pixel."""
+    """Simulates an application's Pillow plugin: one green pixel."""
 
     format = "FAKE_HEIF"
 
@@ -103,6 +103,6 @@ def test_an_applications_own_formats_keep_working(
         read_image(str(path))
 
 
-def test_nothing_of_pillow_or_detectron2_is_replaced() -> None:
+def test_pillow_and_detectron2_are_unchanged() -> None:
     assert detection_utils.read_image.__module__ == "detectron2.data.detection_utils"
     assert Image.open.__module__ == "PIL.Image"

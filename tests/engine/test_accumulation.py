@@ -111,12 +111,12 @@ def test_a_step_equals_its_parts_computed_one_by_one(
         assert distance(gradient, mean) < 5e-6
         assert losses == pytest.approx(mean_losses, rel=1e-5)
         assert drawn == drawn_in_turn
-    # Each part samples for itself and has its own means, so the gradient is not the whole batch's.
+    # Each part samples separately and has its own means, so the gradient is not the whole batch's.
     assert distance(gradient, whole) > 1e-3
     assert losses != pytest.approx(whole_losses, rel=1e-5)
 
 
-def test_one_part_is_the_whole_batch() -> None:
+def test_one_part_equals_the_whole_batch() -> None:
     gradient, losses, drawn = step(build("fpn"), 1)
     mean, mean_losses, drawn_in_turn = mean_of_parts(build("fpn"), 1)
     assert distance(gradient, mean) < 5e-6

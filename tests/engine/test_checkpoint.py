@@ -19,7 +19,7 @@ def optimizer() -> torch.optim.Optimizer:
     return sgd
 
 
-def sound() -> dict[str, Any]:
+def valid_state() -> dict[str, Any]:
     return {
         "iteration": 4,
         "_trainer": {"iteration": 4, "optimizer": deepcopy(optimizer().state_dict())},
@@ -35,8 +35,8 @@ def check(state: Any) -> None:
     check_run_state(state, optimizer=optimizer(), name="SGD")
 
 
-def test_a_sound_state_and_detectron2s_own_pass() -> None:
-    check(sound())
+def test_a_valid_state_and_detectron2s_own_pass() -> None:
+    check(valid_state())
     check({"iteration": 4})
 
 
@@ -67,7 +67,7 @@ MOMENTUM = (*OPTIMIZER, "state", 0, "momentum_buffer")
 def test_a_state_that_does_not_fit_is_refused(
     place: tuple[Any, ...], value: Any, expected: str
 ) -> None:
-    state: Any = sound()
+    state: Any = valid_state()
     inner = state
     for key in place[:-1]:
         inner = inner[key]

@@ -37,7 +37,7 @@ def test_a_download_shows_a_progress_bar(address: str, capfd: pytest.CaptureFixt
     assert "large.pth: " in capfd.readouterr().err
 
 
-def test_a_failed_download_is_one_line(
+def test_a_failed_download_gives_a_one_line_error(
     address: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=r"cannot download .*none\.pth': HTTP Error 404"):

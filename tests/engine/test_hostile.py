@@ -140,7 +140,7 @@ def test_a_file_that_takes_forever_is_harmless(tmp_path: Path, tiny_config: Path
     assert not witness.exists()
 
 
-def test_only_the_flag_trusts(tmp_path: Path, tiny_config: Path) -> None:
+def test_only_the_flag_allows_a_full_pickle(tmp_path: Path, tiny_config: Path) -> None:
     witness = tmp_path / "witness"
     (tmp_path / "own.pkl").write_bytes(pickle.dumps({"model": Runs(witness), "__author__": "x"}))
     common = ["--config-file", str(tiny_config), "--eval-only"]

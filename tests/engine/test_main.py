@@ -388,7 +388,7 @@ def test_an_absent_gpu_is_refused(tiny_config: Path, capsys: pytest.CaptureFixtu
 def test_an_unwritable_output_folder_is_refused(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Below a file, since root may write into any folder.
+    # A path below a file, since root may write into any folder.
     blocked = str(tmp_path / "file" / "output")
     (tmp_path / "file").touch()
     assert blocked in refusal(capsys, tiny_config, "OUTPUT_DIR", blocked)
@@ -415,7 +415,7 @@ def test_an_interrupt_prints_no_traceback(
     assert "--resume" in capsys.readouterr().err
 
 
-def test_an_evaluation_resumes_from_a_sound_checkpoint_of_its_folder(
+def test_an_evaluation_resumes_from_an_intact_checkpoint_in_its_folder(
     trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "output"

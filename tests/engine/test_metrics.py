@@ -143,7 +143,7 @@ def test_a_missing_loss_is_refused_at_the_first_step(
     keys += ["TEST.BEST_METRIC", f"validation/{loss}"]
     assert main(["--config-file", str(small_config), *keys]) == 2
     error = capsys.readouterr().err
-    assert f"error: TEST.BEST_METRIC is 'validation/{loss}', and the model has no loss" in error
+    assert f"error: TEST.BEST_METRIC is 'validation/{loss}', but the model has no loss" in error
     assert expected in error
 
 
@@ -183,8 +183,11 @@ def test_any_existing_loss_can_be_watched_and_all_processes_end_for_a_missing_on
         (["TEST.BEST_METRIC", "validation/total_loss"], "TEST.LOSS_PERIOD 0 measures"),
         (["TEST.BEST_METRIC", "ema/segm/AP"], "set SOLVER.EMA.ENABLED True"),
         (["TEST.LOSS_PERIOD", "5", "DATASETS.TEST", "()"], "DATASETS.TEST is empty"),
-        (["MODEL.ROI_BOX_HEAD.LOSS_CLS", "focal"], "'StandardROIHeads' does not know: set Fused"),
-        (["MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", "[1, 2, 3]"], "does not know: set Fused"),
+        (
+            ["MODEL.ROI_BOX_HEAD.LOSS_CLS", "focal"],
+            "'StandardROIHeads' does not support: set Fused",
+        ),
+        (["MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS", "[1, 2, 3]"], "does not support: set Fused"),
     ],
 )
 def test_settings_without_an_effect_are_refused(
@@ -239,7 +242,7 @@ def test_a_disabled_metric_is_refused(small_config: Path, name: str, setting: st
     off = "()" if setting == "DATASETS.TEST" else "False"
     keys = ["TEST.BEST_METRIC", name, "DATASETS.TEST", "('a',)", "MODEL.MASK_ON", "True"]
     cfg = load_config(small_config, [*keys, setting, off])
-    with pytest.raises(UserError, match=f"^TEST.BEST_METRIC is '{name}', and {setting} is "):
+    with pytest.raises(UserError, match=f"^TEST.BEST_METRIC is '{name}', but {setting} is "):
         check_metrics(cfg)
 
 

@@ -15,7 +15,7 @@ from mask_rcnn_plus.engine.weights import non_finite
 
 
 class Killed(BaseException):
-    """Stands for the end of the process: no handler of the saving code may catch it."""
+    """Simulates the end of the process: no handler of the saving code may catch it."""
 
 
 def state(number: int) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def in_two_processes(arguments: list[str], *, dies: bool = False) -> list[int | 
     """Runs the command in two processes, as torchrun does; returns their exit codes.
 
     Args:
-        arguments: of the command.
+        arguments: the arguments of the command.
         dies: whether the first process is killed at its second image.
     """
     with socket.socket() as free:
@@ -196,7 +196,7 @@ def test_results_of_another_evaluation_are_never_reused(
     assert len(seen) == (2 if changed == "nothing" else 3)
 
 
-def test_an_evaluation_writes_what_a_report_needs(trained: Path, shapes: Path) -> None:
+def test_an_evaluation_writes_the_files_that_a_report_needs(trained: Path, shapes: Path) -> None:
     folder = trained / "inference" / "shapes_val"
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert Path(evaluation["json_file"]).is_file() and Path(evaluation["image_root"]).is_dir()
@@ -246,7 +246,7 @@ def test_a_run_evaluates_the_copy_and_continues_training(
     run = ["--config-file", str(tiny_config)]
     keys = ["TEST.EVAL_PERIOD", "1", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
     assert main([*run, *keys, *ENABLED]) == 0
-    assert capsys.readouterr().out.count("The model is optimised for fp32 on cpu") == 2
+    assert capsys.readouterr().out.count("The model is optimized for fp32 on cpu") == 2
     output = tmp_path / "output"
     trained = json.loads((output / "inference/shapes_val/metrics.json").read_text())
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "b")]

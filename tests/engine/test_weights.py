@@ -1,4 +1,4 @@
-"""Files of weights: which formats are read, and how a stranger's file is refused."""
+"""Weights files: formats that are read, and untrusted files that are refused."""
 
 import collections
 import pickle

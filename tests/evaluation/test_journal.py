@@ -16,7 +16,7 @@ def write(folder: Path, fingerprint: str, *images: object) -> None:
     journal._file.close()
 
 
-def test_recovers_what_was_written_but_nothing_of_another_evaluation(tmp_path: Path) -> None:
+def test_recovers_only_records_of_the_same_evaluation(tmp_path: Path) -> None:
     write(tmp_path, "a", 1, "two")
     write(tmp_path, "a", 3)  # killed again
     assert Journal(tmp_path, "a").done == {1, "two", 3}

@@ -63,7 +63,7 @@ def panels(picture: np.ndarray) -> list[tuple[slice, slice]]:
 
 
 def drawn(panel: np.ndarray) -> np.ndarray:
-    """Which pixels of a grey panel were drawn on."""
+    """A mask of the pixels of a grey panel that were drawn on."""
     return (np.abs(panel.astype(int) - GREY) > 8).any(axis=2)
 
 

@@ -201,7 +201,7 @@ def test_fpn_with_fewer_levels_has_its_top_above_them() -> None:
         ),
     ],
 )
-def test_wrong_configs_are_one_clear_line(keys: dict[str, object], message: str) -> None:
+def test_wrong_configs_give_a_one_line_error(keys: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
         from_config(**keys)
     assert message in str(error.value)
@@ -214,7 +214,7 @@ def test_without_timm_the_message_says_how_to_install_it(monkeypatch) -> None:
         TimmBackbone(name="resnet18")
 
 
-def test_failed_download_is_one_clear_line(monkeypatch) -> None:
+def test_failed_download_gives_a_one_line_error(monkeypatch) -> None:
     def no_network(*args: object, **kwargs: object) -> None:
         raise OSError("Could not reach\nthe hub")
 

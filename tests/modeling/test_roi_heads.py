@@ -42,7 +42,7 @@ def test_every_pooler_type_in_every_head(pooler_type: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_poolers_have_the_sizes_and_levels_of_detectron2s(architecture: str) -> None:
+def test_poolers_have_detectron2s_sizes_and_levels(architecture: str) -> None:
     keys = {f"{s}__POOLER_SAMPLING_RATIO": 2 for s in POOLERS[architecture].values()}
     ours = build(architecture, **keys).roi_heads
     theirs = build(architecture, ours=False, **keys).roi_heads

@@ -1,4 +1,4 @@
-"""How the CUDA library is built: the compiler, the GPUs, and the resulting code."""
+"""The build of the CUDA library: the compiler, the GPUs, and the resulting code."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""What needs a GPU: deterministic results, no waits for the device, and memory.
+"""Tests that need a GPU: deterministic results, no waits for the device, and memory.
 
 Values are tested on every machine, in test_cuda_emulation.py.
 """
@@ -169,7 +169,7 @@ def test_gradient_needs_little_memory_beyond_its_own(dtype, channels_last):
     grad = operators.fpn_roi_align(maps, boxes, 7, 7, *rest)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    # Requested bytes, since the allocated blocks may be up to a MiB larger.
+    # Counts requested bytes, since the allocated blocks may be up to a MiB larger.
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     operators.fpn_roi_align_backward(grad, boxes, sizes_of(maps), *rest)
     taken = torch.cuda.memory_stats()["requested_bytes.all.peak"] - before
@@ -190,7 +190,7 @@ torch.cuda.synchronize()
 
 @pytest.mark.parametrize("image", ["2.0", "-1.0", "0.5", "float('nan')"])
 def test_wrong_image_index_fails_an_assertion(image):
-    # In a subprocess, since the device is unusable afterwards.
+    # Runs in a subprocess, since the device is unusable afterwards.
     process = subprocess.run(
         [sys.executable, "-c", BAD_IMAGE.format(image=image)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},

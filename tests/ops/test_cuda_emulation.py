@@ -282,7 +282,7 @@ def test_the_first_maximum_and_the_first_nan_win(kernels, channels_last):
 
 @LAYOUTS
 def test_samples_outside_count_as_zero(kernels, channels_last):
-    # One bin with two samples per axis at -3 and 3, of which only one is on the map; for map values
+    # One bin with two samples per axis at -3 and 3. Only one of them is on the map. Map values are
     # above and below zero.
     case = Case(
         sizes=[(1, 2, 4, 4)],

@@ -21,7 +21,7 @@ BOXES = torch.tensor(
 
 @pytest.fixture
 def without_native(monkeypatch):
-    monkeypatch.setitem(library._failures, "cpu", "a test took it away")
+    monkeypatch.setitem(library._failures, "cpu", "disabled by a test")
     monkeypatch.setattr(library, "_warned", set())
 
 
@@ -57,7 +57,7 @@ def pool_and_grad(dtype, grid=Grid.ALIGN_HALF, mode="avg", ratio=2):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_fallback_has_the_same_results(dtype, grid, mode, ratio, monkeypatch):
     out, grads = pool_and_grad(dtype, grid, mode, ratio)
-    monkeypatch.setitem(library._failures, "cpu", "a test took it away")
+    monkeypatch.setitem(library._failures, "cpu", "disabled by a test")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         other, other_grads = pool_and_grad(dtype, grid, mode, ratio)
@@ -69,7 +69,7 @@ def test_fallback_has_the_same_results(dtype, grid, mode, ratio, monkeypatch):
 def test_fallback_warns_once(without_native):
     assert backend() == "torchvision"
     maps = torch.ones(1, 1, 8, 8)
-    with pytest.warns(UserWarning, match="a test took it away.*install a C\\+\\+ compiler"):
+    with pytest.warns(UserWarning, match="disabled by a test.*install a C\\+\\+ compiler"):
         roi_align(maps, BOXES[:1], 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -87,7 +87,7 @@ def test_fallback_treats_unusual_boxes_as_documented(without_native):
     assert roi_align(maps, torch.zeros(0, 5), 2).shape == (0, 3, 2, 2)
 
 
-def test_library_that_does_not_load_is_a_reason_not_an_error(tmp_path, monkeypatch):
+def test_library_that_does_not_load_gives_a_reason_and_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
     assert "contains no _roi_cpu" in library._load("_roi_cpu")
     (tmp_path / "_roi_cpu.abi3.so").write_text("not a library")
@@ -112,12 +112,10 @@ def test_reason_for_missing_cuda_operators(tmp_path, monkeypatch):
 
 
 def test_fix_for_missing_cuda_operators(monkeypatch):
-    monkeypatch.setitem(library._failures, "cuda", "a test took it away")
+    monkeypatch.setitem(library._failures, "cuda", "disabled by a test")
     monkeypatch.setattr(library, "_warned", set())
     assert backend("cuda") == "torchvision"
-    with pytest.warns(
-        UserWarning, match="on cuda .* a test took it away.* CUDA toolkit of torch's"
-    ):
+    with pytest.warns(UserWarning, match="on cuda .* disabled by a test.* CUDA toolkit of torch's"):
         library.warn_of_fallback("cuda")
 
 
@@ -143,7 +141,7 @@ for channels in (3, 16, 70, 280):
             expected.backward(grad.float())
             assert (out.float() - expected).abs().max() < tolerance, (channels, dtype)
             assert (a.grad.float() - b.grad).abs().max() < 4 * tolerance, (channels, dtype)
-            # The maximum of the samples equals the maximum over bins of one sample each.
+            # The maximum of the samples equals the maximum over bins with one sample each.
             a = x.to(dtype).clone(memory_format=memory_format).requires_grad_()
             b = a.detach().clone().float().requires_grad_()
             out = roi_align(a, boxes, 5, 0.5, 2, mode="max")

@@ -64,7 +64,7 @@ def either(request, monkeypatch):
     if request.param == "native" and backend() != "native":
         pytest.skip("the operators are not compiled")
     if request.param == "fallback":
-        monkeypatch.setitem(library._failures, "cpu", "a test took it away")
+        monkeypatch.setitem(library._failures, "cpu", "disabled by a test")
         monkeypatch.setattr(library, "_warned", {"cpu"})
 
 

@@ -22,7 +22,7 @@ def masks() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_decoded_runs_are_the_ones(mask: np.ndarray) -> None:
+def test_decoded_runs_are_the_ones_of_the_mask(mask: np.ndarray) -> None:
     rle = encode(mask)
     flat = np.zeros(mask.size, bool)
     for begin, end in zip(*decode(rle), strict=True):

@@ -122,7 +122,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_fp32_has_the_detections_of_the_model_and_does_not_change_it(name: str) -> None:
+def test_fp32_gives_the_models_detections_and_does_not_change_it(name: str) -> None:
     model = lively(MODELS[name]())
     expected = detect(model)
     state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -166,7 +166,7 @@ def test_layers_agree_without_onednn_and_without_rois(model: nn.Module, fast: nn
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_images_and_weights_have_the_models_detections(
+def test_non_finite_images_and_weights_give_the_models_detections(
     model: nn.Module, value: float, dtype: str
 ) -> None:
     inputs = [{"image": torch.full((3, 64, 64), value), "height": 64, "width": 64}]
@@ -197,7 +197,7 @@ def test_non_finite_images_and_weights_have_the_models_detections(
         ("weight", float("inf"), "not"),
     ],
 )
-def test_non_finite_norms_have_the_models_detections(
+def test_non_finite_norms_give_the_models_detections(
     model: nn.Module, statistic: str, value: float, folded: str
 ) -> None:
     broken = copy.deepcopy(model)
@@ -353,7 +353,7 @@ def test_wrong_arguments_are_refused(model: nn.Module, fast: nn.Module) -> None:
         optimize(model, "int8")
     with pytest.raises(UserError, match="slower than fp32"):
         optimize(model, "fp16")
-    with pytest.raises(UserError, match="already optimised"):
+    with pytest.raises(UserError, match="already optimized"):
         optimize(fast)
 
 

@@ -1,4 +1,4 @@
-"""Parts of an optimised model that are compiled or captured as CUDA graphs, and failures."""
+"""Parts of an optimized model that are compiled or captured as CUDA graphs, and failures."""
 
 import copy
 import pickle

@@ -73,7 +73,7 @@ def test_without_a_command_the_help_is_an_error(capsys: pytest.CaptureFixture[st
         (["--device", "cpu"], "no command '--device'"),
     ],
 )
-def test_an_unknown_command_is_one_line(
+def test_an_unknown_command_gives_a_one_line_error(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -90,7 +90,7 @@ def test_an_unknown_command_is_one_line(
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
     ],
 )
-def test_an_error_of_a_command_is_one_line(
+def test_an_error_in_a_command_is_one_line(
     raised: BaseException,
     code: int,
     expected: str,

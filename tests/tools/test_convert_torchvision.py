@@ -231,7 +231,7 @@ def classes_that_differ() -> object:
         (coco_state, ["--batch-norm-eps", "1"], "invalid choice: 1.0"),
     ],
 )
-def test_a_wrong_input_is_one_line(
+def test_a_wrong_input_gives_a_one_line_error(
     content: object,
     options: list[str],
     expected: str,

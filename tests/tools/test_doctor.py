@@ -262,7 +262,7 @@ def test_advice(report: dict[str, Any]) -> None:
         (["--jsn", "x"], "unrecognized arguments"),
     ],
 )
-def test_a_wrong_argument_is_one_line(
+def test_a_wrong_argument_gives_a_one_line_error(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", *arguments]) == 2

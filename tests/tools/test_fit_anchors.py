@@ -64,6 +64,8 @@ def test_anchors_that_cannot_be_fitted_are_refused(
     assert message in error and error.count("\n") == 1
 
 
-def test_a_wrong_name_is_one_line(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_name_gives_a_one_line_error(
+    tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["fit-anchors", "--config-file", str(tiny_config), "shapes_trian"]) == 2
     assert "did you mean 'shapes_train'" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def falling_at(rate: float, noise: float) -> Curve:
 
 
 @pytest.mark.parametrize("rate", [1e-4, 3e-3])
-def test_it_suggests_where_the_loss_falls_most_steeply(rate: float) -> None:
+def test_suggests_the_rate_where_the_loss_falls_most_steeply(rate: float) -> None:
     for noise in (0.0, 0.2):
         suggested = falling_at(rate, noise).suggestion()
         assert suggested is not None

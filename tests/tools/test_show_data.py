@@ -13,7 +13,7 @@ from mask_rcnn_tools.cli import main
 from mask_rcnn_tools.show_data.drawing import draw_sample, first_samples
 
 
-def test_the_first_images_of_a_training_are_drawn(
+def test_the_first_training_images_are_drawn(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "data.png"

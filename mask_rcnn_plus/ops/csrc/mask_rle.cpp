@@ -22,7 +22,7 @@
 namespace roi {
 namespace {
 
-// What "clearly" means, relative to the largest of the four cells: a hundred times the largest rounding error.
+// The margin that counts as "clearly", relative to the largest of the four cells: a hundred times the largest rounding error.
 constexpr float kMargin = 1e-5f;
 // Whole vectors are read, also beyond the last weight.
 constexpr int64_t kPadding = 16;

@@ -8,7 +8,7 @@
 
 namespace roi {
 
-// What one axis of a bin reads. Averaging is separable: it reads each cell once, with the sum of its samples' weights
+// The cells that one axis of a bin reads. Averaging is separable: it reads each cell once, with the sum of its samples' weights
 // (Tap). A maximum needs every point (Point).
 struct Tap {
   int32_t cell;

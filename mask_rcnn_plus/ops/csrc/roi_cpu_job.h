@@ -72,7 +72,7 @@ struct Call {
   int64_t count() const { return rois.size(0); }
 };
 
-// What the tasks of a call share.
+// The data that all tasks of a call share.
 template <class Item>
 struct Job {
   const Kernels& kernel;

@@ -169,8 +169,8 @@ std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Ten
 
   Call call = {pyramid, sampling, boxes.size(0), grad.size(1), channels_last};
   Tensor rois = torch::stable::contiguous(boxes);
-  // For channels_last maps, a box head that flattens its input returns an NCHW gradient. To convert it once costs less
-  // than to read one layout and write the other at every cell.
+  // For channels_last maps, a box head that flattens its input returns an NCHW gradient. Converting it once costs
+  // less than reading one layout and writing the other at every cell.
   Tensor given = index == nullptr && channels_last ? torch::stable::contiguous(grad, memory_format(true)) : dense(grad);
   Tensor memory = torch::stable::empty({Plan::bytes(call.rois, maps_of(call))}, ScalarType::Byte, std::nullopt,
                                        grad.device());

@@ -10,7 +10,7 @@ struct Tap {
   float weight;
 };
 
-// A block's data about its RoI. Each bin of an axis has room for `slots` taps, of which `counts` are used.
+// A block's data about its RoI. Each bin of an axis has room for `slots` taps and uses `counts` of them.
 struct TapTables {
   Place place;
   int slots_y, slots_x;

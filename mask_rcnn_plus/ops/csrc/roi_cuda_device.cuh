@@ -1,6 +1,5 @@
-// What every kernel file needs from CUDA. It is the only file that includes CUDA's headers: for the tests, the host's
-// compiler compiles the kernels with tests/ops/cuda_emulation.h in the place of CUDA, which runs their threads one by
-// one.
+// Everything that the kernel files need from CUDA. Only this file includes CUDA's headers. For the tests, the host's
+// compiler compiles the kernels with tests/ops/cuda_emulation.h instead of CUDA, which runs their threads one by one.
 #pragma once
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>

@@ -157,7 +157,7 @@ ROI_DEVICE Tile tile_at(const Tiling& t, const Pyramid& p, int64_t index) {
   return tile;
 }
 
-// A gathering block's data in shared memory. Tables follow, which are read 16 bytes at a time.
+// A gathering block's data in shared memory, followed by tables that are read 16 bytes at a time.
 struct alignas(16) HitList {
   Tile tile;
   int votes[kWarps];

@@ -132,7 +132,7 @@ def test_missing_masks_do_not_matter_without_a_mask_head(tiny_config: Path, dama
     assert run(tiny_config, *boxes) == 0
 
 
-def test_a_data_set_that_the_user_registers_is_repaired_too(
+def test_a_data_set_registered_by_the_user_is_repaired_too(
     tiny_config: Path, tmp_path: Path, damaged: Any, capsys: Capture
 ) -> None:
     folder = damaged(two_faults)

@@ -35,7 +35,7 @@ def masks_of(coco: dict[str, Any], file_name: str) -> list[tuple[str, np.ndarray
 
 
 def box(height: int, width: int, x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
-    """A mask of the pixels from (x0, y0) to (x1, y1), without the latter."""
+    """A mask of the pixels from (x0, y0) to (x1, y1), excluding row y1 and column x1."""
     mask = np.zeros((height, width), bool)
     mask[y0:y1, x0:x1] = True
     return mask

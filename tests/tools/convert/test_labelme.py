@@ -158,7 +158,7 @@ def test_no_image_outside_the_given_folders_is_read(
 
 def test_a_self_intersecting_polygon_keeps_its_pixels(save: Save, written: Written) -> None:
     path = save("photos/a.png")
-    # A figure eight: the areas of its two loops cancel each other.
+    # The form of an 8: the areas of its two loops cancel each other.
     eight = [[10, 10], [30, 26], [30, 10], [10, 26]]
     label(path, [shape("cat", eight)])
     coco = written(labelme.read(path.parent))

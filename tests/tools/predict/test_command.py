@@ -297,7 +297,7 @@ def test_find_sources(folder: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("name", ["predictions.json", "images.json", "objects.csv"])
-def test_a_full_disk_is_one_line(
+def test_a_full_disk_gives_a_one_line_error(
     name: str, folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "out").mkdir()
@@ -318,7 +318,7 @@ def test_opencv_prints_nothing(folder: Path, weights: str) -> None:
     assert done.stderr.startswith("error: camera 99") and done.stderr.count("\n") == 1
 
 
-def test_a_wrong_argument_is_one_line(
+def test_a_wrong_argument_gives_a_one_line_error(
     folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = ("--weights", weights, "photos/y.jpg")

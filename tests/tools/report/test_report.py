@@ -132,7 +132,7 @@ def test_objects_without_detections(make_run: MakeRun, tmp_path: Path) -> None:
     assert "It finds 1 object that run misses, and misses 0 that run finds." in both.text
 
 
-def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_report_compares_two_runs(make_run: MakeRun, tmp_path: Path) -> None:
     before = make_run("before", FOUND, objects=OBJECTS)
     after = make_run("after", MORE, objects=OBJECTS)
     page = report(before, after, "--output", tmp_path / "page.html")
