@@ -84,9 +84,13 @@ def _read_file(path: Path, subject: str, above: tuple[Path, ...] = ()) -> dict[s
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str) or not base:
             raise UserError(f"{subject}: {_BASE} must be a path or a list of paths, got {base!r}")
-        base_path = path.parent / Path(base).expanduser()
         base_subject = f"{subject}: its {_BASE} {base!r}"
-        if base_path.resolve() in (path.resolve(), *above):
+        try:
+            base_path = path.parent / Path(base).expanduser()
+            circular = base_path.resolve() in (path.resolve(), *above)
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, an unknown user, looped links
+            raise UserError(f"{base_subject} cannot be opened: {reason(error)}") from error
+        if circular:
             raise UserError(f"{base_subject} leads back to itself")
         _merge(merged, _read_file(base_path, base_subject, (*above, path.resolve())), subject)
     _merge(merged, values, subject)

@@ -148,23 +148,24 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
 def extend_catalogs() -> None:
     """Makes detectron2's catalogs register data sets by folder at the first unknown name.
 
-    So ``DatasetCatalog.get("balloons_train")`` works after ``import mask_rcnn_plus``, and the
-    import itself reads no folder. The methods are replaced because the catalogs lack a hook for it.
-    A second call changes nothing.
+    So ``DatasetCatalog.get("balloons_train")`` works after ``import mask_rcnn_plus``, as does
+    ``[...]``, and the import itself reads no folder. ``in`` stays as it is: ``register`` uses it.
+    The methods are replaced because the catalogs have no hook. A second call changes nothing.
     """
     for catalog in (type(DatasetCatalog), type(MetadataCatalog)):
         if not hasattr(catalog.get, "__wrapped__"):
-            catalog.get = _registering(catalog.get)
+            for method in ("get", "__getitem__"):
+                setattr(catalog, method, _registering(getattr(catalog, method)))
 
 
-def _registering(get: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
-    @functools.wraps(get)
-    def get_or_register(self: Any, name: str) -> Any:
+def _registering(lookup: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    @functools.wraps(lookup)
+    def look_up_or_register(self: Any, name: str) -> Any:
         if name not in self and name not in DatasetCatalog:
             register_folder_datasets()
-        return get(self, name)
+        return lookup(self, name)
 
-    return get_or_register
+    return look_up_or_register
 
 
 def use_json(name: str, json_file: Path) -> None:

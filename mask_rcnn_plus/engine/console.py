@@ -33,6 +33,8 @@ def setup_console(output_dir: str, rank: int) -> None:
     # A second run in one process (a notebook, a test) would log each line twice, and also into the
     # folder of the first run.
     setup_logger.cache_clear()
+    # It warns of every machine with nvcc but without a GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     for name in _LOGGERS:
         logging.getLogger(name).handlers.clear()
     # default_setup calls the first two with the same arguments, and then finds them in the cache.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
@@ -54,6 +55,12 @@ Exit codes:
        a second signal ends it at once
 """
 
+# In place of detectron2's texts, which also promise LazyConfig.
+_HELP = {
+    "opts": "config keys and values, after all options: KEY VALUE ...",
+    "resume": "continue from the last checkpoint of OUTPUT_DIR",
+}
+
 
 def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = None) -> int:
     """Trains, or evaluates with ``--eval-only``.
@@ -73,6 +80,9 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
         action="store_true",
         help="read the file of MODEL.WEIGHTS as a full pickle, which may run any code",
     )
+    for action in parser._actions:
+        action.help = _HELP.get(action.dest, action.help)
+    parser.error = _refuse_arguments  # type: ignore[method-assign]  (argparse prints its usage too)
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config_file, args.opts)
@@ -86,6 +96,11 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
         print("\ninterrupted; --resume continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse_arguments(message: str) -> NoReturn:
+    print(f"error: {message}; see train_net.py --help", file=sys.stderr)
+    sys.exit(2)
 
 
 def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> None:

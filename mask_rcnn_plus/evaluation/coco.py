@@ -295,7 +295,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         tables = (task, self._dataset_name, metrics_table(metrics, per_class))
         _logger.info("Evaluation results for %s on %s:\n%s", *tables)
         if reasons := explain_nan(metrics, per_class, TASKS[task]):
-            _logger.warning("Of the metrics for %s,\n%s", task, reasons)
+            _logger.warning("%s: %s", task, reasons.replace("\n", "; "))
         return {**metrics, **per_class}
 
 

@@ -273,3 +273,13 @@ def test_any_text_is_a_config_or_one_line(tmp_path: Path, text: str) -> None:
             assert str(refusal).isprintable() and "\n" not in str(refusal)
         else:
             assert cfg.keys() == get_cfg().keys() and "_BASE_" not in cfg
+
+
+@pytest.mark.parametrize("base", ["~no_such_user/x.yaml", "a\\0.yaml", "loop.yaml"])
+def test_a_base_that_cannot_be_opened_is_one_line(tmp_path: Path, base: str) -> None:
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    path = tmp_path / "config.yaml"
+    path.write_text(f'_BASE_: "{base}"')
+    with pytest.raises(UserError, match="_BASE_") as error:
+        load_config(path)
+    assert "\n" not in str(error.value)

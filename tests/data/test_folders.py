@@ -300,6 +300,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
 assert not reads, reads
+assert callable(DatasetCatalog["pets_train"])
 assert len(DatasetCatalog.get("pets_train")) == 2
 assert reads
 assert MetadataCatalog.get("pets_val").evaluator_type == "coco"

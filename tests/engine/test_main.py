@@ -443,3 +443,11 @@ def test_names_in_files_cannot_control_the_terminal(
     assert run(tiny_config, "--eval-only", "MODEL.WEIGHTS", str(tmp_path / "a.pth")) == 2
     error = capsys.readouterr().err
     assert r"\x1b[2J error" in error and len(error) < 1000 and error.count("\n") == 1
+
+
+def test_a_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--nope"], ["--config-file"], ["--num-gpus", "x"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and arguments[0] in error
