@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from mask_rcnn_plus.ops.arguments import Grid, check_canonical, first_level, to_pair
-from mask_rcnn_plus.ops.roi_ops import pool_pyramid
+from mask_rcnn_plus.ops.arguments import Grid, check_canonical, check_sampling, first_level, to_pair
+from mask_rcnn_plus.ops.roi_ops import pool_pyramid, pool_scripted
 
 # Mask R-CNN, table 2c: how a box is divided into bins, and how each bin is reduced.
 POOLER_TYPES = {
@@ -26,6 +27,7 @@ class FusedROIPooler(nn.Module):
     """A ``detectron2.modeling.poolers.ROIPooler`` with the same arguments and results.
 
     Every type runs as one operator call for all levels and images, without waiting for the device.
+    ``torch.jit.script`` compiles it.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class FusedROIPooler(nn.Module):
         Args:
             output_size: P, or (height, width), in bins.
             scales: 1 / stride of each map, finest first: 1 / 2^k, each half of the previous one.
-            sampling_ratio: samples per bin and axis; zero or less adapts to the box.
+            sampling_ratio: samples per bin and axis, a whole number; zero or less adapts to the
+                box.
             pooler_type: ``"ROIAlignV2"`` (aligned), ``"ROIAlign"`` (not aligned) or ``"ROIWarp"``
                 for the average of a bin's samples, or with the suffix ``Max`` for their maximum; or
                 ``"ROIPool"``.
@@ -59,12 +62,15 @@ class FusedROIPooler(nn.Module):
                 f"{', '.join(POOLER_TYPES)}"
             )
         check_canonical(canonical_box_size, canonical_level)
+        grid, self.mode = POOLER_TYPES[pooler_type]
+        self.grid = int(grid)
         self.output_size = to_pair(output_size)
-        self.scales = tuple(scales)
-        self.sampling_ratio = sampling_ratio
+        self.scales = list(scales)
+        check_sampling(sampling_ratio, scales)
+        self.sampling_ratio = int(sampling_ratio)
         self.pooler_type = pooler_type
-        self.canonical_box_size = canonical_box_size
-        self.canonical_level = canonical_level
+        self.canonical_box_size = float(canonical_box_size)
+        self.canonical_level = int(canonical_level)
         self.min_level = first_level(self.scales)
         self.max_level = self.min_level + len(self.scales) - 1
 
@@ -86,18 +92,32 @@ class FusedROIPooler(nn.Module):
             raise ValueError(
                 f"expected {x[0].shape[0]} lists of boxes, one per image, got {len(box_lists)}"
             )
-        grid, mode = POOLER_TYPES[self.pooler_type]
-        return pool_pyramid(
-            x,
-            [boxes.tensor for boxes in box_lists],
-            self.output_size,
-            self.scales,
-            self.sampling_ratio,
-            grid,
-            mode,
-            self.canonical_box_size,
-            self.canonical_level,
-        )
+        boxes = [image_boxes.tensor for image_boxes in box_lists]
+        if torch.jit.is_scripting():
+            return pool_scripted(
+                x,
+                boxes,
+                [self.output_size[0], self.output_size[1]],
+                self.scales,
+                self.sampling_ratio,
+                self.grid,
+                self.mode,
+                self.min_level,
+                self.canonical_box_size,
+                self.canonical_level,
+            )
+        else:  # noqa: RET505 (without an else, TorchScript would compile this part too)
+            return pool_pyramid(
+                x,
+                boxes,
+                self.output_size,
+                self.scales,
+                self.sampling_ratio,
+                Grid(self.grid),
+                self.mode,
+                self.canonical_box_size,
+                self.canonical_level,
+            )
 
     def extra_repr(self) -> str:
         return (

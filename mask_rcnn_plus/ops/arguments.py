@@ -34,7 +34,7 @@ def check_mode(mode: str) -> None:
 
 
 def to_maps(features: Sequence[Tensor]) -> list[Tensor]:
-    """Checks feature maps (N, C, H, W); under autocast, converts all of them to its dtype.
+    """Checks feature maps (N, C, H, W), which autocast does not convert, as in torchvision.
 
     Raises:
         ValueError: not a list of tensors, or unsupported shapes, dtypes or devices.
@@ -50,7 +50,7 @@ def to_maps(features: Sequence[Tensor]) -> list[Tensor]:
             raise ValueError(
                 f"a feature map must be a tensor; level {level} is {type(feature).__name__}"
             )
-    features = _to_autocast_dtype(features)
+    features = list(features)
     first = features[0]
     for level, feature in enumerate(features):
         if feature.dim() != 4:
@@ -77,12 +77,12 @@ def to_maps(features: Sequence[Tensor]) -> list[Tensor]:
 
 
 def to_rows(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
-    """Boxes as fp32 rows (R, 5) of (image index, x0, y0, x1, y1).
+    """Boxes as rows (R, 5) of (image index, x0, y0, x1, y1), in fp64 for fp64 maps, else in fp32.
 
     Args:
         boxes: (R, 5), rows of (image index, x0, y0, x1, y1), or a sequence with (Ri, 4),
             rows of (x0, y0, x1, y1), for each image.
-        like: a feature map, for its device.
+        like: a feature map.
 
     Raises:
         BoxShapeError: the last dimension is not 5, or not 4 in a sequence.
@@ -94,13 +94,14 @@ def to_rows(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
             raise ValueError(
                 f"boxes must be a tensor (R, 5) of real numbers, or a list of (Ri, 4); got {kind}"
             )
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(boxes, Tensor):
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise BoxShapeError(
                 "boxes must have shape (R, 5): (image index, x0, y0, x1, y1); got "
                 f"{tuple(boxes.shape)}. A list of (Ri, 4) tensors, one per image, also works"
             )
-        rows = boxes.float()
+        rows = boxes.to(dtype)
     else:
         parts = []
         for image, part in enumerate(boxes):
@@ -109,9 +110,9 @@ def to_rows(boxes: Tensor | Sequence[Tensor], like: Tensor) -> Tensor:
                     f"boxes[{image}] must have shape (Ri, 4): (x0, y0, x1, y1); got "
                     f"{tuple(part.shape)}"
                 )
-            index = torch.full_like(part[:, :1], image, dtype=torch.float32)
-            parts.append(torch.cat([index, part.float()], dim=1))
-        rows = torch.cat(parts) if parts else like.new_zeros((0, 5), dtype=torch.float32)
+            index = torch.full_like(part[:, :1], image, dtype=dtype)
+            parts.append(torch.cat([index, part.to(dtype)], dim=1))
+        rows = torch.cat(parts) if parts else like.new_zeros((0, 5), dtype=dtype)
     if rows.device != like.device:
         raise ValueError(f"boxes are on {rows.device}, features on {like.device}; move one of them")
     return rows
@@ -143,7 +144,8 @@ def to_whole(value: object) -> int | None:
 
 def check_sampling(sampling_ratio: int, spatial_scales: Sequence[float]) -> None:
     """Raises a ValueError for a ratio that is not an integer or too large, or an invalid scale."""
-    ratio = to_whole(sampling_ratio)
+    # detectron2's pooler accepts 0.0.
+    ratio = 0 if sampling_ratio == 0 else to_whole(sampling_ratio)
     if ratio is None or ratio > MAX_SAMPLES:
         raise ValueError(
             f"sampling_ratio must be a whole number of at most {MAX_SAMPLES}, "
@@ -199,12 +201,3 @@ def prefers_channels_last(features: Sequence[Tensor]) -> bool:
         f.is_contiguous(memory_format=torch.channels_last) and not f.is_contiguous()
         for f in features
     )
-
-
-def _to_autocast_dtype(features: Sequence[Tensor]) -> list[Tensor]:
-    device_type = features[0].device.type
-    # Autocast does not support the meta device.
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return list(features)
-    dtype = torch.get_autocast_dtype(device_type)
-    return [f if f.dtype == torch.float64 else f.to(dtype) for f in features]

@@ -26,7 +26,7 @@ def pool_pyramid(
     canonical_level: int,
     mode: str,
 ) -> Tensor:
-    """:func:`mask_rcnn_plus.ops.roi_ops.pool_pyramid` for checked arguments; rows: fp32 (R, 5)."""
+    """:func:`mask_rcnn_plus.ops.roi_ops.pool_pyramid` for checked arguments; rows: (R, 5)."""
     from torchvision.ops import roi_align, roi_pool
 
     def pool(feature: Tensor, boxes: Tensor, scale: float) -> Tensor:

@@ -1,13 +1,13 @@
 """The RoI functions.
 
-Boxes are (image index, x0, y0, x1, y1) in input-image pixels. Their geometry is computed in fp32,
-sums in fp32 (fp64 for fp64 features). The output has the features' dtype and memory format
-(channels_last or contiguous). Results are the same bit for bit, forward and backward, in every run
+Boxes are (image index, x0, y0, x1, y1) in input-image pixels. Their geometry and the sums are
+computed in fp64 for fp64 features, else in fp32, also under autocast. The output has the features'
+dtype and memory format (channels_last or contiguous). Results are the same bit for bit, forward and backward, in every run
 and with any number of threads.
 
 Unusual boxes, in every function unless it says otherwise:
 
-- A box with a NaN or infinite coordinate, or so large that fp32 overflows, gives NaN and no
+- A box with a NaN or infinite coordinate, or so large that this overflows, gives NaN and no
   gradient.
 - Samples more than one cell outside the map count as zero, so a box entirely outside gives zeros.
 - A box without area, or inverted, gives zeros with an adaptive grid; with a fixed
@@ -78,8 +78,9 @@ def roi_align(
         RuntimeError: a box names an image that ``input`` does not contain.
     """
     if torch.jit.is_scripting():
-        return _pool_one_scripted(
-            input, boxes, output_size, spatial_scale, sampling_ratio, 1 if aligned else 0, mode
+        grid = 1 if aligned else 0
+        return pool_scripted(
+            [input], boxes, output_size, [spatial_scale], sampling_ratio, grid, mode
         )
     else:  # noqa: RET505 (without an else, TorchScript would compile this part too)
         if isinstance(input, Tensor) and input.is_quantized and mode == "avg":
@@ -105,7 +106,7 @@ def roi_pool(
         (R, C, height, width); 0 in bins without a cell.
     """
     if torch.jit.is_scripting():
-        return _pool_one_scripted(input, boxes, output_size, spatial_scale, 0, 3, "max")
+        return pool_scripted([input], boxes, output_size, [spatial_scale], 0, 3, "max")
     else:  # noqa: RET505
         return _pool_one(input, boxes, output_size, spatial_scale, 0, Grid.POOL, "max")
 
@@ -125,7 +126,7 @@ def roi_warp(
     pooled as :func:`roi_align` pools an aligned box. Arguments, result and errors are as there.
     """
     if torch.jit.is_scripting():
-        return _pool_one_scripted(input, boxes, output_size, spatial_scale, sampling_ratio, 2, mode)
+        return pool_scripted([input], boxes, output_size, [spatial_scale], sampling_ratio, 2, mode)
     else:  # noqa: RET505
         return _pool_one(input, boxes, output_size, spatial_scale, sampling_ratio, Grid.WARP, mode)
 
@@ -245,35 +246,64 @@ def _pool(
     return torch.ops.mask_rcnn_plus.fpn_roi_align(*arguments, channels_last)
 
 
-def _pool_one_scripted(
-    input: Tensor,
+def pool_scripted(
+    features: list[Tensor],
     boxes: Tensor | list[Tensor],
     output_size: list[int],
-    spatial_scale: float,
+    scales: list[float],
     sampling_ratio: int,
     grid: int,
     mode: str,
+    min_level: int = 0,
+    canonical_box_size: float = 1.0,
+    canonical_level: int = 0,
 ) -> Tensor:
-    """:func:`_pool_one` for TorchScript; only the compiled operators check the arguments."""
+    """:func:`pool_pyramid` for TorchScript; only the compiled operators check the arguments.
+
+    Args:
+        min_level: FPN's number of the first map: 2 if it has stride 4.
+    """
+    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     if isinstance(boxes, Tensor):
-        rows = boxes.float()
+        rows = boxes.to(dtype)
     else:
         parts: list[Tensor] = []
         for image, part in enumerate(boxes):
-            index = torch.full_like(part[:, :1], image).float()
-            parts.append(torch.cat([index, part.float()], dim=1))
-        rows = torch.cat(parts) if parts else torch.zeros((0, 5), device=input.device)
-    channels_last = (
-        input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
-    )
-    maps, scales = [input], [spatial_scale]
-    height, width = output_size[0], output_size[1]
+            index = torch.full_like(part[:, :1], image).to(dtype)
+            parts.append(torch.cat([index, part.to(dtype)], dim=1))
+        rows = torch.zeros((0, 5), dtype=dtype, device=features[0].device)
+        if parts:
+            rows = torch.cat(parts)
+    channels_last = False
+    for feature in features:
+        if feature.is_contiguous(memory_format=torch.channels_last):
+            channels_last = channels_last or not feature.is_contiguous()
     if mode == "max":
         pooled, _ = torch.ops.mask_rcnn_plus.fpn_roi_max(
-            maps, rows, height, width, scales, sampling_ratio, grid, 0, 1.0, 0, channels_last
+            features,
+            rows,
+            output_size[0],
+            output_size[1],
+            scales,
+            sampling_ratio,
+            grid,
+            min_level,
+            canonical_box_size,
+            canonical_level,
+            channels_last,
         )
         return pooled
     assert mode == "avg", "mode must be 'avg' or 'max'"
     return torch.ops.mask_rcnn_plus.fpn_roi_align(
-        maps, rows, height, width, scales, sampling_ratio, grid, 0, 1.0, 0, channels_last
+        features,
+        rows,
+        output_size[0],
+        output_size[1],
+        scales,
+        sampling_ratio,
+        grid,
+        min_level,
+        canonical_box_size,
+        canonical_level,
+        channels_last,
     )

@@ -45,6 +45,40 @@ def test_equals_detectron2(levels, pooler_type, ratio):
         assert (a.grad - b.grad).abs().max() <= 1e-5 * b.grad.abs().max()
 
 
+def test_fp64_maps_equal_detectron2_in_fp64():
+    features = [m.double() for m in maps()]
+    exact = [Boxes(b.tensor) for b in boxes()]
+    for b in exact:  # Boxes converts what it is given to fp32
+        b.tensor = b.tensor.double() + 1 / 3
+    arguments = (7, SCALES, 2, "ROIAlignV2")
+    out, expected = (kind(*arguments)(features, exact) for kind in (FusedROIPooler, ROIPooler))
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("pooler_type", sorted(POOLER_TYPES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_can_be_scripted(pooler_type, dtype):
+    pooler = FusedROIPooler((3, 5), SCALES, 2, pooler_type)
+    scripted = torch.jit.script(pooler)
+    features = [m.to(dtype) for m in maps()]
+    assert torch.equal(scripted(features, boxes()), pooler(features, boxes()))
+    last = [m.contiguous(memory_format=torch.channels_last) for m in features]
+    out = scripted(last, boxes((0, 3)))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(out, pooler(last, boxes((0, 3))))
+
+
+def test_a_sampling_ratio_of_zero_as_a_float():
+    pooler = FusedROIPooler(7, SCALES, 0.0, "ROIAlignV2")
+    assert torch.equal(
+        pooler(maps(), boxes()), FusedROIPooler(7, SCALES, 0, "ROIAlignV2")(maps(), boxes())
+    )
+    with pytest.raises(ValueError, match="sampling_ratio must be a whole number.*got 0.5"):
+        FusedROIPooler(7, SCALES, 0.5, "ROIAlignV2")
+
+
 def test_canonical_size_and_level_move_boxes_as_in_detectron2():
     arguments = (7, SCALES, 2, "ROIAlignV2", 56, 3)
     out = FusedROIPooler(*arguments)(maps(), boxes())

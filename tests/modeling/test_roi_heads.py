@@ -51,7 +51,7 @@ def test_poolers_have_detectron2s_sizes_and_levels(architecture: str) -> None:
         assert isinstance(actual, FusedROIPooler)
         assert isinstance(expected, ROIPooler)
         assert actual.sampling_ratio == 2
-        assert actual.scales == tuple(p.spatial_scale for p in expected.level_poolers)
+        assert actual.scales == [p.spatial_scale for p in expected.level_poolers]
         for field in ("output_size", "min_level", "max_level", "canonical_box_size"):
             assert getattr(actual, field) == getattr(expected, field)
 

@@ -15,6 +15,7 @@ using roi::cuda::Call;
 using roi::cuda::Half;
 using roi::cuda::Maps;
 using roi::cuda::Plan;
+using roi::cuda::Working;
 using roi::cuda::Strides;
 
 std::string message;
@@ -50,10 +51,10 @@ Maps<T> maps_at(void* const* pointers, const Call& call) {
 }
 
 // Calls visit(roi, bin_y, bin_x, channel) for every output of every defined box.
-template <class Visit>
-void for_each_output(const Call& call, const float* boxes, const Visit& visit) {
+template <class R, class Visit>
+void for_each_output(const Call& call, const R* boxes, const Visit& visit) {
   for (int64_t i = 0; i < call.rois; i++) {
-    RoI r = locate(boxes + 5 * i, call.pyramid, call.sampling);
+    RoI<R> r = locate(boxes + 5 * i, call.pyramid, call.sampling);
     if (!r.defined) continue;
     for (int by = 0; by < call.sampling.bins_y; by++)
       for (int bx = 0; bx < call.sampling.bins_x; bx++)
@@ -62,18 +63,18 @@ void for_each_output(const Call& call, const float* boxes, const Visit& visit) {
 }
 
 // Calls visit(cell offset, weight) for the cells of one point, except those of weight zero.
-template <class Visit>
-void for_each_cell(const Cells& y, const Cells& x, const Strides& s, const Visit& visit) {
+template <class R, class Visit>
+void for_each_cell(const Cells<R>& y, const Cells<R>& x, const Strides& s, const Visit& visit) {
   for (int corner = 0; corner < 4; corner++) {
     bool up = corner / 2, right = corner % 2;
-    float weight_y = up ? y.high_weight : y.low_weight, weight_x = right ? x.high_weight : x.low_weight;
-    if (weight_y != 0.f && weight_x != 0.f) visit((y.low + up) * s.row + (x.low + right) * s.cell, weight_y * weight_x);
+    R weight_y = up ? y.high_weight : y.low_weight, weight_x = right ? x.high_weight : x.low_weight;
+    if (weight_y != 0 && weight_x != 0) visit((y.low + up) * s.row + (x.low + right) * s.cell, weight_y * weight_x);
   }
 }
 
 // Calls visit(sample y, sample x) for all points of a bin that are on the map.
-template <class Visit>
-void for_each_point(const RoI& r, int by, int bx, const Visit& visit) {
+template <class R, class Visit>
+void for_each_point(const RoI<R>& r, int by, int bx, const Visit& visit) {
   Range in_y = points_of(r.y, by), in_x = points_of(r.x, bx);
   for (int iy = in_y.begin; iy < in_y.end; iy++)
     for (int ix = in_x.begin; ix < in_x.end; ix++)
@@ -90,8 +91,8 @@ int64_t output_at(const Call& call, bool channels_last, int64_t i, int by, int b
   return i * s.item + c * s.channel + by * s.row + bx * s.cell;
 }
 
-template <class T>
-int64_t map_at(const Call& call, const RoI& r, const float* box, int64_t c) {
+template <class R>
+int64_t map_at(const Call& call, const RoI<R>& r, const R* box, int64_t c) {
   Strides s = map_strides(call, r.level);
   return image_of(box, call.pyramid.images) * s.item + c * s.channel;
 }
@@ -105,8 +106,8 @@ API Call* new_call(int levels, const int64_t* sizes, const float* scales, int mi
   Call* call = new Call{};
   call->pyramid.levels = levels;
   call->pyramid.images = static_cast<int>(sizes[0]);
-  call->pyramid.min_level = static_cast<float>(min_level);
-  call->pyramid.canonical_level = static_cast<float>(canonical_level);
+  call->pyramid.min_level = min_level;
+  call->pyramid.canonical_level = canonical_level;
   call->pyramid.canonical_size = canonical_size;
   for (int l = 0; l < levels; l++) {
     call->pyramid.scale[l] = scales[l];
@@ -122,92 +123,103 @@ API Call* new_call(int levels, const int64_t* sizes, const float* scales, int mi
 
 API void delete_call(Call* call) { delete call; }
 
-API const char* average(const Call* call, int type, uint64_t seed, void* const* maps, const float* boxes, void* out) {
+API const char* average(const Call* call, int type, uint64_t seed, void* const* maps, const void* boxes, void* out) {
   return report([&] {
     emulation::machine.seed(seed);
     return dispatch(type, [&](auto t) {
       using T = decltype(t);
-      return cuda::launch_average<T>(*call, maps_at<const T>(maps, *call), boxes, static_cast<T*>(out), nullptr);
+      return cuda::launch_average<T>(*call, maps_at<const T>(maps, *call), static_cast<const Working<T>*>(boxes),
+                                     static_cast<T*>(out), nullptr);
     });
   });
 }
 
-API int64_t plan_bytes(const Call* call) { return Plan::bytes(call->rois, cuda::maps_of(*call)); }
+API int64_t plan_bytes(const Call* call) { return Plan<double>::bytes(call->rois, cuda::maps_of(*call)); }
 
 API const char* average_backward(const Call* call, int type, uint64_t seed, const void* grad, bool grad_channels_last,
-                                 const float* boxes, void* plan, void* const* maps) {
+                                 const void* boxes, void* plan, void* const* maps) {
   return report([&] {
     emulation::machine.seed(seed);
     return dispatch(type, [&](auto t) {
       using T = decltype(t);
-      return cuda::launch_average_backward<T>(*call, boxes, static_cast<const T*>(grad), grad_channels_last,
-                                              maps_at<T>(maps, *call), Plan::in(plan, call->rois), nullptr);
+      using W = Working<T>;
+      return cuda::launch_average_backward<T>(*call, static_cast<const W*>(boxes), static_cast<const T*>(grad),
+                                              grad_channels_last, maps_at<T>(maps, *call),
+                                              Plan<W>::in(plan, call->rois), nullptr);
     });
   });
 }
 
-API const char* maximum(const Call* call, int type, uint64_t seed, void* const* maps, const float* boxes, void* out,
+API const char* maximum(const Call* call, int type, uint64_t seed, void* const* maps, const void* boxes, void* out,
                         int* index) {
   return report([&] {
     emulation::machine.seed(seed);
     return dispatch(type, [&](auto t) {
       using T = decltype(t);
-      return cuda::launch_max<T>(*call, maps_at<const T>(maps, *call), boxes, static_cast<T*>(out), index, nullptr);
+      return cuda::launch_max<T>(*call, maps_at<const T>(maps, *call), static_cast<const Working<T>*>(boxes),
+                                 static_cast<T*>(out), index, nullptr);
     });
   });
 }
 
 API const char* maximum_backward(const Call* call, int type, uint64_t seed, const void* grad, bool grad_channels_last,
-                                 const int* index, const float* boxes, void* plan, void* const* maps) {
+                                 const int* index, const void* boxes, void* plan, void* const* maps) {
   return report([&] {
     emulation::machine.seed(seed);
     return dispatch(type, [&](auto t) {
       using T = decltype(t);
-      return cuda::launch_max_backward<T>(*call, boxes, static_cast<const T*>(grad), grad_channels_last, index,
-                                          call->channels_last, maps_at<T>(maps, *call), Plan::in(plan, call->rois),
-                                          nullptr);
+      using W = Working<T>;
+      return cuda::launch_max_backward<T>(*call, static_cast<const W*>(boxes), static_cast<const T*>(grad),
+                                          grad_channels_last, index, call->channels_last, maps_at<T>(maps, *call),
+                                          Plan<W>::in(plan, call->rois), nullptr);
     });
   });
 }
 
-// The definitions. Maps and sums are fp64. The average of an empty bin is zero, that of an undefined box NaN (the
-// initial value of `out`).
-API void plain_average(const Call* call, double* const* maps, const float* boxes, double* out) {
-  for_each_output(*call, boxes, [&](int64_t i, const RoI& r, int by, int bx, int64_t c) {
-    const double* map = maps[r.level] + map_at<double>(*call, r, boxes + 5 * i, c);
+// The definitions, with boxes, coordinates and weights of type R.
+namespace {
+
+// Maps and sums are fp64. The average of an empty bin is zero, that of an undefined box NaN (the initial value of
+// `out`).
+template <class R>
+void define_average(const Call& call, double* const* maps, const R* boxes, double* out) {
+  for_each_output(call, boxes, [&](int64_t i, const RoI<R>& r, int by, int bx, int64_t c) {
+    const double* map = maps[r.level] + map_at(call, r, boxes + 5 * i, c);
     double sum = 0;
-    for_each_point(r, by, bx, [&](Cells y, Cells x, int) {
-      for_each_cell(y, x, map_strides(*call, r.level), [&](int64_t at, double weight) { sum += weight * map[at]; });
+    for_each_point(r, by, bx, [&](Cells<R> y, Cells<R> x, int) {
+      for_each_cell(y, x, map_strides(call, r.level), [&](int64_t at, double weight) { sum += weight * map[at]; });
     });
     double count = static_cast<double>(r.y.samples) * r.x.samples;
-    out[output_at(*call, call->channels_last, i, by, bx, c)] = sum / std::max(count, 1.0);
+    out[output_at(call, call.channels_last, i, by, bx, c)] = sum / std::max(count, 1.0);
   });
 }
 
 // Adds to the maps.
-API void plain_average_backward(const Call* call, const double* grad, bool grad_channels_last, const float* boxes,
-                                double* const* maps) {
-  for_each_output(*call, boxes, [&](int64_t i, const RoI& r, int by, int bx, int64_t c) {
-    double* map = maps[r.level] + map_at<double>(*call, r, boxes + 5 * i, c);
-    double g = grad[output_at(*call, grad_channels_last, i, by, bx, c)];
+template <class R>
+void define_average_backward(const Call& call, const double* grad, bool grad_channels_last, const R* boxes,
+                             double* const* maps) {
+  for_each_output(call, boxes, [&](int64_t i, const RoI<R>& r, int by, int bx, int64_t c) {
+    double* map = maps[r.level] + map_at(call, r, boxes + 5 * i, c);
+    double g = grad[output_at(call, grad_channels_last, i, by, bx, c)];
     double count = static_cast<double>(r.y.samples) * r.x.samples;
-    for_each_point(r, by, bx, [&](Cells y, Cells x, int) {
-      for_each_cell(y, x, map_strides(*call, r.level),
-                    [&](int64_t at, double weight) { map[at] += weight / count * g; });
+    for_each_point(r, by, bx, [&](Cells<R> y, Cells<R> x, int) {
+      for_each_cell(y, x, map_strides(call, r.level), [&](int64_t at, double weight) { map[at] += weight / count * g; });
     });
   });
 }
 
-// In fp32, since rounding decides which points are equal. For undefined boxes the outputs keep their initial values.
-API void plain_maximum(const Call* call, float* const* maps, const float* boxes, float* out, int* index) {
-  for_each_output(*call, boxes, [&](int64_t i, const RoI& r, int by, int bx, int64_t c) {
-    const float* map = maps[r.level] + map_at<float>(*call, r, boxes + 5 * i, c);
-    float best = 0;
+// Maps and sums are of type R, since rounding decides which points are equal. For undefined boxes the outputs keep their
+// initial values.
+template <class R>
+void define_maximum(const Call& call, void* const* maps, const R* boxes, R* out, int* index) {
+  for_each_output(call, boxes, [&](int64_t i, const RoI<R>& r, int by, int bx, int64_t c) {
+    const R* map = static_cast<const R*>(maps[r.level]) + map_at(call, r, boxes + 5 * i, c);
+    R best = 0;
     int best_index = -1;
     int64_t inside = 0;
-    for_each_point(r, by, bx, [&](Cells y, Cells x, int at_point) {
-      float value = 0;
-      for_each_cell(y, x, map_strides(*call, r.level), [&](int64_t at, float weight) { value += weight * map[at]; });
+    for_each_point(r, by, bx, [&](Cells<R> y, Cells<R> x, int at_point) {
+      R value = 0;
+      for_each_cell(y, x, map_strides(call, r.level), [&](int64_t at, R weight) { value += weight * map[at]; });
       if (inside++ == 0 || (!std::isnan(best) && !(value <= best))) {
         best = value;
         best_index = at_point;
@@ -218,31 +230,62 @@ API void plain_maximum(const Call* call, float* const* maps, const float* boxes,
       best = 0;
       best_index = -1;
     }
-    int64_t at = output_at(*call, call->channels_last, i, by, bx, c);
+    int64_t at = output_at(call, call.channels_last, i, by, bx, c);
     out[at] = best;
     index[at] = best_index;
   });
 }
 
-API void plain_maximum_backward(const Call* call, const double* grad, bool grad_channels_last, const int* index,
-                                const float* boxes, double* const* maps) {
-  for_each_output(*call, boxes, [&](int64_t i, const RoI& r, int by, int bx, int64_t c) {
-    double* map = maps[r.level] + map_at<double>(*call, r, boxes + 5 * i, c);
-    double g = grad[output_at(*call, grad_channels_last, i, by, bx, c)];
-    int wanted = index[output_at(*call, call->channels_last, i, by, bx, c)];
-    for_each_point(r, by, bx, [&](Cells y, Cells x, int point) {
+template <class R>
+void define_maximum_backward(const Call& call, const double* grad, bool grad_channels_last, const int* index,
+                             const R* boxes, double* const* maps) {
+  for_each_output(call, boxes, [&](int64_t i, const RoI<R>& r, int by, int bx, int64_t c) {
+    double* map = maps[r.level] + map_at(call, r, boxes + 5 * i, c);
+    double g = grad[output_at(call, grad_channels_last, i, by, bx, c)];
+    int wanted = index[output_at(call, call.channels_last, i, by, bx, c)];
+    for_each_point(r, by, bx, [&](Cells<R> y, Cells<R> x, int point) {
       if (point != wanted) return;
-      for_each_cell(y, x, map_strides(*call, r.level), [&](int64_t at, double weight) { map[at] += weight * g; });
+      for_each_cell(y, x, map_strides(call, r.level), [&](int64_t at, double weight) { map[at] += weight * g; });
     });
   });
+}
+
+// Calls run(boxes) with the boxes as float or double.
+template <class Run>
+void with_boxes(const void* boxes, bool fp64, const Run& run) {
+  if (fp64) run(static_cast<const double*>(boxes));
+  else run(static_cast<const float*>(boxes));
+}
+
+}  // namespace
+
+API void plain_average(const Call* call, bool fp64, const void* boxes, double* const* maps, double* out) {
+  with_boxes(boxes, fp64, [&](auto* typed) { define_average(*call, maps, typed, out); });
+}
+
+API void plain_average_backward(const Call* call, bool fp64, const void* boxes, const double* grad,
+                                bool grad_channels_last, double* const* maps) {
+  with_boxes(boxes, fp64,
+             [&](auto* typed) { define_average_backward(*call, grad, grad_channels_last, typed, maps); });
+}
+
+API void plain_maximum(const Call* call, bool fp64, const void* boxes, void* const* maps, void* out, int* index) {
+  if (fp64) define_maximum(*call, maps, static_cast<const double*>(boxes), static_cast<double*>(out), index);
+  else define_maximum(*call, maps, static_cast<const float*>(boxes), static_cast<float*>(out), index);
+}
+
+API void plain_maximum_backward(const Call* call, bool fp64, const void* boxes, const double* grad,
+                                bool grad_channels_last, const int* index, double* const* maps) {
+  with_boxes(boxes, fp64,
+             [&](auto* typed) { define_maximum_backward(*call, grad, grad_channels_last, index, typed, maps); });
 }
 
 // The number of axes that have a bin with more taps than the forward tables can hold. Those RoIs are pooled slowly.
 API int axes_beyond_tables(const Call* call, const float* boxes) {
   int count = 0;
   for (int64_t i = 0; i < call->rois; i++) {
-    RoI r = locate(boxes + 5 * i, call->pyramid, call->sampling);
-    for (const Axis& axis : {r.y, r.x}) {
+    RoI<float> r = locate(boxes + 5 * i, call->pyramid, call->sampling);
+    for (const Axis<float>& axis : {r.y, r.x}) {
       int most = 0;
       for (int bin = 0; bin < call->sampling.bins_y; bin++) {
         int taps = 0;

@@ -109,6 +109,11 @@ def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
 
 
+def _typed_boxes(case: Case, dtype: torch.dtype) -> Tensor:
+    """The boxes as the kernels for maps of this dtype read them."""
+    return case.boxes.double() if dtype == torch.float64 else case.boxes
+
+
 def copy_guarded(tensor: Tensor, dtype: torch.dtype, channels_last: bool) -> Guarded:
     copy = Guarded(tensor.shape, dtype, channels_last)
     copy.tensor.copy_(tensor)
@@ -126,8 +131,9 @@ class Kernels:
 
     def average(self, case: Case, maps: Sequence[Tensor], seed: int) -> Tensor:
         given = [copy_guarded(m, m.dtype, case.channels_last) for m in maps]
+        boxes = _typed_boxes(case, maps[0].dtype)
         out = Guarded(case.out_shape(), maps[0].dtype, case.channels_last)
-        arguments = (_pointers([g.tensor for g in given]), _pointer(case.boxes))
+        arguments = (_pointers([g.tensor for g in given]), _pointer(boxes))
         self._run("average", case, maps[0].dtype, seed, *arguments, _pointer(out.tensor))
         assert out.is_intact()
         return out.tensor
@@ -141,9 +147,10 @@ class Kernels:
 
     def maximum(self, case: Case, maps: Sequence[Tensor], seed: int) -> tuple[Tensor, Tensor]:
         given = [copy_guarded(m, m.dtype, case.channels_last) for m in maps]
+        boxes = _typed_boxes(case, maps[0].dtype)
         out = Guarded(case.out_shape(), maps[0].dtype, case.channels_last)
         index = Guarded(case.out_shape(), torch.int32, case.channels_last)
-        arguments = (_pointers([g.tensor for g in given]), _pointer(case.boxes))
+        arguments = (_pointers([g.tensor for g in given]), _pointer(boxes))
         arguments += (_pointer(out.tensor), _pointer(index.tensor))
         self._run("maximum", case, maps[0].dtype, seed, *arguments)
         assert out.is_intact()
@@ -162,31 +169,32 @@ class Kernels:
     def plain_average(self, case: Case, maps: Sequence[Tensor]) -> Tensor:
         given = [copy_guarded(m, torch.float64, case.channels_last).tensor for m in maps]
         out = Guarded(case.out_shape(), torch.float64, case.channels_last).tensor.fill_(torch.nan)
-        self._call("plain_average", case, _pointers(given), _pointer(case.boxes), _pointer(out))
+        self._define("plain_average", case, maps[0].dtype, _pointers(given), _pointer(out))
         return out
 
     def plain_average_backward(self, case: Case, grad: Tensor) -> list[Tensor]:
-        grad = copy_guarded(grad, torch.float64, False).tensor
+        given = copy_guarded(grad, torch.float64, False).tensor
         maps = [Guarded(s, torch.float64, case.channels_last).tensor.zero_() for s in case.sizes]
-        arguments = (_pointer(grad), ctypes.c_bool(False), _pointer(case.boxes), _pointers(maps))
-        self._call("plain_average_backward", case, *arguments)
+        arguments = (_pointer(given), ctypes.c_bool(False), _pointers(maps))
+        self._define("plain_average_backward", case, grad.dtype, *arguments)
         return maps
 
     def plain_maximum(self, case: Case, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        given = [copy_guarded(m, torch.float32, case.channels_last).tensor for m in maps]
-        out = Guarded(case.out_shape(), torch.float32, case.channels_last).tensor.fill_(torch.nan)
+        """In fp64 for fp64 maps, else in fp32: rounding decides which points are equal."""
+        dtype = torch.float64 if maps[0].dtype == torch.float64 else torch.float32
+        given = [copy_guarded(m, dtype, case.channels_last).tensor for m in maps]
+        out = Guarded(case.out_shape(), dtype, case.channels_last).tensor.fill_(torch.nan)
         index = Guarded(case.out_shape(), torch.int32, case.channels_last).tensor.fill_(-1)
-        arguments = (_pointers(given), _pointer(case.boxes), _pointer(out), _pointer(index))
-        self._call("plain_maximum", case, *arguments)
+        arguments = (_pointers(given), _pointer(out), _pointer(index))
+        self._define("plain_maximum", case, dtype, *arguments)
         return out, index
 
     def plain_maximum_backward(self, case: Case, grad: Tensor, index: Tensor) -> list[Tensor]:
-        grad = copy_guarded(grad, torch.float64, False).tensor
+        given = copy_guarded(grad, torch.float64, False).tensor
         points = copy_guarded(index, torch.int32, case.channels_last).tensor
         maps = [Guarded(s, torch.float64, case.channels_last).tensor.zero_() for s in case.sizes]
-        arguments = (_pointer(grad), ctypes.c_bool(False), _pointer(points))
-        arguments += (_pointer(case.boxes), _pointers(maps))
-        self._call("plain_maximum_backward", case, *arguments)
+        arguments = (_pointer(given), ctypes.c_bool(False), _pointer(points), _pointers(maps))
+        self._define("plain_maximum_backward", case, grad.dtype, *arguments)
         return maps
 
     def axes_beyond_tables(self, case: Case) -> int:
@@ -200,11 +208,17 @@ class Kernels:
         plan = self._call("plan_bytes", case)
         # A multiple of 16 bytes, so that it starts at an address that is one too.
         memory = Guarded((1, 1, math.ceil(plan / 16), 16), torch.uint8)
-        arguments += (_pointer(case.boxes), _pointer(memory.tensor))
+        boxes = _typed_boxes(case, dtype)
+        arguments += (_pointer(boxes), _pointer(memory.tensor))
         self._run(name, case, dtype, seed, *arguments, _pointers([m.tensor for m in maps]))
         assert all(m.is_intact() for m in maps)
         assert memory.is_intact()
         return [m.tensor for m in maps]
+
+    def _define(self, name: str, case: Case, dtype: torch.dtype, *arguments: object) -> None:
+        boxes = _typed_boxes(case, dtype)
+        fp64 = ctypes.c_bool(boxes.dtype == torch.float64)
+        self._call(name, case, fp64, _pointer(boxes), *arguments)
 
     def _run(
         self, name: str, case: Case, dtype: torch.dtype, seed: int, *arguments: object

@@ -52,6 +52,7 @@ def layout_of(channels_last):
 def test_average_equals_the_cpu(emulated, dtype, channels_last):
     # In both layouts, and in neither: sliced channels, strided boxes.
     wide, boxes = pyramid(dtype, 16), torch.stack([BOXES, BOXES], dim=2)[:, :, 0]
+    boxes = boxes.double() if dtype == torch.float64 else boxes
     rest = settings(channels_last)
     outs, grads = [], []
     for operators in (torch.ops.mask_rcnn_plus, emulated):
@@ -87,14 +88,15 @@ def test_expanded_gradient(emulated, channels_last):
 def test_gradient_of_the_maximum_is_its_transpose(emulated, grid, channels_last):
     # Only the chosen points count, and their values are linear in the map.
     maps, rest = pyramid(torch.float64), settings(channels_last, grid)
-    out, index = emulated.fpn_roi_max(maps, BOXES, 3, 2, *rest)
+    boxes = BOXES.double()
+    out, index = emulated.fpn_roi_max(maps, boxes, 3, 2, *rest)
     assert index.dtype == torch.int32
     assert index.shape == out.shape
     assert index.is_contiguous(memory_format=layout_of(channels_last))
     grad = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).reshape(out.shape)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         given = [t.contiguous(memory_format=memory_format) for t in (grad, index)]
-        grads = emulated.fpn_roi_max_backward(*given, BOXES, sizes_of(maps), *rest)
+        grads = emulated.fpn_roi_max_backward(*given, boxes, sizes_of(maps), *rest)
         pairs = zip(maps, grads, strict=True)
         assert sum((m * g).sum() for m, g in pairs).item() == pytest.approx(
             (out * grad).sum().item()

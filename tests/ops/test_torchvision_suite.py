@@ -224,15 +224,33 @@ def test_feature_extraction_names_one_node(module):
 
 @functions
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_autocast_sets_the_dtype_of_maps_but_not_of_boxes(function, dtype):
-    # torchvision casts its result back to the maps' dtype; ours stays in autocast's dtype, to which
-    # the next layers would cast it.
+def test_autocast_changes_nothing(function, dtype):
     maps = random_maps(2, 3, 10, 10, dtype=dtype)
     boxes = BOXES + torch.tensor([0, 0.3, 0.3, 0.3, 0.3])
     with torch.autocast("cpu", torch.bfloat16):
         out = function(maps, boxes, 5)
-    assert out.dtype == torch.bfloat16
-    assert torch.equal(out, function(maps.bfloat16(), boxes, 5))
+    assert out.dtype == dtype
+    assert torch.equal(out, function(maps, boxes, 5))
+
+
+@pytest.mark.parametrize(
+    ("function", "theirs", "options"),
+    [
+        (roi_align, torchvision_ops.roi_align, {"sampling_ratio": 2, "aligned": True}),
+        (roi_align, torchvision_ops.roi_align, {"sampling_ratio": -1}),
+        (roi_pool, torchvision_ops.roi_pool, {}),
+    ],
+)
+def test_fp64_maps_are_pooled_at_fp64_boxes(function, theirs, options):
+    maps = random_maps(2, 3, 40, 40, dtype=torch.float64).requires_grad_()
+    # A third of a pixel is not exact in fp32.
+    boxes = BOXES.double() + torch.tensor([0, 1 / 3, 1 / 3, 2 / 3, 2 / 3], dtype=torch.float64)
+    out = function(maps, boxes, 5, 0.3, **options)
+    expected = theirs(maps, boxes, 5, 0.3, **options)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-13)
+    given = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
+    gradients = [torch.autograd.grad(result, maps, given)[0] for result in (out, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["RoIAlign", "RoIWarp"])

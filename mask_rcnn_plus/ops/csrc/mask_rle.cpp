@@ -182,7 +182,7 @@ std::string paste(const float* mask, int64_t rows, int64_t columns, const float*
   if (x.size == 0 || y.size == 0) return runs.finish(height * width);
 
   PaddedMask padded(mask, rows, columns, threshold.value);
-  const Kernels& kernel = kernels(Storage::kFloat);
+  const Kernels<float>& kernel = kernels<float>(Storage::kFloat);
   auto reach = threshold.fused ? kernel.reach_fused : kernel.reach;
   std::vector<uint64_t> bits((y.size + 63) / 64);
   std::vector<Stretch> column;  // stretches not below the threshold; `cell` is -1 if all values reach it

@@ -27,9 +27,9 @@ inline Pyramid make_pyramid(const std::vector<int64_t>& sizes, const std::vector
                   sizes.size());
   Pyramid p = {};
   p.levels = static_cast<int>(scales.size());
-  p.min_level = static_cast<float>(min_level);
-  p.canonical_level = static_cast<float>(canonical_level);
-  p.canonical_size = static_cast<float>(canonical_size);
+  p.min_level = static_cast<int>(min_level);
+  p.canonical_level = static_cast<int>(canonical_level);
+  p.canonical_size = canonical_size;
   for (int l = 0; l < p.levels; l++) {
     const int64_t* s = &sizes[4 * l];
     STD_TORCH_CHECK(s[0] == sizes[0] && s[1] == sizes[1], "level ", l, " has ", s[0], " images and ", s[1],
@@ -37,7 +37,7 @@ inline Pyramid make_pyramid(const std::vector<int64_t>& sizes, const std::vector
     STD_TORCH_CHECK(s[0] < INT32_MAX && s[2] < INT32_MAX && s[3] < INT32_MAX, "a side of level ", l, " exceeds 2^31");
     // The loops need at least one cell to clamp to.
     STD_TORCH_CHECK(s[2] > 0 && s[3] > 0, "level ", l, " has no cells: ", s[2], " x ", s[3]);
-    p.scale[l] = static_cast<float>(scales[l]);
+    p.scale[l] = scales[l];
     p.height[l] = static_cast<int>(s[2]);
     p.width[l] = static_cast<int>(s[3]);
   }
@@ -64,13 +64,16 @@ inline void check_planes(const Pyramid& p) {
                     p.width[l]);
 }
 
-inline void check_boxes(const Tensor& boxes) {
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 5 && boxes.scalar_type() == ScalarType::Float,
-                  "boxes must be a float32 tensor of shape (R, 5)");
+// features: the type of the maps.
+inline void check_boxes(const Tensor& boxes, ScalarType features) {
+  ScalarType type = features == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 5 && boxes.scalar_type() == type,
+                  "boxes must be a tensor of shape (R, 5), float64 for float64 features and float32 for others");
 }
 
 // (N, C, H, W) of each map, in one list.
 inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& maps) {
+  STD_TORCH_CHECK(!maps.empty(), "expected at least one feature map");
   std::vector<int64_t> sizes;
   for (const Tensor& m : maps) {
     STD_TORCH_CHECK(m.dim() == 4, "a feature map must have shape (N, C, H, W), got ", m.dim(), " dimensions");
@@ -81,7 +84,8 @@ inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& maps) {
 }
 
 // For boxes in host memory.
-inline void check_images(const float* boxes, int64_t count, int images) {
+template <class R>
+void check_images(const R* boxes, int64_t count, int images) {
   for (int64_t i = 0; i < count; i++)
     STD_TORCH_CHECK(image_of(boxes + 5 * i, images) >= 0, "boxes[", i, "] names image ", boxes[5 * i],
                     ", but the features hold images 0 to ", images - 1,

@@ -10,13 +10,18 @@ namespace roi {
 
 // The cells that one axis of a bin reads. Averaging is separable: it reads each cell once, with the sum of its samples' weights
 // (Tap). A maximum needs every point (Point).
+// R is the type of boxes and weights, which is also the working type of the sums.
+template <class R>
 struct Tap {
+  using Real = R;
   int32_t cell;
-  float weight;
+  R weight;
 };
+template <class R>
 struct Point {
+  using Real = R;
   int32_t cell;
-  float low, high;  // weights of `cell` and of cell + 1; high is 0 if only one cell is read
+  R low, high;  // weights of `cell` and of cell + 1; high is 0 if only one cell is read
 };
 
 // One axis of one RoI: bin b reads the items [begin[b], begin[b + 1]). `first` and `last` are the first and last cells
@@ -36,15 +41,17 @@ struct RoIItems {
   AxisItems<Item> y, x;  // the weights of Taps in y include 1 / samples
   bool empty() const { return y.last < y.first || x.last < x.first; }
 };
-using RoITaps = RoIItems<Tap>;
-using RoIPoints = RoIItems<Point>;
+template <class R>
+using RoITaps = RoIItems<Tap<R>>;
+template <class R>
+using RoIPoints = RoIItems<Point<R>>;
 
 // All boxes of a call, grouped by map (level-major, then image) and ordered from top to bottom within a map, so that
 // successive RoIs read nearby memory. Its size is proportional to RoIs x (bins + items along their sides).
 template <class Item>
 class Plan {
  public:
-  Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling);
+  Plan(const typename Item::Real* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling);
 
   int64_t size() const { return static_cast<int64_t>(rois_.size()); }
   const RoIItems<Item>& operator[](int64_t i) const { return rois_[i]; }
@@ -74,32 +81,33 @@ struct MaskCell {
 // the 16 channels of a cell are contiguous.
 constexpr int kBlock = 16;
 
-// The inner loops for one storage type, which is the tensors' type. The working type is float, or double for double.
+// The inner loops for one storage type, which is the tensors' type. R, the working type, is float, or double for double.
 // Strides are in elements. A map has row and cell strides; bins are contiguous rows of channels, `stride` apart.
+template <class R>
 struct Kernels {
   // Averages every bin of one RoI. average: storage map to storage bins; average_block: working block to working bins.
-  void (*average)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell, int64_t channels,
+  void (*average)(const RoITaps<R>&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell, int64_t channels,
                   void* bins, int64_t stride);
-  void (*average_block)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+  void (*average_block)(const RoITaps<R>&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                         int64_t channels, void* bins, int64_t stride);
   // average for bins at multiples of kStreamAlignment bytes, written with non-temporal stores: an output larger than
   // the caches would be fetched only to be overwritten. For fp32; null for other types.
-  void (*average_streaming)(const RoITaps&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+  void (*average_streaming)(const RoITaps<R>&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                             int64_t channels, void* bins, int64_t stride);
   // Adds the gradient of every bin of one RoI to the rows [row_begin, row_end) of a working map. spread: from a storage
   // gradient; spread_block: from a working gradient.
-  void (*spread)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels, void* map,
+  void (*spread)(const RoITaps<R>&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels, void* map,
                  int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
-  void (*spread_block)(const RoITaps&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
+  void (*spread_block)(const RoITaps<R>&, int bins_y, int bins_x, const void* bins, int64_t stride, int64_t channels,
                        void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
   // The same for the maximum; `points`, with the strides of the bins, are the indices of the maxima.
-  void (*maximum)(const RoIPoints&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+  void (*maximum)(const RoIPoints<R>&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                   int64_t channels, void* bins, int32_t* points, int64_t stride);
-  void (*maximum_block)(const RoIPoints&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
+  void (*maximum_block)(const RoIPoints<R>&, int bins_y, int bins_x, const void* map, int64_t row, int64_t cell,
                         int64_t channels, void* bins, int32_t* points, int64_t stride);
-  void (*route)(const RoIPoints&, int bins_y, int bins_x, const void* bins, const int32_t* points, int64_t stride,
+  void (*route)(const RoIPoints<R>&, int bins_y, int bins_x, const void* bins, const int32_t* points, int64_t stride,
                 int64_t channels, void* map, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end);
-  void (*route_block)(const RoIPoints&, int bins_y, int bins_x, const void* bins, const int32_t* points,
+  void (*route_block)(const RoIPoints<R>&, int bins_y, int bins_x, const void* bins, const int32_t* points,
                       int64_t stride, int64_t channels, void* map, int64_t row, int64_t cell, int32_t row_begin,
                       int32_t row_end);
   // Copies channel planes of storage, `plane` apart, to working cells, `cell` apart, and back. Gathering fills the
@@ -123,13 +131,17 @@ constexpr int64_t kStreamAlignment = 64;
 enum class Storage { kFloat, kDouble, kHalf, kBFloat16 };
 
 // Null if this build or this machine lacks the instruction set.
-const Kernels* kernels_avx512(Storage storage);
-const Kernels* kernels_avx2(Storage storage);
-const Kernels* kernels_baseline(Storage storage);
+template <class R>
+const Kernels<R>* kernels_avx512(Storage storage);
+template <class R>
+const Kernels<R>* kernels_avx2(Storage storage);
+template <class R>
+const Kernels<R>* kernels_baseline(Storage storage);
 
 // The widest instruction set of this machine, or the one named by MASK_RCNN_PLUS_CPU_ISA: avx512, avx2 or baseline.
 const char* cpu_isa();
-const Kernels& kernels(Storage storage);
+template <class R>
+const Kernels<R>& kernels(Storage storage);
 
 // Uninitialised memory in huge pages, which cause hundreds of times fewer page faults, with room to read a vector
 // beyond its end.

@@ -11,7 +11,7 @@ using roi::RoITaps;
 
 // One bin, Vectors x lanes channels: bins[c] = sum of weight * map[cell][c].
 template <int Vectors, bool Stream, class A, class In, class Out>
-ROI_INLINE void average_bin(const RoITaps& roi, int by, int bx, const In* map, int64_t row, int64_t cell, Out* out) {
+ROI_INLINE void average_bin(const RoITaps<A>& roi, int by, int bx, const In* map, int64_t row, int64_t cell, Out* out) {
   Vec<A> sum[Vectors];
 #pragma GCC unroll 16
   for (int v = 0; v < Vectors; v++) sum[v] = splat<A>(roi.defined ? A(0) : A(__builtin_nanf("")));
@@ -34,7 +34,7 @@ ROI_INLINE void average_bin(const RoITaps& roi, int by, int bx, const In* map, i
 // Prefetches the cells that the bin below reads and this one does not. The hardware prefetches adjacent cells, but not
 // the next row of a map.
 template <int Vectors, class A, class In>
-ROI_INLINE void prefetch_below(const RoITaps& roi, int by, int bx, const In* map, int64_t row, int64_t cell) {
+ROI_INLINE void prefetch_below(const RoITaps<A>& roi, int by, int bx, const In* map, int64_t row, int64_t cell) {
   const int32_t* y = roi.y.begin + by;
   int32_t seen = y[1] > y[0] ? roi.y.items[y[1] - 1].cell : -1;
   for (int32_t below = y[1]; below < y[2]; below++) {
@@ -48,7 +48,7 @@ ROI_INLINE void prefetch_below(const RoITaps& roi, int by, int bx, const In* map
 }
 
 template <int Vectors, bool Stream, class A, class In, class Out>
-ROI_INLINE void average_bins(const RoITaps& roi, int bins_y, int bins_x, const In* map, int64_t row, int64_t cell,
+ROI_INLINE void average_bins(const RoITaps<A>& roi, int bins_y, int bins_x, const In* map, int64_t row, int64_t cell,
                              Out* out, int64_t stride) {
   for (int by = 0; by < bins_y; by++)
     for (int bx = 0; bx < bins_x; bx++, out += stride) {
@@ -58,7 +58,7 @@ ROI_INLINE void average_bins(const RoITaps& roi, int bins_y, int bins_x, const I
 }
 
 template <class A, class In, class Out>
-ROI_INLINE void average_bin_part(const RoITaps& roi, int by, int bx, const In* map, int64_t row, int64_t cell, Out* out,
+ROI_INLINE void average_bin_part(const RoITaps<A>& roi, int by, int bx, const In* map, int64_t row, int64_t cell, Out* out,
                                  int64_t channels) {
   Vec<A> sum = splat<A>(roi.defined ? A(0) : A(__builtin_nanf("")));
   for (int32_t y = roi.y.begin[by]; y < roi.y.begin[by + 1]; y++)
@@ -71,7 +71,7 @@ ROI_INLINE void average_bin_part(const RoITaps& roi, int by, int bx, const In* m
 }
 
 template <class A, class In, class Out, bool Stream = false>
-void average(const RoITaps& roi, int bins_y, int bins_x, const void* map_, int64_t row, int64_t cell, int64_t channels,
+void average(const RoITaps<A>& roi, int bins_y, int bins_x, const void* map_, int64_t row, int64_t cell, int64_t channels,
              void* bins_, int64_t stride) {
   constexpr int n = kLanes<A>, few = roi::kBlock / n > 1 ? roi::kBlock / n : 1;
   constexpr int many = kForwardVectors, some = many / 4;
@@ -93,7 +93,7 @@ void average(const RoITaps& roi, int bins_y, int bins_x, const void* map_, int64
 
 // One bin, Vectors x lanes channels: map[cell][c] += weight * bins[c], for the taps [y, y_end) of the bin's rows.
 template <int Vectors, class A, class In>
-ROI_INLINE void spread_bin(const RoITaps& roi, int32_t y, int32_t y_end, int bx, const In* grad, A* map, int64_t row,
+ROI_INLINE void spread_bin(const RoITaps<A>& roi, int32_t y, int32_t y_end, int bx, const In* grad, A* map, int64_t row,
                            int64_t cell) {
   Vec<A> g[Vectors];
 #pragma GCC unroll 16
@@ -110,7 +110,7 @@ ROI_INLINE void spread_bin(const RoITaps& roi, int32_t y, int32_t y_end, int bx,
 }
 
 template <class A, class In>
-ROI_INLINE void spread_bin_part(const RoITaps& roi, int32_t y, int32_t y_end, int bx, const In* grad, A* map,
+ROI_INLINE void spread_bin_part(const RoITaps<A>& roi, int32_t y, int32_t y_end, int bx, const In* grad, A* map,
                                 int64_t row, int64_t cell, int64_t channels) {
   Vec<A> g = load_part(grad, channels, A());
   for (; y < y_end; y++)
@@ -122,7 +122,7 @@ ROI_INLINE void spread_bin_part(const RoITaps& roi, int32_t y, int32_t y_end, in
 }
 
 template <class A, class In>
-void spread(const RoITaps& roi, int bins_y, int bins_x, const void* bins_, int64_t stride, int64_t channels, void* map_,
+void spread(const RoITaps<A>& roi, int bins_y, int bins_x, const void* bins_, int64_t stride, int64_t channels, void* map_,
             int64_t row, int64_t cell, int32_t row_begin, int32_t row_end) {
   constexpr int n = kLanes<A>, few = roi::kBlock / n > 1 ? roi::kBlock / n : 1;
   constexpr int many = kBackwardVectors, some = many / 2;

@@ -7,13 +7,20 @@
 #include "roi_cpu_table.h"
 
 namespace roi {
-const Kernels* kernels_avx2(Storage storage) {
+template <class R>
+const Kernels<R>* kernels_avx2(Storage storage) {
   // Every processor with AVX2 and FMA also has F16C.
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? table(storage) : nullptr;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? table<R>(storage) : nullptr;
 }
 }  // namespace roi
 #else
 namespace roi {
-const Kernels* kernels_avx2(Storage) { return nullptr; }
+template <class R>
+const Kernels<R>* kernels_avx2(Storage) { return nullptr; }
 }  // namespace roi
 #endif
+
+namespace roi {
+template const Kernels<float>* kernels_avx2<float>(Storage);
+template const Kernels<double>* kernels_avx2<double>(Storage);
+}  // namespace roi

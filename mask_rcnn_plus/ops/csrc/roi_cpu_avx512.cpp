@@ -7,14 +7,21 @@
 #include "roi_cpu_table.h"
 
 namespace roi {
-const Kernels* kernels_avx512(Storage storage) {
+template <class R>
+const Kernels<R>* kernels_avx512(Storage storage) {
   bool usable = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                 __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-  return usable ? table(storage) : nullptr;
+  return usable ? table<R>(storage) : nullptr;
 }
 }  // namespace roi
 #else
 namespace roi {
-const Kernels* kernels_avx512(Storage) { return nullptr; }
+template <class R>
+const Kernels<R>* kernels_avx512(Storage) { return nullptr; }
 }  // namespace roi
 #endif
+
+namespace roi {
+template const Kernels<float>* kernels_avx512<float>(Storage);
+template const Kernels<double>* kernels_avx512<double>(Storage);
+}  // namespace roi

@@ -20,6 +20,12 @@ struct Type {
   int64_t working_bytes;  // bytes of an element while it is summed
 };
 
+// Calls run(R()), where R is the working type of the features' type.
+template <class Run>
+auto with_working_type(ScalarType features, const Run& run) {
+  return features == ScalarType::Double ? run(double()) : run(float());
+}
+
 inline Type type_of(ScalarType t) {
   switch (t) {
     case ScalarType::Float: return {Storage::kFloat, 4, 4};
@@ -55,27 +61,28 @@ inline const char* at(const void* base, int64_t elements, int64_t bytes) {
 }
 inline char* at(void* base, int64_t elements, int64_t bytes) { return static_cast<char*>(base) + elements * bytes; }
 
-// The arguments that all operators have in common.
+// The arguments that all operators have in common. `features` is the type of the maps.
+template <class R>
 struct Call {
   Pyramid pyramid;
   Sampling sampling;
   Tensor rois;  // dense
 
-  Call(const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<double>& scales, int64_t bins_y,
+  Call(ScalarType features, const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<double>& scales, int64_t bins_y,
        int64_t bins_x, int64_t ratio, int64_t grid, int64_t min_level, double canonical_size, int64_t canonical_level)
       : pyramid(make_pyramid(sizes, scales, min_level, canonical_size, canonical_level)),
-        sampling(make_sampling(bins_y, bins_x, ratio, grid)), rois((check_boxes(boxes), torch::stable::contiguous(boxes))) {
+        sampling(make_sampling(bins_y, bins_x, ratio, grid)), rois((check_boxes(boxes, features), torch::stable::contiguous(boxes))) {
     check_images(this->boxes(), count(), pyramid.images);
   }
 
-  const float* boxes() const { return rois.const_data_ptr<float>(); }
+  const R* boxes() const { return rois.const_data_ptr<R>(); }
   int64_t count() const { return rois.size(0); }
 };
 
 // The data that all tasks of a call share.
 template <class Item>
 struct Job {
-  const Kernels& kernel;
+  const Kernels<typename Item::Real>& kernel;
   Type type;
   const Plan<Item>& plan;
   const Pyramid& pyramid;

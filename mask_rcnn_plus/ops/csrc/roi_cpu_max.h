@@ -44,19 +44,19 @@ struct Part {
 };
 
 // Calls tap(weight, offset of the cell in the map) for the one, two or four cells that a point reads.
-template <class Tap>
-ROI_INLINE void each_tap(const Point& y, const Point& x, int64_t row, int64_t cell, const Tap& tap) {
+template <class A, class Tap>
+ROI_INLINE void each_tap(const Point<A>& y, const Point<A>& x, int64_t row, int64_t cell, const Tap& tap) {
   int64_t first = y.cell * row + x.cell * cell;
   tap(y.low * x.low, first);
-  if (x.high != 0.f) tap(y.low * x.high, first + cell);
-  if (y.high == 0.f) return;
+  if (x.high != A(0)) tap(y.low * x.high, first + cell);
+  if (y.high == A(0)) return;
   tap(y.high * x.low, first + row);
-  if (x.high != 0.f) tap(y.high * x.high, first + row + cell);
+  if (x.high != A(0)) tap(y.high * x.high, first + row + cell);
 }
 
 // One bin of Vectors x lanes channels.
 template <int Vectors, class A, class In, class Out, class Access>
-ROI_INLINE void maximum_of_bin(const RoIPoints& roi, int by, int bx, const In* map, int64_t row, int64_t cell, Out* out,
+ROI_INLINE void maximum_of_bin(const RoIPoints<A>& roi, int by, int bx, const In* map, int64_t row, int64_t cell, Out* out,
                                int32_t* points, Access access) {
   constexpr int n = kLanes<A>;
   Vec<A> best[Vectors];
@@ -73,7 +73,7 @@ ROI_INLINE void maximum_of_bin(const RoIPoints& roi, int by, int bx, const In* m
     for (int32_t x = x_begin; x < x_end; x++, point++) {
       Vec<A> value[Vectors] = {};
       bool first = true;
-      each_tap(roi.y.items[y], roi.x.items[x], row, cell, [&](float weight, int64_t at) ROI_LAMBDA {
+      each_tap(roi.y.items[y], roi.x.items[x], row, cell, [&](A weight, int64_t at) ROI_LAMBDA {
         const In* p = pinned(map + at);
 #pragma GCC unroll 16
         for (int v = 0; v < Vectors; v++) {
@@ -106,7 +106,7 @@ ROI_INLINE void maximum_of_bin(const RoIPoints& roi, int by, int bx, const In* m
 }
 
 template <class A, class In, class Out>
-void maximum(const RoIPoints& roi, int bins_y, int bins_x, const void* map_, int64_t row, int64_t cell, int64_t channels,
+void maximum(const RoIPoints<A>& roi, int bins_y, int bins_x, const void* map_, int64_t row, int64_t cell, int64_t channels,
              void* bins_, int32_t* points, int64_t stride) {
   constexpr int n = kLanes<A>, many = kMaxVectors;
   const In* map = static_cast<const In*>(map_);
@@ -126,7 +126,7 @@ void maximum(const RoIPoints& roi, int bins_y, int bins_x, const void* map_, int
 // One vector of a bin's channels: each lane's gradient goes to the cells of the point that was its maximum. Lanes with
 // the same point are handled together; few of a bin's points are a maximum.
 template <class A, class In, class Access>
-ROI_INLINE void route_bin(const RoIPoints& roi, int by, int bx, const In* grad, const int32_t* points, A* map,
+ROI_INLINE void route_bin(const RoIPoints<A>& roi, int by, int bx, const In* grad, const int32_t* points, A* map,
                           int64_t row, int64_t cell, int32_t row_begin, int32_t row_end, Access access) {
   const Vec<A> g = access.load(grad);
   const Lanes<A> chosen = access.load_points(points);
@@ -138,8 +138,8 @@ ROI_INLINE void route_bin(const RoIPoints& roi, int by, int bx, const In* grad, 
     Lanes<A> here = chosen == splat_lanes<A>(point);
     left &= ~lane_bits<A>(here);
     Vec<A> part = here ? g : splat<A>(0);
-    const Point &y = roi.y.items[roi.y.begin[by] + point / columns], &x = roi.x.items[roi.x.begin[bx] + point % columns];
-    each_tap(y, x, row, cell, [&](float weight, int64_t at) ROI_LAMBDA {
+    const Point<A> &y = roi.y.items[roi.y.begin[by] + point / columns], &x = roi.x.items[roi.x.begin[bx] + point % columns];
+    each_tap(y, x, row, cell, [&](A weight, int64_t at) ROI_LAMBDA {
       if (at < row_begin * row || at >= row_end * row) return;
       access.store(map + at, fma(splat<A>(weight), part, access.load(map + at)));
     });
@@ -147,7 +147,7 @@ ROI_INLINE void route_bin(const RoIPoints& roi, int by, int bx, const In* grad, 
 }
 
 template <class A, class In>
-void route(const RoIPoints& roi, int bins_y, int bins_x, const void* bins_, const int32_t* points, int64_t stride,
+void route(const RoIPoints<A>& roi, int bins_y, int bins_x, const void* bins_, const int32_t* points, int64_t stride,
            int64_t channels, void* map_, int64_t row, int64_t cell, int32_t row_begin, int32_t row_end) {
   constexpr int n = kLanes<A>;
   A* map = static_cast<A*>(map_);

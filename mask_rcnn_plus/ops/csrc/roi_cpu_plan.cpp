@@ -25,23 +25,23 @@ struct AxisOffsets {
 };
 
 // Calls emit(first cell, last cell, item) for every item that a bin reads.
-template <class Emit>
-void read_bin(const Axis& axis, int bin, float factor, Tap*, const Emit& emit) {
-  merged_taps(axis, bin, [&](int cell, float weight) { emit(cell, cell, Tap{cell, mul(weight, factor)}); });
+template <class R, class Emit>
+void read_bin(const Axis<R>& axis, int bin, R factor, Tap<R>*, const Emit& emit) {
+  merged_taps(axis, bin, [&](int cell, R weight) { emit(cell, cell, Tap<R>{cell, mul(weight, factor)}); });
 }
 
-template <class Emit>
-void read_bin(const Axis& axis, int bin, float, Point*, const Emit& emit) {
+template <class R, class Emit>
+void read_bin(const Axis<R>& axis, int bin, R, Point<R>*, const Emit& emit) {
   Range range = points_of(axis, bin);
-  float begin = bin_start(axis, bin);
+  R begin = bin_start(axis, bin);
   for (int i = range.begin; i < range.end; i++) {
-    Cells c = point_at(axis, begin, i);
-    emit(c.low, c.high_weight != 0.f ? c.low + 1 : c.low, Point{c.low, c.low_weight, c.high_weight});
+    Cells<R> c = point_at(axis, begin, i);
+    emit(c.low, c.high_weight != R(0) ? c.low + 1 : c.low, Point<R>{c.low, c.low_weight, c.high_weight});
   }
 }
 
-template <class Item, class Arena>
-AxisOffsets append_axis(Arena& arena, const Axis& axis, int bins, float factor) {
+template <class Item, class R, class Arena>
+AxisOffsets append_axis(Arena& arena, const Axis<R>& axis, int bins, R factor) {
   AxisOffsets o = {arena.begins.size(), arena.items.size(), 0, -1, axis.samples};
   for (int bin = 0; bin < bins; bin++) {
     arena.begins.push_back(static_cast<int32_t>(arena.items.size() - o.items));
@@ -62,14 +62,16 @@ AxisItems<Item> resolve(const Arena& arena, const AxisOffsets& o) {
 }
 
 // Row and column of the first cell, only used to order the RoIs.
-int order_key(float start, int size) {
-  return static_cast<int>(start > 0.f ? (start < static_cast<float>(size) ? start : static_cast<float>(size)) : 0.f);
+template <class R>
+int order_key(R start, int size) {
+  return static_cast<int>(start > R(0) ? (start < R(size) ? start : R(size)) : R(0));
 }
 
 }  // namespace
 
 template <class Item>
-Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling) {
+Plan<Item>::Plan(const typename Item::Real* boxes, int64_t count, const Pyramid& pyramid, const Sampling& sampling) {
+  using R = typename Item::Real;
   // Bands of 8 rows: small enough for the cache, large enough to keep neighbours in x together.
   struct Key {
     int map, band, column;
@@ -82,10 +84,10 @@ Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, cons
   int64_t tasks = (count + kRoIsPerArena - 1) / kRoIsPerArena;
   // To find what a bin reads takes, per axis, about as long as to read a hundred elements.
   int64_t workers = worker_count(tasks, count * 100 * (sampling.bins_y + sampling.bins_x));
-  std::vector<RoI> located(count);
+  std::vector<RoI<R>> located(count);
   for_each_task(tasks, workers, [&](int64_t, int64_t task) {
     for (int64_t i = task * kRoIsPerArena; i < std::min(count, (task + 1) * kRoIsPerArena); i++) {
-      RoI& r = located[i];
+      RoI<R>& r = located[i];
       r = locate(boxes + 5 * i, pyramid, sampling);
       int map = r.level * pyramid.images + image_of(boxes + 5 * i, pyramid.images);
       keys[i] = {map, order_key(r.y.start, r.y.size) / 8, order_key(r.x.start, r.x.size), i};
@@ -101,13 +103,13 @@ Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, cons
     AxisOffsets y[kRoIsPerArena], x[kRoIsPerArena];
     int64_t first = task * kRoIsPerArena, last = std::min(count, first + kRoIsPerArena);
     for (int64_t i = first; i < last; i++) {
-      RoI& r = located[keys[i].index];
+      RoI<R>& r = located[keys[i].index];
       rois_[i].index = keys[i].index;
       rois_[i].defined = r.defined;
       map_of_[i] = keys[i].map;
       if (!r.defined) r.y.samples = r.x.samples = 0;  // converting NaN to a cell is undefined behaviour
       y[i - first] = append_axis<Item>(arena, r.y, sampling.bins_y, r.inv_count);
-      x[i - first] = append_axis<Item>(arena, r.x, sampling.bins_x, 1.f);
+      x[i - first] = append_axis<Item>(arena, r.x, sampling.bins_x, R(1));
     }
     for (int64_t i = first; i < last; i++) {
       rois_[i].y = resolve<Item>(arena, y[i - first]);
@@ -120,26 +122,32 @@ Plan<Item>::Plan(const float* boxes, int64_t count, const Pyramid& pyramid, cons
   std::partial_sum(map_begin_.begin(), map_begin_.end(), map_begin_.begin());
 }
 
-template class Plan<Tap>;
-template class Plan<Point>;
+template class Plan<Tap<float>>;
+template class Plan<Tap<double>>;
+template class Plan<Point<float>>;
+template class Plan<Point<double>>;
 
 const char* cpu_isa() {
   static const char* const isa = [] {
     const char* wanted = std::getenv("MASK_RCNN_PLUS_CPU_ISA");
     if (wanted != nullptr && std::strcmp(wanted, "baseline") == 0) return "baseline";
-    if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0 && kernels_avx2(Storage::kFloat)) return "avx2";
-    if (kernels_avx512(Storage::kFloat) && !(wanted && std::strcmp(wanted, "avx2") == 0)) return "avx512";
-    return kernels_avx2(Storage::kFloat) ? "avx2" : "baseline";
+    if (wanted != nullptr && std::strcmp(wanted, "avx2") == 0 && kernels_avx2<float>(Storage::kFloat)) return "avx2";
+    if (kernels_avx512<float>(Storage::kFloat) && !(wanted && std::strcmp(wanted, "avx2") == 0)) return "avx512";
+    return kernels_avx2<float>(Storage::kFloat) ? "avx2" : "baseline";
   }();
   return isa;
 }
 
-const Kernels& kernels(Storage storage) {
+template <class R>
+const Kernels<R>& kernels(Storage storage) {
   const char* isa = cpu_isa();
-  if (std::strcmp(isa, "avx512") == 0) return *kernels_avx512(storage);
-  if (std::strcmp(isa, "avx2") == 0) return *kernels_avx2(storage);
-  return *kernels_baseline(storage);
+  if (std::strcmp(isa, "avx512") == 0) return *kernels_avx512<R>(storage);
+  if (std::strcmp(isa, "avx2") == 0) return *kernels_avx2<R>(storage);
+  return *kernels_baseline<R>(storage);
 }
+
+template const Kernels<float>& kernels<float>(Storage);
+template const Kernels<double>& kernels<double>(Storage);
 
 void use_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

@@ -7,27 +7,26 @@
 namespace {
 
 template <class A, class T>
-constexpr roi::Kernels kTable = {
+constexpr roi::Kernels<A> kTable = {
     average<A, T, T>,     average<A, A, A>,  nullptr,     spread<A, T>, spread<A, A>,
     maximum<A, T, T>,     maximum<A, A, A>,  route<A, T>, route<A, A>,  gather_planes<A, T>,
     scatter_planes<A, T>, store_cells<A, T>, nullptr,     nullptr,
 };
 
-constexpr roi::Kernels with_float_alone(roi::Kernels table) {
+constexpr roi::Kernels<float> with_float_only(roi::Kernels<float> table) {
   table.average_streaming = average<float, float, float, true>;
   table.reach = reach<false>;
   table.reach_fused = reach<true>;
   return table;
 }
-constexpr roi::Kernels kFloatTable = with_float_alone(kTable<float, float>);
+constexpr roi::Kernels<float> kFloatTable = with_float_only(kTable<float, float>);
 
-const roi::Kernels* table(roi::Storage storage) {
-  switch (storage) {
-    case roi::Storage::kFloat: return &kFloatTable;
-    case roi::Storage::kDouble: return &kTable<double, double>;
-    case roi::Storage::kHalf: return &kTable<float, Half>;
-    default: return &kTable<float, BFloat16>;
-  }
+template <class R>
+const roi::Kernels<R>* table(roi::Storage storage) {
+  if constexpr (sizeof(R) == 8) return &kTable<double, double>;
+  else if (storage == roi::Storage::kHalf) return &kTable<float, Half>;
+  else if (storage == roi::Storage::kBFloat16) return &kTable<float, BFloat16>;
+  else return &kFloatTable;
 }
 
 }  // namespace

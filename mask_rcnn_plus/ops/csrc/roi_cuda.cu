@@ -102,7 +102,7 @@ void check_device(const Tensor& boxes, const Tensor& other) {
 }
 
 void check_forward(const std::vector<Tensor>& features, const Tensor& boxes) {
-  check_boxes(boxes);
+  check_boxes(boxes, features.empty() ? ScalarType::Float : features[0].scalar_type());
   for (const Tensor& t : features) check_device(boxes, t);
 }
 
@@ -120,7 +120,7 @@ Tensor average(std::vector<Tensor> features, const Tensor& boxes, int64_t pooled
   Forward f = make_forward(features, boxes, pyramid, sampling, channels_last);
   dispatch(out.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    check_launched(launch_average<T>(f.call, pointers_to<T>(f.maps), from<float>(f.boxes), into<T>(out),
+    check_launched(launch_average<T>(f.call, pointers_to<T>(f.maps), from<Working<T>>(f.boxes), into<T>(out),
                                      device.stream()));
   });
   return out;
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> maximum(std::vector<Tensor> features, const Tensor& b
   Forward f = make_forward(features, boxes, pyramid, sampling, channels_last);
   dispatch(out.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    check_launched(launch_max<T>(f.call, pointers_to<T>(f.maps), from<float>(f.boxes), into<T>(out), into<int>(index),
+    check_launched(launch_max<T>(f.call, pointers_to<T>(f.maps), from<Working<T>>(f.boxes), into<T>(out), into<int>(index),
                                  device.stream()));
   });
   return {out, index};
@@ -152,7 +152,7 @@ std::tuple<Tensor, Tensor> maximum(std::vector<Tensor> features, const Tensor& b
 std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Tensor& boxes,
                               const std::vector<int64_t>& sizes, const Pyramid& pyramid, int64_t ratio, int64_t grid,
                               bool channels_last) {
-  check_boxes(boxes);
+  check_boxes(boxes, grad.scalar_type());
   check_device(boxes, grad);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.size(0) == boxes.size(0) && grad.size(1) == sizes[1],
                   "the gradient must have shape (R, C, pooled_height, pooled_width)");
@@ -172,19 +172,20 @@ std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Ten
   // For channels_last maps, a box head that flattens its input returns an NCHW gradient. Converting it once costs
   // less than reading one layout and writing the other at every cell.
   Tensor given = index == nullptr && channels_last ? torch::stable::contiguous(grad, memory_format(true)) : dense(grad);
-  Tensor memory = torch::stable::empty({Plan::bytes(call.rois, maps_of(call))}, ScalarType::Byte, std::nullopt,
-                                       grad.device());
-  Plan plan = Plan::in(memory.mutable_data_ptr(), call.rois);
   dispatch(grad.scalar_type(), [&](auto type) {
     using T = decltype(type);
+    using W = Working<T>;
+    Tensor memory = torch::stable::empty({Plan<W>::bytes(call.rois, maps_of(call))}, ScalarType::Byte, std::nullopt,
+                                         grad.device());
+    Plan<W> plan = Plan<W>::in(memory.mutable_data_ptr(), call.rois);
     if (index == nullptr) {
-      check_launched(launch_average_backward<T>(call, from<float>(rois), from<T>(given),
+      check_launched(launch_average_backward<T>(call, from<W>(rois), from<T>(given),
                                                 channels_last || is_channels_last(given),
                                                 pointers_into<T>(out), plan, device.stream()));
       return;
     }
     Tensor points = dense(*index);
-    check_launched(launch_max_backward<T>(call, from<float>(rois), from<T>(given), is_channels_last(given),
+    check_launched(launch_max_backward<T>(call, from<W>(rois), from<T>(given), is_channels_last(given),
                                           from<int>(points), is_channels_last(points), pointers_into<T>(out), plan,
                                           device.stream()));
   });

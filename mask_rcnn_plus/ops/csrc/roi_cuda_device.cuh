@@ -89,13 +89,15 @@ ROI_HD int64_t quotient(int64_t a, int64_t b) {
 // The box's position on its map; undefined if the image index is wrong. The host cannot read boxes without waiting for
 // the device, so the index is checked here: as in torch's own indexing, a wrong one fails an assertion, which is
 // reported at the next synchronisation.
+template <class R>
 struct Place {
-  RoI roi;
+  RoI<R> roi;
   int image;
 };
 
-ROI_DEVICE Place place_of(const float* box, const Call& call) {
-  Place p = {locate(box, call.pyramid, call.sampling), image_of(box, call.pyramid.images)};
+template <class R>
+ROI_DEVICE Place<R> place_of(const R* box, const Call& call) {
+  Place<R> p = {locate(box, call.pyramid, call.sampling), image_of(box, call.pyramid.images)};
   ROI_ASSERT(p.image >= 0 && "boxes name an image that the features do not hold");
   if (p.image < 0) {
     p.roi.defined = false;
@@ -104,7 +106,7 @@ ROI_DEVICE Place place_of(const float* box, const Call& call) {
   return p;
 }
 
-// Sums are fp32, and fp64 for fp64 features.
+// Boxes, weights and sums are fp32, and fp64 for fp64 features.
 template <class T>
 struct WorkingType {
   using Type = float;

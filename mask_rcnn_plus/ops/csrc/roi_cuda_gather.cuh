@@ -19,29 +19,31 @@ ROI_HD bool meet(const Bounds& a, const Bounds& b) {
   return a.top < b.bottom && b.top < a.bottom && a.left < b.right && b.left < a.right;
 }
 
+template <class R>
 struct PlannedRoI {
-  RoI roi;
+  RoI<R> roi;
   Bounds cells;  // the cells that its bins read
 };
 
 // The RoIs of a call, sorted by map (level-major, then image), and within a map by row of `boxes`. The arrays are in
 // device memory.
+template <class R>
 struct Plan {
-  Bounds* bounds;     // sorted
-  int* order;         // sorted: rows of `boxes`
-  int* map_begin;     // maps + 1; the RoIs of map m are [map_begin[m], map_begin[m + 1])
-  PlannedRoI* rois;   // not sorted
-  int* keys;          // not sorted: the map, or the number of maps if a box is undefined
+  Bounds* bounds;       // sorted
+  int* order;           // sorted: rows of `boxes`
+  int* map_begin;       // maps + 1; the RoIs of map m are [map_begin[m], map_begin[m + 1])
+  PlannedRoI<R>* rois;  // not sorted
+  int* keys;            // not sorted: the map, or the number of maps if a box is undefined
 
   static int64_t bytes(int64_t rois, int64_t maps) {
-    return rois * static_cast<int64_t>(sizeof(Bounds) + sizeof(PlannedRoI) + 2 * sizeof(int)) +
+    return rois * static_cast<int64_t>(sizeof(Bounds) + sizeof(PlannedRoI<R>) + 2 * sizeof(int)) +
            (maps + 1) * static_cast<int64_t>(sizeof(int));
   }
   // memory: bytes() bytes, aligned to 16.
   static Plan in(void* memory, int64_t rois) {
     Plan p;
     p.bounds = static_cast<Bounds*>(memory);
-    p.rois = reinterpret_cast<PlannedRoI*>(p.bounds + rois);
+    p.rois = reinterpret_cast<PlannedRoI<R>*>(p.bounds + rois);
     p.keys = reinterpret_cast<int*>(p.rois + rois);
     p.order = p.keys + rois;
     p.map_begin = p.order + rois;
@@ -58,7 +60,8 @@ ROI_DEVICE int warp_sum(int v) {
 
 // The cells that an axis' bins read, computed by a warp. The first and last bins are not enough: the bins of an
 // inverted box descend, and rounding may change the order of a distant box's bins.
-ROI_DEVICE Range warp_cells_read(const Axis& a, int bins, int lane) {
+template <class R>
+ROI_DEVICE Range warp_cells_read(const Axis<R>& a, int bins, int lane) {
   Range all = {INT32_MAX, 0};
   for (int bin = lane; bin < bins; bin += kWarp) {
     Range r = cells_read(a, bin);
@@ -75,12 +78,13 @@ ROI_DEVICE Range warp_cells_read(const Axis& a, int bins, int lane) {
 }
 
 // One warp per RoI.
-static ROI_KERNEL(1) plan_rois(Call call, const float* boxes, Plan plan) {
+template <class R>
+ROI_KERNEL(1) plan_rois(Call call, const R* boxes, Plan<R> plan) {
   int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   int lane = threadIdx.x % kWarp;
   if (i >= call.rois) return;
-  Place place = place_of(boxes + 5 * i, call);
-  PlannedRoI planned = {place.roi, {0, 0, 0, 0}};
+  Place<R> place = place_of(boxes + 5 * i, call);
+  PlannedRoI<R> planned = {place.roi, {0, 0, 0, 0}};
   int key = call.pyramid.levels * call.pyramid.images;
   if (place.roi.defined) {
     Range y = warp_cells_read(place.roi.y, call.sampling.bins_y, lane);
@@ -95,7 +99,8 @@ static ROI_KERNEL(1) plan_rois(Call call, const float* boxes, Plan plan) {
 
 // One warp per RoI, which counts the RoIs before it, and one per map, which counts the RoIs of the maps before. This is
 // quick for the thousands of boxes in detectors: 10^5 boxes take about a millisecond.
-static ROI_KERNEL(1) rank_rois(Plan plan, int64_t rois, int64_t maps) {
+template <class R>
+ROI_KERNEL(1) rank_rois(Plan<R> plan, int64_t rois, int64_t maps) {
   int64_t query = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   int lane = threadIdx.x % kWarp;
   if (query >= rois + maps + 1) return;
@@ -115,11 +120,12 @@ static ROI_KERNEL(1) rank_rois(Plan plan, int64_t rois, int64_t maps) {
   }
 }
 
-inline bool launch_plan(const Call& call, const float* boxes, const Plan& plan, void* stream) {
+template <class R>
+bool launch_plan(const Call& call, const R* boxes, const Plan<R>& plan, void* stream) {
   int64_t queries = call.rois + maps_of(call) + 1;
   if (queries > kMostBlocks - kThreads) return false;
-  launch(plan_rois, ceil_div(call.rois, kWarps), 0, stream, call, boxes, plan);
-  launch(rank_rois, ceil_div(queries, kWarps), 0, stream, plan, call.rois, maps_of(call));
+  launch(plan_rois<R>, ceil_div(call.rois, kWarps), 0, stream, call, boxes, plan);
+  launch(rank_rois<R>, ceil_div(queries, kWarps), 0, stream, plan, call.rois, maps_of(call));
   return true;
 }
 
@@ -173,8 +179,8 @@ ROI_DEVICE void find_tile(HitList* list, const Tiling& t, const Pyramid& p, int6
 
 // Calls visit(rows of boxes, count) for the RoIs that may read a tile, at most `batch` at a time and always in the
 // plan's order. Called by all threads of the block; visit must end with a barrier.
-template <class Visit>
-ROI_DEVICE void for_each_batch(const Call& call, const Plan& plan, int batch, HitList* list, Visit&& visit) {
+template <class R, class Visit>
+ROI_DEVICE void for_each_batch(const Call& call, const Plan<R>& plan, int batch, HitList* list, Visit&& visit) {
   int map = list->tile.level * call.pyramid.images + list->tile.image;
   int end = plan.map_begin[map + 1], warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   for (int first = plan.map_begin[map]; first < end; first += kThreads) {

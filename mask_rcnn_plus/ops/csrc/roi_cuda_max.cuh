@@ -7,29 +7,19 @@
 
 namespace roi::cuda {
 
-#ifdef __CUDA_ARCH__
-ROI_DEVICE double add(double a, double b) { return __dadd_rn(a, b); }
-ROI_DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }
-#else
-ROI_HD double add(double a, double b) { return a + b; }
-ROI_HD double mul(double a, double b) { return a * b; }
-#endif
-using roi::add;
-using roi::mul;
-
 // The value of a point on one channel's map. A cell of weight zero is not read, since it may be infinite.
 template <class T>
-ROI_DEVICE Working<T> value_at(const T* channel, const Strides& s, const Cells& y, const Cells& x) {
+ROI_DEVICE Working<T> value_at(const T* channel, const Strides& s, const Cells<Working<T>>& y, const Cells<Working<T>>& x) {
   using W = Working<T>;
   W sum = 0;
   for (int i = 0; i < 2; i++) {
-    float weight_y = i ? y.high_weight : y.low_weight;
-    if (weight_y == 0.f) continue;
+    W weight_y = i ? y.high_weight : y.low_weight;
+    if (weight_y == W(0)) continue;
     for (int j = 0; j < 2; j++) {
-      float weight_x = j ? x.high_weight : x.low_weight;
-      if (weight_x == 0.f) continue;
+      W weight_x = j ? x.high_weight : x.low_weight;
+      if (weight_x == W(0)) continue;
       W value = static_cast<W>(channel[(y.low + i) * s.row + (x.low + j) * s.cell]);
-      sum = add(sum, mul(static_cast<W>(mul(weight_y, weight_x)), value));
+      sum = add(sum, mul(mul(weight_y, weight_x), value));
     }
   }
   return sum;
@@ -43,14 +33,14 @@ struct Maximum {
 
 // The first of equal points wins; the first NaN wins over every number.
 template <class T>
-ROI_DEVICE Maximum<Working<T>> maximum_of(const RoI& roi, int by, int bx, Range in_y, Range in_x, const T* channel,
+ROI_DEVICE Maximum<Working<T>> maximum_of(const RoI<Working<T>>& roi, int by, int bx, Range in_y, Range in_x, const T* channel,
                                           const Strides& s) {
   using W = Working<T>;
   Maximum<W> best = {W(0), -1};
-  float begin_y = bin_start(roi.y, by), begin_x = bin_start(roi.x, bx);
+  W begin_y = bin_start(roi.y, by), begin_x = bin_start(roi.x, bx);
   int index = 0;
   for (int iy = in_y.begin; iy < in_y.end; iy++) {
-    Cells y = point_at(roi.y, begin_y, iy);
+    Cells<W> y = point_at(roi.y, begin_y, iy);
     for (int ix = in_x.begin; ix < in_x.end; ix++, index++) {
       W value = value_at(channel, s, y, point_at(roi.x, begin_x, ix));
       bool is_nan = value != value, had_nan = best.value != best.value;
@@ -61,8 +51,9 @@ ROI_DEVICE Maximum<Working<T>> maximum_of(const RoI& roi, int by, int bx, Range 
   return best;
 }
 
+template <class R>
 struct MaxHeader {
-  Place place;
+  Place<R> place;
 };
 
 // Outputs per block: enough to make finding the RoI and its bins' points worth its cost.
@@ -70,19 +61,19 @@ constexpr int64_t kMaximaABlock = 2048;
 
 // For any layout: a thread computes one output at a time. `tables`: whether all bins' points fit in shared memory.
 template <class T>
-ROI_KERNEL(2) max_elements(Call call, Maps<const T> maps, const float* boxes, T* out, int* indices,
+ROI_KERNEL(2) max_elements(Call call, Maps<const T> maps, const Working<T>* boxes, T* out, int* indices,
                            int64_t chunk_channels, int64_t chunks, bool tables) {
   using W = Working<T>;
   ROI_SHARED_MEMORY(shared);
-  MaxHeader* header = reinterpret_cast<MaxHeader*>(shared);
-  Range* points_y = reinterpret_cast<Range*>(shared + sizeof(MaxHeader));
+  MaxHeader<W>* header = reinterpret_cast<MaxHeader<W>*>(shared);
+  Range* points_y = reinterpret_cast<Range*>(shared + sizeof(MaxHeader<W>));
   Range* points_x = points_y + call.sampling.bins_y;
   int bins_y = call.sampling.bins_y, bins_x = call.sampling.bins_x;
   int64_t row = quotient(blockIdx.x, chunks), first = (blockIdx.x - row * chunks) * chunk_channels;
   if (threadIdx.x == 0) header->place = place_of(boxes + 5 * row, call);
   __syncthreads();
-  Place place = header->place;
-  const RoI& roi = place.roi;
+  Place<W> place = header->place;
+  const RoI<W>& roi = place.roi;
   if (tables && roi.defined) {
     for (int bin = threadIdx.x; bin < bins_y + bins_x; bin += kThreads)
       points_y[bin] = bin < bins_y ? points_of(roi.y, bin) : points_of(roi.x, bin - bins_y);
@@ -113,14 +104,14 @@ ROI_KERNEL(2) max_elements(Call call, Maps<const T> maps, const float* boxes, T*
 
 // Returns false if the call needs more blocks than a launch may have.
 template <class T>
-bool launch_max(const Call& call, const Maps<const T>& maps, const float* boxes, T* out, int* indices, void* stream) {
+bool launch_max(const Call& call, const Maps<const T>& maps, const Working<T>* boxes, T* out, int* indices, void* stream) {
   int64_t bins = int64_t{call.sampling.bins_y} + call.sampling.bins_x;
-  int64_t shared = sizeof(MaxHeader) + bins * sizeof(Range);
+  int64_t header = sizeof(MaxHeader<Working<T>>), shared = header + bins * sizeof(Range);
   bool tables = shared <= kSharedBytes;
   int64_t chunk_channels = kMaximaABlock / call.bins() > 1 ? kMaximaABlock / call.bins() : 1;
   int64_t chunks = ceil_div(call.channels, chunk_channels);
   if (chunks > kMostBlocks / call.rois) return false;
-  launch(max_elements<T>, call.rois * chunks, tables ? shared : sizeof(MaxHeader), stream, call, maps, boxes, out,
+  launch(max_elements<T>, call.rois * chunks, tables ? shared : header, stream, call, maps, boxes, out,
          indices, chunk_channels, chunks, tables);
   return true;
 }

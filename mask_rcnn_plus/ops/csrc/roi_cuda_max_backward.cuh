@@ -33,13 +33,14 @@ struct PointTables {
   }
 
   // Called by all threads of the block, for the bins [by, by + count_y) and [bx, bx + count_x).
-  ROI_DEVICE void fill(const Plan& plan, const int* rows, int count, const Bounds& tile, int by, int count_y, int bx,
+  template <class R>
+  ROI_DEVICE void fill(const Plan<R>& plan, const int* rows, int count, const Bounds& tile, int by, int count_y, int bx,
                        int count_x) {
     for (int i = threadIdx.x; i < count * (count_y + count_x); i += kThreads) {
       int roi = i / (count_y + count_x), bin = i % (count_y + count_x);
-      const RoI& r = plan.rois[rows[roi]].roi;
+      const RoI<R>& r = plan.rois[rows[roi]].roi;
       bool is_y = bin < count_y;
-      Axis axis = is_y ? r.y : r.x;
+      Axis<R> axis = is_y ? r.y : r.x;
       int at = is_y ? by + bin : bx + bin - count_y;
       BinPoints* out = is_y ? y + roi * stride_y + bin : x + roi * stride_x + bin - count_y;
       *out = {points_of(axis, at), cells_read(axis, at)};
@@ -71,13 +72,14 @@ struct PointTables {
   }
 };
 
-ROI_DEVICE float weight_in(const Cells& c, int cell) {
-  return c.low == cell ? c.low_weight : c.low + 1 == cell ? c.high_weight : 0.f;
+template <class R>
+ROI_DEVICE R weight_in(const Cells<R>& c, int cell) {
+  return c.low == cell ? c.low_weight : c.low + 1 == cell ? c.high_weight : R(0);
 }
 
 // For any layouts: a thread takes one cell and some channels.
 template <class T>
-ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, const int* indices, Strides from_index,
+ROI_KERNEL(2) spread_maxima(Call call, Plan<Working<T>> plan, const T* grad, Strides from, const int* indices, Strides from_index,
                             Maps<T> maps, Tiling tiling, TableShape shape, int64_t chunks) {
   using W = Working<T>;
   ROI_SHARED_MEMORY(shared);
@@ -91,10 +93,10 @@ ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, c
 
   W sum[kMaxChannels] = {};
   // Adds one bin's gradient to this thread's cell.
-  auto add_bin = [&](const RoI& r, int roi_row, int by, int bx, Range points_y, Range points_x) {
+  auto add_bin = [&](const RoI<W>& r, int roi_row, int by, int bx, Range points_y, Range points_x) {
     int width = points_x.end - points_x.begin;
     if (width <= 0) return;
-    float begin_y = bin_start(r.y, by), begin_x = bin_start(r.x, bx);
+    W begin_y = bin_start(r.y, by), begin_x = bin_start(r.x, bx);
     const int* index_at = indices + roi_row * from_index.item + first * from_index.channel + by * from_index.row +
                           bx * from_index.cell;
     const T* grad_at = grad + roi_row * from.item + first * from.channel + by * from.row + bx * from.cell;
@@ -103,11 +105,11 @@ ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, c
       if (k >= channels) continue;
       int point = index_at[k * from_index.channel];
       if (point < 0) continue;
-      Cells y = point_at(r.y, begin_y, points_y.begin + point / width);
-      Cells x = point_at(r.x, begin_x, points_x.begin + point % width);
-      float weight = mul(weight_in(y, tile.bounds.top + row), weight_in(x, tile.bounds.left + column));
+      Cells<W> y = point_at(r.y, begin_y, points_y.begin + point / width);
+      Cells<W> x = point_at(r.x, begin_x, points_x.begin + point % width);
+      W weight = mul(weight_in(y, tile.bounds.top + row), weight_in(x, tile.bounds.left + column));
       // Skip cells that the point does not read: its gradient may be infinite.
-      if (weight != 0.f) sum[k] = fused(static_cast<W>(weight), static_cast<W>(grad_at[k * from.channel]), sum[k]);
+      if (weight != W(0)) sum[k] = fused(weight, static_cast<W>(grad_at[k * from.channel]), sum[k]);
     }
   };
   for_each_batch(
@@ -138,8 +140,8 @@ ROI_KERNEL(2) spread_maxima(Call call, Plan plan, const T* grad, Strides from, c
 // *_channels_last describe the incoming gradient and indices. Returns false if the call needs more blocks than a launch
 // may have.
 template <class T>
-bool launch_max_backward(const Call& call, const float* boxes, const T* grad, bool grad_channels_last,
-                         const int* indices, bool indices_channels_last, const Maps<T>& maps, const Plan& plan,
+bool launch_max_backward(const Call& call, const Working<T>* boxes, const T* grad, bool grad_channels_last,
+                         const int* indices, bool indices_channels_last, const Maps<T>& maps, const Plan<Working<T>>& plan,
                          void* stream) {
   Tiling tiling = make_tiling(call.pyramid, kMaxRows, kMaxColumns);
   int64_t tiles = tiling.begin[call.pyramid.levels], chunks = ceil_div(call.channels, kMaxChannels);

@@ -1,8 +1,8 @@
 // The schemas of all RoI operators. The files for each device register kernels for them.
 //
-// Common arguments: boxes, (R, 5) fp32; pooled_*, the sides of the output; channels_last, the memory format of the
-// output and of the gradients; grid, a roi::Grid. Backward operators get the features' sizes: (N, C, H, W) of each
-// level, in one list.
+// Common arguments: boxes, (R, 5), fp64 for fp64 maps and else fp32; pooled_*, the sides of the output; channels_last,
+// the memory format of the output and of the gradients; grid, a roi::Grid. Backward operators get the features' sizes:
+// (N, C, H, W) of each level, in one list.
 #include <torch/csrc/stable/library.h>
 
 #define ROI_ARGUMENTS                                                                                \
