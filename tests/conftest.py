@@ -85,11 +85,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _remove_handlers() -> Iterator[None]:
-    """Removes the handlers of a test, since pytest closes their streams."""
+def _reset_loggers() -> Iterator[None]:
+    """Undoes what a test's training run does to loggers, so that the order of tests is free.
+
+    pytest closes the streams of their handlers. It records the messages of a logger that does not
+    propagate twice if a later test makes it propagate.
+    """
     yield
     for name in ("detectron2", "fvcore", "mask_rcnn_plus"):
-        logging.getLogger(name).handlers.clear()
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -146,9 +146,13 @@ class RoITaps {
   bool fits_;
 };
 
+// The number of blocks that share a multiprocessor's registers. fp64 needs more than a quarter of them.
+template <class T>
+constexpr int kAverageBlocks = sizeof(T) == 8 ? 3 : 4;
+
 // For channels_last: `lanes` neighbouring threads take neighbouring vectors of a cell.
 template <class T>
-ROI_KERNEL(4) average_vectors(Call call, Maps<const T> maps, const Working<T>* boxes, T* out, int lanes, int chunks,
+ROI_KERNEL(kAverageBlocks<T>) average_vectors(Call call, Maps<const T> maps, const Working<T>* boxes, T* out, int lanes, int chunks,
                               int capacity) {
   ROI_SHARED_MEMORY(shared);
   int64_t index = blockIdx.x / chunks;
@@ -181,7 +185,7 @@ ROI_KERNEL(4) average_vectors(Call call, Maps<const T> maps, const Working<T>* b
 
 // For any layout: neighbouring threads take neighbouring outputs, so that whole cache lines are written.
 template <class T>
-ROI_KERNEL(4) average_elements(Call call, Maps<const T> maps, const Working<T>* boxes, T* out, int64_t chunk_channels,
+ROI_KERNEL(kAverageBlocks<T>) average_elements(Call call, Maps<const T> maps, const Working<T>* boxes, T* out, int64_t chunk_channels,
                                int64_t chunks, int capacity) {
   ROI_SHARED_MEMORY(shared);
   int64_t index = quotient(blockIdx.x, chunks), first = (blockIdx.x - index * chunks) * chunk_channels;
