@@ -153,6 +153,25 @@ def fast(model: nn.Module) -> nn.Module:
     return optimize(model)
 
 
+def test_maps_are_as_exact_as_stock_ones_in_channels_last() -> None:
+    wide = {"RESNETS__STEM_OUT_CHANNELS": 64, "RESNETS__RES2_OUT_CHANNELS": 256}
+    wide |= {"RESNETS__WIDTH_PER_GROUP": 64, "FPN__OUT_CHANNELS": 128}
+    model = lively(build("fpn", ours=False, **wide))
+    image = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(1))
+    in_nhwc = copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def maps(model: nn.Module, image: Tensor) -> Tensor:
+        return torch.cat([m.flatten().double() for m in model.backbone(image).values()])
+
+    exact = maps(copy.deepcopy(model).double(), image.double())
+    image = image.contiguous(memory_format=torch.channels_last)
+    ours, stock = (
+        (maps(each, image) - exact).square().mean().sqrt() for each in (optimize(model), in_nhwc)
+    )
+    assert 0 < ours < 1.3 * stock < 1e-4 * exact.square().mean().sqrt()
+
+
 def test_layers_agree_without_onednn_and_without_rois(model: nn.Module, fast: nn.Module) -> None:
     plain = copy.deepcopy(fast)
     for module in plain.modules():
