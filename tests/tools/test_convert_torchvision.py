@@ -13,8 +13,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resne
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_tools.cli import main
-from mask_rcnn_tools.convert_torchvision.command import CONFIG
-from mask_rcnn_tools.convert_torchvision.conversion import convert
+from mask_rcnn_tools.convert_torchvision import CONFIG, convert
 
 ROOT = Path(__file__).parents[2]
 SIDE = 128

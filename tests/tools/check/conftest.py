@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_tools.check.checking import check_coco
-from mask_rcnn_tools.check.result import CheckResult
+from mask_rcnn_tools.check import CheckResult, check_coco
 
 # The check finds nothing in it, not even a note.
 VALID: dict[str, Any] = {
