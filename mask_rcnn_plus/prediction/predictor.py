@@ -165,6 +165,8 @@ class BatchPredictor:
 
         Raises:
             UserError: an item is not an image.
+
+        @public
         """
         if isinstance(images, str | os.PathLike | Image.Image):
             raise UserError(f"give a list of images, not a single {type(images).__name__}")

@@ -89,6 +89,8 @@ class SlicedPredictor:
 
         Raises:
             UserError: an item is not an image, or the model predicts keypoints.
+
+        @public
         """
         return [
             self._predict_one(to_bgr(image, array_format=self._array_format, named=f"image {i}"))
