@@ -5,10 +5,12 @@ letters, other capitals, another Unicode form, or the prefix of an upload. A nam
 if exactly one file can be meant.
 """
 
+import contextlib
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
@@ -143,3 +145,63 @@ def _parts(path: str) -> list[str]:
     """The parts of a path, without "..", a drive, or a URL's scheme and host."""
     path = re.sub(r"^(?:[a-z]:|[a-z]+://[^/]*)", "", path, flags=re.IGNORECASE)
     return [part for part in path.split("/") if part not in ("", ".", "..")]
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """The paths without a file, each once. Lists each folder once, which is fast."""
+    paths = list(dict.fromkeys(paths))
+    listed: set[str] = set()
+    for folder in {os.path.split(path)[0] for path in paths}:
+        with contextlib.suppress(OSError, ValueError), os.scandir(folder) as entries:
+            listed.update(entry.path for entry in entries)
+    # The listing may spell a name differently (case, Unicode); the file system decides.
+    unlisted = (path for path in paths if path not in listed and "://" not in path)
+    return [path for path in unlisted if not _exists(path)]
+
+
+def _exists(path: str) -> bool:
+    try:
+        Path(path).stat()
+    except (OSError, ValueError):  # absent, too long, a NUL, half of a surrogate pair
+        return False
+    return True
+
+
+def relative_name(path: str, root: str | Path) -> str:
+    """The name that ``os.path.join`` has joined to a root; a path elsewhere stays as it is."""
+    return path.removeprefix(f"{root}".rstrip("/") + "/")
+
+
+def resolve_names(names: Iterable[str], root: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Finds the images of a data set whose file does not exist under the name in the json.
+
+    Args:
+        names: the ``file_name`` of each image, relative to the root or absolute.
+        root: the image folder.
+
+    Returns:
+        the path of the file that a name means, relative to the root; and for names that could mean
+        several files, or one that is another image, the reason as a clause.
+    """
+    paths = {str(Path(root, name)): name for name in names}
+    lost = [paths[path] for path in missing_files(paths)]
+    if not lost:
+        return {}, {}
+    files = ImageFiles(root)
+    found: dict[str, str] = {}
+    for name in lost:
+        with contextlib.suppress(UnicodeError):
+            # With LC_ALL=C, Python reads the names of files as ASCII with escapes.
+            file = files.find(os.fsdecode(name.encode())) or files.find(name)
+            if file is not None:
+                found[name] = files.name_of(file)
+    doubts = {
+        name: f"could be any of {', '.join(repr(files.name_of(path)) for path in fitting[:3])}"
+        for name, fitting in files.ambiguous.items()
+    }
+    present = (relative_name(path, root) for path, name in paths.items() if name not in set(lost))
+    uses = Counter([*found.values(), *map(os.path.normpath, present)])
+    for name, path in found.items():
+        if uses[path] > 1:
+            doubts[name] = f"could be '{path}', but so could another image"
+    return {name: path for name, path in found.items() if name not in doubts}, doubts

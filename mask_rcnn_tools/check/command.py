@@ -13,16 +13,17 @@ from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser, require_new, writing
 from mask_rcnn_tools.check.before_run import anchor_settings
 from mask_rcnn_tools.check.cache import write_atomically
-from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
+from mask_rcnn_tools.check.checking import check_coco, note_differences, note_leaks, repair_coco
 from mask_rcnn_tools.check.images import MODES
 from mask_rcnn_tools.check.problems import ERROR
 from mask_rcnn_tools.check.result import CheckResult, describe, write_json
 
 PROGRAM = "mask-rcnn-plus check-data"
+_MAX_LEFT = 10
 
 _EPILOG = f"""
 examples:
-  check a training and a validation set, and find images that are in both:
+  check the sets of a training together: their classes, and images that are in both:
     {PROGRAM} balloons_train balloons_val
   compare box sizes with the anchors of the training config:
     {PROGRAM} balloons_train --config-file configs/small_data.yaml
@@ -56,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         for name, json_file, root in sets
     ]
     note_leaks(results)
+    note_differences(results)
     print("\n\n".join(result.text() for result in results))
     if arguments.json is not None:
         with writing(arguments.json):
@@ -127,7 +129,7 @@ def _require_writable(path: Path, option: str, overwrite: bool, sources: list[Pa
     require_new(path, overwrite=overwrite, option=option)
     existed = path.exists()
     with writing(path, f"write {option}"):
-        path.open("a").close()
+        path.open("ab").close()
     if not existed:
         path.unlink()
 
@@ -137,9 +139,14 @@ def _repair(result: CheckResult, path: Path) -> int:
         print(f"\nnot written: {path}, since the json cannot be repaired", file=sys.stderr)
         return 1
     repaired = repair_coco(result)
+    if lost := repaired.lost():
+        print(f"\nnot written: {path}, since the repair {lost}", file=sys.stderr)
+        return 1
     write_atomically(path, repaired.text())
     print(f"written: {path}", file=sys.stderr)
     print(f"\n{path} {repaired.summary()}")
-    for problem in repaired.left[:10]:
+    for problem in repaired.left[:_MAX_LEFT]:
         print(f"not repaired: {problem.kind}: {describe(problem)}")
+    if len(repaired.left) > _MAX_LEFT:
+        print(f"not repaired: {len(repaired.left) - _MAX_LEFT} more")
     return int(bool(repaired.left))

@@ -4,7 +4,7 @@ import json
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ from mask_rcnn_tools.check.problems import ERROR, KINDS, SEVERITIES, Problem
 _MAX_EXAMPLES = 5
 _MAX_CLASSES = 20
 # Kinds that concern the whole file, though some are reported for its first entry.
-_WHOLE_FILE = ("no-json", "no-coco", "no-images", "no-masks", "rle", "category-gap")
+_WHOLE_FILE = (
+    *("no-json", "no-coco", "no-images", "no-masks", "rle", "category-gap"),
+    *("keypoints-differ", "keypoints-sides", "leak-all", "sets-differ"),
+)
 
 
 @dataclass
@@ -34,6 +37,8 @@ class CheckResult:
         sizes: (height, width) of each readable image file, by the image's position in the json.
         shapes: (width, height of a box, width, height of its image), for a sample of the boxes.
         entries: the images that have a file name.
+        keypoints: the names of the keypoints; empty without, or if categories differ in them.
+        renamed: file_name -> path of the file in the image folder, of images with another name.
     """
 
     name: str
@@ -48,6 +53,8 @@ class CheckResult:
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     shapes: list[tuple[float, float, int, int]] = field(default_factory=list)
     entries: list[ImageEntry] = field(default_factory=list)
+    keypoints: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def kinds(self, severity: str | None = None) -> Counter[str]:
         """Counts the problems of each kind, of one severity or of all."""
@@ -147,6 +154,12 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """A list such as "3 (cat, dog, owl)"."""
+    shown = [printable(name)[:40] for name in names[:most]] + ["..."] * (len(names) > most)
+    return f"{len(names)} ({', '.join(shown)})"
+
+
 def counted(kinds: Counter[str]) -> str:
     """A list such as "2 box-nan, 1 twin"."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
@@ -154,7 +167,9 @@ def counted(kinds: Counter[str]) -> str:
 
 def write_json(results: Iterable[CheckResult], path: Path) -> None:
     """Writes results with all their problems."""
-    path.write_text(json.dumps([result.to_dict() for result in results], indent=1) + "\n")
+    path.write_text(
+        json.dumps([result.to_dict() for result in results], indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def _quote(value: Any) -> str:
