@@ -25,8 +25,12 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         """The message on one line, without control characters, which a terminal would obey."""
-        text = " ".join(super().__str__().splitlines())
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return printable(" ".join(super().__str__().splitlines()))
+
+
+def printable(text: str) -> str:
+    """A text on one line, without characters that control a terminal or cannot be encoded."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data.mask_rules import mask_fault, max_pixels
-from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_plus.errors import UserError, printable, reason
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def keypoint_conflict(categories: Sequence[dict[str, Any]]) -> str:
         if names != (first := named[0])["keypoints"]:
             pairs = ((c.get("name"), c["keypoints"]) for c in (first, category))
             lists = (f"{_show(name)} has {len(n)} ({', '.join(n)[:80]})" for name, n in pairs)
-            return f"categories differ in their keypoints: {', '.join(lists)}"
+            return f"categories differ in their keypoints: {printable(', '.join(lists))}"
     return ""
 
 

@@ -113,7 +113,7 @@ class _Folder:
             name, path = next(iter(found.items()))
             logger.warning(
                 f"Data set '{self.name}': {len(found)} of {len(names)} images have other names in "
-                f"'{root}', the first is '{path}' for '{name}'; `mask-rcnn-plus check-data "
+                f"'{root}', the first is {path!r} for {name!r}; `mask-rcnn-plus check-data "
                 f"{self.name}` lists them"
             )
         self.renamed = found

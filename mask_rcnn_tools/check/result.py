@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn_plus.errors import printable
 from mask_rcnn_tools.check.images import ImageEntry
 from mask_rcnn_tools.check.problems import ERROR, KINDS, SEVERITIES, Problem
 
@@ -137,7 +138,7 @@ def _group_lines(kind: str, problems: list[Problem], width: int) -> list[str]:
 def describe(problem: Problem) -> str:
     """One problem as a sentence: the entry, its image, and what is wrong."""
     if not problem.section:
-        return problem.detail
+        return printable(problem.detail)
     image = f"image {_quote(problem.image_id)}"
     if isinstance(problem.file_name, str):
         image += f" {_quote(problem.file_name)}"
@@ -147,11 +148,6 @@ def describe(problem: Problem) -> str:
     if problem.section == "categories":
         return f"category {_quote(problem.id)} ({index}) {problem.detail}"
     return f"annotation {_quote(problem.id)} ({index}) of {image} {problem.detail}"
-
-
-def printable(text: str) -> str:
-    """A text on one line, without characters that control a terminal."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
