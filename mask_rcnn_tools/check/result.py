@@ -1,10 +1,9 @@
 """The result of checking one data set, as text and as JSON."""
 
-import json
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,13 +158,6 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 def counted(kinds: Counter[str]) -> str:
     """A list such as "2 box-nan, 1 twin"."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-
-
-def write_json(results: Iterable[CheckResult], path: Path) -> None:
-    """Writes results with all their problems."""
-    path.write_text(
-        json.dumps([result.to_dict() for result in results], indent=1) + "\n", encoding="utf-8"
-    )
 
 
 def _quote(value: Any) -> str:

@@ -21,7 +21,7 @@ from mask_rcnn_plus.evaluation.coco_json import encoded_masks, instances_to_coco
 from mask_rcnn_plus.evaluation.drawing import FONT_SCALE, DrawnObjects, Style, draw_styled
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 from mask_rcnn_plus.prediction.images import BGR
-from mask_rcnn_tools.arguments import writing
+from mask_rcnn_tools.files import writing
 from mask_rcnn_tools.predict.inputs import Frame, Source
 from mask_rcnn_tools.predict.video import VIDEO_SUFFIX, VideoFile
 

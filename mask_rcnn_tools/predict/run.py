@@ -17,7 +17,7 @@ from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor
 from mask_rcnn_plus.prediction.building import read_config
-from mask_rcnn_tools.arguments import prepare_output, writing
+from mask_rcnn_tools.files import prepare_output, writing
 from mask_rcnn_tools.predict.inputs import (
     Frame,
     Source,
