@@ -204,8 +204,8 @@ def _write_tables(plan: Plan, command: str, machine: str, output: Path) -> None:
     paragraphs = [f"`{command}`", f"{names}; baseline: {training}", machine]
     folder = output / cfg.DATASETS.TEST[0] / plan.family.name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / TABLE).write_text(markdown(plan.family, plan.runs, paragraphs))
-    (folder / CSV).write_text(to_csv(plan.family, plan.runs))
+    (folder / TABLE).write_text(markdown(plan.family, plan.runs, paragraphs), encoding="utf-8")
+    (folder / CSV).write_text(to_csv(plan.family, plan.runs), encoding="utf-8")
     plot(plan.family, plan.runs, folder / PLOT)
 
 

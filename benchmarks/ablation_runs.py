@@ -111,7 +111,7 @@ def _load_family(folder: Path) -> Family:
         raise UserError(f"folder '{folder}' has no configs: add one .yaml per row")
     path = folder / DESCRIPTION
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}': invalid JSON: {reason(error)}") from error
 
@@ -252,12 +252,12 @@ class Processes:
     def train(self, run: Run) -> None:
         """Trains and evaluates, or continues an interrupted run; then updates the run's record."""
         run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / CONFIG).write_text(run.config)
+        (run.folder / CONFIG).write_text(run.config, encoding="utf-8")
         cpu_seconds = run.record.get("cpu_seconds", 0.0)
         self._save_record(run, state="running", cpu_seconds=cpu_seconds)
         command = [sys.executable, "-c", _TRAIN, "--config-file", str(run.folder / CONFIG)]
         command += ["--resume", "OUTPUT_DIR", str(run.folder)]
-        with (run.folder / LOG).open("a") as log:
+        with (run.folder / LOG).open("a", encoding="utf-8") as log:
             with self._lock:
                 if self._stopped:
                     return
@@ -306,7 +306,7 @@ class Processes:
     def _save_record(self, run: Run, **values: Any) -> None:
         run.record = {"digest": run.digest, "row": run.row, "seed": run.seed, **values}
         new = run.folder / f".{RECORD}"
-        new.write_text(json.dumps(run.record, indent=1) + "\n")
+        new.write_text(json.dumps(run.record, indent=1) + "\n", encoding="utf-8")
         new.replace(run.folder / RECORD)  # atomic: never half written
 
     def _environment(self) -> dict[str, str]:
@@ -324,7 +324,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     the keys added since then.
     """
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         results = record.get("results", {})
         seconds = [record.get(f"{kind}_seconds") or 0 for kind in ("cpu", "train")]
         if not all(isinstance(n, int | float) for n in (*results.values(), *seconds)):
@@ -333,7 +333,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
         return {}
     if record:
         try:
-            record["digest"] = _digest((folder / CONFIG).read_text())
+            record["digest"] = _digest((folder / CONFIG).read_text(encoding="utf-8"))
         except _UNREADABLE:
             record["digest"] = "unreadable"
     return record
@@ -366,7 +366,7 @@ def _flatten(node: CfgNode, prefix: str = "") -> dict[str, Any]:
 def _difference(run: Run) -> str:
     """The first keys whose values differ between the folder's config and the run's."""
     try:
-        old = _values((run.folder / CONFIG).read_text())
+        old = _values((run.folder / CONFIG).read_text(encoding="utf-8"))
     except _UNREADABLE:
         return "its config is unreadable"
     new = _values(run.config)
@@ -376,7 +376,7 @@ def _difference(run: Run) -> str:
 
 
 def _read_results(path: Path) -> dict[str, float]:
-    metrics = json.loads(path.read_text())
+    metrics = json.loads(path.read_text(encoding="utf-8"))
     results = {}
     for task, key in (("box", "bbox"), ("mask", "segm")):
         for name, value in metrics.get(key, {}).items():
@@ -389,7 +389,7 @@ def _read_results(path: Path) -> dict[str, float]:
 def _training_seconds(run: Run) -> float | None:
     """Iterations times the median time per iteration, which pauses of the machine do not change."""
     try:
-        lines = (run.folder / "metrics.json").read_text().splitlines()
+        lines = (run.folder / "metrics.json").read_text(encoding="utf-8").splitlines()
         steps = [step for step in map(json.loads, lines) if "time" in step]
     except (OSError, ValueError):
         steps = []
@@ -401,4 +401,8 @@ def _training_seconds(run: Run) -> float | None:
 
 
 def _last_line(log: Path) -> str:
-    return (log.read_text(errors="replace").strip() or "no output").splitlines()[-1].strip()[:300]
+    return (
+        (log.read_text(encoding="utf-8", errors="replace").strip() or "no output")
+        .splitlines()[-1]
+        .strip()[:300]
+    )

@@ -125,7 +125,7 @@ def peak_memory(run: Callable[[], object], device: str) -> float | None:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        _CLEAR.write_text("5")  # resets the recorded peak
+        _CLEAR.write_text("5", encoding="utf-8")  # resets the recorded peak
         before = _resident_mib("VmRSS")
         run()
         return _resident_mib("VmHWM") - before
@@ -134,7 +134,7 @@ def peak_memory(run: Callable[[], object], device: str) -> float | None:
 
 
 def _resident_mib(field: str) -> float:
-    values = re.findall(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
+    values = re.findall(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)
     return int(values[0]) / 1024
 
 

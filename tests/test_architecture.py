@@ -38,7 +38,7 @@ PACKAGES = {
 def imported(path: Path) -> set[tuple[str, ...]]:
     """The dotted names of a file's imports, of our packages and of torch and detectron2."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -78,6 +78,34 @@ def test_packages_import_downwards_only(package: str) -> None:
 def test_operators_need_torch_but_not_detectron2() -> None:
     for path in (ROOT / "mask_rcnn_plus/ops").glob("*.py"):
         assert "detectron2" not in {name[0] for name in imported(path)}, path
+
+
+def test_starting_a_command_needs_no_torch() -> None:
+    for name in ("__init__", "cli", "arguments", "machine", "doctor/__init__", "doctor/command"):
+        used = {name[0] for name in imported(ROOT / f"mask_rcnn_tools/{name}.py")}
+        allowed = {"mask_rcnn_tools", "torch"} if name == "arguments" else {"mask_rcnn_tools"}
+        assert used & {"torch", "detectron2", "mask_rcnn_plus", "mask_rcnn_tools"} <= allowed, name
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call opens, reads or writes a text file in the encoding of the locale."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    constants = [a.value for a in call.args if isinstance(a, ast.Constant)]
+    binary = any(isinstance(c, str) and "b" in c and set(c) <= set("rwxab+") for c in constants)
+    owner = ast.unparse(call.func).split(".")[0]
+    # Not files: images, file descriptors, metadata of a distribution, and our own functions.
+    other = owner in ("Image", "os", "distribution", "files", "formats", "read_text", "write_text")
+    return (
+        name in ("open", "read_text", "write_text")
+        and not (binary or other)
+        and "encoding" not in {keyword.arg for keyword in call.keywords}
+    )
+
+
+def test_text_files_do_not_depend_on_the_locale() -> None:
+    for path in (file for package in PACKAGES for file in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Call) and opens_text(node)), (path, node.lineno)
 
 
 @pytest.mark.slow

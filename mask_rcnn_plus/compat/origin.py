@@ -63,7 +63,7 @@ def origin_of(package: Path) -> Origin:
         kind = "redistribution"
     if distribution is not None and not re.match(r"0\.6(\.0)*(\+|$)", distribution.version):
         return Origin(kind, name, ())
-    here, upstream = set(listing.splitlines()), set(_TABLE.read_text().splitlines())
+    here, upstream = set(listing.splitlines()), set(_TABLE.read_text(encoding="utf-8").splitlines())
     return Origin(kind, name, tuple(sorted({line.split("  ", 1)[1] for line in here ^ upstream})))
 
 

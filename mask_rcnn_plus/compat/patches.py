@@ -15,7 +15,8 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -159,6 +160,24 @@ def fast_coco_evaluator() -> bool:
     return True
 
 
+def coco_json_encoding() -> bool:
+    """pycocotools/coco.py:81,320 reads a json in the encoding of the locale.
+
+    Symptom: UnicodeDecodeError with LC_ALL=C or on Windows, and JSONDecodeError from a file with a
+    byte order mark. Fix: that module opens bytes, of which json recognises UTF-8, 16 and 32.
+    """
+    from pycocotools import coco
+
+    if "with open(annotation_file, 'r')" not in inspect.getsource(coco.COCO.__init__):
+        return False
+
+    def open_bytes(path: str, mode: str = "r") -> BinaryIO:
+        return Path(path).open("rb")
+
+    vars(coco)["open"] = open_bytes
+    return True
+
+
 def masks_to_arrays() -> bool:
     """evaluation/coco_evaluation.py:406 copies a tensor with ``np.array``.
 
@@ -289,6 +308,7 @@ PATCHES = (
     writable_masks,
     meshgrid_indexing,
     fast_coco_evaluator,
+    coco_json_encoding,
     masks_to_arrays,
     stock_scheduler_state,
     distributed_on_cpu,

@@ -13,7 +13,12 @@ from mask_rcnn_plus.data.loading import (
     require_dataset,
     require_registered,
 )
-from mask_rcnn_plus.data.mapper import NamingMapper, PolygonMapper, SafeDatasetMapper
+from mask_rcnn_plus.data.mapper import (
+    NamingMapper,
+    PolygonMapper,
+    SafeDatasetMapper,
+    require_flip_map,
+)
 from mask_rcnn_plus.data.shapes import generate_shapes
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "generate_shapes",
     "register_folder_datasets",
     "require_dataset",
+    "require_flip_map",
     "require_registered",
     "use_json",
 ]

@@ -28,12 +28,7 @@ logger = logging.getLogger(__name__)
 
 def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
     """detectron2's loader of a test set, for images of the supported formats."""
-    # With keypoints, the mapper would need the training sets' metadata, to mirror images. An
-    # evaluation does not load these sets, and test images are not mirrored.
-    plain = cfg.clone()
-    plain.defrost()
-    plain.MODEL.KEYPOINT_ON = False
-    return build_detection_test_loader(plain, name, mapper=SafeDatasetMapper(plain, is_train=False))
+    return build_detection_test_loader(cfg, name, mapper=SafeDatasetMapper(cfg, is_train=False))
 
 
 def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoader | None:

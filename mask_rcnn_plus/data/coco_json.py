@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data.mask_rules import mask_fault, max_pixels
-from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_plus.errors import UserError, printable, reason
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,8 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """detectron2's keypoint metadata, as far as COCO categories determine it.
 
     Returns:
-        an empty dict if no category names keypoints, or if categories differ in them. Otherwise
+        an empty dict if no category names keypoints, or if categories differ in them
+        (:func:`keypoint_conflict`). Otherwise
         "keypoint_names"; with a skeleton also "keypoint_connection_rules", a list of (name, name,
         RGB colour); and if all names with "left" or "right" come in pairs also
         "keypoint_flip_map", the pairs of names that swap in a mirrored image. If no name contains
@@ -134,23 +135,40 @@ def keypoint_metadata(categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     named = [c for c in categories if c.get("keypoints")]
     if not named:
         return {}
-    names = named[0]["keypoints"]
-    if not is_names(names) or any(c["keypoints"] != names for c in named):
-        logger.warning("Categories differ in their 'keypoints': no keypoint metadata is set")
+    if conflict := keypoint_conflict(named):
+        logger.warning(f"No keypoint metadata is set: {conflict}")
         return {}
+    names = named[0]["keypoints"]
     metadata: dict[str, Any] = {"keypoint_names": list(names)}
     links = named[0].get("skeleton")
-    if links and all(_is_link(link, len(names)) for link in links):
+    if isinstance(links, list) and links and all(_is_link(link, len(names)) for link in links):
         metadata["keypoint_connection_rules"] = [
             (names[first - 1], names[second - 1], _colour(index / len(links)))
             for index, (first, second) in enumerate(links)
         ]
     sided = {name: _mirrored(name) for name in names if _mirrored(name) != name}
-    if sided and all(other in sided for other in sided.values()):
+    if sided and len(set(names)) == len(names) and all(other in sided for other in sided.values()):
         metadata["keypoint_flip_map"] = [
             (name, other) for name, other in sided.items() if names.index(name) < names.index(other)
         ]
     return metadata
+
+
+def keypoint_conflict(categories: Sequence[dict[str, Any]]) -> str:
+    """The reason, as a sentence, why categories do not share one list of keypoints; "" if they do.
+
+    A model predicts one list of keypoints for all classes. Categories without any do not count.
+    """
+    named = [c for c in categories if c.get("keypoints")]
+    for category in named:
+        names = category["keypoints"]
+        if not is_names(names):
+            return f"category {_show(category.get('name'))} has the keypoints {_show(names)}"
+        if names != (first := named[0])["keypoints"]:
+            pairs = ((c.get("name"), c["keypoints"]) for c in (first, category))
+            lists = (f"{_show(name)} has {len(n)} ({', '.join(n)[:80]})" for name, n in pairs)
+            return f"categories differ in their keypoints: {printable(', '.join(lists))}"
+    return ""
 
 
 def parse(path: Path) -> Any:
@@ -158,10 +176,15 @@ def parse(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"there is no file '{path}'")
     try:
-        with path.open() as file:  # as pycocotools opens it
+        with path.open("rb") as file:  # json recognises UTF-8, 16 and 32, with or without a mark
             return json.load(file)
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {reason(error)}") from error
+    except UnicodeDecodeError as error:
+        where = f"byte {error.object[error.start]:#x} at position {error.start}"
+        raise UserError(
+            f"'{path}' is not valid json: it is not in UTF-8 ({where}); save it as UTF-8"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is not valid json: {reason(error)}") from error
 
@@ -208,8 +231,11 @@ def image_fault(image: dict[str, Any]) -> str:
 
 def category_fault(category: dict[str, Any]) -> str:
     """Describes, as a clause, an error in a category's name; "" if there is none."""
-    if not isinstance(category["name"], str):
-        return f"has the name {_show(category['name'])}, which is not a string"
+    name = category["name"]
+    if not isinstance(name, str):
+        return f"has the name {_show(name)}, which is not a string: write it in quotes"
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        return f"has the name {_show(name)}, which is not valid Unicode"
     return ""
 
 
@@ -224,7 +250,18 @@ def _annotation_fault(
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         return f"has the bbox {_show(box)}, which is not [x, y, width, height] in pixels"
+    if crowd_flag(annotation.get("iscrowd")) is None:
+        return f"has the iscrowd {_show(annotation['iscrowd'])}, which is neither 0 nor 1"
     return mask_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
+
+
+def crowd_flag(value: object) -> int | None:
+    """The meaning of an annotation's ``iscrowd``: 0 or 1.
+
+    Tools also write false, 0.0 or null. None is returned for any other value.
+    """
+    is_number = isinstance(value, int | float)  # also true and false
+    return int(bool(value)) if value is None or (is_number and value in (0, 1)) else None
 
 
 def is_whole(value: object) -> bool:

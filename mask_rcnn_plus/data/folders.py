@@ -11,7 +11,14 @@ from typing import Any
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from mask_rcnn_plus.data.coco_json import Stamp, file_stamp, keypoint_metadata, read_categories
+from mask_rcnn_plus.data.coco_json import (
+    Stamp,
+    crowd_flag,
+    file_stamp,
+    keypoint_metadata,
+    read_categories,
+)
+from mask_rcnn_plus.data.file_names import relative_name, resolve_names
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,11 +42,13 @@ class _Folder:
     image_root: Path
     # Another json that has the same name: a/b_c.json and a_b/c.json.
     rival: Path | None = None
-    # The state of the json when it was last checked, and the keypoint metadata from it.
+    # The state of the json when it was last checked, and its categories.
     stamp: Stamp | None = None
-    keypoints: dict[str, Any] = field(default_factory=dict)
+    categories: list[dict[str, Any]] = field(default_factory=list)
     # The metadata that we have set, not the user.
     derived: dict[str, Any] = field(default_factory=dict)
+    # The file names of the json that were resolved when it was last loaded.
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def __call__(self) -> list[dict[str, Any]]:
         if self.rival:
@@ -50,7 +59,7 @@ class _Folder:
         stamp = file_stamp(self.json_file)
         if stamp is None or stamp != self.stamp:
             try:
-                self.keypoints = keypoint_metadata(read_categories(self.json_file))
+                self.categories = read_categories(self.json_file)
             except UserError as error:
                 raise UserError(f"data set '{self.name}': {error}") from error
             self.stamp = stamp
@@ -75,15 +84,39 @@ class _Folder:
         set_by_user = set(values)
         try:
             records = load_coco_json(str(self.json_file), str(self.image_root), self.name)
-            for key, value in self.keypoints.items():
+            # CVAT lists the skeletons of all classes, also of those that are not used.
+            used = {
+                a["category_id"] for r in records for a in r["annotations"] if a.get("keypoints")
+            }
+            ordered = sorted(self.categories, key=lambda category: category["id"])
+            categories = [ordered[index] for index in sorted(used)] or ordered
+            for key, value in keypoint_metadata(categories).items():
                 values.setdefault(key, value)  # the user's own value takes precedence
         finally:
             derived = values.keys() - set_by_user
             self.derived = {key: values[key] for key in _DERIVED if key in derived}
+        self._resolve_files(records)
         for record in records:
             for annotation in record["annotations"]:
-                _make_float(annotation)
+                _normalise(annotation)
         return records
+
+    def _resolve_files(self, records: list[dict[str, Any]]) -> None:
+        """Corrects the paths of images whose names differ from those of their files."""
+        root = self.image_root
+        names = [relative_name(record["file_name"], root) for record in records]
+        found, _ = resolve_names(names, root)
+        for record, name in zip(records, names, strict=True):
+            if name in found:
+                record["file_name"] = str(root / found[name])
+        if found and found != self.renamed:
+            name, path = next(iter(found.items()))
+            logger.warning(
+                f"Data set '{self.name}': {len(found)} of {len(names)} images have other names in "
+                f"'{root}', the first is {path!r} for {name!r}; `mask-rcnn-plus check-data "
+                f"{self.name}` lists them"
+            )
+        self.renamed = found
 
     def _retract(self, metadata: Metadata) -> None:
         for key, value in self.derived.items():
@@ -199,8 +232,12 @@ def is_stale(name: str) -> bool:
     return is_by_folder(name) and _folders[name].is_stale()
 
 
-def _make_float(annotation: dict[str, Any]) -> None:
-    """Converts integers to floats in place: detectron2's resizing truncates lists of integers."""
+def _normalise(annotation: dict[str, Any]) -> None:
+    """Changes values in place that detectron2 would misunderstand.
+
+    Its resizing truncates lists of integers, and it takes ``iscrowd`` null for a crowd.
+    """
+    annotation["iscrowd"] = crowd_flag(annotation.get("iscrowd"))
     annotation["bbox"] = [float(value) for value in annotation["bbox"]]
     polygons = annotation.get("segmentation")
     if isinstance(polygons, list):

@@ -1,7 +1,6 @@
 """Loads a data set of any origin, or explains in one line why it cannot be used."""
 
 import contextlib
-import os
 import traceback
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from detectron2.structures import BoxMode
 
 from mask_rcnn_plus.data import folders
 from mask_rcnn_plus.data.coco_json import read_coco_json, refuse_harmful_masks
+from mask_rcnn_plus.data.file_names import missing_files, relative_name, resolve_names
 from mask_rcnn_plus.data.folders import (
     dataset_root,
     is_by_folder,
@@ -112,14 +112,28 @@ def class_names(name: str) -> list[str]:
 def _not_registered(name: str, names: list[str]) -> str:
     hint = did_you_mean(name, DatasetCatalog.list())
     root = dataset_root().absolute()
+    for folder in sorted(root.glob("[!.]*/"), reverse=True):  # of a and a_b, the longer name first
+        if name.startswith(f"{folder.name}_") and folder.is_dir():
+            entries: list[str] = []
+            split = name.removeprefix(f"{folder.name}_")
+            with contextlib.suppress(OSError):
+                entries = sorted(f"{e.name}/" if e.is_dir() else e.name for e in folder.iterdir())
+            return (
+                f"data set '{name}' is not registered: there is no '{folder}/{split}.json', and "
+                f"the folder contains {_some(entries) or 'nothing'}{hint}"
+            )
     content = "which has no data sets" if root.is_dir() else "which does not exist"
     if names:
-        more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
-        content = f"which has {', '.join(names[:_MAX_NAMES])}{more}"
+        content = f"which has {_some(names)}"
     return (
         f"data set '{name}' is not registered{f'{hint} Looked' if hint else '; looked'} for "
         f"NAME/SPLIT.json in '{root}' (DETECTRON2_DATASETS), {content}"
     )
+
+
+def _some(names: list[str]) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 def _not_loaded(name: str, error: Exception) -> str:
@@ -153,25 +167,26 @@ def _origin(name: str) -> str:
 
 
 def _check_images(name: str, file_names: list[str]) -> None:
-    """Raises a UserError if files are missing. Lists each folder once, which is fast."""
-    listed: set[str] = set()
-    for folder in {os.path.split(file_name)[0] for file_name in file_names}:
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            listed.update(entry.path for entry in entries)
-    # The listing may spell a name differently (case, Unicode); the file system decides.
-    missing = [
-        file_name
-        for file_name in file_names
-        if file_name not in listed and "://" not in file_name and not Path(file_name).exists()
-    ]
+    """Raises a UserError if files are missing."""
+    absent = set(missing_files(file_names))
+    missing = [file_name for file_name in file_names if file_name in absent]
     if not missing:
         return
     first = Path(missing[0]).absolute()
     where = "looked in" if first.parent.is_dir() else "there is no folder"
     advice = "put them there or correct 'file_name'"
-    image_root = MetadataCatalog.get(name).get("image_root")
-    if image_root and Path(image_root, first.name).is_file():
-        advice = f"but '{first.name}' is in '{image_root}', where each 'file_name' starts"
+    if image_root := MetadataCatalog.get(name).get("image_root"):
+        raw = [relative_name(file_name, image_root) for file_name in file_names]
+        found, doubts = resolve_names(raw, Path(image_root))
+        if doubt := doubts.get(relative_name(missing[0], image_root)):
+            advice = f"it {doubt}; correct 'file_name'"
+        elif found and not is_by_folder(name):
+            json_file = MetadataCatalog.get(name).get("json_file")
+            advice = (
+                f"{len(found)} of them have other names in '{image_root}': `mask-rcnn-plus "
+                f"check-data --json-file {json_file} --image-root {image_root} --repair OUT.json` "
+                "writes these"
+            )
     raise UserError(
         f"data set '{name}': {len(missing)} of {len(file_names)} images are missing, the first is "
         f"'{first.name}' ({where} '{first.parent}'); {advice}{_origin(name)}"

@@ -176,7 +176,7 @@ def _names(folder: Path) -> set[str]:
 
 def _read_info(path: Path) -> dict[str, Any]:
     """The info of a generated json; empty for any other file."""
-    with path.open(errors="replace") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         head = file.read(4096)
     try:
         info = json.JSONDecoder().raw_decode(head, len(_HEAD))[0]
@@ -233,7 +233,7 @@ def _write_split(folder: Path, info: dict[str, Any], split: str, count: int, bar
     ]
     lists = {"images": images, "annotations": annotations, "categories": categories}
     text = json.dumps({"info": info, **lists}, separators=(",", ":"))
-    (folder / f"{split}.json").write_text(text)
+    (folder / f"{split}.json").write_text(text, encoding="utf-8")
 
 
 def _annotation(drawn: Drawn, mask_format: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
-from mask_rcnn_plus.data import class_names, require_dataset
+from mask_rcnn_plus.data import class_names, require_dataset, require_flip_map
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.weights import local_weights, read_class_names
 from mask_rcnn_plus.errors import UserError
@@ -46,6 +47,12 @@ def check_datasets(
         records = require_dataset(name, training=name in train)
         if name in train:
             _check_annotations(cfg, name, records)
+        if cfg.MODEL.KEYPOINT_ON:
+            _check_keypoints(cfg, name, records)
+    if cfg.MODEL.KEYPOINT_ON:
+        _compare_keypoints(used)
+        if not args.eval_only and cfg.INPUT.RANDOM_FLIP == "horizontal":
+            require_flip_map(train)
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         return []  # a proposal network does not have classes
 
@@ -75,6 +82,12 @@ def check_datasets(
 
 def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:
     """Checks that the objects have the masks and keypoints that the config trains on."""
+    flags = [a.get("iscrowd", 0) for r in records for a in r.get("annotations", ())]
+    if invalid := [flag for flag in flags if flag not in (0, 1)]:
+        raise UserError(
+            f"data set '{name}': {len(invalid)} annotations have an iscrowd that is neither 0 nor "
+            f"1, the first {invalid[0]!r}; set it to 0, or to 1 for a crowd"
+        )
     objects = [
         (record, annotation)
         for record in records
@@ -88,10 +101,49 @@ def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -
             f"the first for '{bare[0].get('file_name', '?')}'; set MODEL.MASK_ON False to train "
             "boxes only"
         )
-    if cfg.MODEL.KEYPOINT_ON and not any("keypoints" in annotation for _, annotation in objects):
+    if cfg.MODEL.KEYPOINT_ON and not any(a.get("keypoints") for _, a in objects):
         raise UserError(
             f"data set '{name}' has no keypoints: set MODEL.KEYPOINT_ON False, or label some"
         )
+
+
+def _check_keypoints(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:
+    """Checks how many keypoints the objects have; the model would find out during the run."""
+    lists = (a.get("keypoints") for r in records for a in r.get("annotations", ()))
+    counts = sorted({len(keypoints) // 3 for keypoints in lists if keypoints})
+    if len(counts) > 1:
+        raise UserError(
+            f"data set '{name}' has objects with {' and '.join(map(str, counts))} keypoints, but a "
+            "model predicts one number of them for all classes: keep the classes with the same "
+            "keypoints, or set MODEL.KEYPOINT_ON False"
+        )
+    if not counts:
+        return
+    (count,), model = counts, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    if count != model:
+        raise UserError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {model}, but the objects of data set "
+            f"'{name}' have {count} keypoints: set it to {count}"
+        )
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    if name in cfg.DATASETS.TEST and (sigmas or 17) != count:
+        raise UserError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values (an empty list means COCO's 17), but "
+            f"data set '{name}' has {count} keypoints: give {count} values, such as "
+            f"[{', '.join(['0.05'] * min(count, 3))}{', ...' if count > 3 else ''}]"
+        )
+
+
+def _compare_keypoints(names: list[str]) -> None:
+    """Checks that the data sets that name keypoints name the same ones."""
+    known = {name: MetadataCatalog.get(name).get("keypoint_names") for name in names}
+    named = [name for name in names if known[name]]
+    for name in named[1:]:
+        if list(known[name]) != list(known[named[0]]):
+            raise UserError(
+                f"keypoints differ: data set '{named[0]}' has {', '.join(known[named[0]])}, "
+                f"'{name}' has {', '.join(known[name])}"
+            )
 
 
 def _require_names(names: list[str], key: str, example: str) -> None:

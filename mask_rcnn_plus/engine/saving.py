@@ -220,7 +220,7 @@ def _write_text(path: Path, text: str) -> None:
     """Replaces a small file; at any moment it is the old one or the new one."""
     part = path.with_name(path.name + _PART)
     try:
-        with part.open("w") as file:
+        with part.open("w", encoding="utf-8") as file:
             file.write(text)
             to_disk(file)
         part.replace(path)

@@ -124,7 +124,7 @@ def _write(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {**results, "speed": speed.to_dict()}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
     meta = MetadataCatalog.get(name)
     ids = meta.get("thing_dataset_id_to_contiguous_id") or {}
     evaluation = {
@@ -140,7 +140,7 @@ def _write(
         "versions": _versions(),
         "config": cfg.dump(),
     }
-    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1))
+    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1), encoding="utf-8")
 
 
 def _absolute(path: str | None) -> str | None:

@@ -200,11 +200,6 @@ class COCOEvaluator(Detectron2COCOEvaluator):
     def _can_score(self, task: str) -> bool:
         """Whether the ground truth has labels for a task; without any object, all AP are nan."""
         anns = self._coco_api.anns.values()
-        if task == "boundary":
-            # Only the compiled evaluator supports boundaries, and it stores ids as doubles.
-            ids = [*self._coco_api.getImgIds(), *self._coco_api.getCatIds()]
-            if not all(isinstance(i, int) and 0 <= i <= 2**53 for i in ids):
-                return False
         if task in ("segm", "boundary"):
             return not anns or any(ann.get("segmentation") for ann in anns)
         return task == "bbox" or not anns or self._num_keypoints > 0
@@ -220,7 +215,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         if self._output_dir:
             path = Path(self._output_dir) / "coco_instances_results.json"
             _logger.info("Saving the predictions to %s", path)
-            with PathManager.open(str(path), "w") as file:
+            with PathManager.open(str(path), "w", encoding="utf-8") as file:
                 json.dump(detections, file)
         if not self._do_evaluation:
             _logger.info("%s has no annotations, so there is no AP", self._dataset_name)
@@ -239,7 +234,16 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         limit = self._max_dets if self._max_dets >= 0 else max(map(len, per_image), default=0)
         tasks = sorted(self._tasks or predicted or filter(self._can_score, _FIELDS))
         if self._boundary and "segm" in tasks and self._can_score("boundary"):
-            tasks.append("boundary")
+            # Only the compiled evaluator supports boundaries, and it stores ids as doubles.
+            ids = [*self._coco_api.getImgIds(), *self._coco_api.getCatIds()]
+            if odd := [i for i in ids if not isinstance(i, int) or not 0 <= i <= 2**53]:
+                _logger.warning(
+                    "No boundary AP: %d of the %d ids of images and categories of %s are not whole "
+                    "numbers from 0 to 2 ** 53, the first is %r. Renumber them to get it.",
+                    *(len(odd), len(ids), self._dataset_name, odd[0]),
+                )
+            else:
+                tasks.append("boundary")
         summary = []
         for task in tasks:
             if not self._can_score(task):

@@ -53,10 +53,10 @@ def complete_ground_truth(ground_truth: COCO) -> int:
     anns = ground_truth.anns.values()
     num_keypoints = max((len(ann.get("keypoints") or ()) // 3 for ann in anns), default=0)
     for ann in anns:
-        ann.setdefault("iscrowd", 0)
-        if "area" not in ann and ann.get("segmentation"):
+        ann["iscrowd"] = int(bool(ann.get("iscrowd")))  # some tools write null
+        if ann.get("area") is None and ann.get("segmentation"):
             ann["area"] = float(mask_util.area(ground_truth.annToRLE(ann)))
-        elif "area" not in ann:
+        elif ann.get("area") is None:
             ann["area"] = ann["bbox"][2] * ann["bbox"][3]
         if num_keypoints:
             # As in COCO's own files, an object without keypoints does not count as missed.

@@ -78,7 +78,9 @@ class Nvcc(NamedTuple):
 
 def _output(*command: str | Path) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise Unavailable(f"{command[0]} does not run: {error}") from error
 
@@ -223,7 +225,14 @@ class BuildOperators(build_ext):
         try:
             command = nvcc_command(torch, Path(ext.sources[0]), target)
             self.announce(" ".join(command), level=2)
-            process = subprocess.run(command, capture_output=True, text=True, check=False)
+            process = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                check=False,
+            )
             if process.returncode != 0:
                 raise Unavailable(f"nvcc failed:\n{process.stderr or process.stdout}")
         except Unavailable as reason:

@@ -21,6 +21,8 @@ from mask_rcnn_tools.files import write_atomically
 logger = logging.getLogger("mask_rcnn_plus.data_check")
 
 _CHOICES = ("strict", "repair", "off")
+# Annotations of these kinds are not trained on.
+_NOT_TRAINED_ON = ("crowd-brush", "crowd", "mask-empty", "box-empty")
 # For these kinds, loading the data set raises a clearer error than the check could.
 _LEFT_TO_LOADING = {"no-json", "no-coco", "no-images", "file-missing"}
 
@@ -48,11 +50,17 @@ def check_data(cfg: CfgNode, names: Sequence[str]) -> None:
 
     def check() -> dict[str, Path]:
         """The repaired json of each data set that needs one."""
-        results = [
-            check_coco(*files, name=name, anchors=anchor_settings(cfg))
-            for name in dict.fromkeys(names)
-            if (files := coco_files(name))
-        ]
+        results = []
+        for name in dict.fromkeys(names):
+            if files := coco_files(name):
+                results.append(check_coco(*files, name=name, anchors=anchor_settings(cfg)))
+            else:
+                logger.info(f"Data set '{name}' is not checked: it is not in COCO format")
+            if name in cfg.DATASETS.TRAIN and name in cfg.DATASETS.TEST:
+                logger.warning(
+                    f"Data set '{name}' is in DATASETS.TRAIN and in DATASETS.TEST: its AP says "
+                    "nothing about new images"
+                )
         note_leaks(results)
         repaired = {result.name: _accept(cfg, result) for result in results}
         return {name: path for name, path in repaired.items() if path is not None}
@@ -84,17 +92,29 @@ def anchor_settings(cfg: CfgNode) -> AnchorSettings | None:
 
 
 def _accept(cfg: CfgNode, result: CheckResult) -> Path | None:
-    """Logs a result, and raises UserError or writes a repaired json if the data set has errors."""
+    """Logs a result, and raises UserError or writes a repaired json if the data set needs it."""
     command = f"mask-rcnn-plus check-data {result.name}"
     if warnings := result.kinds(WARNING):
         logger.warning(f"Data set '{result.name}': {counted(warnings)}; `{command}` explains them")
+    left_out = {p.position for p in result.problems if p.kind in _NOT_TRAINED_ON}
+    if left_out:
+        brushes = warnings["crowd-brush"]
+        hint = f"; DATA_CHECK repair makes {brushes} of them objects" if brushes else ""
+        logger.warning(
+            f"Data set '{result.name}': {len(left_out)} of {result.annotations} annotations are "
+            f"not trained on{hint}"
+        )
+    for problem in result.problems:
+        if problem.kind == "leak-all":
+            logger.warning(f"Data set '{result.name}': {problem.detail}")
     for line in result.statistics:
         logger.info(f"Data set '{result.name}': {line}")
     errors = result.kinds(ERROR)
     if not cfg.MODEL.MASK_ON:
         del errors["mask-missing"]
     strict = cfg.DATA_CHECK == "strict"
-    if not errors or not result.is_coco() or (strict and errors.keys() <= _LEFT_TO_LOADING):
+    needed = errors or (warnings["crowd-brush"] and not strict)
+    if not needed or not result.is_coco() or (strict and errors.keys() <= _LEFT_TO_LOADING):
         return None
     if strict:
         first = next(problem for problem in result.problems if problem.kind in errors)
@@ -110,6 +130,8 @@ def _accept(cfg: CfgNode, result: CheckResult) -> Path | None:
             f"data set '{result.name}': DATA_CHECK repair cannot repair {counted(kinds)}; "
             f"`{command}` explains the problems"
         )
+    if lost := repaired.lost():
+        raise UserError(f"data set '{result.name}': DATA_CHECK repair {lost}; see `{command}`")
     path = Path(cfg.OUTPUT_DIR, "data_check", f"{result.name}.json").absolute()
     try:
         write_atomically(path, repaired.text())

@@ -10,7 +10,7 @@ from typing import Any
 from mask_rcnn_tools.files import write_atomically
 
 # Increase this number whenever the results or their format change.
-VERSION = 2
+VERSION = 3
 
 
 def cache_folder() -> Path:
@@ -36,7 +36,7 @@ def hash_file(path: str | Path) -> str:
 def load(name: str) -> Any:
     """The value saved under a name, or None."""
     try:
-        saved = json.loads((cache_folder() / name).read_text())
+        saved = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
         return saved["value"] if saved["version"] == VERSION else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -13,7 +13,7 @@ from mask_rcnn_tools.check.images import ImageEntry, check_images, shared_images
 from mask_rcnn_tools.check.json_checks import Inspection, inspect
 from mask_rcnn_tools.check.problems import Problem, by_kind, is_error
 from mask_rcnn_tools.check.repair import Repaired, repair_content
-from mask_rcnn_tools.check.result import CheckResult
+from mask_rcnn_tools.check.result import CheckResult, listed
 from mask_rcnn_tools.check.statistics import AnchorSettings, box_lines
 
 _MAX_CACHED = 100_000  # a json with more problems is checked again each time
@@ -53,7 +53,7 @@ def check_coco(
     inspection = _inspect(json_file, digest)
     if stamp and not any(map(is_error, inspection.problems)):
         mark_vetted(stamp, inspection.categories)
-    image_problems, sizes = check_images(inspection.images, image_root, mode=images)
+    image_problems, sizes, renamed = check_images(inspection.images, image_root, mode=images)
     return CheckResult(
         name=name or str(json_file),
         json_file=json_file,
@@ -67,19 +67,46 @@ def check_coco(
         sizes=sizes,
         shapes=inspection.shapes,
         entries=inspection.images,
+        keypoints=inspection.keypoints,
+        renamed=renamed,
     )
 
 
 def note_leaks(results: Sequence[CheckResult]) -> None:
     """Adds a problem for each image that two data sets share, to the first of the two results."""
     for first, second in combinations(results, 2):
-        if first.json_file == second.json_file:
-            continue
         folders = (first.image_root, first.entries), (second.image_root, second.entries)
+        shared = shared_images(*folders)
+        others = {other.position for _, other in shared}
+        for inner, outer, count in ((second, first, len(others)), (first, second, len(shared))):
+            if count and count == len(inner.entries):
+                detail = f"all images of {inner.name} ({count}) are also in {outer.name}"
+                first.problems.append(Problem("leak-all", detail=detail))
+                break
         first.problems += [
             image.problem("leak", f"is also {other.file_name!r} of {second.name}")
-            for image, other in shared_images(*folders)
+            for image, other in shared
         ]
+
+
+def note_differences(results: Sequence[CheckResult]) -> None:
+    """Adds a problem to each data set whose classes or keypoints differ from those of the first.
+
+    Only data sets in COCO format are compared.
+    """
+    comparable = [result for result in results if result.is_coco()]
+    for result in comparable[1:]:
+        first = comparable[0]
+        for what, mine, theirs in (
+            ("classes", [c[0] for c in first.classes], [c[0] for c in result.classes]),
+            ("keypoints", first.keypoints, result.keypoints),
+        ):
+            if mine != theirs and (what == "classes" or (mine and theirs)):
+                detail = (
+                    f"{what} differ: {first.name} has {listed(mine)}, {result.name} has "
+                    f"{listed(theirs)}"
+                )
+                result.problems.append(Problem("sets-differ", detail=detail))
 
 
 def repair_coco(result: CheckResult) -> Repaired:
@@ -93,7 +120,8 @@ def repair_coco(result: CheckResult) -> Repaired:
     """
     if cache.hash_file(result.json_file) != result.sha256:
         raise UserError(f"'{result.json_file}' has changed since it was checked; start again")
-    return repair_content(parse(result.json_file), result.problems, result.sizes)
+    content = parse(result.json_file)
+    return repair_content(content, result.problems, result.sizes, result.renamed)
 
 
 def _inspect(json_file: Path, digest: str) -> Inspection:
@@ -107,8 +135,7 @@ def _inspect(json_file: Path, digest: str) -> Inspection:
     except UserError as error:
         if not isinstance(error.__cause__, (ValueError, RecursionError)):
             raise
-        detail = f"the file is not valid JSON: {error.__cause__}"
-        return Inspection([Problem("no-json", detail=detail)], 0, [], [], [], [])
+        return Inspection([Problem("no-json", detail=str(error))], 0, [], [], [], [], [])
     finally:
         if collect:
             gc.enable()
@@ -120,7 +147,7 @@ def _inspect(json_file: Path, digest: str) -> Inspection:
 def _restore(saved: Any) -> Inspection | None:
     """An inspection from its JSON form; None if that is invalid."""
     try:
-        problems, annotations, images, categories, classes, shapes = saved
+        problems, annotations, images, categories, classes, shapes, keypoints = saved
         return Inspection(
             [Problem(*problem) for problem in problems],
             annotations,
@@ -128,6 +155,7 @@ def _restore(saved: Any) -> Inspection | None:
             categories,
             [tuple(line) for line in classes],
             [tuple(shape) for shape in shapes],
+            keypoints,
         )
     except (TypeError, ValueError):
         return None

@@ -10,7 +10,7 @@ PROGRAM = "mask-rcnn-plus check-data"
 
 _EPILOG = f"""
 examples:
-  check a training and a validation set, and find images that are in both:
+  check the sets of a training together: their classes, and images that are in both:
     {PROGRAM} balloons_train balloons_val
   compare box sizes with the anchors of the training config:
     {PROGRAM} balloons_train --config-file configs/small_data.yaml

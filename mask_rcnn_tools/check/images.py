@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image
 
 from mask_rcnn_plus.data import formats
+from mask_rcnn_plus.data.file_names import resolve_names
 from mask_rcnn_plus.data.mask_rules import max_pixels
 from mask_rcnn_plus.errors import reason
 from mask_rcnn_tools.check.cache import ImageCache, hash_file
@@ -65,15 +66,21 @@ class Finder:
 
     Args:
         root: the folder. It may itself be a link.
+        names: of images whose files may have other names, see ``resolve_names``.
+
+    Attributes:
+        resolved, doubts: the result of ``resolve_names``.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, names: Iterable[str] = ()) -> None:
+        self.resolved, self.doubts = resolve_names(names, root)
         self._root = os.path.realpath(root)
         # Folder -> (its real path, its entries), or None if it is outside the root.
         self._folders: dict[str, tuple[str, dict[str, os.DirEntry[str]]] | None] = {}
 
     def find(self, name: str) -> Location:
         """Finds an image by its file_name in the json."""
+        name = self.resolved.get(name, name)
         if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
             return Location("", "file-missing", "has a file_name that no file can have")
         if "://" in name or ".." in Path(name).parts:
@@ -223,7 +230,7 @@ def read_facts(path: str, *, decode: bool) -> Facts:
 
 def check_images(
     entries: Sequence[ImageEntry], root: Path, *, mode: str
-) -> tuple[list[Problem], dict[int, tuple[int, int]]]:
+) -> tuple[list[Problem], dict[int, tuple[int, int]], dict[str, str]]:
     """Checks image files. What it reads is cached.
 
     Args:
@@ -234,9 +241,10 @@ def check_images(
 
     Returns:
         the problems; and (height, width) as the model sees the image, after the EXIF orientation,
-        by position, for each image whose header is readable.
+        by position, for each image whose header is readable; and the paths of images with another
+        name, as ``resolve_names`` returns them.
     """
-    finder, cache = Finder(root), ImageCache(root)
+    finder, cache = Finder(root, [entry.file_name for entry in entries]), ImageCache(root)
     problems: list[Problem] = []
     located: list[tuple[ImageEntry, str]] = []
     facts: dict[str, Facts] = {}
@@ -244,8 +252,12 @@ def check_images(
     for entry in entries:
         location = finder.find(entry.file_name)
         path = location.path
+        if name := finder.resolved.get(entry.file_name):
+            problems.append(entry.problem("file-renamed", f"is found as {name!r}"))
         if location.kind:
-            problems.append(entry.problem(location.kind, location.detail))
+            doubt = finder.doubts.get(entry.file_name)
+            detail = f"{location.detail}; it {doubt}" if doubt else location.detail
+            problems.append(entry.problem(location.kind, detail))
         elif mode != "none":
             located.append((entry, path))
             cached = cache.get(path, location.size, location.mtime_ns)
@@ -265,7 +277,7 @@ def check_images(
         problems += [entry.problem(*fault) for fault in _faults(entry, fact)]
         if fact.width and not fact.kind:
             sizes[entry.position] = fact.seen()[::-1]
-    return problems, sizes
+    return problems, sizes, finder.resolved
 
 
 def _read_all(paths: list[str], mode: str) -> list[Facts]:
@@ -342,7 +354,7 @@ def shared_images(
 
 def _existing_files(root: Path, entries: Sequence[ImageEntry]) -> list[tuple[str, int, ImageEntry]]:
     """(path, size in bytes, entry) of each image whose file exists and is not empty."""
-    finder = Finder(root)
+    finder = Finder(root, [entry.file_name for entry in entries])
     located = ((finder.find(entry.file_name), entry) for entry in entries)
     return [(place.path, place.size, e) for place, e in located if place.path and place.size]
 

@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+import unicodedata
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -9,13 +10,23 @@ import numpy as np
 
 from mask_rcnn_plus.data.coco_json import (
     category_fault,
+    crowd_flag,
     image_fault,
     is_names,
     is_whole,
+    keypoint_conflict,
+    keypoint_metadata,
     outline_fault,
 )
 from mask_rcnn_tools.check.images import ImageEntry
-from mask_rcnn_tools.check.masks import Flags, Floats, Size, check_masks, place_in_image
+from mask_rcnn_tools.check.masks import (
+    Flags,
+    Floats,
+    Size,
+    check_masks,
+    place_in_image,
+    segmentation_kind,
+)
 from mask_rcnn_tools.check.problems import Annotations, Problem, Problems, by_kind, is_key
 from mask_rcnn_tools.progress import progress_bar
 
@@ -43,6 +54,8 @@ class Inspection(NamedTuple):
             ids.
         shapes: (width, height of a box, width, height of its image) in pixels, for a sample of the
             boxes.
+        keypoints: the names of the keypoints; empty if the annotated categories have none or
+            different ones.
     """
 
     problems: list[Problem]
@@ -51,12 +64,13 @@ class Inspection(NamedTuple):
     categories: list[dict[str, Any]]
     classes: list[tuple[str, int, int]]
     shapes: list[tuple[float, float, int, int]]
+    keypoints: list[str]
 
 
 def inspect(content: Any) -> Inspection:
     """Checks the content of a json, which may be anything. It is not changed."""
     if fault := outline_fault(content):
-        return Inspection([Problem("no-coco", detail=fault)], 0, [], [], [], [])
+        return Inspection([Problem("no-coco", detail=fault)], 0, [], [], [], [], [])
     problems = Problems(content)
     if not content["images"]:
         problems.items.append(Problem("no-images", detail="the file lists no images"))
@@ -75,6 +89,8 @@ def inspect(content: Any) -> Inspection:
             bar.update(len(chunk))
     boxes = _check_boxes(annotations, np.concatenate(mask_boxes))
     _check_flags(annotations)
+    _check_crowds(annotations)
+    keypoints = _check_keypoints(annotations)
     _check_duplicates(annotations)
     return Inspection(
         sorted(problems.items, key=by_kind),
@@ -83,6 +99,7 @@ def inspect(content: Any) -> Inspection:
         content["categories"],
         _count_classes(content["categories"], annotations),
         _sample_shapes(boxes, annotations),
+        keypoints,
     )
 
 
@@ -141,16 +158,23 @@ def _missing_field(entry: dict[str, Any], *fields: str) -> str:
 
 def _check_categories(problems: Problems, positions: dict[Any, int]) -> None:
     names: set[str] = set()
+    folded: dict[str, str] = {}  # without case and spaces -> the first name
     for position, category in enumerate(problems.content["categories"]):
         if type(category) is not dict:
             continue
         if fault := _missing_field(category, "name") or category_fault(category):
             problems.add("category-name", "categories", position, fault)
-        elif category["name"] in names:
-            detail = f"has the name {_show(category['name'])} of an earlier category"
+            continue
+        name = category["name"]
+        key = "".join(unicodedata.normalize("NFKC", name).casefold().split())
+        similar = folded.setdefault(key, name)
+        if name in names:
+            detail = f"has the name {_show(name)} of an earlier category"
             problems.add("category-twin", "categories", position, detail)
-        else:
-            names.add(category["name"])
+        elif name != similar:
+            detail = f"has the name {_show(name)}, and an earlier one has {_show(similar)}"
+            problems.add("category-similar", "categories", position, detail)
+        names.add(name)
     ids = sorted(key for key in positions if type(key) is int)
     if ids != list(range(1, len(ids) + 1)):
         first = next(key for rank, key in enumerate(ids, 1) if key != rank)
@@ -208,7 +232,7 @@ def _check_references(
 
 
 def _is_crowd(annotation: dict[str, Any]) -> bool:
-    return annotation.get("iscrowd") not in (0, False, None)
+    return crowd_flag(annotation.get("iscrowd")) != 0
 
 
 def _keypoints_fault(keypoints: Any, names: Any) -> str:
@@ -329,14 +353,67 @@ def _check_flags(annotations: Annotations) -> None:
         crowd, ignore, area = (annotation.get(key, 0) for key in ("iscrowd", "ignore", "area"))
         if "iscrowd" not in annotation:
             annotations.add_problem("crowd-missing", index)
-        elif type(crowd) is not int or not 0 <= crowd <= 1:
-            annotations.add_problem("crowd-flag", index, f"has the iscrowd {_show(crowd)}")
+        elif type(crowd) is not int or crowd_flag(crowd) is None:
+            kind = "crowd-flag" if crowd_flag(crowd) is None else "crowd-type"
+            annotations.add_problem(kind, index, f"has the iscrowd {_show(crowd)}")
         if ignore != 0:
             annotations.add_problem("ignore", index, f"has the ignore {_show(ignore)}")
         if "area" not in annotation:
             annotations.add_problem("area-missing", index)
         elif type(area) not in (int, float) or not 0 <= area < 1e12:
             annotations.add_problem("area", index, f"has the area {_show(area)}")
+
+
+def _check_crowds(annotations: Annotations) -> None:
+    """Counts the crowds, which training leaves out, and finds those that are single objects.
+
+    CVAT marks each brush mask as a crowd, and no polygon. So crowds are taken for objects if they
+    are RLE, no other annotation is RLE, and they have CVAT's ``attributes`` with ``occluded`` or
+    the json has nothing but crowds.
+    """
+    flags = [crowd_flag(entry.get("iscrowd")) for entry in annotations.entries]
+    crowds = [index for index, flag in enumerate(flags) if flag == 1]
+    if not crowds:
+        return
+    kinds = [segmentation_kind(entry.get("segmentation")) for entry in annotations.entries]
+    brushes = {index for index in crowds if kinds[index] == "rle"}
+    only_crowds = len(crowds) == len(kinds)
+    if len(brushes) < kinds.count("rle"):
+        brushes = set()
+    for index in crowds:
+        attributes = annotations.entries[index].get("attributes")
+        from_cvat = isinstance(attributes, dict) and "occluded" in attributes
+        is_object = index in brushes and (from_cvat or only_crowds)
+        annotations.add_problem("crowd-brush" if is_object else "crowd", index)
+
+
+def _check_keypoints(annotations: Annotations) -> list[str]:
+    """Checks what a model with keypoints needs; returns the names of the keypoints."""
+    entries = annotations.entries
+    with_points = [
+        bool(points := entry.get("keypoints")) and not _keypoints_fault(points, None)
+        for entry in entries
+    ]
+    if not any(with_points):
+        return []
+    for index, entry in enumerate(entries):
+        if not entry.get("keypoints") and not _is_crowd(entry):
+            annotations.add_problem("keypoints-missing", index)
+    used = {entry["category_id"] for entry, has in zip(entries, with_points, strict=True) if has}
+    categories = annotations.problems.content["categories"]
+    annotated = [
+        c for c in categories if isinstance(c, dict) and is_key(c.get("id")) and c["id"] in used
+    ]
+    items = annotations.problems.items
+    if conflict := keypoint_conflict(annotated):
+        items.append(Problem("keypoints-differ", detail=conflict))
+        return []
+    metadata = keypoint_metadata(annotated)
+    names: list[str] = metadata.get("keypoint_names", [])
+    if "keypoint_flip_map" not in metadata:
+        detail = f"the keypoints are {', '.join(names)[:200]}" if names else "they have no names"
+        items.append(Problem("keypoints-sides", detail=detail))
+    return names
 
 
 def _check_duplicates(annotations: Annotations) -> None:

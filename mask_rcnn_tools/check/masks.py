@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, MAX_STEPS, rle_fault, run_lengths
+from mask_rcnn_tools.check.forms import to_coco
 from mask_rcnn_tools.check.problems import Annotations
 
 Floats = npt.NDArray[np.float64]
@@ -50,13 +51,23 @@ def check_masks(annotations: Annotations) -> Iterator[Floats]:
 
 def segmentation_kind(segmentation: Any) -> str:
     """The kind of a segmentation: "polygons", "rle", "none", or the kind of problem it has."""
-    if isinstance(segmentation, dict) and segmentation:
-        return "rle"
     if segmentation is None or segmentation in ([], {}):
         return "none"
-    if not isinstance(segmentation, list):
-        return "mask-type"
-    return "mask-flat" if _is_numbers(segmentation) else "polygons"
+    if isinstance(segmentation, list):
+        if _is_numbers(segmentation):
+            return "mask-flat"
+        if all(
+            isinstance(part, list) and len(part) > 5 and _is_numbers(part[:1])
+            for part in segmentation
+        ):
+            return "polygons"
+    elif isinstance(segmentation, dict) and "counts" in segmentation:
+        return "rle"
+    if to_coco(segmentation) is not None:
+        return "mask-form"
+    if isinstance(segmentation, list):
+        return "polygons"
+    return "rle" if isinstance(segmentation, dict) else "mask-type"
 
 
 def _check_chunk(chunk: Annotations, any_mask: bool) -> tuple[Floats, list[int]]:
@@ -96,9 +107,6 @@ def _check_chunk(chunk: Annotations, any_mask: bool) -> tuple[Floats, list[int]]
 
     for index in np.flatnonzero(has_mask & (areas == 0)).tolist():
         chunk.add_problem("mask-empty", index, "has a mask without pixels")
-    for index in polygons:
-        if chunk.entries[index].get("iscrowd") == 1:
-            chunk.add_problem("crowd-polygons", index)
     return boxes, by_kind["rle"]
 
 

@@ -52,9 +52,18 @@ KINDS: dict[str, Kind] = {
     "unknown-category": Kind(
         ERROR, "annotations refer to a category not in 'categories'", _REFERENCE
     ),
-    "category-name": Kind(ERROR, "categories have no valid name", "names it category_ID"),
+    "category-name": Kind(
+        ERROR,
+        "categories have no valid name",
+        'writes a number or boolean as text ("5", "true"); otherwise names it category_ID',
+    ),
     "category-twin": Kind(
         WARNING, "categories have the same name as an earlier one; they are separate classes"
+    ),
+    "category-similar": Kind(
+        NOTE,
+        "categories have the same name as an earlier one except for case, spaces or the Unicode "
+        "form; they are separate classes",
     ),
     "category-gap": Kind(
         NOTE, "category ids are not 1, 2, 3, ...; the model numbers the classes from 0 in id order"
@@ -68,6 +77,11 @@ KINDS: dict[str, Kind] = {
     "mask-type": Kind(ERROR, "segmentations are neither polygons nor RLE", _DROP),
     "mask-flat": Kind(
         ERROR, "segmentations are one polygon, not a list of polygons", "puts it into a list"
+    ),
+    "mask-form": Kind(
+        ERROR,
+        'segmentations have points as [x, y] pairs, as {"x": ..., "y": ...} or as text',
+        "writes [[x0, y0, x1, y1, ...]]",
     ),
     "polygon-type": Kind(ERROR, "polygons are not lists of numbers", _POLYGON),
     "polygon-short": Kind(ERROR, "polygons have fewer than 6 numbers (3 corners)", _POLYGON),
@@ -105,9 +119,20 @@ KINDS: dict[str, Kind] = {
     "box-mask": Kind(WARNING, "boxes do not match their masks", "computes the box from the mask"),
     # The other fields of an annotation.
     "crowd-flag": Kind(ERROR, "'iscrowd' is neither 0 nor 1", "sets it to 1 if true, else to 0"),
+    "crowd-type": Kind(
+        NOTE, "'iscrowd' is true, false, null or a fraction; it counts as 1 or 0", "writes 1 or 0"
+    ),
     "crowd-missing": Kind(NOTE, "annotations have no 'iscrowd'; it counts as 0", "sets it to 0"),
-    "crowd-polygons": Kind(
-        NOTE, "crowds (iscrowd 1) have polygons; COCO uses RLE for crowds, but both work"
+    "crowd-brush": Kind(
+        WARNING,
+        "single objects seem to be marked as crowds (iscrowd 1), as CVAT marks brush masks; "
+        "training leaves them out",
+        "sets iscrowd to 0",
+    ),
+    "crowd": Kind(
+        WARNING,
+        "annotations are crowds (iscrowd 1); training leaves them out, evaluation does not count "
+        "them",
     ),
     "crowd-only": Kind(WARNING, "images have only crowd annotations; training leaves them out"),
     "ignore": Kind(
@@ -128,6 +153,20 @@ KINDS: dict[str, Kind] = {
         "keypoints are not a list of x, y, visibility for each keypoint name",
         "removes the keypoints",
     ),
+    "keypoints-missing": Kind(
+        NOTE,
+        "objects have no keypoints, although others have; all their keypoints count as not visible",
+    ),
+    "keypoints-differ": Kind(
+        WARNING,
+        "the annotated categories have different keypoints; with MODEL.KEYPOINT_ON, all classes "
+        "share one list",
+    ),
+    "keypoints-sides": Kind(
+        NOTE,
+        "the keypoint names do not come in pairs of left and right; with MODEL.KEYPOINT_ON, set "
+        "INPUT.RANDOM_FLIP none",
+    ),
     "twin": Kind(WARNING, "annotations are exact copies of an earlier one", _DROP),
     # Images, as the json describes them.
     "image-field": Kind(
@@ -138,6 +177,12 @@ KINDS: dict[str, Kind] = {
     "image-twin": Kind(WARNING, "images have the same file_name as an earlier one"),
     "image-empty": Kind(NOTE, "images have no annotations; training leaves them out by default"),
     # Image files.
+    "file-renamed": Kind(
+        NOTE,
+        "images are found under another name: in another folder, with other capitals, ending or "
+        "Unicode form, or without an upload's prefix; data sets by folder use these files",
+        "writes the name of the file",
+    ),
     "file-outside": Kind(
         ERROR,
         "image files are outside the image folder ('..', an absolute path or a link)",
@@ -171,6 +216,12 @@ KINDS: dict[str, Kind] = {
     ),
     "file-alpha": Kind(NOTE, "images have transparency; reading drops it"),
     "leak": Kind(WARNING, "the same images are in another one of the data sets"),
+    "leak-all": Kind(
+        WARNING,
+        "all images of a data set are in another one; AP says nothing about new images if one of "
+        "the two is trained on",
+    ),
+    "sets-differ": Kind(ERROR, "train_net.py refuses to use the data sets together"),
 }
 
 

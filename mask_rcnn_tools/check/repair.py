@@ -4,11 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from mask_rcnn_plus.data.coco_json import is_whole
+from mask_rcnn_tools.check.forms import to_coco
 from mask_rcnn_tools.check.json_checks import inspect
 from mask_rcnn_tools.check.masks import (
     Size,
@@ -44,6 +46,13 @@ class Repaired:
         """The content as JSON."""
         return json.dumps(self.content)
 
+    def lost(self) -> str:
+        """What happened to a json that lost all its images or annotations; "" if it keeps some."""
+        for section in ("images", "annotations"):
+            if self.before[section] and not self.after[section]:
+                return f"would keep 0 of {self.before[section]} {section} ({counted(self.changes)})"
+        return ""
+
     def summary(self) -> str:
         """The changes, on one line."""
         counts = ", ".join(
@@ -56,6 +65,7 @@ def repair_content(
     content: dict[str, Any],
     problems: Iterable[Problem],
     sizes: Mapping[int, Size],
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Repaired:
     """Repairs the content of a json.
 
@@ -63,6 +73,7 @@ def repair_content(
         content: has the three lists of the COCO format; it is changed in place.
         problems: all problems that the check has found, also those of image files.
         sizes: (height, width) of the readable image files, by the image's position.
+        renamed: file_name -> path of the file, of images with another name.
 
     Returns:
         the repaired content; a second check finds no error in it except for those in ``left``.
@@ -70,6 +81,11 @@ def repair_content(
     before = {section: len(content[section]) for section in _SECTIONS}
     changes: Counter[str] = Counter()
     current = list(problems)
+    for problem in current:
+        if problem.kind == "file-renamed":
+            content["images"][problem.position]["file_name"] = renamed[problem.file_name]
+            changes[problem.kind] += 1
+    current = [problem for problem in current if problem.kind != "file-renamed"]
     for _ in range(_PASSES):
         repaired = _Pass(content, sizes).run(current)
         changes += repaired
@@ -304,14 +320,22 @@ def _compute_area(annotation: dict[str, Any], image: dict[str, Any]) -> None:
     annotation["area"] = area if 0 <= area < 1e12 else 0.0
 
 
+_FALSE: tuple[Any, ...] = (0, None, "0", "", "false", "False", [], {})
+
+
 def _correct_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> None:
-    false: tuple[Any, ...] = (0, None, "0", "", "false", "False", [], {})
-    annotation["iscrowd"] = int(annotation["iscrowd"] not in false)
+    annotation["iscrowd"] = int(annotation["iscrowd"] not in _FALSE)
 
 
 def _ignore_to_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> None:
-    del annotation["ignore"]
-    annotation["iscrowd"] = 1
+    if annotation.pop("ignore") not in _FALSE:
+        annotation["iscrowd"] = 1
+
+
+def _name_category(category: dict[str, Any], _: dict[str, Any]) -> None:
+    name = category.get("name")
+    is_plain = isinstance(name, int | float)  # also true and false
+    category["name"] = json.dumps(name) if is_plain else f"category_{category.get('id')}"
 
 
 def _remove_keypoints(annotation: dict[str, Any], _: dict[str, Any]) -> None:
@@ -320,11 +344,14 @@ def _remove_keypoints(annotation: dict[str, Any], _: dict[str, Any]) -> None:
 
 
 _REPAIRS: dict[str, Callable[[Any, dict[str, Any]], bool | None]] = {
-    "category-name": lambda category, _: category.update(name=f"category_{category.get('id')}"),
+    "category-name": _name_category,
+    "mask-form": lambda entry, _: entry.update(segmentation=to_coco(entry["segmentation"])),
     "mask-flat": lambda entry, _: entry.update(segmentation=[entry["segmentation"]]),
     "box-xyxy": _box_from_corners,
     "box-normalised": _box_to_pixels,
     "crowd-flag": _correct_crowd,
+    "crowd-type": _correct_crowd,
+    "crowd-brush": lambda annotation, _: annotation.update(iscrowd=0),
     "crowd-missing": lambda annotation, _: annotation.update(iscrowd=0),
     "ignore": _ignore_to_crowd,
     "area": _compute_area,

@@ -3,6 +3,7 @@
 import shutil
 import textwrap
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from mask_rcnn_tools.check.problems import ERROR, KINDS, SEVERITIES, Problem
 _MAX_EXAMPLES = 5
 _MAX_CLASSES = 20
 # Kinds that concern the whole file, though some are reported for its first entry.
-_WHOLE_FILE = ("no-json", "no-coco", "no-images", "no-masks", "rle", "category-gap")
+_WHOLE_FILE = (
+    *("no-json", "no-coco", "no-images", "no-masks", "rle", "category-gap"),
+    *("keypoints-differ", "keypoints-sides", "leak-all", "sets-differ"),
+)
 
 
 @dataclass
@@ -33,6 +37,8 @@ class CheckResult:
         sizes: (height, width) of each readable image file, by the image's position in the json.
         shapes: (width, height of a box, width, height of its image), for a sample of the boxes.
         entries: the images that have a file name.
+        keypoints: the names of the keypoints; empty without, or if categories differ in them.
+        renamed: file_name -> path of the file in the image folder, of images with another name.
     """
 
     name: str
@@ -47,6 +53,8 @@ class CheckResult:
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     shapes: list[tuple[float, float, int, int]] = field(default_factory=list)
     entries: list[ImageEntry] = field(default_factory=list)
+    keypoints: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def kinds(self, severity: str | None = None) -> Counter[str]:
         """Counts the problems of each kind, of one severity or of all."""
@@ -129,7 +137,7 @@ def _group_lines(kind: str, problems: list[Problem], width: int) -> list[str]:
 def describe(problem: Problem) -> str:
     """One problem as a sentence: the entry, its image, and what is wrong."""
     if not problem.section:
-        return problem.detail
+        return printable(problem.detail)
     image = f"image {_quote(problem.image_id)}"
     if isinstance(problem.file_name, str):
         image += f" {_quote(problem.file_name)}"
@@ -139,6 +147,12 @@ def describe(problem: Problem) -> str:
     if problem.section == "categories":
         return f"category {_quote(problem.id)} ({index}) {problem.detail}"
     return f"annotation {_quote(problem.id)} ({index}) of {image} {problem.detail}"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """A list such as "3 (cat, dog, owl)"."""
+    shown = [printable(name)[:40] for name in names[:most]] + ["..."] * (len(names) > most)
+    return f"{len(names)} ({', '.join(shown)})"
 
 
 def counted(kinds: Counter[str]) -> str:

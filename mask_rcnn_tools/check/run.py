@@ -11,10 +11,12 @@ from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import coco_files, require_registered
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.before_run import anchor_settings
-from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
+from mask_rcnn_tools.check.checking import check_coco, note_differences, note_leaks, repair_coco
 from mask_rcnn_tools.check.problems import ERROR
 from mask_rcnn_tools.check.result import CheckResult, describe
 from mask_rcnn_tools.files import write_file
+
+_MAX_LEFT = 10
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, json_file, root in sets
     ]
     note_leaks(results)
+    note_differences(results)
     print("\n\n".join(result.text() for result in results))
     if arguments.json is not None:
         problems = [result.to_dict() for result in results]
@@ -66,8 +69,13 @@ def _repair(result: CheckResult, path: Path) -> int:
         print(f"\nnot written: {path}, since the json cannot be repaired", file=sys.stderr)
         return 1
     repaired = repair_coco(result)
+    if lost := repaired.lost():
+        print(f"\nnot written: {path}, since the repair {lost}", file=sys.stderr)
+        return 1
     write_file(path, repaired.text())
     print(f"\n{path} {repaired.summary()}")
-    for problem in repaired.left[:10]:
+    for problem in repaired.left[:_MAX_LEFT]:
         print(f"not repaired: {problem.kind}: {describe(problem)}")
+    if len(repaired.left) > _MAX_LEFT:
+        print(f"not repaired: {len(repaired.left) - _MAX_LEFT} more")
     return int(bool(repaired.left))

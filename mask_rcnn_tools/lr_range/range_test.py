@@ -129,7 +129,7 @@ def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
 
 def write_csv(curve: Curve, path: Path) -> None:
     """Writes a table of rates, losses and smoothed losses."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("learning rate", "loss", "smoothed loss"))
         writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))

@@ -181,7 +181,10 @@ class Pictures:
             self.full = True
             return None
         pixels = None
-        if path := self._finders.setdefault(key[0], Finder(run.image_root)).find(name).path:
+        if key[0] not in self._finders:
+            names = [str(record.get("file_name", "")) for record in run.analysis.images]
+            self._finders[key[0]] = Finder(run.image_root, names)
+        if path := self._finders[key[0]].find(name).path:
             with suppress(Exception):  # Pillow's decoders raise many types of errors
                 pixels = read_image(path, "BGR")
         if pixels is None or pixels.shape[:2] != (record["height"], record["width"]):

@@ -6,6 +6,7 @@ The processes are forked from a server that has imported torch but not detectron
 import multiprocessing
 import runpy
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from importlib import import_module
@@ -93,6 +94,15 @@ def fast_coco_evaluator() -> None:
     assert fast is not coco_evaluation.COCOeval, "slow, without detectron2._C"
 
 
+def coco_json_encoding() -> None:
+    from pycocotools.coco import COCO
+
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        file.write('{"images": [], "annotations": [], "categories": []}'.encode("utf-16"))
+        file.flush()
+        assert COCO(file.name).dataset["images"] == []
+
+
 def masks_to_arrays() -> None:
     import torch
     from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -172,6 +182,7 @@ SYMPTOMS = {
     writable_masks: "not writable",
     meshgrid_indexing: "pass the indexing argument",
     fast_coco_evaluator: "_C",
+    coco_json_encoding: "can't decode",
     masks_to_arrays: "copy keyword",
     stock_scheduler_state: "the scheduler's state is lost",
     distributed_on_cpu: "device_ids",

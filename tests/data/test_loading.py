@@ -1,6 +1,7 @@
 """The messages about a data set that cannot be used."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,25 @@ def test_the_message_of_an_unknown_name_suggests_a_similar_one(
     assert "did you mean 'coco_2017_val'?" in message_of(lambda: require_dataset("coco_2017_vall"))
     assert message_of(lambda: class_names("pet_train")) == message
     assert "pet_train" not in MetadataCatalog
+
+
+def test_a_missing_split_is_named_with_what_is_there(
+    root: Path, write: Fixture, message_of: Fixture
+) -> None:
+    write(root)
+    write(root, name="pets_big", split="train")
+    message = message_of(lambda: require_dataset("pets_val"))
+    assert f"'pets_val' is not registered: there is no '{root / 'pets' / 'val.json'}'" in message
+    assert "the folder contains images/, train.json; did you mean 'pets_train'?" in message
+    assert str(root / "pets_big" / "val.json") in message_of(
+        lambda: require_dataset("pets_big_val")
+    )
+    (root / "birds").mkdir()
+    assert "contains nothing" in message_of(lambda: require_dataset("birds_train"))
+    for number in range(20):
+        (root / "birds" / f"{number:02d}.txt").touch()
+    message = message_of(lambda: require_dataset("birds_train"))
+    assert "09.txt" in message and "10.txt" not in message and "(20 in all)" in message
 
 
 def test_an_unknown_name_in_an_empty_or_missing_root(
@@ -212,13 +232,51 @@ def test_a_missing_folder_of_images_is_named(
     assert f"there is no folder '{root / 'pets' / 'images'}'" in message
 
 
-def test_a_file_name_with_an_additional_folder(
+@pytest.mark.parametrize(
+    "name",
+    ["images/a.png", r"D:\photos\a.png", "/elsewhere/images/a.png", "A.PNG", "1a2b3c4d-a.png"],
+)
+def test_images_with_another_name_are_found_and_said_once(
+    root: Path,
+    write: Fixture,
+    pets: Fixture,
+    message_of: Fixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    json_file, images = write(root), root / "pets" / "images"
+    json_file.write_text(json.dumps(at("images.1.file_name", name)(pets())))
+    logger = logging.getLogger("mask_rcnn_plus.data.folders")
+    monkeypatch.setattr(logger, "disabled", False)
+    logger.addHandler(caplog.handler)
+    for _ in range(2):
+        records = require_dataset("pets_train")
+    logger.removeHandler(caplog.handler)
+    assert [r["file_name"] for r in records] == [str(images / n) for n in ("a.png", "b.png")]
+    said = {r.getMessage() for r in caplog.records if "other names" in r.getMessage()}
+    assert len(said) == 1 and f"1 of 2 images have other names in '{images}'" in said.pop()
+
+    # A data set that the user registers is not changed; the message says how to correct it.
+    register_coco_instances("mine", {}, str(json_file), str(images))
+    message = message_of(lambda: require_dataset("mine"))
+    assert "1 of them have other names" in message
+    assert f"--json-file {json_file} --image-root {images} --repair" in message
+
+
+def test_a_file_stands_for_one_image_only(
     root: Path, write: Fixture, pets: Fixture, message_of: Fixture
 ) -> None:
-    json_file = write(root)
-    json_file.write_text(json.dumps(at("images.1.file_name", "images/a.png")(pets())))
+    json_file, images = write(root), root / "pets" / "images"
+    json_file.write_text(json.dumps(at("images.1.file_name", "old/b.png")(pets())))
     message = message_of(lambda: require_dataset("pets_train"))
-    assert f"but 'a.png' is in '{root / 'pets' / 'images'}'" in message
+    assert "it could be 'b.png', but so could another image" in message
+    for folder in ("x", "y"):
+        (images / folder).mkdir()
+        (images / folder / "c.png").touch()
+    json_file.write_text(json.dumps(at("images.1.file_name", "c.png")(pets())))
+    message = message_of(lambda: require_dataset("pets_train"))
+    assert "it could be any of 'x/c.png', 'y/c.png'" in message
 
 
 def test_images_may_be_in_subfolders_or_anywhere(

@@ -538,11 +538,16 @@ def test_boundary_ap_equals_the_papers_definition(register: Register) -> None:
     assert evaluate(COCOEvaluator(name, boundary=True), make_output([]))["boundary"]["AP"] == 0
 
 
-def test_ids_unsupported_for_boundaries_do_not_affect_other_tasks(register: Register) -> None:
-    name = register([(1, -1, (10, 10, 20, 20))], {-1: "a"})
+@pytest.mark.parametrize("odd", [-1, 2**53 + 1])
+def test_ids_unsupported_for_boundaries_do_not_affect_other_tasks(
+    register: Register, log: pytest.LogCaptureFixture, odd: int
+) -> None:
+    name = register([(1, odd, (10, 10, 20, 20))], {odd: "a"})
     results = evaluate(
         COCOEvaluator(name, boundary=True), make_output([(0, (10, 10, 20, 20), 0.9)])
     )
+    assert f"No boundary AP: 1 of the 2 ids of images and categories of {name}" in log.text
+    assert str(odd) in log.text
     assert set(results) == {"bbox", "segm"} and results["segm"]["AP"] == pytest.approx(100)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -120,6 +121,47 @@ def test_the_log_counts_warnings(tiny_config: Path, damaged: Any, capsys: Captur
     out = capsys.readouterr().out
     assert "Data set 'shapes_train': 1 twin; `mask-rcnn-plus check-data shapes_train`" in out
     assert "anchors: best IoU" in out
+
+
+def brush_masks(content: dict[str, Any]) -> None:
+    """All objects but the first are crowds, as CVAT exports brush masks."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    for annotation in content["annotations"]:
+        annotation["attributes"] = {"occluded": False}
+    for annotation in content["annotations"][1:]:
+        size = sizes[annotation["image_id"]]
+        rle = mask_util.merge(mask_util.frPyObjects(annotation["segmentation"], *size))
+        counts = rle["counts"].decode()
+        annotation.update(segmentation={"size": size, "counts": counts}, iscrowd=1)
+
+
+def test_brush_masks_are_counted_before_the_run_and_repaired(
+    tiny_config: Path, tmp_path: Path, damaged: Any, capsys: Capture
+) -> None:
+    folder = damaged(brush_masks)
+    total = len(json.loads((folder / "train.json").read_text())["annotations"])
+    assert run(tiny_config, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()") == 0
+    out = capsys.readouterr().out
+    text = f"{total - 1} of {total} annotations are not trained on; DATA_CHECK repair makes"
+    assert text in out and out.index(text) < out.index("Starting training")
+    repair = ("DATA_CHECK", "repair", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
+    assert run(tiny_config, *repair) == 0
+    repaired = tmp_path / "output" / "data_check" / "shapes_train.json"
+    assert not any(a["iscrowd"] for a in json.loads(repaired.read_text())["annotations"])
+
+
+def test_evaluating_on_training_images_is_said(
+    tiny_config: Path, damaged: Any, capsys: Capture
+) -> None:
+    folder = damaged(lambda content: None)
+    shutil.copy(folder / "train.json", folder / "val.json")
+    short = ("SOLVER.MAX_ITER", "1")
+    assert run(tiny_config, *short) == 0
+    out = capsys.readouterr().out
+    assert "all images of shapes_val (4) are also in shapes_train" in out
+    assert "in DATASETS.TRAIN and in DATASETS.TEST" not in out
+    assert run(tiny_config, *short, "DATASETS.TEST", "('shapes_train',)") == 0
+    assert "'shapes_train' is in DATASETS.TRAIN and in DATASETS.TEST" in capsys.readouterr().out
 
 
 def test_missing_masks_do_not_matter_without_a_mask_head(tiny_config: Path, damaged: Any) -> None:

@@ -125,6 +125,24 @@ def test_repair_writes_a_json_that_passes(
     assert "folder that exists" in refusal(capsys, "pets_train", "--repair", absent)
 
 
+def test_a_repair_that_keeps_nothing_writes_nothing(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repaired = tmp_path / "repaired.json"
+    for damage, lost in (
+        (lambda coco: coco["images"][0].update(file_name="b.png"), "1 images (1 file-missing)"),
+        (
+            lambda coco: [a.update(segmentation=[[1, 2]]) for a in coco["annotations"]],
+            "8 annotations (8 polygon-short)",
+        ),
+    ):
+        make(damage)
+        assert main(["check-data", "pets_train", "--repair", str(repaired)]) == 1
+        error = capsys.readouterr().err
+        assert f"not written: {repaired}" in error and f"would keep 0 of {lost}" in error
+        assert not repaired.exists()
+
+
 def test_invalid_json_cannot_be_repaired(
     make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,8 +172,33 @@ def test_data_sets_are_compared_with_each_other_and_with_anchors(
     config = str(ROOT / "configs" / "small_data.yaml")
     assert main(["check-data", "pets_train", "pets_val", "--config-file", config]) == 0
     out = capsys.readouterr().out
+    assert "all images of pets_val (1) are also in pets_train" in out
     assert "image 1 'a.png' (images[0]) is also 'a.png' of pets_val" in out
     assert out.count("anchors: best IoU") == 2
+
+
+def test_classes_and_keypoints_that_train_net_would_refuse_are_found(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def keypoints(names: list[str]) -> Callable[[dict[str, Any]], None]:
+        def change(coco: dict[str, Any]) -> None:
+            coco["categories"][0]["keypoints"] = names
+            for annotation in coco["annotations"]:
+                annotation["keypoints"] = [3, 4, 2] * len(names)
+
+        return change
+
+    make(keypoints(["left", "right"]))
+    make(lambda coco: coco["categories"].append({"id": 2, "name": "dog"}), split="val")
+    make(keypoints(["right", "left"]), split="test")
+    assert main(["check-data", "pets_train", "pets_val"]) == 1
+    out = capsys.readouterr().out
+    assert "classes differ: pets_train has 1 (cat), pets_val has 2 (cat, dog)" in out
+    assert main(["check-data", "pets_train", "pets_test"]) == 1
+    out = capsys.readouterr().out
+    assert "keypoints differ: pets_train has 2 (left, right), pets_test has 2 (right, left)" in out
+    make(split="test")  # without keypoints
+    assert main(["check-data", "pets_train", "pets_test"]) == 0
 
 
 def test_class_names_cannot_control_the_terminal(

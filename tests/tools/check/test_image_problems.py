@@ -255,6 +255,33 @@ def test_an_unusable_cache_changes_nothing(
     assert [problem.kind for problem in check(valid).problems] == ["crowd-flag"]
 
 
+def test_images_under_another_name_are_found_and_the_repair_writes_it(
+    check: Check, valid: dict[str, Any], folder: Path
+) -> None:
+    for image, name in zip(valid["images"], (r"C:\me\images\A.PNG", "b.jpg"), strict=True):
+        image["file_name"] = name
+    (folder / "images/sub/b.png").rename(folder / "images/sub/b.JPEG")
+    result = check(valid)
+    assert [(p.kind, p.position, p.detail) for p in result.problems] == [
+        ("file-renamed", 0, "is found as 'a.png'"),
+        ("file-renamed", 1, "is found as 'sub/b.JPEG'"),
+    ]
+    assert result.sizes == {0: (40, 50), 1: (30, 20)}
+    repaired = repair_coco(result)
+    assert repaired.changes == {"file-renamed": 2}
+    assert [i["file_name"] for i in repaired.content["images"]] == ["a.png", "sub/b.JPEG"]
+    assert not check(repaired.content).problems
+
+    # Copies are found under any name, and an ambiguous name says what it could be.
+    other = check_coco(result.json_file, folder / "images", name="copy")
+    note_leaks([result, other])
+    assert result.kinds()["leak"] == 2
+    (folder / "images" / "other").mkdir()
+    (folder / "images" / "other" / "b.JPEG").touch()
+    (missing,) = [p for p in check(valid).problems if p.kind == "file-missing"]
+    assert missing.position == 1 and "'other/b.JPEG'" in missing.detail
+
+
 def test_images_in_two_data_sets_are_found(
     valid: dict[str, Any], folder: Path, write: Callable[[Any], Path]
 ) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 
+from mask_rcnn_plus.data import class_names, register_folder_datasets, require_dataset
 from mask_rcnn_plus.data.coco_json import read_coco_json
-from mask_rcnn_tools.check import ERROR, KINDS, CheckResult, repair_coco
+from mask_rcnn_tools.check import ERROR, KINDS, WARNING, CheckResult, check_coco, repair_coco
 from mask_rcnn_tools.check.json_checks import inspect
 
 Check = Callable[..., CheckResult]
@@ -98,6 +101,9 @@ CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] 
     ("category", at("annotations.2.category_id", {}), {"unknown-category": [2]}, [1, 2]),
     ("category id twice", at("categories.+", {"id": 2, "name": "owl"}), {"id-duplicate": [2]}, ALL),
     ("category name", at("categories.0.name", ...), {"category-name": [0]}, ALL),
+    ("number", at("categories.0.name", 5), {"category-name": [0]}, ALL),
+    ("surrogate", at("categories.0.name", "\ud800"), {"category-name": [0]}, ALL),
+    ("similar", at("categories.0.name", " DOG"), {"category-similar": [1]}, ALL),
     ("category twin", at("categories.0.name", "dog"), {"category-twin": [1]}, ALL),
     ("gap", both(at("categories.0.id", 7), at("annotations.0.category_id", 7)),
      {"category-gap": [1]}, ALL),
@@ -107,6 +113,12 @@ CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] 
     ("empty mask", mask([]), {"mask-missing": [0]}, LAST_TWO),
     ("no masks", BARE, {"no-masks": [0]}, ALL),
     ("text mask", mask("x"), {"mask-type": [0]}, LAST_TWO),
+    ("pairs", mask([[2, 3], [22, 3], [22, 13]]), {"mask-form": [0]}, ALL),
+    ("pairs of pairs", mask([[[2, 3], [22, 3], [22, 13]]] * 2), {"mask-form": [0]}, ALL),
+    ("objects", mask([{"x": 2, "y": 3}, {"x": 22, "y": 3}, {"x": 2, "y": 13}]),
+     {"mask-form": [0]}, ALL),
+    ("json in text", mask(json.dumps([SQUARE])), {"mask-form": [0]}, ALL),
+    ("rle in text", mask('{"size": [40, 50], "counts": [0, 2000]}'), {"mask-form": [0]}, ALL),
     ("flat mask", mask(SQUARE), {"mask-flat": [0]}, ALL),
     ("text polygon", mask([SQUARE, ["1"] * 6]), {"polygon-type": [0]}, ALL),
     ("nested polygon", mask([[[2, 3], [22, 3]]]), {"polygon-type": [0]}, LAST_TWO),
@@ -153,8 +165,14 @@ CASES: list[tuple[str, Callable[[Any], None], dict[str, list[int]], list[int]]] 
     ("crowd 2", at("annotations.0.iscrowd", 2), {"crowd-flag": [0]}, ALL),
     ("crowd text", at("annotations.0.iscrowd", "0"), {"crowd-flag": [0]}, ALL),
     ("no crowd", at("annotations.0.iscrowd", ...), {"crowd-missing": [0]}, ALL),
-    ("crowd of polygons", at("annotations.0.iscrowd", 1), {"crowd-polygons": [0]}, ALL),
-    ("crowd only", at("annotations.2.iscrowd", 1), {"crowd-polygons": [2], "crowd-only": [1]}, ALL),
+    ("crowd of polygons", at("annotations.0.iscrowd", 1), {"crowd": [0]}, ALL),
+    ("crowd only", at("annotations.2.iscrowd", 1), {"crowd": [2], "crowd-only": [1]}, ALL),
+    ("crowd false", at("annotations.0.iscrowd", False), {"crowd-type": [0]}, ALL),
+    ("crowd 0.0", at("annotations.0.iscrowd", 0.0), {"crowd-type": [0]}, ALL),
+    ("crowd null", at("annotations.0.iscrowd", None), {"crowd-type": [0]}, ALL),
+    ("crowd true", at("annotations.0.iscrowd", True), {"crowd-type": [0], "crowd": [0]}, ALL),
+    ("crowd 0.5", at("annotations.0.iscrowd", 0.5), {"crowd-flag": [0]}, ALL),
+    ("crowd list", at("annotations.0.iscrowd", []), {"crowd-flag": [0]}, ALL),
     ("ignore", at("annotations.0.ignore", 1), {"ignore": [0]}, ALL),
     ("no area", at("annotations.0.area", ...), {"area-missing": [0]}, ALL),
     ("nan area", at("annotations.0.area", NAN), {"area": [0]}, ALL),
@@ -286,3 +304,152 @@ def test_ids_beyond_64_bits_get_new_numbers(check: Check, valid: dict[str, Any])
     assert [image["id"] for image in content["images"]] == [5, 6]
     assert [a["image_id"] for a in content["annotations"]] == [5, 5, 6]
     assert sorted(a["id"] for a in content["annotations"]) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        [[2, 3], [22, 3], [22, 13], [2, 13]],
+        [[[2, 3], [22, 3], [22, 13], [2, 13]]],
+        [[[2, 3]], [[22, 3]], [[22, 13]], [[2, 13]]],
+        [{"x": x, "y": y} for x, y in ((2, 3), (22, 3), (22, 13), (2, 13))],
+        {"x": [2, 22, 22, 2], "y": [3, 3, 13, 13]},
+        {"all_points_x": [2, 22, 22, 2], "all_points_y": [3, 3, 13, 13]},
+        "2,3 22,3 22,13 2,13",
+        ["2,3;22,3;22,13;2,13"],
+        "[(2, 3), (22, 3), (22, 13), (2, 13)]",
+        "[[2, 3, 22, 3, 22, 13, 2, 13]]",
+        "[[2, 3], [22, 3], [22, 13], [2, 13]]",
+    ],
+)
+def test_other_forms_of_a_polygon_are_repaired(
+    check: Check, valid: dict[str, Any], form: Any
+) -> None:
+    valid["annotations"][0]["segmentation"] = form
+    result = check(valid)
+    assert [(p.kind, p.position) for p in result.problems] == [("mask-form", 0)]
+    repaired = repair_coco(result)
+    assert repaired.changes == {"mask-form": 1} and not repaired.left
+    assert repaired.content["annotations"][0]["segmentation"] == [SQUARE]
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["", "e", "1,2 3", "[[1, 2", {"x": 1, "y": 2}, {"x": [1, 2], "y": [3]}, [None], [[[2, 3]] * 2]],
+)
+def test_segmentations_without_a_known_form_are_not_guessed(
+    check: Check, valid: dict[str, Any], form: Any
+) -> None:
+    valid["annotations"][0]["segmentation"] = form
+    result = check(valid)
+    assert {p.position for p in result.problems} == {0}
+    assert not result.kinds().keys() & {"mask-form"} and result.kinds(ERROR)
+    assert [a["id"] for a in repair_coco(result).content["annotations"]] == LAST_TWO
+
+
+def brush(content: Any, *positions: int, cvat: bool = True) -> None:
+    """Makes annotations crowds of run lengths, as CVAT exports brush masks."""
+    for position in positions:
+        annotation = content["annotations"][position]
+        size = [30, 20] if annotation["image_id"] == 6 else [40, 50]
+        rle = mask_util.encode(np.ones(size, np.uint8, order="F"))
+        counts = rle["counts"].decode()
+        annotation.update(segmentation={"size": size, "counts": counts}, iscrowd=1)
+        annotation.update(bbox=[0, 0, size[1], size[0]], area=size[0] * size[1])
+    if cvat:
+        for annotation in content["annotations"]:
+            annotation["attributes"] = {"occluded": False}
+
+
+def test_brush_masks_of_cvat_become_objects(check: Check, valid: dict[str, Any]) -> None:
+    brush(valid, 0, 2)
+    result = check(valid)
+    assert result.kinds(WARNING) == {"crowd-brush": 2, "crowd-only": 1}
+    content = repair_coco(result).content
+    assert [a["iscrowd"] for a in content["annotations"]] == [0, 0, 0]
+
+
+def test_a_json_of_only_crowds_has_lost_its_objects(check: Check, valid: dict[str, Any]) -> None:
+    brush(valid, 0, 1, 2, cvat=False)
+    assert check(valid).kinds(WARNING)["crowd-brush"] == 3
+
+
+def test_crowds_of_other_tools_are_counted_and_stay(check: Check, valid: dict[str, Any]) -> None:
+    brush(valid, 0, cvat=False)
+    result = check(valid)
+    assert result.kinds(WARNING) == {"crowd": 1}
+    assert [a["iscrowd"] for a in repair_coco(result).content["annotations"]] == [1, 0, 0]
+    # One mask of run lengths is not a crowd, so this is not an export of CVAT's brush masks.
+    brush(valid, 0, 1)
+    valid["annotations"][1]["iscrowd"] = 0
+    assert check(valid).kinds(WARNING)["crowd-brush"] == 0
+
+
+def test_the_repair_of_a_name_keeps_what_it_says(check: Check, valid: dict[str, Any]) -> None:
+    valid["categories"] = [
+        {"id": number, "name": name}
+        for number, name in enumerate([5, True, 1.5, None, ["x"], "\ud800"], 1)
+    ]
+    content = repair_coco(check(valid)).content
+    names = [category["name"] for category in content["categories"]]
+    assert names == ["5", "true", "1.5", "category_4", "category_5", "category_6"]
+
+
+def test_an_ignore_that_is_false_makes_no_crowd(check: Check, valid: dict[str, Any]) -> None:
+    for annotation, value in zip(valid["annotations"], (None, "0", 1), strict=True):
+        annotation["ignore"] = value
+    content = repair_coco(check(valid)).content
+    assert [a["iscrowd"] for a in content["annotations"]] == [0, 0, 1]
+    assert not any("ignore" in a for a in content["annotations"])
+
+
+def points(content: Any, *, names: list[str], without: int) -> None:
+    for category in content["categories"]:
+        category["keypoints"] = names
+    for annotation in content["annotations"]:
+        annotation["keypoints"] = [1, 2, 2] * len(names)
+    del content["annotations"][without]["keypoints"]
+
+
+def test_what_a_model_with_keypoints_needs_is_said(check: Check, valid: dict[str, Any]) -> None:
+    points(valid, names=["left", "right"], without=1)
+    result = check(valid)
+    assert [(p.kind, p.position) for p in result.problems] == [("keypoints-missing", 1)]
+    assert result.keypoints == ["left", "right"]
+
+    points(valid, names=["stem", "tip"], without=1)
+    result = check(valid)
+    assert result.kinds() == {"keypoints-missing": 1, "keypoints-sides": 1}
+    assert "stem, tip" in result.problems[-1].detail
+
+    valid["categories"][0]["keypoints"] = ["a", "b"]
+    result = check(valid)
+    assert result.kinds(WARNING) == {"keypoints-differ": 1}
+    assert "'cat' has 2 (a, b)" in result.text()
+    valid["annotations"][0]["keypoints"] = []  # the only cat
+    assert not check(valid).kinds(WARNING)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_of_unicode_are_read(
+    check: Check, folder: Path, valid: dict[str, Any], encoding: str
+) -> None:
+    valid["categories"][0]["name"] = "corrosão"
+    path = folder / "train.json"
+    path.write_text(json.dumps(valid, ensure_ascii=False), encoding=encoding)
+    result = check_coco(path, folder / "images")
+    assert not result.problems and result.classes[0][0] == "corrosão"
+    register_folder_datasets(folder.parent)
+    require_dataset("pets_train")
+    assert class_names("pets_train")[0] == "corrosão"
+    # The repaired json is plain ASCII.
+    assert repair_coco(result).text().isascii()
+
+
+def test_an_encoding_of_windows_is_named(folder: Path, valid: dict[str, Any]) -> None:
+    valid["categories"][0]["name"] = "corrosão"
+    path = folder / "train.json"
+    path.write_text(json.dumps(valid, ensure_ascii=False), encoding="cp1252")
+    (problem,) = check_coco(path, folder / "images").problems
+    assert problem.kind == "no-json"
+    assert "0xe3" in problem.detail and "save it as UTF-8" in problem.detail

@@ -1,0 +1,63 @@
+"""Segmentations as other tools write them: points as pairs, as objects, or as text."""
+
+import contextlib
+import json
+import re
+from typing import Any
+
+_X_Y = (("x", "y"), ("all_points_x", "all_points_y"))
+
+
+def to_coco(segmentation: Any) -> Any:
+    """Polygons [[x0, y0, x1, y1, ...], ...] or an RLE from a segmentation in another form.
+
+    The forms of a polygon are a list of points [x, y], [[x, y]] or {"x": x, "y": y}; an object
+    {"x": [...], "y": [...]}; and text such as "x,y x,y x,y". The whole may also be json in a text.
+
+    Returns:
+        None if the segmentation is in COCO's form already, or in none of these.
+    """
+    value = segmentation
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):  # else perhaps numbers
+            value = json.loads(value)
+        if isinstance(value, dict) and "counts" in value:
+            return value
+    if polygon := _polygon(value):
+        return [polygon]
+    polygons = [_polygon(part) for part in value] if isinstance(value, list) else []
+    return polygons if polygons and all(polygons) and polygons != segmentation else None
+
+
+def _polygon(value: Any) -> list[float] | None:
+    """A polygon of at least three points as [x0, y0, x1, y1, ...]; None if it is not one."""
+    points: list[Any] = value
+    if isinstance(value, str) and re.fullmatch(r"[-+\d.eE,;\s()\[\]]+", value):
+        try:
+            points = [float(number) for number in re.findall(r"[-+\d.eE]+", value)]
+        except ValueError:
+            return None
+    elif isinstance(value, dict):
+        lists = next(([value[x], value[y]] for x, y in _X_Y if x in value and y in value), [])
+        if not lists or not all(isinstance(numbers, list) for numbers in lists):
+            return None
+        if len(lists[0]) != len(lists[1]):
+            return None
+        points = [list(point) for point in zip(*lists, strict=True)]
+    if not isinstance(points, list) or not points:
+        return None
+    if not set(map(type, points)) <= {int, float}:
+        pairs = [_point(point) for point in points]
+        if not all(pairs):
+            return None
+        points = [number for pair in pairs for number in pair or ()]
+    return points if len(points) >= 6 and len(points) % 2 == 0 else None
+
+
+def _point(value: Any) -> list[float] | None:
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]  # OpenCV's contours
+    if isinstance(value, dict):
+        value = [value.get("x"), value.get("y")]
+    is_pair = isinstance(value, list) and len(value) == 2
+    return value if is_pair and set(map(type, value)) <= {int, float} else None
