@@ -15,7 +15,10 @@ PROGRAM = "mask-rcnn-plus"
 COMMANDS = {
     "predict": ("predict.command", "find and draw objects in images, folders and videos"),
     "report": ("report.command", "make an HTML page of an evaluation, or compare two"),
-    "convert": ("convert.command", "convert labelme, VIA, VOC, YOLO or mask labels to COCO"),
+    "convert": (
+        "convert.command",
+        "convert labels of Roboflow, CVAT, labelme, YOLO, ... to a data set",
+    ),
     "check-data": ("check.command", "find errors in data sets, and repair their json"),
     "show-data": ("show_data.command", "draw training images as the model sees them, augmented"),
     "fit-anchors": ("fit_anchors.command", "find anchors that cover the boxes of a data set"),

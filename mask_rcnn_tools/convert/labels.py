@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mask_rcnn_plus.errors import reason
+from mask_rcnn_plus.data.file_names import ImageFiles
+from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check.images import SIDEWAYS, UnreadableFile, exif_orientation, open_image
 from mask_rcnn_tools.check.result import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
 _MAX_EXAMPLES = 3
+# A word in the name of a file or folder -> the split.
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "test": "test"}
+_SPLITS |= {"validation": "val", "testing": "test"}
 
 Array = npt.NDArray[Any]
 
@@ -34,12 +39,15 @@ class LabelledObject:
             corner of the first pixel.
         rle: COCO's run lengths, with the size of the image; None for an object of only polygons.
         flags: names of the flags that are set.
+        fields: more fields of its COCO annotation, such as iscrowd and keypoints. With a "bbox",
+            the object needs no mask.
     """
 
     label: str
     polygons: list[list[float]] = field(default_factory=list)
     rle: dict[str, Any] | None = None
     flags: list[str] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,6 +63,7 @@ class LabelledImage:
         objects: may be empty.
         split: the split in the source; "" if the source has no splits.
         flags: names of the flags that are set for the image.
+        id: its id in the source's COCO json, of any type.
     """
 
     name: str
@@ -66,6 +75,7 @@ class LabelledImage:
     objects: list[LabelledObject] = field(default_factory=list)
     split: str = ""
     flags: list[str] = field(default_factory=list)
+    id: Any = None
 
 
 @dataclass
@@ -75,12 +85,14 @@ class Labels:
     Attributes:
         images: the images.
         classes: names of all classes in their order, if the source has an order.
+        categories: class -> fields of its COCO category, such as id and keypoints.
         skipped: reason -> places, for data that is lost although it belongs to the data set.
         noted: reason -> places, for data that does not belong to it, and other notes.
     """
 
     images: list[LabelledImage] = field(default_factory=list)
     classes: list[str] | None = None
+    categories: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
     noted: dict[str, list[str]] = field(default_factory=dict)
 
@@ -104,6 +116,29 @@ class Labels:
                 if len(places) > _MAX_EXAMPLES:
                     lines.append(f"{'':20}... {len(places) - _MAX_EXAMPLES:,} more")
         return lines
+
+    def find_file(
+        self, files: ImageFiles, name: str, where: object, near: Path | None = None
+    ) -> Path | None:
+        """The file of an image; None, and skipped, if it is missing or cannot be told.
+
+        Args:
+            files, name, near: as in ``ImageFiles.find``.
+            where: the place, for the note.
+        """
+        file = files.find(name, near)
+        if file is None and name in files.ambiguous:
+            first, second = files.ambiguous[name][:2]
+            self.skip("images could be one of several files", f"{where}: {first}, {second}")
+        elif file is None:
+            self.skip("images are missing (--images FOLDER names their folder)", where)
+        return file
+
+    def note_names(self, files: ImageFiles) -> None:
+        """Notes the images that were found although their names differ from those of the files."""
+        for how, places in files.resolved.items():
+            for place in places:
+                self.note(f"images were found {how}", place)
 
     def open_image(self, path: Path, name: str) -> LabelledImage | None:
         """An image without objects; None, and skipped, if its file cannot be read.
@@ -227,6 +262,28 @@ def files_below(folder: Path, suffix: str = "") -> list[Path]:
         for path in folder.rglob(f"*{suffix}")
         if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
+
+
+def split_of(*names: str) -> str:
+    """The split that a word in one of some names means, the first name first; "" if none does."""
+    words = (word for name in names for word in re.findall("[a-z]+", name.lower()))
+    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
+
+
+def keep_splits(labels: Labels) -> None:
+    """Keeps the splits of the source only if there are several; one split says nothing."""
+    if len({image.split for image in labels.images} - {""}) < 2:
+        for image in labels.images:
+            image.split = ""
+
+
+def unknown_layout(source: Path, looked_for: str) -> UserError:
+    """The error for a source without a file of a format."""
+    paths = sorted(files_below(source), key=lambda path: path.suffix.lower() in SUFFIXES)
+    files = [path.relative_to(source).as_posix() for path in paths]  # images last
+    more = f" and {len(files) - 5} more files" if len(files) > 5 else ""
+    found = ", ".join(files[:5]) + more if files else "no files"
+    return UserError(f"'{source}': looked for {looked_for}; found {found}")
 
 
 def upright(pixels: Array, image: LabelledImage) -> Array:

@@ -69,7 +69,10 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
     jsons = {split: plan.output / f"{split}.json" for split in splits}
     for split, path in jsons.items():
         if path.exists() and not plan.overwrite:
-            raise UserError(f"'{path}' exists; name another --output, or give --overwrite")
+            raise UserError(
+                f"'{path}' exists; name another --output, add a split with --split NAME, or give "
+                "--overwrite"
+            )
         if (plan.output / split).is_dir():
             raise UserError(
                 f"the folder '{plan.output / split}' exists, so the images of {path.name} would be "
@@ -79,7 +82,7 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
         for image in progress_bar("writing images", "image", images):
             _write_image(image, plan)
         for split, members in splits.items():
-            content = _content(members, annotations, categories, plan)
+            content = _content(labels, members, annotations, categories, plan)
             write_atomically(jsons[split], json.dumps(content, ensure_ascii=False) + "\n")
     except (OSError, UnreadableFile) as error:
         raise UserError(f"cannot write into '{plan.output}': {reason(error)}") from error
@@ -111,12 +114,20 @@ def _unique_names(labels: Labels) -> list[LabelledImage]:
 
 
 def _categories(labels: Labels, classes: Sequence[str] | None) -> dict[str, int]:
-    """The id of each class, from 1."""
+    """The id of each class: that of the source's COCO json, or from 1."""
     used = {labelled.label for image in labels.images for labelled in image.objects}
     names = list(classes or labels.classes or sorted(used))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"the class '{repeated[0]}' is named twice")
-    return {name: number for number, name in enumerate(names, 1)}
+    given = [None if classes else labels.categories.get(name, {}).get("id") for name in names]
+    return dict(zip(names, _ids(given, 0), strict=True))
+
+
+def _ids(given: Sequence[Any], lowest: int) -> list[int]:
+    """The given ids if they are distinct whole numbers from ``lowest`` on, else 1, 2, ..."""
+    if all(type(i) is int and lowest <= i < 2**53 for i in given) and len({*given}) == len(given):
+        return list(given)
+    return list(range(1, len(given) + 1))
 
 
 def _split(
@@ -175,21 +186,26 @@ def _annotations(
     annotations: dict[str, list[dict[str, Any]]] = {image.name: [] for image in images}
     for image in progress_bar("measuring objects", "image", images):
         for labelled in image.objects:
-            label = labelled.label
+            label, fields = labelled.label, labelled.fields
             if label not in categories:
                 labels.note(f"objects of the class '{label}' are left out (--classes)", image.name)
                 continue
             try:
-                measured = to_annotation(labelled, image.height, image.width)
+                measured = (
+                    {} if "bbox" in fields else to_annotation(labelled, image.height, image.width)
+                )
             except InvalidShape as error:
                 labels.skip("objects have no mask", f"{image.name}: {label} {error}")
                 continue
             flags = {"flags": labelled.flags} if labelled.flags else {}
-            annotations[image.name].append({"category_id": categories[label], **measured, **flags})
+            annotations[image.name].append(
+                {"category_id": categories[label], **measured, **flags, **fields}
+            )
     return annotations
 
 
 def _content(
+    labels: Labels,
     images: Sequence[LabelledImage],
     annotations: dict[str, list[dict[str, Any]]],
     categories: dict[str, int],
@@ -198,16 +214,21 @@ def _content(
     """The content of a split's json."""
     image_entries: list[dict[str, Any]] = []
     numbered: list[dict[str, Any]] = []
-    for number, image in enumerate(images, 1):
+    for number, image in zip(_ids([image.id for image in images], 0), images, strict=True):
         size = {"height": image.height, "width": image.width}
         flags = {"flags": image.flags} if image.flags else {}
         image_entries.append({"id": number, "file_name": image.name, **size, **flags})
         for annotation in annotations[image.name]:
-            numbered.append({"id": len(numbered) + 1, "image_id": number, **annotation})
+            numbered.append({"id": None, "image_id": number, **annotation})
+    for annotation, number in zip(numbered, _ids([a["id"] for a in numbered], 1), strict=True):
+        annotation["id"] = number
     return {
         "info": {"description": f"{plan.output.name}, converted from {plan.origin}"},
         "images": image_entries,
-        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+        "categories": [
+            {**labels.categories.get(name, {}), "id": number, "name": name}
+            for name, number in categories.items()
+        ],
         "annotations": numbered,
     }
 
