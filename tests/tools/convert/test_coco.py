@@ -111,6 +111,15 @@ def test_the_layouts_of_exports(
             assert name == "cat" and np.array_equal(mask, MASK)
 
 
+def test_a_single_split_of_the_source_is_split_at_random(tmp_path: Path, save: Save) -> None:
+    for number in range(2):
+        save(f"source/train/{number}.jpg")
+    body = content("0.jpg", "1.jpg")
+    save_json(tmp_path / "source/train/_annotations.coco.json", body)
+    jsons = write_coco(coco.read(tmp_path / "source"), Plan(tmp_path / "out", "coco"))
+    assert [path.stem for path in jsons] == ["train", "val"]
+
+
 @pytest.fixture
 def read(tmp_path: Path, save: Save) -> Callable[..., Labels]:
     """Reads a json beside the image 0.jpg, with changes in its annotation."""
