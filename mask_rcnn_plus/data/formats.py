@@ -9,6 +9,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,12 @@ def formats() -> tuple[str, ...]:
     """The supported formats that the installed Pillow opens. (It opens MPO as a kind of JPEG.)"""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def conversion_hint(path: str | Path) -> str:
+    """How to convert a file of a well-known format that is not supported; "" for other files."""
+    known = Path(path).suffix.lower() in (".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".jxl")
+    return "an image that must be converted to JPEG or PNG" if known else ""
 
 
 def open_image(file: Any) -> Image.Image:
