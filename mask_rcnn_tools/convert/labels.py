@@ -15,11 +15,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from mask_rcnn_plus.data.file_names import ImageFiles
+from mask_rcnn_plus.data.formats import endings
 from mask_rcnn_plus.errors import reason
 from mask_rcnn_tools.check.images import SIDEWAYS, UnreadableFile, exif_orientation, open_image
 from mask_rcnn_tools.check.result import printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
+SUFFIXES = endings()
 _MAX_EXAMPLES = 3
 # A word in the name of a file or folder -> the split.
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "test": "test"}
