@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import coco_files, require_registered
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser, require_new, writing
 from mask_rcnn_tools.check.before_run import anchor_settings
@@ -44,13 +45,13 @@ arguments
 def main(argv: Sequence[str]) -> int:
     """Checks data sets, prints the results, and writes the requested files."""
     arguments = _parse(argv)
+    cfg = load_config(arguments.config_file) if arguments.config_file is not None else None
+    limit_pixels(arguments.max_pixels or (cfg.INPUT.MAX_PIXELS if cfg else 0))
     sets = _find_sets(arguments)
     for path, option in ((arguments.repair, "--repair"), (arguments.json, "--json")):
         if path is not None:
             _require_writable(path, option, arguments.overwrite, [files[0] for _, *files in sets])
-    anchors = None
-    if arguments.config_file is not None:
-        anchors = anchor_settings(load_config(arguments.config_file))
+    anchors = anchor_settings(cfg) if cfg else None
     results = [
         check_coco(json_file, root, name=name, images=arguments.images, anchors=anchors)
         for name, json_file, root in sets
@@ -83,6 +84,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", metavar="YAML", help="compare box sizes with the anchors of this config"
     )
+    parser.add_max_pixels()
     parser.add_argument("--repair", type=Path, metavar="OUT.json", help="write a repaired json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all problems as JSON")
     parser.add_overwrite()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mask_rcnn_plus.data import dataset_root
 from mask_rcnn_plus.data.coco_json import parse
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_tools.arguments import Parser, fraction
 from mask_rcnn_tools.check import ERROR, CheckResult, check_coco, note_leaks
@@ -122,6 +123,7 @@ skipped (it is listed) or the check finds an error; 2 if nothing could be conver
 def main(argv: Sequence[str]) -> int:
     """Converts labels, checks the new data set, and prints the results."""
     arguments = _parse(argv)
+    limit_pixels(arguments.max_pixels)
     label_format = FORMATS[arguments.format]
     options: dict[str, Any] = {name: getattr(arguments, name) for name in label_format.options}
     labels = label_format.read(arguments.source, **options)
@@ -275,6 +277,7 @@ def _format_parser(name: str) -> Parser:
     )
     parser.add_argument("--split", metavar="NAME", help="put all images into NAME.json instead")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
+    parser.add_max_pixels()
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the images (default)")
     how.add_argument(

@@ -3,12 +3,11 @@
 import base64
 import io
 import json
-import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,11 +15,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from mask_rcnn_plus.data.file_names import ImageFiles
+from mask_rcnn_plus.data.formats import endings
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check.images import SIDEWAYS, UnreadableFile, exif_orientation, open_image
 from mask_rcnn_tools.check.result import printable
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
+SUFFIXES = endings()
 _MAX_EXAMPLES = 3
 # A word in the name of a file or folder -> the split.
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "test": "test"}
@@ -62,6 +62,7 @@ class LabelledImage:
         orientation: EXIF's, 1 to 8.
         objects: may be empty.
         split: the split in the source; "" if the source has no splits.
+        more_splits: further splits of the source that have the same image.
         flags: names of the flags that are set for the image.
         id: its id in the source's COCO json, of any type.
     """
@@ -74,6 +75,7 @@ class LabelledImage:
     orientation: int = 1
     objects: list[LabelledObject] = field(default_factory=list)
     split: str = ""
+    more_splits: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
     id: Any = None
 
@@ -118,20 +120,27 @@ class Labels:
         return lines
 
     def find_file(
-        self, files: ImageFiles, name: str, where: object, near: Path | None = None
+        self,
+        files: ImageFiles,
+        name: str,
+        where: object,
+        near: Path | None = None,
+        remedy: str = "--images FOLDER names their folder",
     ) -> Path | None:
-        """The file of an image; None, and skipped, if it is missing or cannot be told.
+        """The file of an image; None, and skipped, if there is none or if it could be several.
 
         Args:
             files, name, near: as in ``ImageFiles.find``.
-            where: the place, for the note.
+            where: the place of the name, for the message.
+            remedy: what to do about missing images.
         """
         file = files.find(name, near)
         if file is None and name in files.ambiguous:
             first, second = files.ambiguous[name][:2]
-            self.skip("images could be one of several files", f"{where}: {first}, {second}")
+            what = "images could be one of several files; write the folder into the name"
+            self.skip(what, f"{where}: '{name}': {first}, {second}")
         elif file is None:
-            self.skip("images are missing (--images FOLDER names their folder)", where)
+            self.skip(f"images are missing ({remedy})", f"{where}: '{name}'")
         return file
 
     def note_names(self, files: ImageFiles) -> None:
@@ -199,6 +208,21 @@ def _open(file: Path | BinaryIO) -> Image.Image:
         return open_image(file)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 as some editors on Windows save it.
+
+    Raises:
+        UnreadableFile: the file cannot be read, or has another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode(json.detect_encoding(content))
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {reason(error)}") from error
+    except ValueError as error:
+        raise UnreadableFile("is not UTF-8 text; save it with the encoding UTF-8") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -206,10 +230,7 @@ def read_json(path: Path) -> Any:
         UnreadableFile: the file cannot be read or is not valid JSON.
     """
     try:
-        # Editors on Windows write a byte order mark before UTF-8.
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UnreadableFile(f"cannot be read: {reason(error)}") from error
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(f"is not valid JSON: {reason(error, 120)}") from error
 
@@ -226,41 +247,23 @@ def from_base64(text: Any) -> bytes:
         raise UnreadableFile(f"is not valid base64: {reason(error, 120)}") from error
 
 
-def find_image(name: str, bases: Sequence[Path], roots: Sequence[Path]) -> tuple[Path, str] | None:
-    """Finds the image file that a label names, and never one outside the user's folders.
-
-    Args:
-        name: relative or absolute, perhaps with the backslashes of Windows.
-        bases: folders that it may be relative to. If that fails, only its last part is looked up.
-        roots: folders whose files may be read.
-
-    Returns:
-        the file, and its path relative to its root; or None.
-    """
-    name = name.replace("\\", "/")
-    if not name or "\0" in name:
-        return None
-    for relative in (name, PurePosixPath(name).name):
-        for base in bases:
-            real = Path(os.path.realpath(base / relative))
-            for root in roots:
-                top = Path(os.path.realpath(root))
-                if real.is_relative_to(top) and real.is_file():
-                    return real, real.relative_to(top).as_posix()
-    return None
-
-
 def images_below(folder: Path) -> list[Path]:
     """All files in a folder with the suffix of an image, as ``files_below``."""
-    return [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
+    return files_below(folder, *SUFFIXES)
 
 
-def files_below(folder: Path, suffix: str = "") -> list[Path]:
-    """All files in a folder and its subfolders, sorted, except hidden files and folders."""
+def files_below(folder: Path, *suffixes: str) -> list[Path]:
+    """All files in a folder and its subfolders, sorted, except hidden files and folders.
+
+    Args:
+        suffixes: in small letters, such as ".json"; without them, all files are listed.
+    """
     return sorted(
         path
-        for path in folder.rglob(f"*{suffix}")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        for path in folder.rglob("*")
+        if (not suffixes or path.suffix.lower() in suffixes)
+        and path.is_file()
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
 
 
@@ -272,7 +275,10 @@ def split_of(*names: str) -> str:
 
 def keep_splits(labels: Labels) -> None:
     """Keeps the splits of the source only if there are several; one split says nothing."""
-    if len({image.split for image in labels.images} - {""}) < 2:
+    splits = {image.split for image in labels.images} - {""}
+    if len(splits) == 1:
+        labels.note("splits of the source are left out, because there is only one", *splits)
+    if len(splits) < 2:
         for image in labels.images:
             image.split = ""
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from typing import Any
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check.cache import write_atomically
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.classes import clean_classes
 from mask_rcnn_tools.convert.geometry import InvalidShape, to_annotation
 from mask_rcnn_tools.convert.labels import LabelledImage, Labels
 from mask_rcnn_tools.progress import progress_bar
@@ -58,6 +60,7 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
     Raises:
         UserError: there are no images or no objects, a file already exists, or writing fails.
     """
+    clean_classes(labels, plan.classes)
     images = _unique_names(labels)
     if not images:
         raise UserError(_nothing("images", labels))
@@ -83,7 +86,8 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
             _write_image(image, plan)
         for split, members in splits.items():
             content = _content(labels, members, annotations, categories, plan)
-            write_atomically(jsons[split], json.dumps(content, ensure_ascii=False) + "\n")
+            # Only ASCII, because pycocotools reads the file with the encoding of the locale.
+            write_atomically(jsons[split], json.dumps(content) + "\n")
     except (OSError, UnreadableFile) as error:
         raise UserError(f"cannot write into '{plan.output}': {reason(error)}") from error
     return list(jsons.values())
@@ -91,7 +95,8 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
 
 def _nothing(what: str, labels: Labels) -> str:
     reasons = [
-        f"{text} ({len(places)}, such as {places[0]})" for text, places in labels.skipped.items()
+        f"{text} ({len(places)}, such as {places[0]})"
+        for text, places in [*labels.skipped.items(), *labels.noted.items()]
     ]
     return f"there are no {what} to convert" + (f": {'; '.join(reasons)[:600]}" if reasons else "")
 
@@ -101,16 +106,25 @@ def _unique_names(labels: Labels) -> list[LabelledImage]:
     taken: set[str] = set()
     images = sorted(labels.images, key=lambda image: (image.name, str(image.path)))
     for image in images:
-        if image.name.casefold() in taken:
-            path = PurePosixPath(image.name)
+        name = image.name.encode("utf-8", "replace").decode()  # surrogates become question marks
+        if name != image.name:
+            what = "images have a name that is not UTF-8 (or PYTHONUTF8=1 is not set): a new name"
+        elif _folded(name) in taken:
+            what = "images have the same name as another image and get a new name"
+        else:
+            what = ""
+        if what:
+            path = PurePosixPath(name.replace("?", "_"))
             digest = hashlib.sha256(str(image.path).encode("utf-8", "surrogateescape"))
             image.name = str(path.with_name(f"{path.stem}-{digest.hexdigest()[:8]}{path.suffix}"))
-            labels.note(
-                "images have the same name as another image and get a new name",
-                f"{image.path}: {image.name}",
-            )
-        taken.add(image.name.casefold())
+            labels.note(what, f"{image.path}: {image.name}")
+        taken.add(_folded(image.name))
     return images
+
+
+def _folded(name: str) -> str:
+    """Equal for names that are the same file on some file systems."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _categories(labels: Labels, classes: Sequence[str] | None) -> dict[str, int]:
@@ -118,7 +132,7 @@ def _categories(labels: Labels, classes: Sequence[str] | None) -> dict[str, int]
     used = {labelled.label for image in labels.images for labelled in image.objects}
     names = list(classes or labels.classes or sorted(used))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"the class '{repeated[0]}' is named twice")
+        raise UserError(f"the class '{repeated[0]}' is named twice; rename one, or give --classes")
     given = [None if classes else labels.categories.get(name, {}).get("id") for name in names]
     return dict(zip(names, _ids(given, 0), strict=True))
 
@@ -157,6 +171,8 @@ def _split(
         labels.note(
             "splits of the source have no objects to train on; --val 0.2 makes new splits", "train"
         )
+    elif use_source and "val" not in chosen.values():
+        labels.note("splits of the source have no val; --val 0.2 makes new splits", "val")
     elif not use_source:
         kept = max(with_objects, key=lambda name: draws[name])
         chosen[kept] = "train"
@@ -169,7 +185,15 @@ def _split(
             chosen[others[0]] = "val"
     splits: dict[str, list[LabelledImage]] = {"train": [], "val": []}
     for image in images:
-        splits.setdefault(chosen[image.name], []).append(image)
+        for split in (chosen[image.name], *(image.more_splits if use_source else ())):
+            splits.setdefault(split, []).append(image)
+        if use_source and image.more_splits:
+            what = (
+                "images are in several splits of the source and stay so; --val 0.2 makes new splits"
+            )
+            labels.note(what, f"{image.name}: {', '.join([image.split, *image.more_splits])}")
+        if use_source and not image.split:
+            labels.note("images in no split of the source are split at random", image.name)
     return {split: members for split, members in splits.items() if members}
 
 

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import Parser, positive, writing
 from mask_rcnn_tools.report.page import MARK, render
@@ -26,6 +27,7 @@ below 20 MB; --images sets the number of pictures per section.
 def main(argv: Sequence[str]) -> int:
     """Writes the page and prints its path."""
     arguments = _parse(argv)
+    limit_pixels(arguments.max_pixels)
     root: Path | None = arguments.image_root
     if root is not None and not root.is_dir():
         raise UserError(f"--image-root: '{root}' is not a folder")
@@ -77,6 +79,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--image-root", type=Path, metavar="FOLDER", help="the images, if they were moved"
     )
+    parser.add_max_pixels()
     arguments = parser.parse_args(argv)
     if arguments.images > 100:
         parser.error("--images must be at most 100, to keep the page below 20 MB")
