@@ -14,7 +14,7 @@ from mask_rcnn_tools.terminal import PROGRAM, shell_command
 COMMANDS = {
     "predict": ("predict", "find and draw objects in images, folders and videos"),
     "report": ("report", "make an HTML page of an evaluation, or compare two"),
-    "convert": ("convert", "convert labelme, VIA, VOC, YOLO or mask labels to COCO"),
+    "convert": ("convert", "convert labels of Roboflow, CVAT, labelme, YOLO, ... to a data set"),
     "check-data": ("check", "find errors in data sets, and repair their json"),
     "show-data": ("show_data", "draw training images as the model sees them, augmented"),
     "fit-anchors": ("fit_anchors", "find anchors that cover the boxes of a data set"),

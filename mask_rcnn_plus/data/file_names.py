@@ -33,9 +33,14 @@ def _without_upload(path: str) -> str:
     (``NAME_jpg.rf.HASH.jpg``) add to a name.
     """
     folder, slash, name = _letters(unquote(path)).rpartition("/")
-    name = re.sub(r"^[0-9a-f]{8}-(?=.)", "", name)
+    name = re.sub(r"^(?=\d*[a-f])[0-9a-f]{8}-(?=.)", "", name)  # with a letter: not a date
     name = re.sub(r"[_.](?:jpe?g|png|bmp|tiff?|webp)\.rf\.[0-9a-z]{16,}(?=\.)", "", name)
     return folder + slash + name
+
+
+def similar_name(stem: str) -> str:
+    """The same text for all names without ending that the rules below take for the same file."""
+    return _without_upload(f"{stem}.")
 
 
 # How a name differs from its file -> what makes both equal. The first rule that fits counts.
@@ -73,28 +78,37 @@ class ImageFiles:
             name: relative or absolute, of any system.
             near: the folder that the name is relative to, if it is not the first root.
         """
-        name = name.replace("\\", "/")
+        try:
+            # As the system lists names in UTF-8 under this locale, perhaps with surrogates.
+            name = os.fsdecode(name.encode("utf-8", "surrogateescape"))
+        except UnicodeError:
+            return None
         bases = [*([Path(os.path.realpath(near))] if near else []), *self._roots]
         key = (name, bases[0])
         if key not in self._answers:
-            self._answers[key] = self._find_exact(name, bases) or self._find_similar(name, bases)
+            self._answers[key] = self.find_exact(name, near) or self._find_similar(name, bases)
         return self._answers[key]
+
+    def find_exact(self, name: str, near: Path | None = None) -> Path | None:
+        """As ``find``, but only a file with exactly this name."""
+        name = name.replace("\\", "/")
+        try:
+            for base in [near, *self._roots] if near else self._roots:
+                path = Path(os.path.realpath(base / name))
+                if self._is_inside(path) and path.is_file():
+                    return path
+        except (OSError, ValueError):  # too long, a NUL, half of a surrogate pair
+            pass
+        return None
 
     def name_of(self, path: Path) -> str:
         """The path of a found file relative to its root, with "/" between folders."""
         root = next(root for root in self._roots if path.is_relative_to(root))
         return path.relative_to(root).as_posix()
 
-    def _find_exact(self, name: str, bases: list[Path]) -> Path | None:
-        try:
-            paths = [Path(os.path.realpath(base / name)) for base in bases]
-            return next((path for path in paths if self._is_inside(path) and path.is_file()), None)
-        except (OSError, ValueError):  # too long, a NUL, half of a surrogate pair
-            return None
-
     def _find_similar(self, name: str, bases: list[Path]) -> Path | None:
         for how, rule in _RULES.items():
-            wanted = _parts(rule(name))
+            wanted = _parts(rule(name.replace("\\", "/")))
             files = self._files(how).get(wanted[-1], []) if wanted else []
             for base in bases:
                 fitting: dict[int, list[Path]] = {}
@@ -190,11 +204,8 @@ def resolve_names(names: Iterable[str], root: Path) -> tuple[dict[str, str], dic
     files = ImageFiles(root)
     found: dict[str, str] = {}
     for name in lost:
-        with contextlib.suppress(UnicodeError):
-            # With LC_ALL=C, Python reads the names of files as ASCII with escapes.
-            file = files.find(os.fsdecode(name.encode())) or files.find(name)
-            if file is not None:
-                found[name] = files.name_of(file)
+        if (file := files.find(name)) is not None:
+            found[name] = files.name_of(file)
     doubts = {
         name: f"could be any of {', '.join(repr(files.name_of(path)) for path in fitting[:3])}"
         for name, fitting in files.ambiguous.items()

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -29,6 +30,24 @@ class Format(NamedTuple):
 
 
 FORMATS = {
+    "coco": Format(
+        ("images",),
+        "COCO json as exported by Roboflow, CVAT, Label Studio, FiftyOne and others",
+        "the folder of the export (unpacked), with its jsons and images, or one json file",
+        "coco pets.v1.coco-segmentation --output datasets/pets",
+    ),
+    "cvat": Format(
+        ("images",),
+        "XML of CVAT (CVAT for images 1.1)",
+        "the folder of the export (unpacked), with annotations.xml and images/, or one XML file",
+        "cvat task_1 --output datasets/pets",
+    ),
+    "label-studio": Format(
+        ("images",),
+        "Label Studio's own JSON",
+        "a JSON export (not JSON-MIN), or a folder of them",
+        "label-studio project-1.json --images photos --output datasets/pets",
+    ),
     "labelme": Format(
         ("images",),
         "labelme's json files",
@@ -163,6 +182,7 @@ def _format_parser(name: str) -> Parser:
     )
     parser.add_argument("--split", metavar="NAME", help="put all images into NAME.json instead")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
+    parser.add_max_pixels()
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the images (default)")
     how.add_argument(
@@ -174,6 +194,8 @@ def _format_parser(name: str) -> Parser:
 def _check(arguments: argparse.Namespace, parser: Parser) -> None:
     """Refuses invalid arguments before any file is read."""
     source, output = arguments.source, arguments.output
+    if source.is_file() and zipfile.is_zipfile(source):
+        parser.error(f"SOURCE: '{source}' is a zip archive; unpack it and name the folder")
     if arguments.format in ("voc", "masks") and not source.is_dir():
         parser.error(f"SOURCE: '{source}' is not a folder")
     if output.exists() and not output.is_dir():

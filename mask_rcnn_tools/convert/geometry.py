@@ -72,6 +72,19 @@ def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, theta: Any = 0.0) -> list[float]
     return np.stack([x, y], axis=1).ravel().tolist()
 
 
+def turned(corners: list[float], degrees: Any, x: float, y: float) -> list[float]:
+    """A polygon, turned clockwise on the screen around the point (x, y)."""
+    angle = math.radians(to_number(degrees))
+    cos, sin = math.cos(angle), math.sin(angle)
+    return [
+        value
+        for dx, dy in (
+            (px - x, py - y) for px, py in zip(corners[0::2], corners[1::2], strict=True)
+        )
+        for value in (x + dx * cos - dy * sin, y + dx * sin + dy * cos)
+    ]
+
+
 def clip(corners: list[float], width: int, height: int) -> list[float]:
     """The part of a polygon inside the image; the same polygon if it is completely inside.
 

@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.classes import clean_name
+from mask_rcnn_tools.convert.folders import report_unread
 from mask_rcnn_tools.convert.geometry import (
     InvalidShape,
     ellipse,
@@ -27,12 +30,13 @@ from mask_rcnn_tools.convert.labels import (
     LabelledObject,
     Labels,
     files_below,
-    find_image,
     from_base64,
     images_below,
+    keep_splits,
     measure,
     read_json,
     read_pixels,
+    split_of,
     suffix_of,
 )
 from mask_rcnn_tools.progress import progress_bar
@@ -44,7 +48,8 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     """Reads one of labelme's json files, or all in a folder and its subfolders.
 
     Shapes of an image with the same ``label`` and ``group_id`` are one object. A json without
-    shapes is an image without objects. An image without a json is left out.
+    shapes is an image without objects. An image without a json is left out. Folders such as
+    ``train`` and ``val`` are the splits.
 
     Args:
         source: the folder or file.
@@ -53,7 +58,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     labels = Labels()
     folder = source if source.is_dir() else source.parent
     jsons = files_below(source, ".json") if source.is_dir() else [source]
-    roots = [folder] if images is None else [images, folder]
+    files = ImageFiles(folder) if images is None else ImageFiles(images, folder)
     seen: set[Path | str] = set()
     for path in progress_bar("reading labelme", "file", jsons):
         try:
@@ -64,7 +69,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
             labels.skip("files are not labelme's", f"{path} has no list 'shapes'")
             continue
-        image = _read_image(path, content, roots, labels)
+        image = _read_image(path, content, files, labels)
         if image is None:
             continue
         key = image.path or image.name
@@ -72,31 +77,34 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
             labels.skip("files label the same image as an earlier file", f"{path}: {image.name}")
             continue
         seen.add(key)
+        image.split = split_of(*path.relative_to(folder).parts[-2::-1])
         image.flags = _set_flags(content.get("flags"))
         image.objects = _read_objects(path, content["shapes"], image, labels)
         labels.images.append(image)
+    keep_splits(labels)
+    labels.note_names(files)
     if source.is_dir():
-        for path in images_below(source):
-            if Path(path).resolve() not in seen and not path.with_suffix(".json").is_file():
+        for path in [*images_below(source), *(images_below(images) if images else [])]:
+            if path.resolve() not in seen and not path.with_suffix(".json").is_file():
                 labels.note("images have no json and are left out", path)
+        report_unread(labels, set(files_below(source)) - set(jsons))
     return labels
 
 
 def _read_image(
-    path: Path, content: dict[str, Any], roots: list[Path], labels: Labels
+    path: Path, content: dict[str, Any], files: ImageFiles, labels: Labels
 ) -> LabelledImage | None:
     """The image of a json, from its file or else from ``imageData``."""
     name = content["imagePath"] if isinstance(content.get("imagePath"), str) else ""
-    found = find_image(name, [path.parent, *roots], roots)
-    for suffix in SUFFIXES:  # the image may have been renamed together with its json
-        found = found or find_image(path.stem + suffix, [path.parent], roots)
-    if found is not None:
-        image = labels.open_image(*found)
-    elif content.get("imageData"):
+    found = files.find_exact(name, path.parent)
+    # The image may have been renamed together with its json.
+    for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
+        found = found or files.find_exact(path.stem + suffix, path.parent)
+    if found is None and content.get("imageData"):
         image = _embedded_image(path, content, name, labels)
     else:
-        labels.skip("images are missing (--images FOLDER names their folder)", f"{path}: '{name}'")
-        return None
+        found = found or labels.find_file(files, name, path, path.parent)
+        image = labels.open_image(found, files.name_of(found)) if found else None
     if image is None:
         return None
     height, width = content.get("imageHeight"), content.get("imageWidth")
@@ -148,7 +156,7 @@ def _read_objects(
             labels.note(f"shapes of the type {kind} have no area and are left out", where)
             continue
         group = shape.get("group_id")
-        key = (label, group) if type(group) in (int, str) else index
+        key = (clean_name(label), group) if type(group) in (int, str) else index
         try:
             mask = _read_mask(shape, image) if kind == "mask" else None
             outline = _outline(kind, shape.get("points")) if kind != "mask" else None

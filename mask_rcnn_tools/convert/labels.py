@@ -3,22 +3,27 @@
 import base64
 import io
 import json
-import os
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mask_rcnn_plus.errors import printable, reason
+from mask_rcnn_plus.data.file_names import ImageFiles
+from mask_rcnn_plus.data.formats import endings
+from mask_rcnn_plus.errors import UserError, printable, reason
 from mask_rcnn_tools.check.images import SIDEWAYS, UnreadableFile, exif_orientation, open_image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
+SUFFIXES = endings()
 _MAX_EXAMPLES = 3
+# A word in the name of a file or folder -> the split.
+_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "test": "test"}
+_SPLITS |= {"validation": "val", "testing": "test"}
 
 Array = npt.NDArray[Any]
 
@@ -33,12 +38,15 @@ class LabelledObject:
             corner of the first pixel.
         rle: COCO's run lengths, with the size of the image; None for an object of only polygons.
         flags: names of the flags that are set.
+        fields: more fields of its COCO annotation, such as iscrowd and keypoints. With a "bbox",
+            the object needs no mask.
     """
 
     label: str
     polygons: list[list[float]] = field(default_factory=list)
     rle: dict[str, Any] | None = None
     flags: list[str] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,7 +61,9 @@ class LabelledImage:
         orientation: EXIF's, 1 to 8.
         objects: may be empty.
         split: the split in the source; "" if the source has no splits.
+        more_splits: further splits of the source that have the same image.
         flags: names of the flags that are set for the image.
+        id: its id in the source's COCO json, of any type.
     """
 
     name: str
@@ -64,7 +74,9 @@ class LabelledImage:
     orientation: int = 1
     objects: list[LabelledObject] = field(default_factory=list)
     split: str = ""
+    more_splits: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
+    id: Any = None
 
 
 @dataclass
@@ -74,12 +86,14 @@ class Labels:
     Attributes:
         images: the images.
         classes: names of all classes in their order, if the source has an order.
+        categories: class -> fields of its COCO category, such as id and keypoints.
         skipped: reason -> places, for data that is lost although it belongs to the data set.
         noted: reason -> places, for data that does not belong to it, and other notes.
     """
 
     images: list[LabelledImage] = field(default_factory=list)
     classes: list[str] | None = None
+    categories: dict[str, dict[str, Any]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
     noted: dict[str, list[str]] = field(default_factory=dict)
 
@@ -103,6 +117,36 @@ class Labels:
                 if len(places) > _MAX_EXAMPLES:
                     lines.append(f"{'':20}... {len(places) - _MAX_EXAMPLES:,} more")
         return lines
+
+    def find_file(
+        self,
+        files: ImageFiles,
+        name: str,
+        where: object,
+        near: Path | None = None,
+        remedy: str = "--images FOLDER names their folder",
+    ) -> Path | None:
+        """The file of an image; None, and skipped, if there is none or if it could be several.
+
+        Args:
+            files, name, near: as in ``ImageFiles.find``.
+            where: the place of the name, for the message.
+            remedy: what to do about missing images.
+        """
+        file = files.find(name, near)
+        if file is None and name in files.ambiguous:
+            first, second = files.ambiguous[name][:2]
+            what = "images could be one of several files; write the folder into the name"
+            self.skip(what, f"{where}: '{name}': {first}, {second}")
+        elif file is None:
+            self.skip(f"images are missing ({remedy})", f"{where}: '{name}'")
+        return file
+
+    def note_names(self, files: ImageFiles) -> None:
+        """Notes the images that were found although their names differ from those of the files."""
+        for how, places in files.resolved.items():
+            for place in places:
+                self.note(f"images were found {how}", place)
 
     def open_image(self, path: Path, name: str) -> LabelledImage | None:
         """An image without objects; None, and skipped, if its file cannot be read.
@@ -163,6 +207,21 @@ def _open(file: Path | BinaryIO) -> Image.Image:
         return open_image(file)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 or UTF-32 as some editors on Windows save it.
+
+    Raises:
+        UnreadableFile: the file cannot be read, or has another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        return content.decode(json.detect_encoding(content))
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {reason(error)}") from error
+    except ValueError as error:
+        raise UnreadableFile("is not UTF-8 text; save it with the encoding UTF-8") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -170,10 +229,7 @@ def read_json(path: Path) -> Any:
         UnreadableFile: the file cannot be read or is not valid JSON.
     """
     try:
-        # Editors on Windows write a byte order mark before UTF-8.
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UnreadableFile(f"cannot be read: {reason(error)}") from error
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(f"is not valid JSON: {reason(error, 120)}") from error
 
@@ -190,42 +246,49 @@ def from_base64(text: Any) -> bytes:
         raise UnreadableFile(f"is not valid base64: {reason(error, 120)}") from error
 
 
-def find_image(name: str, bases: Sequence[Path], roots: Sequence[Path]) -> tuple[Path, str] | None:
-    """Finds the image file that a label names, and never one outside the user's folders.
-
-    Args:
-        name: relative or absolute, perhaps with the backslashes of Windows.
-        bases: folders that it may be relative to. If that fails, only its last part is looked up.
-        roots: folders whose files may be read.
-
-    Returns:
-        the file, and its path relative to its root; or None.
-    """
-    name = name.replace("\\", "/")
-    if not name or "\0" in name:
-        return None
-    for relative in (name, PurePosixPath(name).name):
-        for base in bases:
-            real = Path(os.path.realpath(base / relative))
-            for root in roots:
-                top = Path(os.path.realpath(root))
-                if real.is_relative_to(top) and real.is_file():
-                    return real, real.relative_to(top).as_posix()
-    return None
-
-
 def images_below(folder: Path) -> list[Path]:
     """All files in a folder with the suffix of an image, as ``files_below``."""
-    return [path for path in files_below(folder) if path.suffix.lower() in SUFFIXES]
+    return files_below(folder, *SUFFIXES)
 
 
-def files_below(folder: Path, suffix: str = "") -> list[Path]:
-    """All files in a folder and its subfolders, sorted, except hidden files and folders."""
+def files_below(folder: Path, *suffixes: str) -> list[Path]:
+    """All files in a folder and its subfolders, sorted, except hidden files and folders.
+
+    Args:
+        suffixes: in small letters, such as ".json"; without them, all files are listed.
+    """
     return sorted(
         path
-        for path in folder.rglob(f"*{suffix}")
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+        for path in folder.rglob("*")
+        if (not suffixes or path.suffix.lower() in suffixes)
+        and path.is_file()
+        and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
+
+
+def split_of(*names: str) -> str:
+    """The split that a word in one of some names means, the first name first; "" if none does."""
+    words = (word for name in names for word in re.findall("[a-z]+", name.lower()))
+    return next((_SPLITS[word] for word in words if word in _SPLITS), "")
+
+
+def keep_splits(labels: Labels) -> None:
+    """Keeps the splits of the source only if there are several; one split says nothing."""
+    splits = {image.split for image in labels.images} - {""}
+    if len(splits) == 1:
+        labels.note("splits of the source are left out, because there is only one", *splits)
+    if len(splits) < 2:
+        for image in labels.images:
+            image.split = ""
+
+
+def unknown_layout(source: Path, looked_for: str) -> UserError:
+    """The error for a source without a file of a format."""
+    paths = sorted(files_below(source), key=lambda path: path.suffix.lower() in SUFFIXES)
+    files = [path.relative_to(source).as_posix() for path in paths]  # images last
+    more = f" and {len(files) - 5} more files" if len(files) > 5 else ""
+    found = ", ".join(files[:5]) + more if files else "no files"
+    return UserError(f"'{source}': looked for {looked_for}; found {found}")
 
 
 def upright(pixels: Array, image: LabelledImage) -> Array:

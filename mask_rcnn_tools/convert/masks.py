@@ -7,19 +7,24 @@ There are three layouts; the folder CLASS may be left out:
 - ``NAME/images/ANYTHING.png`` and ``NAME/masks/[CLASS/]ANYTHING.png``
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.folders import Stems, report_unread
 from mask_rcnn_tools.convert.geometry import to_rle
 from mask_rcnn_tools.convert.labels import (
     Array,
     LabelledObject,
     Labels,
+    files_below,
     images_below,
+    keep_splits,
     read_pixels,
+    split_of,
     upright,
 )
 from mask_rcnn_tools.progress import progress_bar
@@ -41,8 +46,12 @@ def read(source: Path, *, class_name: str = "object") -> Labels:
         UserError: the folder fits no layout.
     """
     labels = Labels()
-    if (source / "images").is_dir() and (source / "masks").is_dir():
-        found = _two_folders(source / "images", source / "masks", labels)
+    if _has_both(source):
+        found = _two_folders(source, "", labels)
+    elif parts := [folder for folder in _folders(source) if _is_split(folder)]:
+        found = {}
+        for folder in parts:
+            found |= _two_folders(folder, f"{folder.name}/", labels)
     else:
         found = _folder_per_image(source, labels)
     if not found:
@@ -55,6 +64,7 @@ def read(source: Path, *, class_name: str = "object") -> Labels:
         image = labels.open_image(path, name)
         if image is None:
             continue
+        image.split = split_of(*Path(name).parts[-2::-1])
         if not masks:
             labels.note("images have no masks, so they have no objects", path)
         for file, label in masks:
@@ -68,14 +78,31 @@ def read(source: Path, *, class_name: str = "object") -> Labels:
             else:
                 labels.skip("masks are empty", file)
         labels.images.append(image)
+    keep_splits(labels)
+    report_unread(labels, files_below(source))
     return labels
+
+
+def _folders(source: Path) -> list[Path]:
+    """The folders in a folder, except hidden ones."""
+    return sorted(f for f in source.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _has_both(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "masks").is_dir()
+
+
+def _is_split(folder: Path) -> bool:
+    """Whether a folder is a split, ``train/images`` and ``train/masks``, not a single image."""
+    is_split = bool(split_of(folder.name)) and _has_both(folder)
+    return is_split and len(images_below(folder / "images")) > 1
 
 
 def _folder_per_image(source: Path, labels: Labels) -> _Masks:
     """Layout ``NAME/images`` and ``NAME/masks``."""
     result: _Masks = {}
-    for folder in sorted(source.iterdir()):
-        if folder.name.startswith(".") or not (folder / "images").is_dir():
+    for folder in _folders(source):
+        if not (folder / "images").is_dir():
             continue
         images = images_below(folder / "images")
         if len(images) != 1:
@@ -90,35 +117,57 @@ def _folder_per_image(source: Path, labels: Labels) -> _Masks:
     return result
 
 
-def _two_folders(images: Path, masks: Path, labels: Labels) -> _Masks:
-    """Layout ``images`` and ``masks``."""
-    by_stem = {
-        path.relative_to(images).with_suffix("").as_posix(): path for path in images_below(images)
+def _two_folders(source: Path, prefix: str, labels: Labels) -> _Masks:
+    """Layout ``images`` and ``masks``; the prefix begins the new names of the images."""
+    images, masks = source / "images", source / "masks"
+    stems = Stems(images, images_below(images), labels)
+    result: _Masks = {
+        path: (prefix + path.relative_to(images).as_posix(), []) for path in stems.paths.values()
     }
-    result: _Masks = {path: (path.relative_to(images).as_posix(), []) for path in by_stem.values()}
+    # The name of the folder comes first: masks/NAME/[CLASS/]ANYTHING.png.
+    others: list[Path] = []
+    by_folder = False
     for file in images_below(masks):
         folders = file.relative_to(masks).parent.parts
-        # The name of the folder comes first: masks/NAME/ANYTHING.png.
         for depth in range(len(folders), 0, -1):
-            if (stem := "/".join(folders[:depth])) in by_stem:
+            if stem := stems.find("/".join(folders[:depth])):
                 label = folders[depth] if depth < len(folders) else ""
+                result[stems.paths[stem]][1].append((file, label))
+                by_folder = True
                 break
         else:
-            label = folders[0] if folders else ""
-            stem = _longest_prefix(file.stem, by_stem)
-        if stem:
-            result[by_stem[stem]][1].append((file, label))
-        else:
+            others.append(file)
+    parts: dict[Path, int] = {}  # of the name of each mask, after the name of its image
+    for file in others:
+        folders = file.relative_to(masks).parent.parts
+        if by_folder and folders:  # Do not take masks/NAME/1.png for masks/CLASS/1.png.
+            labels.skip("masks are in a folder without an image of its name", file)
+            continue
+        stem, label, ending = _by_name(folders, file.stem, stems)
+        if not stem:
             labels.skip("masks belong to no image in images/", file)
+            continue
+        result[stems.paths[stem]][1].append((file, label))
+        parts[file] = sum(map(ending.count, _SEPARATORS))
+    for file, count in parts.items():
+        if count > min(parts.values()):
+            what = "masks have longer names than others; check that their own image is not missing"
+            labels.note(what, file)
     return result
 
 
-def _longest_prefix(stem: str, by_stem: dict[str, Path]) -> str:
-    """The longest image name with which the name of a mask begins, or ""."""
-    for end in range(len(stem), 0, -1):
-        if stem[:end] in by_stem and (end == len(stem) or stem[end] in _SEPARATORS):
-            return stem[:end]
-    return ""
+def _by_name(folders: Sequence[str], name: str, stems: Stems) -> tuple[str, str, str]:
+    """The longest image name with which a mask's name begins, its class, and the rest of its name.
+
+    All are "" if no image fits. Folders of the mask are those of the image, after a folder CLASS.
+    """
+    for start in range(min(len(folders), 1) + 1):
+        for end in range(len(name), 0, -1):
+            if end == len(name) or name[end] in _SEPARATORS:
+                stem = stems.find("/".join((*folders[start:], name[:end])))
+                if stem:
+                    return stem, folders[0] if start else "", name[end:]
+    return "", "", ""
 
 
 def _binary(pixels: Array) -> Array:

@@ -4,21 +4,27 @@ Coordinates refer to the image as a browser shows it; browsers since 2020 show i
 """
 
 import csv
+import io
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.folders import report_unread
 from mask_rcnn_tools.convert.geometry import InvalidShape, ellipse, polygon, rectangle, to_number
 from mask_rcnn_tools.convert.labels import (
     LabelledObject,
     Labels,
     files_below,
-    find_image,
+    images_below,
+    keep_splits,
     read_json,
+    read_text,
+    split_of,
 )
 from mask_rcnn_tools.progress import progress_bar
 
@@ -35,7 +41,8 @@ def read(
 ) -> Labels:
     """Reads a VIA file, or all VIA files in a folder.
 
-    An image without regions is an image without objects.
+    An image without regions is an image without objects. An image that no file names is left out.
+    Folders such as ``train`` and ``val`` are the splits.
 
     Args:
         source: the .json or .csv file, or the folder.
@@ -47,9 +54,9 @@ def read(
         UserError: the attribute does not exist, or must be chosen from several.
     """
     labels = Labels()
-    files = [source]
-    if source.is_dir():
-        files = [p for p in files_below(source) if p.suffix.lower() in (".json", ".csv")]
+    top = source if source.is_dir() else source.parent
+    files = files_below(source, ".json", ".csv") if source.is_dir() else [source]
+    image_files = ImageFiles(images or top)
     entries: list[tuple[Path, dict[str, Any]]] = []
     for path in files:
         try:
@@ -62,20 +69,18 @@ def read(
         class_attribute = _choose_attribute(class_attribute, [entry for _, entry in entries])
     seen: set[Path] = set()
     for path, entry in progress_bar("reading VIA", "image", entries):
-        name = entry["filename"]
-        roots = [path.parent] if images is None else [images]
-        found = find_image(name, roots, roots)
+        name, folder = entry["filename"], path.parent.relative_to(top)
+        found = labels.find_file(image_files, name, path, (images or top) / folder)
         if found is None:
-            what = "images are missing (--images FOLDER names their folder)"
-            labels.skip(what, f"{path}: '{name}'")
             continue
-        if found[0] in seen:
+        if found in seen:
             labels.skip("images are labelled twice; the first labels count", f"{path}: '{name}'")
             continue
-        seen.add(found[0])
-        image = labels.open_image(*found)
+        seen.add(found)
+        image = labels.open_image(found, image_files.name_of(found))
         if image is None:
             continue
+        image.split = split_of(*folder.parts[::-1])
         for index, (shape, attributes) in enumerate(entry["regions"]):
             where = f"{path}: '{name}' regions[{index}]"
             kind = shape.get("name") if isinstance(shape, dict) else None
@@ -91,6 +96,13 @@ def read(
             except InvalidShape as error:
                 labels.skip("regions are invalid", f"{where} ({kind}) {error}")
         labels.images.append(image)
+    keep_splits(labels)
+    labels.note_names(image_files)
+    for path in images_below(images or top):
+        if path.resolve() not in seen:
+            labels.note("images are in no VIA file and are left out", path)
+    if source.is_dir():
+        report_unread(labels, set(files_below(source)) - set(files))
     return labels
 
 
@@ -101,7 +113,9 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         content = content["_via_img_metadata"]
     entries = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and isinstance(e.get("filename"), str) and "regions" in e
+        isinstance(e, dict)
+        and isinstance(e.get("filename"), str)
+        and isinstance(e.get("regions"), (list, dict))
         for e in entries
     ):
         raise UnreadableFile("is not a VIA file: its entries have no 'filename' and 'regions'")
@@ -113,7 +127,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
             (region.get("shape_attributes"), region.get("region_attributes"))
             if isinstance(region, dict)
             else (None, None)
-            for region in (regions if isinstance(regions, list) else [])
+            for region in regions
         ]
     return entries
 
@@ -123,22 +137,21 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # polygons are long
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            # An empty file has no regions.
-            header = [name.strip().lstrip("#").strip() for name in next(lines, _COLUMNS)]
-            if missing := [name for name in _COLUMNS if name not in header]:
-                raise ValueError(f"it has no column '{missing[0]}'")
-            for line in filter(None, lines):
-                if len(line) != len(header):
-                    raise ValueError(f"a row has {len(line)} fields, expected {len(header)}")
-                row = dict(zip(header, line, strict=True))
-                key = f"{row['filename']}{row.get('file_size', '')}"
-                entry = entries.setdefault(key, {"filename": row["filename"], "regions": []})
-                shape, attributes = (json.loads(row[column] or "{}") for column in _COLUMNS[1:])
-                if shape:
-                    entry["regions"].append((shape, attributes))
-    except (OSError, ValueError, csv.Error) as error:
+        lines = csv.reader(io.StringIO(read_text(path), newline=""))
+        # An empty file has no regions.
+        header = [name.strip().lstrip("#").strip() for name in next(lines, _COLUMNS)]
+        if missing := [name for name in _COLUMNS if name not in header]:
+            raise ValueError(f"it has no column '{missing[0]}'")
+        for line in filter(None, lines):
+            if len(line) != len(header):
+                raise ValueError(f"a row has {len(line)} fields, expected {len(header)}")
+            row = dict(zip(header, line, strict=True))
+            key = f"{row['filename']}{row.get('file_size', '')}"
+            entry = entries.setdefault(key, {"filename": row["filename"], "regions": []})
+            shape, attributes = (json.loads(row[column] or "{}") for column in _COLUMNS[1:])
+            if shape:
+                entry["regions"].append((shape, attributes))
+    except (ValueError, RecursionError, csv.Error) as error:
         raise UnreadableFile(f"is not a VIA CSV file: {reason(error, 120)}") from error
     return list(entries.values())
 

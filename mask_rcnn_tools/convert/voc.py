@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.folders import Stems, report_unread
 from mask_rcnn_tools.convert.geometry import to_rle
 from mask_rcnn_tools.convert.labels import (
     Array,
@@ -22,7 +23,9 @@ from mask_rcnn_tools.convert.labels import (
     Labels,
     files_below,
     images_below,
+    keep_splits,
     read_pixels,
+    read_text,
     upright,
 )
 from mask_rcnn_tools.progress import progress_bar
@@ -42,8 +45,8 @@ def read(source: Path, *, classes: Sequence[str] | None = None) -> Labels:
     """Reads a folder in VOC's layout.
 
     The class of an object is that of most of its pixels. An image without a SegmentationObject is
-    left out; one whose SegmentationObject has only background is an image without objects. If
-    ``ImageSets`` has train and val, they are the splits.
+    left out; one whose SegmentationObject has only background is an image without objects. Train,
+    val and test in ``ImageSets`` are the splits, if there are several.
 
     Args:
         source: the folder with JPEGImages, SegmentationObject and SegmentationClass.
@@ -54,43 +57,41 @@ def read(source: Path, *, classes: Sequence[str] | None = None) -> Labels:
     Raises:
         UserError: a folder is missing, or there are no class names.
     """
-    image_folder, object_folder, class_folder = folders = [
-        source / name for name in ("JPEGImages", "SegmentationObject", "SegmentationClass")
-    ]
+    folders = [source / name for name in ("JPEGImages", "SegmentationObject", "SegmentationClass")]
+    image_folder, _, class_folder = folders
     if missing := next((folder for folder in folders if not folder.is_dir()), None):
         raise UserError(f"'{source}' has no folder '{missing.name}', which VOC's layout needs")
     names, colours = _read_classes(source, classes)
     labels = Labels(classes=list(names))
-    images = {
-        path.relative_to(image_folder).with_suffix(""): path for path in images_below(image_folder)
-    }
-    objects = {
-        path.relative_to(object_folder).with_suffix(""): path
-        for path in files_below(object_folder, ".png")
-    }
+    images, objects, kinds = (Stems(folder, images_below(folder), labels) for folder in folders)
     splits = _read_splits(source)
-    for stem in sorted(objects.keys() - images.keys()):
-        labels.skip("images are missing", f"{objects[stem]}: no {stem} in '{image_folder}'")
-    if without := len(images.keys() - objects.keys()):
-        labels.note(
-            f"images without SegmentationObject are left out ({without} of {len(images)})",
-            image_folder,
-        )
-    both = sorted(objects.keys() & images.keys())
-    for stem in progress_bar("reading VOC", "image", both):
-        path = images[stem]
+    unused = dict(images.paths)
+    for stem, object_file in progress_bar("reading VOC", "image", objects.paths.items()):
+        path = unused.pop(images.find(stem) or "", None)
+        if path is None:
+            labels.skip("images are missing", f"{object_file}: no {stem} in '{image_folder}'")
+            continue
         image = labels.open_image(path, path.relative_to(image_folder).as_posix())
         if image is None:
             continue
-        image.split = splits.get(stem.as_posix(), "")
+        image.split, *image.more_splits = splits.get(stem, [""])
         try:
-            instances = upright(read_pixels(objects[stem]), image)
-            kinds = upright(read_pixels((class_folder / stem).with_suffix(".png")), image)
+            if (kind := kinds.find(stem)) is None:
+                raise UnreadableFile(f"is missing in '{class_folder}'")
+            instances = upright(read_pixels(object_file), image)
+            classes_of = upright(read_pixels(kinds.paths[kind]), image)
         except UnreadableFile as error:
             labels.skip("images have unreadable masks", f"{path}: its mask {error}")
             continue
-        _add_objects(image, _to_indices(instances), _to_indices(kinds), names, colours, labels)
+        _add_objects(image, _to_indices(instances), _to_indices(classes_of), names, colours, labels)
         labels.images.append(image)
+    if unused:
+        what = f"images without SegmentationObject are left out ({len(unused)} of "
+        labels.note(f"{what}{len(images.paths)})", image_folder)
+    for stem in sorted(splits.keys() - images.paths.keys()):
+        labels.skip("images in ImageSets are missing", stem)
+    keep_splits(labels)
+    report_unread(labels, [file for folder in folders for file in files_below(folder)])
     return labels
 
 
@@ -163,6 +164,10 @@ def _colour(index: int) -> tuple[int, int, int]:
 
 def _read_classes(source: Path, wanted: Sequence[str] | None) -> tuple[list[str], dict[int, int]]:
     """The names of the classes 1, 2, ..., and the class of each packed colour."""
+    if background := set(wanted or ()) & set(_BACKGROUND):
+        raise UserError(
+            f"--classes: leave out '{min(background)}'; its index is 0, others count from 1"
+        )
     if (path := source / "labelmap.txt").is_file():  # NAME:RED,GREEN,BLUE:PARTS:ACTIONS
         names, colours = [], {0: 0}
         for line in _lines(path):
@@ -194,20 +199,21 @@ def _parse_colour(text: str, path: Path) -> list[int]:
     return [int(value) for value in values]
 
 
-def _read_splits(source: Path) -> dict[str, str]:
-    """The split of each image name, if ImageSets has train and val."""
+def _read_splits(source: Path) -> dict[str, list[str]]:
+    """The splits of each image name, from the files train, val and test in ImageSets."""
+    splits: dict[str, list[str]] = {}
     for folder in (source / "ImageSets" / "Segmentation", source / "ImageSets"):
-        files = [folder / "train.txt", folder / "val.txt"]
-        if all(path.is_file() for path in files):
-            return {line.split()[0]: path.stem for path in files for line in _lines(path)}
-    return {}
+        files = [folder / f"{split}.txt" for split in ("train", "val", "test")]
+        for path in files if not splits else []:
+            for line in _lines(path) if path.is_file() else []:
+                splits.setdefault(line.split()[0], []).append(path.stem)
+    return splits
 
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file, except empty ones and comments."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read '{path}': {reason(error)}") from error
-    lines = (line.strip() for line in text.splitlines())
+        lines = (line.strip() for line in read_text(path).splitlines())
+    except UnreadableFile as error:
+        raise UserError(f"'{path}' {error}") from error
     return [line for line in lines if line and not line.startswith("#")]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from typing import Any
 
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.classes import clean_classes
 from mask_rcnn_tools.convert.geometry import InvalidShape, to_annotation
 from mask_rcnn_tools.convert.labels import LabelledImage, Labels
 from mask_rcnn_tools.files import write_atomically
@@ -58,6 +60,7 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
     Raises:
         UserError: there are no images or no objects, a file already exists, or writing fails.
     """
+    clean_classes(labels, plan.classes)
     images = _unique_names(labels)
     if not images:
         raise UserError(_nothing("images", labels))
@@ -69,7 +72,10 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
     jsons = {split: plan.output / f"{split}.json" for split in splits}
     for split, path in jsons.items():
         if path.exists() and not plan.overwrite:
-            raise UserError(f"'{path}' exists; name another --output, or give --overwrite")
+            raise UserError(
+                f"'{path}' exists; name another --output, add a split with --split NAME, or give "
+                "--overwrite"
+            )
         if (plan.output / split).is_dir():
             raise UserError(
                 f"the folder '{plan.output / split}' exists, so the images of {path.name} would be "
@@ -79,8 +85,9 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
         for image in progress_bar("writing images", "image", images):
             _write_image(image, plan)
         for split, members in splits.items():
-            content = _content(members, annotations, categories, plan)
-            write_atomically(jsons[split], json.dumps(content, ensure_ascii=False) + "\n")
+            content = _content(labels, members, annotations, categories, plan)
+            # Only ASCII, because pycocotools reads the file with the encoding of the locale.
+            write_atomically(jsons[split], json.dumps(content) + "\n")
     except (OSError, UnreadableFile) as error:
         raise UserError(f"cannot write into '{plan.output}': {reason(error)}") from error
     return list(jsons.values())
@@ -88,7 +95,8 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
 
 def _nothing(what: str, labels: Labels) -> str:
     reasons = [
-        f"{text} ({len(places)}, such as {places[0]})" for text, places in labels.skipped.items()
+        f"{text} ({len(places)}, such as {places[0]})"
+        for text, places in [*labels.skipped.items(), *labels.noted.items()]
     ]
     return f"there are no {what} to convert" + (f": {'; '.join(reasons)[:600]}" if reasons else "")
 
@@ -98,25 +106,42 @@ def _unique_names(labels: Labels) -> list[LabelledImage]:
     taken: set[str] = set()
     images = sorted(labels.images, key=lambda image: (image.name, str(image.path)))
     for image in images:
-        if image.name.casefold() in taken:
-            path = PurePosixPath(image.name)
+        name = image.name.encode("utf-8", "replace").decode()  # surrogates become question marks
+        if name != image.name:
+            what = "images have a name that is not UTF-8 (or PYTHONUTF8=1 is not set): a new name"
+        elif _folded(name) in taken:
+            what = "images have the same name as another image and get a new name"
+        else:
+            what = ""
+        if what:
+            path = PurePosixPath(name.replace("?", "_"))
             digest = hashlib.sha256(str(image.path).encode("utf-8", "surrogateescape"))
             image.name = str(path.with_name(f"{path.stem}-{digest.hexdigest()[:8]}{path.suffix}"))
-            labels.note(
-                "images have the same name as another image and get a new name",
-                f"{image.path}: {image.name}",
-            )
-        taken.add(image.name.casefold())
+            labels.note(what, f"{image.path}: {image.name}")
+        taken.add(_folded(image.name))
     return images
 
 
+def _folded(name: str) -> str:
+    """Equal for names that are the same file on some file systems."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _categories(labels: Labels, classes: Sequence[str] | None) -> dict[str, int]:
-    """The id of each class, from 1."""
+    """The id of each class: that of the source's COCO json, or from 1."""
     used = {labelled.label for image in labels.images for labelled in image.objects}
     names = list(classes or labels.classes or sorted(used))
     if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"the class '{repeated[0]}' is named twice")
-    return {name: number for number, name in enumerate(names, 1)}
+        raise UserError(f"the class '{repeated[0]}' is named twice; rename one, or give --classes")
+    given = [None if classes else labels.categories.get(name, {}).get("id") for name in names]
+    return dict(zip(names, _ids(given, 0), strict=True))
+
+
+def _ids(given: Sequence[Any], lowest: int) -> list[int]:
+    """The given ids if they are distinct whole numbers from ``lowest`` on, else 1, 2, ..."""
+    if all(type(i) is int and lowest <= i < 2**53 for i in given) and len({*given}) == len(given):
+        return list(given)
+    return list(range(1, len(given) + 1))
 
 
 def _split(
@@ -146,6 +171,8 @@ def _split(
         labels.note(
             "splits of the source have no objects to train on; --val 0.2 makes new splits", "train"
         )
+    elif use_source and "val" not in chosen.values():
+        labels.note("splits of the source have no val; --val 0.2 makes new splits", "val")
     elif not use_source:
         kept = max(with_objects, key=lambda name: draws[name])
         chosen[kept] = "train"
@@ -158,7 +185,15 @@ def _split(
             chosen[others[0]] = "val"
     splits: dict[str, list[LabelledImage]] = {"train": [], "val": []}
     for image in images:
-        splits.setdefault(chosen[image.name], []).append(image)
+        for split in (chosen[image.name], *(image.more_splits if use_source else ())):
+            splits.setdefault(split, []).append(image)
+        if use_source and image.more_splits:
+            what = (
+                "images are in several splits of the source and stay so; --val 0.2 makes new splits"
+            )
+            labels.note(what, f"{image.name}: {', '.join([image.split, *image.more_splits])}")
+        if use_source and not image.split:
+            labels.note("images in no split of the source are split at random", image.name)
     return {split: members for split, members in splits.items() if members}
 
 
@@ -175,21 +210,26 @@ def _annotations(
     annotations: dict[str, list[dict[str, Any]]] = {image.name: [] for image in images}
     for image in progress_bar("measuring objects", "image", images):
         for labelled in image.objects:
-            label = labelled.label
+            label, fields = labelled.label, labelled.fields
             if label not in categories:
                 labels.note(f"objects of the class '{label}' are left out (--classes)", image.name)
                 continue
             try:
-                measured = to_annotation(labelled, image.height, image.width)
+                measured = (
+                    {} if "bbox" in fields else to_annotation(labelled, image.height, image.width)
+                )
             except InvalidShape as error:
                 labels.skip("objects have no mask", f"{image.name}: {label} {error}")
                 continue
             flags = {"flags": labelled.flags} if labelled.flags else {}
-            annotations[image.name].append({"category_id": categories[label], **measured, **flags})
+            annotations[image.name].append(
+                {"category_id": categories[label], **measured, **flags, **fields}
+            )
     return annotations
 
 
 def _content(
+    labels: Labels,
     images: Sequence[LabelledImage],
     annotations: dict[str, list[dict[str, Any]]],
     categories: dict[str, int],
@@ -198,16 +238,21 @@ def _content(
     """The content of a split's json."""
     image_entries: list[dict[str, Any]] = []
     numbered: list[dict[str, Any]] = []
-    for number, image in enumerate(images, 1):
+    for number, image in zip(_ids([image.id for image in images], 0), images, strict=True):
         size = {"height": image.height, "width": image.width}
         flags = {"flags": image.flags} if image.flags else {}
         image_entries.append({"id": number, "file_name": image.name, **size, **flags})
         for annotation in annotations[image.name]:
-            numbered.append({"id": len(numbered) + 1, "image_id": number, **annotation})
+            numbered.append({"id": None, "image_id": number, **annotation})
+    for annotation, number in zip(numbered, _ids([a["id"] for a in numbered], 1), strict=True):
+        annotation["id"] = number
     return {
         "info": {"description": f"{plan.output.name}, converted from {plan.origin}"},
         "images": image_entries,
-        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+        "categories": [
+            {**labels.categories.get(name, {}), "id": number, "name": name}
+            for name, number in categories.items()
+        ],
         "annotations": numbered,
     }
 

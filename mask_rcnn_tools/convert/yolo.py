@@ -10,17 +10,27 @@ inside or next to ``images`` are the splits. The path of a label file is that of
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
+from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.errors import UserError, reason
-from mask_rcnn_tools.convert.labels import LabelledObject, Labels, images_below
+from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.folders import Stems, report_unread
+from mask_rcnn_tools.convert.labels import (
+    LabelledObject,
+    Labels,
+    files_below,
+    images_below,
+    keep_splits,
+    read_text,
+    split_of,
+)
 from mask_rcnn_tools.progress import progress_bar
 
 _KEYS = ("train", "val", "test")  # of the image folders in the yaml
-# Name of a folder -> its split.
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_OTHER_FILES = (".txt", ".yaml", ".yml", ".cache")  # of a data set in YOLO's layout
 _MAX_FRACTION = 1.5  # larger numbers are pixels or another format
 
 
@@ -41,23 +51,22 @@ def read(source: Path, *, classes: Sequence[str] | None = None) -> Labels:
     names = list(classes) if classes else _class_names(config.get("names"), source)
     labels = Labels(classes=names)
     images = _find_images(folder, config, labels)
+    texts = Stems(folder, files_below(folder, ".txt"), labels)
+    used: set[str | None] = set()
     boxes = polygons = 0
-    for path, split in progress_bar("reading YOLO", "image", images):
-        parts = list(path.relative_to(folder).parts)
-        label_file = path
-        if "images" in parts:
-            last = _last_images(parts)
-            label_file = folder.joinpath(*parts[:last], "labels", *parts[last + 1 :])
-            del parts[last]
-        label_file = label_file.with_suffix(".txt")
-        image = labels.open_image(path, "/".join(parts))
+    for path, splits in progress_bar("reading YOLO", "image", images.items()):
+        stem, name = _label_and_name(path.relative_to(folder))
+        found = texts.find(stem)
+        used.add(found)
+        image = labels.open_image(path, name)
         if image is None:
             continue
-        image.split = split
+        image.split, *image.more_splits = splits
         try:
-            text = label_file.read_text(encoding="utf-8-sig") if label_file.is_file() else ""
-        except (OSError, ValueError) as error:
-            labels.skip("images have unreadable labels", f"{label_file}: {reason(error)}")
+            label_file = texts.paths[found] if found else None
+            text = read_text(label_file) if label_file else ""
+        except UnreadableFile as error:
+            labels.skip("images have unreadable labels", f"{label_file} {error}")
             continue
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
@@ -77,6 +86,16 @@ def read(source: Path, *, classes: Sequence[str] | None = None) -> Labels:
                 corners = [value * scale[place % 2] for place, value in enumerate(values[1:])]
                 image.objects.append(LabelledObject(names[int(values[0])], [corners]))
         labels.images.append(image)
+    for path in sorted(set(images_below(folder)) - images.keys()):
+        labels.note("images are in no split of data.yaml and are left out", path)
+        used.add(_label_and_name(path.relative_to(folder))[0])
+    for stem, path in texts.paths.items():
+        if stem not in used and _is_label_file(path):
+            labels.skip("label files have no image", path)
+    others = (path for path in files_below(folder) if path.suffix.lower() not in _OTHER_FILES)
+    report_unread(labels, others)
+    if not _split_keys(config):
+        keep_splits(labels)
     if boxes and not polygons:
         raise UserError(
             f"all {boxes} lines in '{source}' are boxes; YOLO's detection labels have no masks, "
@@ -94,44 +113,89 @@ def _read_yaml(source: Path) -> tuple[Path, dict[str, Any]]:
             return source, {}
         source = path
     try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        # Only text: "no" and "010" may be the names of classes.
+        content = yaml.load(read_text(source), _TextLoader)
+    except UnreadableFile as error:
+        raise UserError(f"'{source}' {error}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"'{source}' is not valid YAML: {reason(error, 160)}") from error
     if not isinstance(content, dict):
         raise UserError(f"'{source}' has no 'names' and 'train'")
     return source.parent, content
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Reads all plain values as text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
 def _class_names(names: Any, source: Path) -> list[str]:
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        names = [names[index] for index in range(len(names))]
+    if isinstance(names, dict):
+        numbers = [str(number) for number in range(len(names))]
+        if set(names) != set(numbers):
+            raise UserError(
+                f"'{source}': the 'names' in data.yaml must be numbered 0 to {len(names) - 1}, "
+                f"without gaps; they are {', '.join(map(str, names))}"[:400]
+            )
+        names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names:
         raise UserError(
             f"'{source}' has no data.yaml with the 'names' of the classes 0, 1, ...; give "
             "--classes NAME ... in this order"
         )
-    return [str(name) for name in names]
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"'{source}': the class {index} in 'names' has no name")
+    return names
 
 
-def _find_images(folder: Path, config: dict[str, Any], labels: Labels) -> list[tuple[Path, str]]:
-    """Each image and its split."""
-    splits: dict[Path, str] = {}
-    for split in _KEYS:
-        entries = config.get(split) or []
-        for entry in entries if isinstance(entries, list) else [entries]:
-            files = _images_of_entry(folder, config.get("path"), str(entry))
-            if files is None:
+def _find_images(folder: Path, config: dict[str, Any], labels: Labels) -> dict[Path, list[str]]:
+    """Each image and its splits; [""] without splits."""
+    splits: dict[Path, list[str]] = {}
+    files = ImageFiles(folder)
+    for split in _split_keys(config):
+        entries = config[split] if isinstance(config[split], list) else [config[split]]
+        for entry in entries:
+            if not isinstance(entry, str):
+                raise UserError(f"data.yaml: '{split}' must be a path or a list of paths")
+            path = _path_of_entry(folder, config.get("path"), entry)
+            if path is None:
                 labels.skip("image folders in data.yaml are missing", f"{split}: {entry}")
-            for path in files or []:
-                splits.setdefault(path, split)
-    if not any(map(config.get, _KEYS)):
-        splits = {path: _split_of(path.relative_to(folder)) for path in images_below(folder)}
-        # If one of the two is missing, the images are split at random.
-        if not {"train", "val"} <= set(splits.values()):
-            splits = dict.fromkeys(splits, "")
+                continue
+            for image in _images_at(path, folder, files, labels):
+                if split not in splits.setdefault(image, []):
+                    splits[image].append(split)
+    labels.note_names(files)
+    if not _split_keys(config):
+        splits = {path: [_split_of(path.relative_to(folder))] for path in images_below(folder)}
     if not splits:
         raise UserError(f"there are no images in '{folder}'")
-    return sorted(splits.items())
+    return dict(sorted(splits.items()))
+
+
+def _split_keys(config: dict[str, Any]) -> list[str]:
+    """The splits that the yaml names."""
+    return [key for key in _KEYS if config.get(key, "") not in ("", "~", "null", [])]
+
+
+def _label_and_name(path: Path) -> tuple[str, str]:
+    """For an image in the folder: its label file without ".txt", and its name without "images"."""
+    parts = list(path.parts)
+    label = path.with_suffix("")
+    if "images" in parts[:-1]:
+        last = _last_images(parts[:-1])
+        label = Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix("")
+        del parts[last]
+    return label.as_posix(), "/".join(parts)
+
+
+def _is_label_file(path: Path) -> bool:
+    """Whether the first line of a text file is a label."""
+    try:
+        return _parse_line(read_text(path).strip().partition("\n")[0]) is not None
+    except UnreadableFile:
+        return False
 
 
 def _last_images(parts: Sequence[str]) -> int:
@@ -146,11 +210,11 @@ def _split_of(path: Path) -> str:
         return ""
     last = _last_images(folders)
     candidates = (*folders[last + 1 : last + 2], *folders[max(0, last - 1) : last])
-    return next((_SPLITS[name.lower()] for name in candidates if name.lower() in _SPLITS), "")
+    return split_of(*candidates)
 
 
-def _images_of_entry(folder: Path, top: Any, entry: str) -> list[Path] | None:
-    """The images of an entry in the yaml, only inside its folder; None if it does not exist.
+def _path_of_entry(folder: Path, top: Any, entry: str) -> Path | None:
+    """The folder or list of images that an entry in the yaml names, only inside the yaml's folder.
 
     The paths in a yaml are often those of another machine, and Roboflow writes one ``../`` too
     many. So this looks for the longest end of the path that exists in the folder.
@@ -161,15 +225,29 @@ def _images_of_entry(folder: Path, top: Any, entry: str) -> list[Path] | None:
     for base in (*bases, folder):
         for start in range(len(parts)):
             path = base.joinpath(*parts[start:])
-            if not path.resolve().is_relative_to(root) or not path.exists():
+            try:
+                is_inside = path.resolve().is_relative_to(root)
+                if is_inside and (path.is_dir() or (path.suffix == ".txt" and path.is_file())):
+                    return path
+            except (OSError, ValueError):  # too long, a NUL
                 continue
-            if path.is_dir():
-                return images_below(path)
-            if path.suffix == ".txt":
-                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-                listed = [(folder / line.strip()).resolve() for line in lines if line.strip()]
-                return [folder / p.relative_to(root) for p in listed if p.is_relative_to(root)]
     return None
+
+
+def _images_at(path: Path, folder: Path, files: ImageFiles, labels: Labels) -> list[Path]:
+    """The images in a folder or in a list, in the folder of the yaml."""
+    if path.is_dir():
+        if not (images := images_below(path)):
+            labels.skip("image folders in data.yaml have no images", path)
+        return images
+    try:
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except UnreadableFile as error:
+        labels.skip("lists of images cannot be read", f"{path} {error}")
+        return []
+    remedy = "put them into SOURCE"
+    listed = (labels.find_file(files, name, path, path.parent, remedy) for name in names)
+    return [folder / files.name_of(image) for image in listed if image]
 
 
 def _parse_line(line: str) -> list[float] | None:

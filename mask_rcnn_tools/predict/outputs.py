@@ -306,7 +306,7 @@ def write_image(path: Path, image: BGR) -> None:
     _, data = cv2.imencode(path.suffix, image, _JPEG_QUALITY if path.suffix != ".png" else [])
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())
+        path.write_bytes(data)
 
 
 def _open(path: Path) -> IO[str]:

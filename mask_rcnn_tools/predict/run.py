@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor
@@ -46,6 +47,7 @@ from mask_rcnn_tools.predict.outputs import (
 
 def run(arguments: argparse.Namespace) -> int:
     """Predicts and writes: returns 1 if a file could not be read, else 0."""
+    limit_pixels(arguments.max_pixels)
     sources = find_sources(arguments.inputs, recursive=arguments.recursive, output=arguments.output)
     _check_output(arguments, sources)
     cameras = {s.path: open_camera(s.path) for s in sources if s.kind == "camera"}
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         for output in outputs:
             stack.callback(output.close)
         try:
-            frames_read = read_frames(sources, cameras, skip)
+            frames_read = read_frames(sources, cameras, skip, sixteen_bit=predictor.sixteen_bit)
             for batch in prefetch_batches(frames_read, arguments.batch_size):
                 for frame, instances in zip(batch, _predict(predict, batch), strict=True):
                     kept = _select(instances.to("cpu"), class_ids, arguments.max_detections)

@@ -55,11 +55,11 @@ def test_every_mode_of_a_file(mode: str, suffix: str, tmp_path: Path) -> None:
     white = Image.new("RGB", (5, 4), (255, 255, 255))
     if mode == "I;16":
         white = Image.fromarray(np.full((4, 5), 65535, np.uint16))
-        white.putpixel((0, 0), 256 * 100)
+        white.putpixel((0, 0), 257 * 100)
     else:
         white = white.convert(mode)
     white.save(tmp_path / f"white{suffix}")
-    read = to_bgr(tmp_path / f"white{suffix}")
+    read = to_bgr(tmp_path / f"white{suffix}", sixteen_bit="full")
     assert read.shape == (4, 5, 3) and read.dtype == np.uint8
     assert (read[2, 2] == 255).all()
     assert mode != "I;16" or (read[0, 0] == 100).all()
@@ -82,9 +82,9 @@ def test_arrays() -> None:
         (np.zeros((4, 4, 3), np.float32), "image is an array of float32: give uint8"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
-        (Image.new("F", (3, 3)), "32 bits per pixel"),
         ([1, 2], "image is a list: give a path"),
         ("missing.jpg", "missing.jpg does not exist"),
+        (Path("photos/missing.jpg"), "photos/missing.jpg does not exist"),
         (".", "is a folder"),
     ],
 )

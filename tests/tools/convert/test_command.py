@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,45 @@ def test_a_shell_can_run_the_next_command(
     assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
     tokens = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert tokens[0] == f"DETECTRON2_DATASETS={tmp_path / 'my data'}"
-    assert tokens[2:4] == ["train_net.py", "--config-file"]
+    assert tokens[tokens.index("train_net.py") - 1] in ("run", "python")
+    assert tokens[-4:] == [
+        "DATASETS.TRAIN",
+        "('things_train',)",
+        "DATASETS.TEST",
+        "('things_val',)",
+    ]
+
+
+def test_the_last_command_trains_on_all_that_is_converted(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    datasets = tmp_path / "datasets"
+    for output, *options in (
+        ("things",),
+        ("things", "--split", "train2"),
+        ("things", "--split", "dogs", "--classes", "disc"),
+        ("more", "--split", "all"),
+        ("others", "--split", "all", "--classes", "disc", "box"),
+    ):
+        arguments = ["labelme", str(photos), "--output", str(datasets / output), *options]
+        assert main(["convert", *arguments]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        if output == "things":
+            assert "more_all" not in lines[-1]
+        if output == "more":
+            here, everything = (shlex.split(line) for line in (lines[-3], lines[-1]))
+    assert here[:3] == ["uv", "run", "train_net.py"]
+    assert here[-4:] == ["DATASETS.TRAIN", "('more_all',)", "DATASETS.TEST", "()"]
+    assert everything[-3] == "('more_all', 'things_train', 'things_train2')"
+    assert everything[-1] == "('things_val',)"
+    assert (
+        main(["convert", *arguments[:2], "--output", str(datasets / "things"), "--overwrite"]) == 0
+    )
+    assert "dogs.json has other classes" in capsys.readouterr().out
 
 
 def test_no_training_is_suggested_without_objects_to_train_on(
@@ -108,7 +147,13 @@ def test_every_format_has_help_with_an_example(
     [
         ([], "required: FORMAT"),
         (["labelm", "{photos}"], "'labelm'; did you mean 'labelme'?"),
-        (["coco", "{photos}"], "labelme, via, voc, yolo, masks"),
+        (["kitti", "{photos}"], "coco, cvat, label-studio, labelme, via, voc, yolo, masks"),
+        (["label_studio", "{photos}"], "did you mean 'label-studio'?"),
+        (["coco", "{photos}", "--output", "{out}"], "looked for a COCO json"),
+        (["coco", "{photos}/0.json", "--output", "{out}"], "'images' is missing"),
+        (["cvat", "{photos}", "--output", "{out}"], "annotations.xml; found 0.json"),
+        (["label-studio", "{photos}", "--output", "{out}"], "found 0.json, 1.json"),
+        (["coco", "{photos}.zip", "--output", "{out}"], "unpack"),
         (["labelme", "{photos}"], "required: --output"),
         (["labelme", "nowhere", "--output", "{out}"], "'nowhere'"),
         (["masks", "{photos}/0.json", "--output", "{out}"], "is not a folder"),
@@ -133,6 +178,7 @@ def test_an_invalid_argument_gives_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shutil.make_archive(str(photos), "zip", photos)
     arguments = [text.format(photos=photos, out=tmp_path / "out") for text in arguments]
     assert main(["convert", *arguments]) == 2
     captured = capsys.readouterr()

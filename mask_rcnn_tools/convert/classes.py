@@ -1,0 +1,61 @@
+"""Class names as people type them: spaces, capitals, and labels that are not classes."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+
+from mask_rcnn_tools.convert.labels import LabelledObject, Labels
+
+# labelme's labels for regions to ignore and for the background.
+_NOT_CLASSES = ("__ignore__", "_background_")
+
+
+def clean_name(name: str) -> str:
+    """A class name without spaces around it or repeated within it, in Unicode's form NFC."""
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def clean_classes(labels: Labels, wanted: Sequence[str] | None) -> None:
+    """Cleans the class names of all objects, leaves out what is not a class, and notes both.
+
+    Args:
+        labels: changed in place.
+        wanted: the classes that the user names; these are classes in any case.
+    """
+    for image in labels.images:
+        image.objects = [
+            labelled
+            for labelled in image.objects
+            if _is_kept(labelled, image.name, labels, wanted or ())
+        ]
+    if labels.classes is not None:
+        labels.classes = [
+            name
+            for name in map(clean_name, labels.classes)
+            if name not in _NOT_CLASSES or name in (wanted or ())
+        ]
+    counts = Counter(labelled.label for image in labels.images for labelled in image.objects)
+    twins: dict[str, list[str]] = {}
+    for name in sorted(counts):
+        twins.setdefault(name.casefold(), []).append(f"'{name}' ({counts[name]} objects)")
+    for names in twins.values():
+        if len(names) > 1:
+            what = "classes differ only in capitals; if they are one class, rename it in the source"
+            labels.note(what, ", ".join(names))
+    if wanted and len(wanted) == 1 and "," in wanted[0]:
+        labels.note("--classes names one class; separate several names with spaces", wanted[0])
+
+
+def _is_kept(labelled: LabelledObject, image: str, labels: Labels, wanted: Sequence[str]) -> bool:
+    """Cleans the class name of an object; whether it is the name of a class."""
+    name = clean_name(labelled.label)
+    if name != labelled.label:
+        what = "labels have spaces around them, or another Unicode form (removed)"
+        labels.note(what, f"{image}: '{labelled.label}'")
+        labelled.label = name
+    if not name:
+        labels.skip("objects have no class name", image)
+    elif name in _NOT_CLASSES and name not in wanted:
+        labels.note(f"objects with the label {name} are left out; it is not a class", image)
+        return False
+    return bool(name)

@@ -1,0 +1,211 @@
+"""Reads "CVAT for images 1.1": ``annotations.xml``, with the images in ``images`` beside it.
+
+The XML is read without a document type, so without entities: CVAT writes none.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from mask_rcnn_plus.data.file_names import ImageFiles
+from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.classes import clean_name
+from mask_rcnn_tools.convert.folders import report_rest
+from mask_rcnn_tools.convert.geometry import (
+    InvalidShape,
+    ellipse,
+    polygon,
+    rectangle,
+    to_rle,
+    turned,
+)
+from mask_rcnn_tools.convert.labels import (
+    Array,
+    LabelledImage,
+    LabelledObject,
+    Labels,
+    files_below,
+    keep_splits,
+    read_text,
+    split_of,
+    unknown_layout,
+)
+from mask_rcnn_tools.progress import progress_bar
+
+_WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
+
+
+def read(source: Path, *, images: Path | None = None) -> Labels:
+    """Reads an XML, or all in a folder and its subfolders.
+
+    Shapes of an image with the same label and ``group_id`` are one object. The ``subset`` of the
+    images is their split, if there are several. An image without shapes is one without objects.
+
+    Args:
+        source: the XML or the folder.
+        images: the folder of the images, by default the source.
+
+    Raises:
+        UserError: there is no XML of CVAT.
+    """
+    labels = Labels()
+    classes: list[str] = []
+    paths = files_below(source, ".xml") if source.is_dir() else [source]
+    top = images or (source if source.is_dir() else source.parent)
+    files = ImageFiles(top)
+    seen: set[Path] = set()
+    found = 0
+    for path in paths:
+        try:
+            root = _read_xml(path)
+        except UnreadableFile as error:
+            if not source.is_dir():
+                raise UserError(f"'{path}' {error}") from error
+            labels.skip("files cannot be read as CVAT for images 1.1", f"{path} {error}")
+            continue
+        found += 1
+        for label in root.iterfind("meta//labels/label"):
+            name = label.findtext("name") or ""
+            # The parts of a skeleton have a parent.
+            if name.strip() and label.find("parent") is None:
+                classes.append(name)
+        for entry in progress_bar("reading CVAT", "image", root.findall("image")):
+            image = _open(entry, path, files, seen, labels)
+            if image is not None:
+                _add_objects(entry, image, path, labels)
+                labels.images.append(image)
+    if not found:
+        wanted = 'an .xml in the format "CVAT for images 1.1", usually annotations.xml'
+        raise unknown_layout(source, wanted)
+    classes += (labelled.label for image in labels.images for labelled in image.objects)
+    labels.classes = list(dict.fromkeys(map(clean_name, classes)))
+    labels.note_names(files)
+    report_rest(labels, source, top, paths, seen)
+    keep_splits(labels)
+    return labels
+
+
+def _read_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML of CVAT.
+
+    Raises:
+        UnreadableFile: it is another file.
+    """
+    text = read_text(path)
+    if "<!DOCTYPE" in text:
+        raise UnreadableFile("has a document type (DTD), which CVAT never writes")
+    try:
+        root = ElementTree.fromstring(text)
+    except (ValueError, ElementTree.ParseError) as error:
+        raise UnreadableFile(f"is not valid XML: {reason(error, 120)}") from error
+    if root.tag != "annotations" or root.find("track") is not None or root.find("image") is None:
+        is_video = root.tag == "annotations" and root.find("track") is not None
+        fault = "is CVAT for video" if is_video else f"has no images (its root is <{root.tag}>)"
+        raise UnreadableFile(f'{fault}; in CVAT, export the task as "CVAT for images 1.1"')
+    return root
+
+
+def _open(
+    entry: ElementTree.Element, path: Path, files: ImageFiles, seen: set[Path], labels: Labels
+) -> LabelledImage | None:
+    """An image without objects; None if it is skipped."""
+    name = entry.get("name", "")
+    where = f"{path}: '{name}'"
+    near = path.parent.resolve() / "images"
+    file = labels.find_file(files, name, path, near if near.is_dir() else path.parent)
+    if file is None:
+        return None
+    if file in seen:
+        labels.skip("images are labelled twice; the first labels count", where)
+        return None
+    seen.add(file)
+    inside = file.is_relative_to(near)
+    image = labels.open_image(
+        file, file.relative_to(near).as_posix() if inside else files.name_of(file)
+    )
+    if image is None:
+        return None
+    size = entry.get("width"), entry.get("height")
+    if size != (str(image.width), str(image.height)):
+        labels.skip(
+            "images have a different size than when they were labelled",
+            f"{where}: {size[0]} x {size[1]}, now {image.width} x {image.height}",
+        )
+        return None
+    image.split = split_of(entry.get("subset", ""))
+    return image
+
+
+def _add_objects(
+    entry: ElementTree.Element, image: LabelledImage, path: Path, labels: Labels
+) -> None:
+    objects: dict[Any, LabelledObject] = {}
+    masks: dict[Any, Array] = {}
+    for index, shape in enumerate(entry):
+        where = f"{path}: '{entry.get('name')}' {shape.tag} {index}"
+        label = shape.get("label", "")
+        if shape.tag in _WITHOUT_AREA:
+            labels.note(f"shapes of the type {shape.tag} have no area and are left out", where)
+            continue
+        if not label.strip():
+            labels.skip("shapes have no label", where)
+            continue
+        group = shape.get("group_id", "0")
+        key = index if group == "0" else (label, group)
+        try:
+            outline = None if shape.tag == "mask" else _outline(shape.tag, shape.attrib)
+            mask = _read_mask(shape.attrib, image) if shape.tag == "mask" else None
+        except InvalidShape as error:
+            labels.skip("shapes are invalid", f"{where} {error}")
+            continue
+        labelled = objects.setdefault(key, LabelledObject(label))
+        if outline is not None:
+            labelled.polygons.append(outline)
+        if mask is not None:
+            masks[key] = masks[key] | mask if key in masks else mask
+    for key, mask in masks.items():
+        objects[key].rle = to_rle(mask)
+    image.objects = list(objects.values())
+
+
+def _outline(kind: str, values: Mapping[str, str]) -> list[float]:
+    """The polygon of a shape."""
+    if kind == "polygon":
+        corners = (corner.split(",") for corner in values.get("points", "").split(";"))
+        return polygon([[_number(value) for value in corner] for corner in corners])
+    rotation = _number(values.get("rotation", "0"))
+    if kind == "box":
+        x0, y0, x1, y1 = (_number(values.get(key)) for key in ("xtl", "ytl", "xbr", "ybr"))
+        box = rectangle(x0, y0, x1, y1)
+        return turned(box, rotation, (x0 + x1) / 2, (y0 + y1) / 2) if rotation else box
+    if kind == "ellipse":
+        cx, cy, rx, ry = (_number(values.get(key)) for key in ("cx", "cy", "rx", "ry"))
+        return turned(ellipse(cx, cy, rx, ry), rotation, cx, cy)
+    raise InvalidShape("has an unknown type")
+
+
+def _read_mask(values: Mapping[str, str], image: LabelledImage) -> Array:
+    """The mask (H, W) of a brush: lengths of runs outside and inside, row by row of its box."""
+    try:
+        left, top, width, height = (int(values[key]) for key in ("left", "top", "width", "height"))
+        counts = [int(count) for count in values["rle"].split(",")]
+    except (KeyError, ValueError) as error:
+        raise InvalidShape("has no left, top, width, height and rle of whole numbers") from error
+    inside = 0 <= left <= left + width <= image.width and 0 <= top <= top + height <= image.height
+    if not inside or min(counts) < 0 or sum(counts) != width * height:
+        raise InvalidShape("has run lengths that do not fit its box, or a box outside the image")
+    mask = np.zeros((image.height, image.width), bool)
+    runs = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    mask[top : top + height, left : left + width] = runs.reshape(height, width)
+    return mask
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "")
+    except ValueError as error:
+        raise InvalidShape(f"has the coordinate {text!r:.40}") from error
