@@ -77,11 +77,9 @@ class BatchPredictor:
         Raises:
             UserError: a format is neither BGR nor RGB, or the batch size is less than 1.
         """
-        for name, value in (("INPUT.FORMAT", input_format), ("array_format", array_format)):
-            if value not in ("BGR", "RGB"):
-                raise UserError(f"{name} is '{value}': must be BGR or RGB")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        if input_format not in ("BGR", "RGB"):
+            raise UserError(f"INPUT.FORMAT is '{input_format}': must be BGR or RGB")
+        _check(array_format, batch_size)
         self.model = model.eval()
         self.class_names = list(class_names)
         self.batch_size = batch_size
@@ -109,6 +107,7 @@ class BatchPredictor:
             optimize_to: predict with a copy from ``mask_rcnn_plus.optimize`` in this dtype.
             kwargs: for the constructor, such as ``batch_size``.
         """
+        _check(kwargs.get("array_format", "BGR"), kwargs.get("batch_size", 1))
         cfg, names = resolve_classes(cfg, trusted=trust_checkpoint)
         if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
             raise UserError(
@@ -245,3 +244,11 @@ class BatchPredictor:
         elif masks is not None and not self._paste:
             instances.pred_masks = RunLengthMasks(encoded_masks(masks.cpu()), instances.image_size)
         return instances
+
+
+def _check(array_format: str, batch_size: int) -> None:
+    """Raises a UserError for a wrong argument, before the weights are read."""
+    if array_format not in ("BGR", "RGB"):
+        raise UserError(f"array_format is '{array_format}': must be BGR or RGB")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
