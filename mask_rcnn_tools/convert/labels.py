@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from mask_rcnn_plus.errors import reason
+from mask_rcnn_plus.errors import printable, reason
 from mask_rcnn_tools.check.images import SIDEWAYS, UnreadableFile, exif_orientation, open_image
-from mask_rcnn_tools.check.result import printable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
 _MAX_EXAMPLES = 3

@@ -1,12 +1,20 @@
 """Finds the objects in images, folders, videos or camera frames, and draws them."""
 
 import argparse
+import glob
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_tools.arguments import Parser, fraction, positive
+from mask_rcnn_tools.arguments import (
+    Parser,
+    existing_file,
+    existing_path,
+    fraction,
+    positive,
+    weights,
+)
 from mask_rcnn_tools.predict.layout import check_output
 from mask_rcnn_tools.predict.sources import find_sources
 
@@ -75,12 +83,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "inputs",
         nargs="+",
+        type=_input,
         metavar="INPUT",
         help='an image, a folder, a pattern such as "photos/*.jpg", a video, or the number of a '
         "camera",
     )
-    add("--weights", required=True, metavar="FILE", help="checkpoint: .pth, or .pkl from the zoo")
-    add("--config-file", metavar="YAML", help="config, if FILE does not contain it")
+    add(
+        "--weights",
+        required=True,
+        type=weights,
+        metavar="FILE",
+        help="checkpoint: .pth, or .pkl from the zoo",
+    )
+    add(
+        "--config-file",
+        type=existing_file,
+        metavar="YAML",
+        help="config, if FILE does not contain it",
+    )
     add(
         "--set",
         nargs=2,
@@ -132,7 +152,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="write COCO results")
     add(
         "--like",
-        type=Path,
+        type=existing_file,
         metavar="JSON",
         help="give images and categories in the results the ids that they have, by name, in this "
         "COCO json",
@@ -157,3 +177,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--set {key} would have no effect: use {_OPTIONS[key]}")
     arguments.overlap = 0.2 if arguments.overlap is None else arguments.overlap
     return arguments
+
+
+def _input(text: str) -> str:
+    """An INPUT; the number of a camera and a pattern need not exist as files."""
+    return text if text.isdecimal() or glob.has_magic(text) else str(existing_path(text))

@@ -1,13 +1,13 @@
-"""Where ``predict`` writes its files, and that they appear there complete or not at all."""
+"""The names of the files that ``predict`` writes, and the check that they may be written."""
 
 import argparse
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_tools.arguments import UsageError, prepare_output
+from mask_rcnn_tools.arguments import UsageError
+from mask_rcnn_tools.files import prepare_output
 from mask_rcnn_tools.predict.sources import Source
 
 RESULTS, IMAGES, TABLE, CUTOUTS = "predictions.json", "images.json", "objects.csv", "cutouts"
@@ -32,24 +32,6 @@ def fitting(path: Path) -> Path:
     end = f"~{hashlib.sha256(name).hexdigest()[:8]}{path.suffix}"
     begin = name[: _LONGEST_NAME - len(end.encode())].decode("utf-8", "ignore")
     return path.with_name(begin + end)
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``. The file takes its name at the end, or an error removes it.
-
-    Creates the folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A short name, because a long one with a longer ending may be too long.
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]
-    part = path.with_name(f".{digest}.part{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def check_output(arguments: argparse.Namespace, sources: Sequence[Source]) -> None:

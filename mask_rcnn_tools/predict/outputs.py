@@ -26,13 +26,13 @@ from mask_rcnn_plus.evaluation.coco_json import encoded_masks, instances_to_coco
 from mask_rcnn_plus.evaluation.drawing import FONT_SCALE, DrawnObjects, Style, draw_styled
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 from mask_rcnn_plus.prediction.images import BGR
+from mask_rcnn_tools.files import complete_file
 from mask_rcnn_tools.predict.frames import Frame
 from mask_rcnn_tools.predict.layout import (
     CUTOUTS,
     IMAGES,
     RESULTS,
     TABLE,
-    complete_file,
     drawing_path,
     fitting,
 )

@@ -16,7 +16,7 @@ from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor
 from mask_rcnn_plus.prediction.building import read_config, resolve_classes
-from mask_rcnn_tools.arguments import writing
+from mask_rcnn_tools.files import writing
 from mask_rcnn_tools.predict.frames import (
     Frame,
     count_frames,

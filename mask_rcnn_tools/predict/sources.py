@@ -9,7 +9,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from mask_rcnn_tools.arguments import UsageError
@@ -115,10 +114,7 @@ def _expand(text: str, recursive: bool, others: list[Path]) -> Iterator[tuple[st
         for file in files:
             yield _kind(file), str(file), file.stem
     else:
-        parent = path.parent if path.parent.is_dir() else Path()
-        close = get_close_matches(path.name, [p.name for p in parent.iterdir()], n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UsageError(f"there is no file or folder '{text}'{hint}")
+        raise UsageError(f"INPUT '{text}' does not exist")
 
 
 def _files_in(folder: Path, recursive: bool, others: list[Path]) -> list[Path]:

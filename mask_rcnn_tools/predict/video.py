@@ -16,7 +16,7 @@ import cv2
 
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.prediction.images import BGR
-from mask_rcnn_tools.predict.layout import complete_file
+from mask_rcnn_tools.files import complete_file
 
 # In MP4. OpenCV's packages contain an encoder of VP9; some other builds have one of H.264 instead.
 # All can write MPEG-4, which browsers do not play.
