@@ -68,24 +68,33 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file, text as UTF-8, so that no reader ever sees a part of it. Creates its folder.
-
-    A link is replaced, not followed. What is not a regular file, such as /dev/stdout, is written
-    directly.
+    """Writes a file, text as UTF-8; see :func:`complete_file`.
 
     Raises:
         OSError: the file cannot be written; an existing file is unchanged.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    with complete_file(path) as part:
+        part.write_bytes(data)
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """The path of an empty file to write, which takes the name ``path`` at the end of the block.
+
+    So no reader ever sees a part of the content; after an error, the file is removed. Creates the
+    folder. A link is replaced, not followed. What is not a regular file, such as /dev/stdout, is
+    itself the path to write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        yield path
         return
     # A short name, because a long one with an ending may be too long.
-    part = path.with_name(f".{path.name[:40]}-{os.getpid()}.part")
+    part = path.with_name(f".{path.name[:40]}-{os.getpid()}.part{path.suffix[:8]}")
     try:
-        with part.open("xb") as file:  # "x", because a link there may lead anywhere
-            file.write(data)
+        part.touch(exist_ok=False)  # a link there may lead anywhere
+        yield part
         if path.is_file():
             part.chmod(path.stat().st_mode & 0o777)
         part.replace(path)
