@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
                     frames += 1
                     objects += len(kept)
                     bar.update()
+                del frame  # and its image, before the next one is read
         except KeyboardInterrupt:
             if not cameras:
                 raise
