@@ -99,7 +99,7 @@ def reading(path: str | Path, subject: str) -> Iterator[None]:
     """Turns errors while an image is opened and decoded into UserErrors. Pillow does not warn.
 
     Args:
-        path: the file.
+        path: the file; "" for an image in memory.
         subject: how messages begin, such as "image 'a.jpg'".
 
     Raises:
@@ -108,6 +108,8 @@ def reading(path: str | Path, subject: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images and damaged metadata
+            if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+                raise UserError(f"{subject} is not a regular file")  # a pipe would block
             yield
     except UserError:
         raise

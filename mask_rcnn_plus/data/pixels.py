@@ -82,7 +82,8 @@ def to_bgr(
                 logger.warning(f"{path} contains several images: the first one is used")
             return _from_pil(opened, sixteen_bit, str(path))
     if isinstance(image, Image.Image):
-        return _from_pil(image, sixteen_bit, named)
+        with reading("", named):  # it may not be decoded yet
+            return _from_pil(image, sixteen_bit, named)
     if isinstance(image, np.ndarray):
         return _from_array(image, array_format, sixteen_bit, named)
     raise UserError(
@@ -103,6 +104,8 @@ def in_format(image: BGR, format: str) -> BGR:
 
 
 def _from_pil(image: Image.Image, sixteen_bit: str, named: str) -> BGR:
+    if 0 in image.size:
+        raise UserError(f"{named} has {image.width} x {image.height} pixels")
     # detectron2's own function. It ignores damaged EXIF data.
     upright = detection_utils._apply_exif_orientation(image)
     result = np.empty((upright.height, upright.width, 3), np.uint8)

@@ -132,5 +132,5 @@ def prefetch_batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]
             large = sum(frame.image.size for frame in batch) >= _LARGE
             following = None if large else pool.submit(read)
             yield batch
-            batch = []  # the caller may free the images before the next ones are read
+            batch.clear()  # frees large images before the next ones are read
             batch = (following or pool.submit(read)).result()

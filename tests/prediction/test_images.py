@@ -1,5 +1,6 @@
 """Images of every kind become (H, W, 3), uint8, BGR, upright; errors name what is wrong."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,9 @@ def test_arrays() -> None:
         ("missing.jpg", "missing.jpg does not exist"),
         (Path("photos/missing.jpg"), "photos/missing.jpg does not exist"),
         (".", "is a folder"),
+        ("a\0.jpg", "cannot be read"),
+        ("a" * 300 + ".jpg", "cannot be read: File name too long"),
+        (Image.new("RGB", (0, 5)), "image has 0 x 5 pixels"),
     ],
 )
 def test_an_unsupported_image_is_named(image: object, message: str) -> None:
@@ -106,3 +110,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=rf"{name} .*{message}"):
             to_bgr(tmp_path / name)
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(UserError, match="cannot be read"):
+        to_bgr(cut)  # not decoded yet
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is not a regular file"):
+        to_bgr(tmp_path / "pipe.png")

@@ -10,7 +10,8 @@ from PIL import Image
 
 from mask_rcnn_tools.cli import main
 from mask_rcnn_tools.convert.labels import images_below
-from mask_rcnn_tools.predict.inputs import Frame, Source, find_sources, prefetch_batches
+from mask_rcnn_tools.predict.frames import Frame, prefetch_batches
+from mask_rcnn_tools.predict.sources import Source, find_sources
 
 ENDINGS = ("jpg", "JPG", "jpe", "jfif", "ppm", "pgm", "tga", "webp")
 
@@ -109,9 +110,9 @@ def test_convert_takes_the_limit_from_its_option(
 
 
 def test_large_images_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mask_rcnn_tools.predict import inputs
+    from mask_rcnn_tools.predict import frames as reading
 
-    monkeypatch.setattr(inputs, "_LARGE", 300)
+    monkeypatch.setattr(reading, "_LARGE", 300)
     read: list[int] = []
 
     def frames() -> Any:
