@@ -21,10 +21,11 @@ COMMANDS = {
     "fit-anchors": ("fit_anchors.command", "find anchors that cover the boxes of a data set"),
     "lr-range": ("lr_range.command", "find a learning rate by training briefly while it rises"),
     "convert-torchvision": ("convert_torchvision", "convert torchvision's weights to detectron2's"),
+    "stock-config": ("stock_config", "write a checkpoint's config for plain detectron2"),
     "doctor": ("doctor.command", "check the installation and the machine; for bug reports"),
 }
 # These modules import the plugin only after they have read the arguments, if at all.
-LIGHT = {"predict", "show-data", "fit-anchors", "lr-range", "doctor"}
+LIGHT = {"predict", "show-data", "fit-anchors", "lr-range", "stock-config", "doctor"}
 # Former commands, now scripts that run from a clone.
 _MOVED = {"benchmark": "benchmarks.model", "ablate": "benchmarks.ablate"}
 
