@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
+from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.errors import UserError
 
 
@@ -56,6 +57,7 @@ def make_current(device: str) -> None:
 
 
 def _with_device(cfg: CfgNode) -> CfgNode:
+    cfg = complete(cfg)
     device = resolve_device(cfg.MODEL.DEVICE)
     if device == cfg.MODEL.DEVICE:
         return cfg
@@ -111,7 +113,7 @@ def extend_detectron2() -> None:
     Every config of this project has both keys, and detectron2 has no hook between the config and
     ``model.to(device)``, so this replaces ``build_model`` and ``DefaultPredictor.__init__``. They
     receive a copy of the config with the device's name; the caller's config, which may be frozen,
-    does not change. A config without these keys works as before, except that a missing GPU is
+    does not change. Keys of this project that it lacks have their defaults. A missing GPU is
     reported as in ``resolve_device``. A second call changes nothing.
     """
     from detectron2.engine import DefaultPredictor
@@ -119,9 +121,9 @@ def extend_detectron2() -> None:
 
     @functools.wraps(build_model)
     def build_model_extended(cfg: CfgNode) -> torch.nn.Module:
-        model = build_model(_with_device(cfg))
-        # A config of detectron2 does not have this key.
-        if cfg.MODEL.get("CHANNELS_LAST", False):
+        cfg = _with_device(cfg)
+        model = build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
             use_channels_last(model)
         return model
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "fit-anchors": ("fit_anchors", "find anchors that cover the boxes of a data set"),
     "lr-range": ("lr_range", "find a learning rate by training briefly while it rises"),
     "convert-torchvision": ("convert_torchvision", "convert torchvision's weights to detectron2's"),
+    "stock-config": ("stock_config", "write a checkpoint's config for plain detectron2"),
     "doctor": ("doctor", "check the installation and the machine; for bug reports"),
 }
 _TRAIN = ("train_net.py", "--config-file", "YAML")

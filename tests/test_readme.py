@@ -25,7 +25,7 @@ PAGES = [
 def test_the_app_script_predicts(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    (script,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    script, stock = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (faster,) = re.findall(r"```python\n(.*?)```", PERFORMANCE, re.DOTALL)
     assert len(script.strip().splitlines()) <= 10
     (tmp_path / "output").mkdir()
@@ -39,6 +39,10 @@ def test_the_app_script_predicts(
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" pixels")]
     assert len(lines) == len(variables["instances"]) > 0
     assert {line.split()[0] for line in lines} <= {"circle", "square", "triangle"}
+
+    exec(stock, variables)
+    found = variables["predictor"](cv2.imread("photo.jpg"))["instances"]
+    assert len(found) == len(variables["instances"])
 
     cfg = load_config("output/balloons/config.yaml")
     cfg.MODEL.WEIGHTS = "output/balloons/model_final.pth"

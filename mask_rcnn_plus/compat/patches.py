@@ -7,8 +7,6 @@ Files and lines in the docstrings refer to detectron2's tag v0.6.
 """
 
 import functools
-import importlib.resources
-import importlib.util
 import inspect
 import random
 import re
@@ -21,6 +19,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from mask_rcnn_plus.compat.clients import (
+    export_without_caffe2,
+    model_zoo_configs,
+    model_zoo_without_pkg_resources,
+)
 from mask_rcnn_plus.compat.tools import Stub, View, has_extension, lent_module, load, source
 
 
@@ -278,27 +281,6 @@ def mixed_precision_names() -> bool:
     return old_names
 
 
-def model_zoo_without_pkg_resources() -> bool:
-    """model_zoo/model_zoo.py:4 imports ``pkg_resources``, which setuptools 82 removed.
-
-    Symptom: ModuleNotFoundError from ``detectron2.model_zoo``, which looks up COCO weights. Fix:
-    during that import there is a ``pkg_resources`` with the one function that it calls.
-    """
-    name = "pkg_resources"
-    there = name in sys.modules or importlib.util.find_spec(name)
-    if there or f"import {name}" not in source("model_zoo/model_zoo.py"):
-        return False
-
-    def resource_filename(package: str, resource: str) -> str:
-        return str(importlib.resources.files(package) / resource)
-
-    stand_in = Stub(name)
-    stand_in.resource_filename = resource_filename
-    with lent_module(stand_in):
-        load("model_zoo")
-    return True
-
-
 # Each returns whether it was needed. They are in the order of the imports that they make possible.
 PATCHES = (
     layers_without_extension,
@@ -315,4 +297,6 @@ PATCHES = (
     distributed_buffers,
     mixed_precision_names,
     model_zoo_without_pkg_resources,
+    model_zoo_configs,
+    export_without_caffe2,
 )

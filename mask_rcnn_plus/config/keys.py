@@ -11,6 +11,41 @@ def get_cfg() -> CfgNode:
     return cfg
 
 
+def complete(cfg: CfgNode) -> CfgNode:
+    """Returns a config in which every key that it lacks has its default.
+
+    Programs that build their config with detectron2's own ``get_cfg`` do not have this project's
+    keys. Everything that reads these keys from a caller's config calls this first.
+
+    Returns:
+        the config itself if it has all keys; otherwise a copy, frozen if the config is.
+    """
+    defaults = get_cfg()
+    if _has_all(cfg, defaults):
+        return cfg
+    copy = cfg.clone()
+    copy.defrost()
+    _fill(copy, defaults)
+    if cfg.is_frozen():
+        copy.freeze()
+    return copy
+
+
+def _has_all(node: CfgNode, defaults: CfgNode) -> bool:
+    return all(
+        key in node and (not isinstance(value, CfgNode) or _has_all(node[key], value))
+        for key, value in defaults.items()
+    )
+
+
+def _fill(node: CfgNode, defaults: CfgNode) -> None:
+    for key, value in defaults.items():
+        if key not in node:
+            node[key] = value
+        elif isinstance(value, CfgNode):
+            _fill(node[key], value)
+
+
 def add_mask_rcnn_plus_config(cfg: CfgNode) -> None:
     """Adds this project's keys, with their defaults, to a detectron2 config in place."""
     _add_model_keys(cfg)

@@ -8,6 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
+from mask_rcnn_plus.config import complete
+
 _GREY = 128.0  # for padding; near the mean of photographs
 
 
@@ -17,6 +19,7 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Without INPUT.JITTER, COLOR and BLUR they are detectron2's own. Colours change after resizing,
     when there are fewer pixels. Padding comes last, so that it always has the same colour.
     """
+    cfg = complete(cfg)
     augmentations = detection_utils.build_augmentation(cfg, is_train=True)
     if cfg.INPUT.CROP.ENABLED:
         augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
@@ -31,7 +34,7 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
 
 def moves_edges(cfg: CfgNode) -> bool:
     """Whether objects may lose parts, so that their boxes must be recomputed from the rest."""
-    return bool(cfg.INPUT.CROP.ENABLED or cfg.INPUT.JITTER.ENABLED)
+    return bool(cfg.INPUT.CROP.ENABLED or complete(cfg).INPUT.JITTER.ENABLED)
 
 
 def _colors(cfg: CfgNode) -> list[T.Augmentation]:

@@ -16,6 +16,7 @@ from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.data.augmentation import build_augmentations, moves_edges
 from mask_rcnn_plus.data.batches import Batches
 from mask_rcnn_plus.data.copy_paste import CopyPaste
@@ -62,6 +63,7 @@ def build_train_mapper(cfg: CfgNode) -> NamingMapper:
     Copy-paste cuts holes into masks, which polygons cannot represent. With it, masks are bitmaps,
     whatever INPUT.MASK_FORMAT is.
     """
+    cfg = complete(cfg)
     mask_format = "bitmask" if cfg.INPUT.COPY_PASTE.PROB > 0 else cfg.INPUT.MASK_FORMAT
     mapper: Callable[[dict[str, Any]], Any] = SafeDatasetMapper(
         cfg,
@@ -89,6 +91,7 @@ def build_train_batches(
     Raises:
         UserError: DATALOADER.SAMPLER_TRAIN or a data set cannot be resumed at a position.
     """
+    cfg = complete(cfg)
     records = get_detection_dataset_dicts(
         cfg.DATASETS.TRAIN,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,

@@ -45,7 +45,8 @@ class _Folder:
     # The state of the json when it was last checked, and its categories.
     stamp: Stamp | None = None
     categories: list[dict[str, Any]] = field(default_factory=list)
-    # The metadata that we have set, not the user.
+    # The metadata that we have set, not the user: on registering, and from the json.
+    published: dict[str, Any] = field(default_factory=dict)
     derived: dict[str, Any] = field(default_factory=dict)
     # The file names of the json that were resolved when it was last loaded.
     renamed: dict[str, str] = field(default_factory=dict)
@@ -72,14 +73,26 @@ class _Folder:
     def publish(self) -> None:
         """Sets the metadata that is known without reading the json."""
         metadata = MetadataCatalog.get(self.name)
-        vars(metadata).update(json_file=str(self.json_file), image_root=str(self.image_root))
-        vars(metadata).setdefault("evaluator_type", "coco")
+        self._retract(metadata, self.published)
+        paths = {"json_file": str(self.json_file), "image_root": str(self.image_root)}
+        vars(metadata).update(paths)
+        self.published = dict(paths)
+        if "evaluator_type" not in vars(metadata):
+            metadata.evaluator_type = self.published["evaluator_type"] = "coco"
         if self.is_stale():
-            self._retract(metadata)
+            self._retract(metadata, self.derived)
+
+    def withdraw(self) -> None:
+        """Unregisters the data set. Metadata that the user has set stays."""
+        metadata = MetadataCatalog.get(self.name)
+        self._retract(metadata, self.published)
+        self._retract(metadata, self.derived)
+        DatasetCatalog.remove(self.name)
+        del _folders[self.name]
 
     def _load(self) -> list[dict[str, Any]]:
         metadata = MetadataCatalog.get(self.name)
-        self._retract(metadata)
+        self._retract(metadata, self.derived)
         values = vars(metadata)
         set_by_user = set(values)
         try:
@@ -118,11 +131,12 @@ class _Folder:
             )
         self.renamed = found
 
-    def _retract(self, metadata: Metadata) -> None:
-        for key, value in self.derived.items():
+    @staticmethod
+    def _retract(metadata: Metadata, values: dict[str, Any]) -> None:
+        for key, value in values.items():
             if vars(metadata).get(key) == value:
                 delattr(metadata, key)
-        self.derived = {}
+        values.clear()
 
 
 # The data sets that this file has registered.
@@ -152,10 +166,8 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
         if not is_by_folder(name):
             del _folders[name]
         elif not folder.json_file.is_file():
-            folder._retract(MetadataCatalog.get(name))
-            DatasetCatalog.remove(name)
+            folder.withdraw()
             MetadataCatalog.remove(name)
-            del _folders[name]
     names: list[str] = []
     root = dataset_root() if root is None else root
     json_files = root.absolute().glob("[!.]*/[!.]*.json")
@@ -183,12 +195,16 @@ def extend_catalogs() -> None:
 
     So ``DatasetCatalog.get("balloons_train")`` works after ``import mask_rcnn_plus``, as does
     ``[...]``, and the import itself reads no folder. ``in`` stays as it is: ``register`` uses it.
+    ``register`` accepts the name of a data set by folder, which it replaces.
     The methods are replaced because the catalogs have no hook. A second call changes nothing.
     """
     for catalog in (type(DatasetCatalog), type(MetadataCatalog)):
         if not hasattr(catalog.get, "__wrapped__"):
             for method in ("get", "__getitem__"):
                 setattr(catalog, method, _registering(getattr(catalog, method)))
+    catalog = type(DatasetCatalog)
+    if not hasattr(catalog.register, "__wrapped__"):
+        catalog.register = _replacing(catalog.register)
 
 
 def _registering(lookup: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
@@ -199,6 +215,16 @@ def _registering(lookup: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]
         return lookup(self, name)
 
     return look_up_or_register
+
+
+def _replacing(register: Callable[[Any, str, Any], None]) -> Callable[[Any, str, Any], None]:
+    @functools.wraps(register)
+    def register_or_replace(self: Any, name: str, func: Callable[[], Any]) -> None:
+        if is_by_folder(name) and func is not _folders[name]:
+            _folders[name].withdraw()
+        register(self, name, func)
+
+    return register_or_replace
 
 
 def use_json(name: str, json_file: Path) -> None:

@@ -4,13 +4,15 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
+from mask_rcnn_plus.config import complete
+
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """detectron2's SGD, or AdamW with the same rules for norm layers, biases and clipping.
 
     With SOLVER.FUSED one kernel updates all parameters, with slightly different rounding.
     """
-    solver = cfg.SOLVER
+    solver = complete(cfg).SOLVER
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,

@@ -12,7 +12,8 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 
 from mask_rcnn_plus.compat.origin import check_detectron2
-from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config import complete, load_config
+from mask_rcnn_plus.config.stock import STOCK_CONFIG, write_stock_config
 from mask_rcnn_plus.config.values import (
     check_class_metrics,
     check_components,
@@ -80,6 +81,8 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
         resolve_class_weights(cfg, names)
     cfg.freeze()
     default_setup(cfg, args)
+    if comm.is_main_process():
+        _write_stock_config(cfg, trains=not args.eval_only)
     logger.info(f"Full log: {Path(cfg.OUTPUT_DIR) / 'log.txt'}")
     _log_device(device, cfg.MODEL.DEVICE)
     if names:
@@ -101,6 +104,21 @@ def _require_writable(output_dir: str) -> None:
         ) from error
 
 
+def _write_stock_config(cfg: CfgNode, *, trains: bool) -> None:
+    """Writes a config for programs that predict with this run's weights in plain detectron2."""
+    path = Path(cfg.OUTPUT_DIR) / STOCK_CONFIG
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    if trains:
+        cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    try:
+        write_stock_config(cfg, path)
+    except UserError as error:
+        path.unlink(missing_ok=True)  # of another model
+        logger.info(f"{STOCK_CONFIG} is not written: {error}")
+
+
 def _resolve_seed(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Replaces SEED -1 by the seed of the run to resume, or by a random one."""
     if cfg.SEED >= 0:
@@ -114,7 +132,7 @@ def _resolve_seed(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def prepare_datasets(cfg: CfgNode) -> None:
     """Generates the data set of DATASETS.SHAPES if enabled; registers data sets by folder."""
-    shapes = cfg.DATASETS.SHAPES
+    shapes = complete(cfg).DATASETS.SHAPES
     # One process per machine generates the files; the others wait for them.
     if shapes.ENABLED and comm.get_local_rank() == 0:
         generate_shapes(

@@ -16,6 +16,7 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 
+from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.data import Batches
 from mask_rcnn_plus.data.build import build_test_batches, build_train_batches, build_train_mapper
 from mask_rcnn_plus.data.pixels import read_image
@@ -42,6 +43,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
+        cfg = complete(cfg)
         self._signals = StopSignals()
         with warnings.catch_warnings():
             # detectron2 first creates a gradient scaler for CUDA, whatever the device.
@@ -235,7 +237,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> torch.nn.Module:
         """Builds detectron2's model, and freezes the parameters of MODEL.FREEZE."""
         model = super().build_model(cfg)
-        freezing.freeze(model, cfg.MODEL.FREEZE)
+        freezing.freeze(model, complete(cfg).MODEL.FREEZE)
         return model
 
     @classmethod
@@ -253,6 +255,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Builds the COCO evaluator, and the preview writer if TEST.PREVIEW_IMAGES is above 0."""
+        cfg = complete(cfg)
         evaluators: list[DatasetEvaluator] = [
             build_coco_evaluator(
                 dataset_name,
@@ -293,6 +296,7 @@ class Trainer(DefaultTrainer):
             in the main process: task -> metric -> value for a single data set, otherwise data set
             -> task -> metric -> value. In other processes: empty dicts.
         """
+        cfg = complete(cfg)
         model = evaluation_model(cfg, model)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]

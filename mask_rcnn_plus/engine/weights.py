@@ -170,7 +170,10 @@ def cannot_load(name: str, error: Exception, path: Path | None = None) -> UserEr
     """The error to raise for weights; with a path, it says what the file is instead."""
     text = explain(error)
     if isinstance(error, UnsafePickleError):
-        text += f"; if you trust the author of the file, add {TRUST_FLAG}"
+        text += (
+            f"; if you trust the author of the file, add {TRUST_FLAG} (in Python "
+            "trust_checkpoint=True)"
+        )
     elif path and not isinstance(error, BadFileError):
         text = _kind_of_other_file(path) or text
     return UserError(f"weights '{name}' cannot be loaded: {text}")

@@ -12,6 +12,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
 # Options that let timm's models with a fixed input size (windows, position embeddings) accept any
@@ -118,7 +119,7 @@ class TimmBackbone(Backbone):
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     """The model from MODEL.TIMM, without FPN, for C4-like heads."""
-    timm = cfg.MODEL.TIMM
+    timm = complete(cfg).MODEL.TIMM
     return TimmBackbone(
         name=timm.NAME,
         out_features=timm.OUT_FEATURES,

@@ -10,6 +10,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.errors import UserError
 
 # Constructor arguments of FastRCNNOutputLayers that are also its attributes.
@@ -145,7 +146,7 @@ def with_box_loss(predictors: Any, cfg: CfgNode) -> Any:
         UserError: the numbers of weights and classes differ, fewer than two weights are above 0, or
             a loss of detectron2's main branch is chosen too.
     """
-    head = cfg.MODEL.ROI_BOX_HEAD
+    head = complete(cfg).MODEL.ROI_BOX_HEAD
     plain = head.LOSS_CLS == "cross_entropy" and not head.CLASS_WEIGHTS
     is_cascade = isinstance(predictors, list | nn.ModuleList)
     stock = list(predictors) if is_cascade else [predictors]

@@ -16,6 +16,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.errors import UserError
 
 
@@ -63,7 +64,7 @@ class MLPMaskHead(BaseMaskRCNNHead):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        head = cfg.MODEL.ROI_MASK_HEAD
+        head = complete(cfg).MODEL.ROI_MASK_HEAD
         for key, minimum in (("NUM_FC", 0), ("FC_DIM", 1), ("OUTPUT_RESOLUTION", 1)):
             if head.MLP[key] < minimum:
                 raise UserError(

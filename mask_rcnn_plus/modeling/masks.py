@@ -2,7 +2,7 @@
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,9 @@ class ImageMasks(ABC):
     """R masks of an image, instead of a bool tensor (R, H, W) in ``Instances.pred_masks``.
 
     :meth:`rle`, iteration and indices that choose whole masks create no (R, H, W) tensor.
-    :meth:`to_tensor` does, and so do :meth:`numpy`, :meth:`sum` and indices such as ``[:, 10:20]``.
-    For other methods and functions of tensors, call :meth:`to_tensor` first.
+    :meth:`to_tensor` does, and so do :meth:`numpy`, :meth:`sum`, indices such as ``[:, 10:20]``,
+    operators (``|``, ``==``, ``*``, ...) and torch's functions (``torch.cat``, ``torch.any``, ...).
+    For other methods of tensors, and to change pixels, call :meth:`to_tensor` first.
 
     Attributes:
         image_size: (H, W) in pixels.
@@ -110,11 +111,47 @@ class ImageMasks(ABC):
     def numpy(self) -> npt.NDArray[Any]:
         return self.to_tensor().numpy()
 
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return func(*_dense(args), **_dense(kwargs or {}))
+
+    # torch.as_tensor, and so BitMasks, do not ask __torch_function__.
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.to_tensor().__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> Any:
+        return self.to_tensor().__dlpack_device__()
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         return self.to_tensor().cpu().numpy().astype(dtype or np.bool_, copy=False)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={tuple(self.shape)})"
+
+
+def _dense(value: Any) -> Any:
+    """The arguments of a function of torch, with tensors in place of masks."""
+    if isinstance(value, ImageMasks):
+        return value.to_tensor()
+    if isinstance(value, dict):
+        return {key: _dense(item) for key, item in value.items()}
+    return type(value)(map(_dense, value)) if type(value) in (list, tuple) else value
+
+
+def _add_operator(name: str) -> None:
+    def apply(self: ImageMasks, *others: Any) -> Any:
+        return getattr(self.to_tensor(), name)(*map(_dense, others))
+
+    setattr(ImageMasks, name, apply)
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge", "invert", "neg", "abs"):
+    _add_operator(f"__{_name}__")
+for _name in ("and", "or", "xor", "add", "sub", "mul", "truediv"):
+    _add_operator(f"__{_name}__")
+    _add_operator(f"__r{_name}__")
 
 
 class PastedMasks(ImageMasks):

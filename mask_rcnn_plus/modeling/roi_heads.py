@@ -24,6 +24,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_plus.modeling.box_losses import with_box_loss
 from mask_rcnn_plus.modeling.mask_heads import mask_loss
@@ -180,6 +181,7 @@ def _with_fused_poolers(
     from_config: Callable[[CfgNode, Any], dict[str, Any]], cfg: CfgNode, input_shape: Any
 ) -> dict[str, Any]:
     """The arguments from detectron2's ``from_config``, with our poolers and box predictors."""
+    cfg = complete(cfg)
     readable = CfgNode(cfg)  # a copy, which is not frozen
     for section in sorted(set(_POOLERS.values())):
         _check_type(section, cfg.MODEL[section].POOLER_TYPE)

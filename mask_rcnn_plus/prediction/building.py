@@ -8,7 +8,7 @@ from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from mask_rcnn_plus.config import load_config, parse_config
+from mask_rcnn_plus.config import complete, load_config, parse_config
 from mask_rcnn_plus.config.values import check_components
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.weights import (
@@ -54,7 +54,7 @@ def read_config(
             read_weights_file(local_weights(weights), name=weights, trusted=trusted)
             raise UserError(
                 f"weights '{weights}' contain no config, as the checkpoints of train_net.py do: "
-                "give the config of their training by --config-file"
+                "give the config of their training (--config-file, in Python config_file)"
             )
         cfg = parse_config(text, f"the config in weights '{weights}'", opts)
     cfg.MODEL.WEIGHTS = weights
@@ -77,11 +77,11 @@ def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, li
         UserError: MODEL.WEIGHTS is empty, missing or not a checkpoint; or NUM_CLASSES is -1 and the
             checkpoint contains no class names.
     """
+    cfg = complete(cfg).clone()
     weights = cfg.MODEL.WEIGHTS
     if not weights:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
     names = read_class_names(weights, trusted=trusted)
-    cfg = cfg.clone()
     cfg.defrost()
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if count < 1:
@@ -92,8 +92,7 @@ def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, li
                 "OUTPUT_DIR"
             )
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = count = len(names)
-    if "TIMM" in cfg.MODEL:
-        cfg.MODEL.TIMM.PRETRAINED = False  # do not download weights that the checkpoint replaces
+    cfg.MODEL.TIMM.PRETRAINED = False  # do not download weights that the checkpoint replaces
     cfg.freeze()
     return cfg, (names if len(names) == count else _registered_names(cfg, count))
 

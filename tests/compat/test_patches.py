@@ -173,6 +173,44 @@ def model_zoo_without_pkg_resources() -> None:
         model_zoo.get_config_file("no_such.yaml")
 
 
+def model_zoo_configs() -> None:
+    from detectron2 import model_zoo
+    from detectron2.config import get_cfg
+
+    for name, heads in (
+        ("COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x.yaml", {}),
+        ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", {"MASK_ON": True}),
+        ("COCO-InstanceSegmentation/mask_rcnn_R_101_DC5_3x.yaml", {"MASK_ON": True}),
+        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", {"KEYPOINT_ON": True}),
+        ("Misc/cascade_mask_rcnn_R_50_FPN_3x.yaml", {"MASK_ON": True}),
+        ("Base-RCNN-FPN.yaml", {}),
+    ):
+        cfg = get_cfg()
+        cfg.merge_from_file(model_zoo.get_config_file(name))
+        assert {key: cfg.MODEL[key] for key in heads} == heads, name
+    trained = model_zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", trained=True)
+    assert trained.MODEL.WEIGHTS.endswith("model_final_b275ba.pkl")
+    for name in ("no_such.yaml", "COCO-Detection/mask_rcnn_R_50_C4_1x.yaml"):
+        with pytest.raises(RuntimeError, match="not available in Model Zoo"):
+            model_zoo.get_config_file(name)
+
+
+def export_without_caffe2() -> None:
+    from detectron2.config import get_cfg
+    from detectron2.export import Caffe2Tracer, TracingAdapter, add_export_config
+    from detectron2.utils.analysis import FlopCountAnalysis
+
+    assert TracingAdapter and FlopCountAnalysis
+    cfg = add_export_config(get_cfg())
+    assert not cfg.EXPORT_CAFFE2.USE_HEATMAP_MAX_KEYPOINT
+    assert "caffe2" not in sys.modules
+    shared = import_module("detectron2.export.shared")
+    with pytest.raises(ImportError, match="Caffe2"):
+        shared.workspace.ResetWorkspace()
+    with pytest.raises(ImportError):
+        Caffe2Tracer.export_onnx(None)
+
+
 # How each experiment fails without its patch.
 SYMPTOMS = {
     layers_without_extension: "cannot import name '_C'",
@@ -189,6 +227,8 @@ SYMPTOMS = {
     distributed_buffers: "`broadcast_buffers` is deprecated",
     mixed_precision_names: "torch.cuda.amp",
     model_zoo_without_pkg_resources: "No module named 'pkg_resources'",
+    model_zoo_configs: "not available in Model Zoo",
+    export_without_caffe2: "No module named 'caffe2'",
 }
 
 
@@ -286,7 +326,7 @@ def _import_beside_others() -> list[str]:
         assert all(new.get(name) is old[name] for name in old), other
         # Only submodules that another import loaded for the first time.
         assert all(isinstance(new[name], ModuleType) for name in new.keys() - old.keys()), other
-    for name in ("pkg_resources", "detectron2._C"):  # a stub has no spec
+    for name in ("pkg_resources", "detectron2._C", "caffe2", "caffe2.proto"):  # a stub has no spec
         assert name not in sys.modules or sys.modules[name].__spec__, name
     return [f"{w.filename}: {w.message}" for w in seen]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import (
     create_keypoint_hflip_indices,
     transform_instance_annotations,
@@ -329,7 +330,52 @@ def test_a_name_that_the_user_registered_first_stays_the_users(root: Path, write
     assert MetadataCatalog.get("pets_train").get("json_file") is None
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["known", "loaded"])
+def test_a_registration_by_the_user_replaces_a_data_set_by_folder(
+    root: Path, write: Fixture, loaded: bool
+) -> None:
+    for name in ("pets", "cars"):
+        write(root, name=name)
+    if loaded:
+        require_dataset("pets_train")
+    # As the balloon notebook; asking for any unknown name has registered the folders before.
+    MetadataCatalog.get("unknown")
+    MetadataCatalog.get("pets_train").set(colour="red")
+    DatasetCatalog.register("pets_train", lambda: [{"file_name": "mine"}])
+    metadata = MetadataCatalog.get("pets_train").set(thing_classes=["balloon"])
+    assert metadata.as_dict() == {
+        "name": "pets_train",
+        "colour": "red",
+        "thing_classes": ["balloon"],
+    }
+    assert DatasetCatalog.get("pets_train") == [{"file_name": "mine"}]
+    assert register_folder_datasets() == ["cars_train"]
+    with pytest.raises(AssertionError, match="already registered"):
+        DatasetCatalog.register("pets_train", list)
+
+
+def test_detectron2s_own_registration_replaces_a_data_set_by_folder(
+    root: Path, write: Fixture, pets: Fixture
+) -> None:
+    json_file = write(root)
+    write(root, name="other", at="elsewhere")
+    require_dataset("pets_train")
+    register_coco_instances(
+        *("pets_train", {"colour": "red"}, str(root / "other" / "train.json")),
+        str(root / "other" / "elsewhere"),
+    )
+    metadata = MetadataCatalog.get("pets_train")
+    assert metadata.json_file != str(json_file) and metadata.evaluator_type == "coco"
+    (_, record) = DatasetCatalog.get("pets_train")
+    assert Path(record["file_name"]).parent == root / "other" / "elsewhere"
+    # The same again after the user has removed it: the folder is found again.
+    DatasetCatalog.remove("pets_train")
+    MetadataCatalog.remove("pets_train")
+    assert MetadataCatalog.get("pets_train").json_file == str(json_file)
+
+
 def test_catalogs_are_extended_once() -> None:
-    before = type(DatasetCatalog).get, type(MetadataCatalog).get
+    catalog = type(DatasetCatalog)
+    before = catalog.get, catalog.register, type(MetadataCatalog).get
     folders.extend_catalogs()
-    assert (type(DatasetCatalog).get, type(MetadataCatalog).get) == before
+    assert (catalog.get, catalog.register, type(MetadataCatalog).get) == before

@@ -8,7 +8,7 @@ import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.modeling import detector_postprocess
-from detectron2.structures import Boxes, Instances, ROIMasks
+from detectron2.structures import BitMasks, Boxes, Instances, ROIMasks
 
 from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, postprocess
 
@@ -86,6 +86,65 @@ def test_masks_have_the_methods_that_apps_need(kind: type) -> None:
             getattr(masks, name)
     for same in (copy.deepcopy(masks), pickle.loads(pickle.dumps(masks))):
         assert isinstance(same, kind) and torch.equal(same.to_tensor(), dense)
+
+
+@pytest.fixture(params=[PastedMasks, RunLengthMasks])
+def masks(request: pytest.FixtureRequest) -> PastedMasks | RunLengthMasks:
+    masks = postprocess(detections(), 150, 200).pred_masks
+    whole = request.param is PastedMasks
+    return masks if whole else RunLengthMasks(masks.rle(), masks.image_size)
+
+
+FUNCTIONS = {
+    "cat": lambda m: torch.cat([m, m]),
+    "any": lambda m: torch.any(m, dim=0),
+    "where": lambda m: torch.where(m, 1.0, torch.zeros(())),
+    "as_tensor": torch.as_tensor,
+    "tensor": torch.tensor,
+    "asarray": torch.asarray,
+    "as_tensor of bytes": lambda m: torch.as_tensor(m, dtype=torch.uint8),
+    "BitMasks": lambda m: BitMasks(m).tensor,
+    "BitMasks' boxes": lambda m: BitMasks(m).get_bounding_boxes().tensor,
+    "stack": lambda m: torch.stack((m, m), dim=1),
+    "count": lambda m: torch.count_nonzero(m, dim=(1, 2)),
+    "interpolate": lambda m: torch.nn.functional.interpolate(torch.unsqueeze(m, 0) * 1.0, (7, 9)),
+    "== number": lambda m: m == True,  # noqa: E712
+    "!=": lambda m: m != False,  # noqa: E712
+    "== itself": lambda m: m == m,
+    "== tensor": lambda m: torch.ones(150, 200, dtype=torch.bool) == m,
+    "| tensor": lambda m: m | torch.ones(150, 200, dtype=torch.bool),
+    "tensor &": lambda m: torch.ones(150, 200, dtype=torch.bool) & m,
+    "^": lambda m: m ^ m,
+    "~": lambda m: ~m,
+    "* number": lambda m: m * 2.5,
+    "number *": lambda m: 2.5 * m,
+    "-": lambda m: 1 - m * 1,
+    "/": lambda m: m / 2,
+    "<": lambda m: m < 0.5,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_torch_functions_and_operators_take_them_as_tensors(masks, name: str) -> None:
+    call = FUNCTIONS[name]
+    actual, expected = call(masks), call(masks.to_tensor())
+    assert type(actual) is torch.Tensor
+    assert actual.dtype == expected.dtype and torch.equal(actual, expected)
+
+
+def test_numpy_takes_them_as_arrays(masks) -> None:
+    dense = masks.to_tensor().numpy()
+    assert np.array_equal(np.logical_or.reduce(masks), dense.any(axis=0))
+    assert np.array_equal(np.ones((150, 200), bool) & masks, dense)
+
+
+def test_pixels_cannot_be_changed_in_place(masks) -> None:
+    with pytest.raises(TypeError, match="assignment"):
+        masks[0] = True
+    changed = masks
+    changed |= torch.ones(150, 200, dtype=torch.bool)
+    assert changed.all() and not masks.to_tensor().all()
+    assert len({masks, masks}) == 1
 
 
 def test_pasted_masks_work_in_instances() -> None:

@@ -1,0 +1,89 @@
+"""A config for programs that only know detectron2: its own keys, and its own ROI heads."""
+
+from pathlib import Path
+
+from detectron2 import modeling
+from detectron2.config import CfgNode
+from detectron2.config import get_cfg as get_detectron2_cfg
+
+from mask_rcnn_plus.config.keys import complete, get_cfg
+from mask_rcnn_plus.errors import UserError
+
+STOCK_CONFIG = "config_detectron2.yaml"
+# The same parameters, losses and detections.
+_COUNTERPARTS = {
+    "FusedROIHeads": "StandardROIHeads",
+    "FusedRes5ROIHeads": "Res5ROIHeads",
+    "FusedCascadeROIHeads": "CascadeROIHeads",
+}
+_POOLERS = ("", "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+
+
+def stock_config(cfg: CfgNode) -> CfgNode:
+    """The same model, with the same detections, in keys and components of detectron2.
+
+    Args:
+        cfg: any config. Not modified.
+
+    Returns:
+        an unfrozen config with the keys of detectron2's ``get_cfg``.
+
+    Raises:
+        UserError: the model has a part that detectron2 does not have.
+    """
+    stock = get_detectron2_cfg()
+    _copy(cfg, stock)
+    model = stock.MODEL
+    model.ROI_HEADS.NAME = _COUNTERPARTS.get(model.ROI_HEADS.NAME, model.ROI_HEADS.NAME)
+    heads = ["ROI_BOX_HEAD"]
+    heads += ["ROI_MASK_HEAD"] * model.MASK_ON + ["ROI_KEYPOINT_HEAD"] * model.KEYPOINT_ON
+    for group in ("BACKBONE", "ROI_HEADS", *heads):
+        name, registry = model[group].NAME, getattr(modeling, f"{group}_REGISTRY")
+        if name in registry and registry.get(name).__module__.startswith("mask_rcnn_plus."):
+            raise _no_counterpart(f"{group}.NAME", name)
+    for group in heads:
+        if model[group].POOLER_TYPE not in _POOLERS:
+            raise _no_counterpart(f"{group}.POOLER_TYPE", model[group].POOLER_TYPE)
+    return stock
+
+
+def write_stock_config(cfg: CfgNode, path: Path) -> None:
+    """Writes :func:`stock_config` as YAML, with a comment on what detectron2 does not have.
+
+    Raises:
+        UserError: as :func:`stock_config`.
+        OSError: the file cannot be written.
+    """
+    lines = ["For programs that use detectron2 without mask_rcnn_plus: the same detections."]
+    if changed := _changed(complete(cfg), get_cfg(), get_detectron2_cfg()):
+        lines.append(f"Left out, because detectron2 does not have these: {', '.join(changed)}.")
+    text = "".join(f"# {line}\n" for line in lines) + stock_config(cfg).dump()
+    path.write_text(text, encoding="utf-8")
+
+
+def _copy(source: CfgNode, target: CfgNode) -> None:
+    for key, value in target.items():
+        if key in source:
+            if isinstance(value, CfgNode) and value:
+                _copy(source[key], value)
+            else:
+                target[key] = source[key]
+
+
+def _changed(cfg: CfgNode, ours: CfgNode, theirs: CfgNode, prefix: str = "") -> list[str]:
+    """The keys that only this project has and whose values are not the defaults."""
+    changed = []
+    for key, value in ours.items():
+        if isinstance(value, CfgNode):
+            below = theirs[key] if key in theirs else CfgNode()
+            changed += _changed(cfg[key], value, below, f"{prefix}{key}.")
+        elif key not in theirs and cfg[key] != value:
+            changed.append(prefix + key)
+    return changed
+
+
+def _no_counterpart(key: str, value: str) -> UserError:
+    return UserError(
+        f"MODEL.{key} is '{value}', which detectron2 does not have: the model needs "
+        "`import mask_rcnn_plus` and its config.yaml"
+    )

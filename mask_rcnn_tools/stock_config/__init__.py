@@ -1,0 +1,1 @@
+"""``mask-rcnn-plus stock-config``: a config for programs that only know detectron2."""
