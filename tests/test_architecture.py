@@ -14,15 +14,17 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "errors": set(),
     "compat": set(),
-    "device": set(),
+    "device": {"config"},
+    "files": set(),
     "config": set(),
     "ops": set(),
     "modeling": {"ops"},
     "optimization": {"modeling", "ops"},
     "data": set(),
-    "evaluation": {"modeling", "optimization", "ops"},
+    "evaluation": {"files", "modeling", "optimization", "ops"},
     "engine": {
-        *("compat", "config", "data", "device", "evaluation", "modeling", "ops", "optimization")
+        *("compat", "config", "data", "device", "evaluation", "files", "modeling", "ops"),
+        "optimization",
     },
     "prediction": {
         *("config", "data", "device", "engine", "evaluation", "modeling", "ops", "optimization")

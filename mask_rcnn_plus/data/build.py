@@ -12,6 +12,7 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
@@ -28,12 +29,15 @@ logger = logging.getLogger(__name__)
 
 def build_test_batches(cfg: CfgNode, name: str) -> DataLoader:
     """detectron2's loader of a test set, for images of the supported formats."""
-    # With keypoints, the mapper would need the training sets' metadata, to mirror images. An
-    # evaluation does not load these sets, and test images are not mirrored.
-    plain = cfg.clone()
-    plain.defrost()
-    plain.MODEL.KEYPOINT_ON = False
-    return build_detection_test_loader(plain, name, mapper=SafeDatasetMapper(plain, is_train=False))
+    proposals = cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST if cfg.MODEL.LOAD_PROPOSALS else None
+    # Not from the config: with keypoints, that needs the training sets' metadata, to mirror images.
+    mapper = SafeDatasetMapper(
+        is_train=False,
+        augmentations=build_augmentation(cfg, False),
+        image_format=cfg.INPUT.FORMAT,
+        precomputed_proposal_topk=proposals,
+    )
+    return build_detection_test_loader(cfg, name, mapper=mapper)
 
 
 def leave_out(loader: DataLoader, name: str, done: Collection[Any]) -> DataLoader | None:

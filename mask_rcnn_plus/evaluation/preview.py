@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.evaluation.drawing import (
     Color,
@@ -27,6 +26,7 @@ from mask_rcnn_plus.evaluation.drawing import (
     write_text,
 )
 from mask_rcnn_plus.evaluation.journal import Journal
+from mask_rcnn_plus.files import replacing
 
 _logger = logging.getLogger(__name__)
 
@@ -192,9 +192,9 @@ class PreviewWriter(DatasetEvaluator):
             score_threshold=self._score_threshold,
             title=self._dataset_name,
         )
-        PathManager.mkdirs(self._output_dir)
+        Path(self._output_dir).mkdir(parents=True, exist_ok=True)
         path = Path(self._output_dir) / f"preview_{self._dataset_name}.png"
-        with PathManager.open(str(path), "wb") as file:
+        with replacing(path, "wb") as file:
             file.write(cv2.imencode(".png", picture)[1].tobytes())
         _logger.info("Predictions beside the ground truth: %s", path)
         return path
