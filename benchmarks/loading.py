@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from benchmarks.harness import add_arguments, alternate, clock, facts, markdown_table
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import build_train_batches, build_train_mapper
+from mask_rcnn_plus.data.augmentation import jitter_size
 from mask_rcnn_tools.arguments import Parser, positive, run_command
 from mask_rcnn_tools.config_run import training_records
 from mask_rcnn_tools.environment import describe_environment
@@ -63,7 +64,7 @@ def variants(cfg: CfgNode) -> dict[str, dict[str, Any]]:
     """
     sizes = sorted(cfg.INPUT.MIN_SIZE_TRAIN)
     middle = max(1, sizes[len(sizes) // 2])
-    size = tuple(cfg.INPUT.JITTER.SIZE) if cfg.INPUT.JITTER.ENABLED else (middle, middle)
+    size = jitter_size(cfg) if cfg.INPUT.JITTER.ENABLED else (middle, middle)
     jitter = {"INPUT.JITTER.ENABLED": True, "INPUT.CROP.ENABLED": False, "INPUT.JITTER.SIZE": size}
     rows: dict[str, dict[str, Any]] = {
         "none": {},

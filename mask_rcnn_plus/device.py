@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from mask_rcnn_plus.config import complete
+from mask_rcnn_plus.config import complete, with_values
 from mask_rcnn_plus.errors import UserError
 
 
@@ -59,14 +59,7 @@ def make_current(device: str) -> None:
 def _with_device(cfg: CfgNode) -> CfgNode:
     cfg = complete(cfg)
     device = resolve_device(cfg.MODEL.DEVICE)
-    if device == cfg.MODEL.DEVICE:
-        return cfg
-    copy = cfg.clone()
-    copy.defrost()
-    copy.MODEL.DEVICE = device
-    if cfg.is_frozen():
-        copy.freeze()
-    return copy
+    return cfg if device == cfg.MODEL.DEVICE else with_values(cfg, {"MODEL.DEVICE": device})
 
 
 def use_channels_last(model: torch.nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -49,6 +50,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """
     matches = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def did_you_mean_file(path: Path, files: Iterable[Path]) -> str:
+    """As :func:`did_you_mean`, for a file: only names count, not what all the paths share."""
+    by_stem = {file.stem: file for file in files}
+    matches = get_close_matches(path.stem, by_stem, n=1, cutoff=0.6)
+    return f"; did you mean '{by_stem[matches[0]]}'?" if matches else ""
 
 
 def reason(error: BaseException, limit: int = 200) -> str:

@@ -1,5 +1,9 @@
 """Every config key that this project adds, with its default and its meaning."""
 
+import functools
+from collections.abc import Mapping
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.config import get_cfg as get_detectron2_cfg
 
@@ -26,6 +30,26 @@ def complete(cfg: CfgNode) -> CfgNode:
     copy = cfg.clone()
     copy.defrost()
     _fill(copy, defaults)
+    if cfg.is_frozen():
+        copy.freeze()
+    return copy
+
+
+def with_values(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
+    """A copy of a config with other values, frozen if the config is.
+
+    The only place that changes a config after setup: a copy for functions that read a setting from
+    the config and have no argument for it.
+
+    Args:
+        cfg: not modified.
+        values: by full key, such as ``{"MODEL.DEVICE": "cpu"}``.
+    """
+    copy = cfg.clone()
+    copy.defrost()
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        functools.reduce(getattr, groups, copy)[name] = value
     if cfg.is_frozen():
         copy.freeze()
     return copy
@@ -158,8 +182,10 @@ def _add_augmentation_keys(cfg: CfgNode) -> None:
     cfg.INPUT.JITTER.ENABLED = False
     # At factor 1 the image just fits into SIZE.
     cfg.INPUT.JITTER.SCALE = (0.1, 2.0)
-    # (height, width) of every training image, in pixels.
-    cfg.INPUT.JITTER.SIZE = (1024, 1024)
+    # (height, width) of every training image, in pixels. () means a square that suits the other
+    # sizes: its side is 1.28 times the largest MIN_SIZE_TRAIN (for COCO's 800 that is 1024), at
+    # most MAX_SIZE_TRAIN, rounded to a multiple of 32.
+    cfg.INPUT.JITTER.SIZE = ()
 
     # Random colours: each factor is drawn uniformly from 1 - x to 1 + x. 0 changes nothing.
     cfg.INPUT.COLOR = CfgNode()

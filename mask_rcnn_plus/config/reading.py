@@ -1,6 +1,7 @@
 """Reads a YAML config, its ``_BASE_`` files and ``KEY VALUE`` overrides over the defaults."""
 
 import re
+import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from detectron2.config import CfgNode
 
 from mask_rcnn_plus.config.keys import get_cfg
 from mask_rcnn_plus.config.values import check_values
-from mask_rcnn_plus.errors import UserError, did_you_mean, reason
+from mask_rcnn_plus.errors import UserError, did_you_mean, did_you_mean_file, reason
 
 _BASE = "_BASE_"
 # Limits for a config in a checkpoint. A dump of all keys has 10 kB and 600 values.
@@ -116,8 +117,8 @@ def _read_text(path: Path, subject: str) -> str:
         if path.is_dir():
             raise UserError(f"{subject} is a folder: name a .yaml file in it")
         if not path.is_file():
-            siblings = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            raise UserError(f"{subject} does not exist{did_you_mean(str(path), siblings)}")
+            siblings = path.parent.glob("*.yaml") if path.parent.is_dir() else ()
+            raise UserError(f"{subject} does not exist{did_you_mean_file(path, siblings)}")
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError, RuntimeError) as error:  # a NUL or a loop of links in the path
         raise UserError(f"{subject} cannot be opened: {reason(error)}") from error
@@ -167,11 +168,13 @@ def _over_defaults(values: dict[str, Any], subject: str, opts: Sequence[str]) ->
     known = dict(_flatten(cfg))
     # detectron2 guesses the version, with a warning, if it is missing. All of ours are 2.
     if (version := values.pop("VERSION", 2)) != 2:
-        raise UserError(f"{subject} has VERSION {version}: convert it to VERSION 2")
+        advice = "convert it to VERSION 2" if version in (0, 1) else "only VERSION 2 is supported"
+        raise UserError(f"{subject} has VERSION {version}: {advice}")
     if isinstance(solver := values.get("SOLVER"), dict):
         solver.pop("ACCUMULATE_EXACT", None)  # in configs that an earlier version saved
     with _one_line(subject):
         _check_keys((key for key, _ in _flatten(values)), known, subject)
+        _fit_types(values, known, f"{subject}: ")
         # Not merge_from_file, which may read the file again with yaml.unsafe_load.
         cfg.merge_from_other_cfg(CfgNode(values))
     _merge_opts(cfg, list(opts), known)
@@ -189,9 +192,38 @@ def _merge_opts(cfg: CfgNode, opts: list[str], known: Mapping[str, Any]) -> None
         raise UserError(f"config key '{opts[-1]}' on the command line has no value")
     for key, value in zip(opts[0::2], opts[1::2], strict=True):
         bare = isinstance(known[key], tuple | list) and not value.startswith(("(", "["))
-        hint = f"; it is a list: write \"('{value}',)\"" if bare else ""
+        hint = f"; write \"('{value}',)\"" if bare else ""
         with _one_line(f"{key} {value}", hint):
-            cfg.merge_from_list([key, value])
+            fitted = _fit(key, cfg._decode_cfg_value(value), known[key], hint=hint)
+            # yacs decodes a string itself.
+            cfg.merge_from_list([key, value if isinstance(fitted, str) else fitted])
+
+
+_KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "text"}
+
+
+def _fit_types(values: dict[str, Any], known: Mapping[str, Any], subject: str, above: str = ""):
+    """Gives each value of a config file the type of its default, in place."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _fit_types(value, known, subject, f"{above}{key}.")
+        else:
+            default = known[f"{above}{key}"]
+            fitted = _fit(f"{subject}{above}{key}", CfgNode._decode_cfg_value(value), default)
+            values[key] = value if isinstance(fitted, str) else fitted
+
+
+def _fit(name: str, value: Any, default: Any, *, hint: str = "") -> Any:
+    """A value in the type of its default; yacs would refuse an integer for a number."""
+    lists = (list, tuple)
+    if type(value) is int and type(default) is float:
+        return float(value)
+    if type(value) is type(default) or default is None or value is None:
+        return value
+    if isinstance(value, lists) and isinstance(default, lists):
+        return value
+    kind = _KINDS.get(type(default), "a list")
+    raise UserError(f"{name} is {reprlib.repr(value)}: it must be {kind}{hint}")
 
 
 @contextmanager
@@ -210,6 +242,11 @@ def _one_line(subject: str, hint: str = "") -> Iterator[None]:
     ) as error:
         # str() of a KeyError adds quotation marks; yacs prints types as "<class 'int'>".
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
+            problem = f"{error.problem}".replace("'<stream end>'", "the end of the file")
+            text = f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        elif isinstance(error, yaml.reader.ReaderError):
+            text = f"the character {error.character:#x} at position {error.position} is not allowed"
         text = re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(text.split()))
         if len(text) > 300:  # yacs names the key at the end
             text = f"{text[:150]} ... {text[-150:]}"

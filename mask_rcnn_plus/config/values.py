@@ -114,6 +114,7 @@ _WEIGHT = Rule(
 )
 
 RULES = {
+    "VERSION": _one_of(2),
     "SEED": _integer(-_MAX_INTEGER),
     "DATALOADER.NUM_WORKERS": _integer(0, 512),
     "DATALOADER.REPEAT_THRESHOLD": _FRACTION,
@@ -146,7 +147,9 @@ RULES = {
     "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
     # Smaller scales make objects too small to see, larger ones show only parts of them.
     "INPUT.JITTER.SCALE": _list_of(_number(0.01, 100), lengths=(2,)),
-    "INPUT.JITTER.SIZE": _list_of(_integer(8, 8192), lengths=(2,)),
+    "INPUT.JITTER.SIZE": _either(
+        Rule("()", lambda v: v in ((), [])), _list_of(_integer(8, 8192), lengths=(2,))
+    ),
     "INPUT.COLOR.BRIGHTNESS": _FRACTION,
     "INPUT.COLOR.CONTRAST": _FRACTION,
     "INPUT.COLOR.SATURATION": _FRACTION,
@@ -240,6 +243,8 @@ def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         defaults: the same, with the defaults of detectron2 and this project.
     """
     for key, value in values.items():
+        if not _is_text(value):
+            raise _invalid(key, value, "text without NUL characters and without broken Unicode")
         if key in RULES:
             if not RULES[key].allows(value):
                 raise _invalid(key, value, RULES[key].expected)
@@ -254,6 +259,15 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_finite(item) for item in value)
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether the strings in a value can be file names, and be written into files."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    if not isinstance(value, str):
+        return True
+    return "\0" not in value and value == value.encode(errors="ignore").decode()
 
 
 def _check_combinations(values: Mapping[str, Any]) -> None:
@@ -273,6 +287,8 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
     # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
     both = values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]
     require("INPUT.CROP.ENABLED", not both, "False if INPUT.JITTER.ENABLED is True")
+    if values["INPUT.JITTER.ENABLED"] and not values[key := "INPUT.JITTER.SIZE"]:
+        require(key, min(values["INPUT.MIN_SIZE_TRAIN"]) > 0, "given if INPUT.MIN_SIZE_TRAIN is 0")
     for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
         require(key, values[key][0] <= values[key][1], "the smallest value, then the largest")
     if values["INPUT.FORMAT"] == "L":
@@ -310,6 +326,8 @@ def check_components(cfg: CfgNode) -> None:
 def check_solver(cfg: CfgNode, device: str) -> None:
     """Refuses a solver that does not suit the device or the number of processes."""
     solver = cfg.SOLVER
+    if device.startswith("meta"):
+        raise UserError("MODEL.DEVICE is 'meta', which holds no values: set auto, cpu or cuda")
     if solver.AMP.ENABLED and solver.AMP.DTYPE == "fp16" and not device.startswith("cuda"):
         raise UserError(
             f"SOLVER.AMP.DTYPE fp16 needs a GPU, but the device is '{device}': set "

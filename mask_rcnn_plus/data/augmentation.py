@@ -25,11 +25,24 @@ def build_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
         augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     if not cfg.INPUT.JITTER.ENABLED:
         return [*augmentations, *_colors(cfg)]
-    height, width = cfg.INPUT.JITTER.SIZE
+    height, width = jitter_size(cfg)
     low, high = cfg.INPUT.JITTER.SCALE
     jitter = ScaleJitter(scale=(low, high), size=(height, width))
     augmentations = [jitter if isinstance(a, T.ResizeShortestEdge) else a for a in augmentations]
     return [*augmentations, *_colors(cfg), PadTo(size=(height, width))]
+
+
+def jitter_size(cfg: CfgNode) -> tuple[int, int]:
+    """INPUT.JITTER.SIZE, (height, width) in pixels; a square that suits MIN_SIZE_TRAIN if it is ().
+
+    COCO's recipes with jitter use 1024 pixels where those without it use 800.
+    """
+    if cfg.INPUT.JITTER.SIZE:
+        return tuple(cfg.INPUT.JITTER.SIZE)
+    shorter = cfg.INPUT.MIN_SIZE_TRAIN
+    largest = shorter if isinstance(shorter, int) else max(shorter)
+    side = max(1, round(min(1.28 * largest, cfg.INPUT.MAX_SIZE_TRAIN) / 32)) * 32
+    return side, side
 
 
 def moves_edges(cfg: CfgNode) -> bool:

@@ -65,6 +65,11 @@ class Batches:
         """The batch of the current step."""
 
     @property
+    def size(self) -> int:
+        """The number of training images."""
+        return len(self._samples)
+
+    @property
     def seed(self) -> int:
         return self._indices.order.seed
 

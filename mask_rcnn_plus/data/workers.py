@@ -1,6 +1,7 @@
 """Signals in and from the worker processes of a data loader."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,8 @@ class _WorkerDeaths:
     """Delays torch's error about a dead worker until this process waits for a batch.
 
     torch raises it from a signal handler, for example in the middle of an optimizer step, and the
-    half-updated state could not be saved.
+    half-updated state could not be saved. Signals only reach the main thread: a loader of another
+    thread reports the death of a worker when its timeout has passed.
     """
 
     def __init__(self) -> None:
@@ -20,6 +22,8 @@ class _WorkerDeaths:
 
     def install(self) -> None:
         """Replaces torch's signal handler, which exists once a loader has started its workers."""
+        if not _in_main_thread():  # Python sets and runs signal handlers only there
+            return
         handler = signal.getsignal(signal.SIGCHLD)
         if callable(handler) and getattr(handler, "__module__", "").startswith("torch.utils.data"):
             self._torch_handler = handler
@@ -28,6 +32,9 @@ class _WorkerDeaths:
     @contextmanager
     def raised(self) -> Iterator[None]:
         """Within the block, a worker's death raises a RuntimeError, even if it died earlier."""
+        if not _in_main_thread():
+            yield
+            return
         self._waiting = True
         try:
             if self._pending:
@@ -50,6 +57,12 @@ class _WorkerDeaths:
 worker_deaths = _WorkerDeaths()
 
 
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 def ignore_interrupts(worker: int) -> None:
-    """Makes a worker ignore Ctrl-C, which a terminal also sends to the workers of a run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Makes a worker ignore the signals that a terminal also sends to the workers of a run."""
+    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -33,9 +33,10 @@ Exit codes:
     2  an invalid argument, config, data set or checkpoint
     3  training diverged; OUTPUT_DIR/divergence.pt has the batch
     4  a checkpoint could not be written; the last one is intact
-    5  a worker of the data loader died or hangs; the run is saved
-  130  SIGINT (Ctrl-C), 143  SIGTERM: the run is saved after the current step;
-       a second signal ends it at once
+    5  a worker of the data loader died or hangs; the run is saved.
+       Or another process of the run died; the last checkpoint is intact
+  130  SIGINT (Ctrl-C), 143  SIGTERM, 129  SIGHUP (a closed terminal): the run
+       is saved after the current step; a second signal ends it at once
 """
 
 

@@ -1,7 +1,9 @@
 """Checkpoints with class names and config, and one-line errors for those that do not fit."""
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,9 @@ class Checkpointer(DetectionCheckpointer):
         strict: refuse weights that leave any parameter unset, as an evaluation does. Training may
             start from partial weights (an ImageNet backbone, another number of classes); it only
             refuses weights that fit no parameter.
-        class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids.
+        class_names: stored with every checkpoint as ``"class_names"``, in the order of class ids. A
+            run does not resume with other names.
+        keypoint_names: the same for ``"keypoint_names"``.
         config: YAML text of the config, stored as ``"config"``.
         keep: the number of periodic checkpoints to keep when another is saved; 0 for all.
         checkpointables: as in detectron2.
@@ -45,14 +49,20 @@ class Checkpointer(DetectionCheckpointer):
         *,
         strict: bool = False,
         class_names: list[str] | None = None,
+        keypoint_names: list[str] | None = None,
         config: str = "",
         keep: int = 0,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self._strict = strict
-        self._extra = {"class_names": list(class_names or []), "config": config}
+        self._extra = {
+            "class_names": list(class_names or []),
+            "keypoint_names": list(keypoint_names or []),
+            "config": config,
+        }
         self._keep = keep
+        self._resuming = False
         # The checkpoint whose digest is already verified.
         self._verified = ""
         self.trusted = ""
@@ -134,7 +144,7 @@ class Checkpointer(DetectionCheckpointer):
             logger.info(f"--resume: no checkpoint in {self.save_dir}; starting from {start}")
             return super().resume_or_load(path, resume=False)
         # A run only continues with all weights of its own model.
-        self._strict = True
+        self._strict = self._resuming = True
         self._verified = checkpoint
         extra = self.load(checkpoint)
         self.resumed = True
@@ -167,7 +177,11 @@ class Checkpointer(DetectionCheckpointer):
         return read_weights_file(Path(filename), name=self._path, trusted=trusted)
 
     def _load_model(self, checkpoint: Any) -> Any:
-        total = sum(map(_matters, self.model.state_dict()))
+        if self._resuming:
+            for key, kind in (("class_names", "classes"), ("keypoint_names", "keypoints")):
+                _require_same(kind, checkpoint.get(key), self._extra[key])
+        names = list(filter(_matters, self.model.state_dict()))
+        total = len(names)
         try:
             incompatible = super()._load_model(checkpoint)
         except (ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
@@ -192,16 +206,47 @@ class Checkpointer(DetectionCheckpointer):
                 f"weights '{self._path}' do not fit this model: {'; '.join(counts)}; they belong "
                 "to another config"
             )
+        if absent := [*missing, *shapes]:
+            logger.info(
+                f"weights '{self._path}': {total - len(absent)} of {total} parameters loaded; the "
+                f"rest starts random: {_grouped(absent, names)} (names: see log.txt)"
+            )
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        if not self._strict:  # training that starts from other weights lists every name
+        if not self._strict:  # every name, for log.txt
             super()._log_incompatible_keys(incompatible)
         elif unused := list(incompatible.unexpected_keys):
             logger.warning(
                 f"weights '{self._path}' have {len(unused)} parameters that this model does not "
                 f"have: {listed(unused, 3)}"
             )
+
+
+def _require_same(kind: str, stored: Any, names: list[str]) -> None:
+    """Refuses to continue with names that mean something else at the same index."""
+    if not (isinstance(stored, list) and stored and names) or stored == names:
+        return
+    pairs = enumerate(zip_longest(stored, names))
+    index, (old, new) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    old, new = ("missing" if name is None else f"'{name}'" for name in (old, new))
+    raise UserError(
+        f"--resume: the {kind} of DATASETS.TRAIN have changed: number {index} was {old} and is "
+        f"{new} ({len(stored)} before, {len(names)} now); restore them, or start a new run from "
+        "its weights with MODEL.WEIGHTS and without --resume"
+    )
+
+
+def _grouped(absent: Collection[str], names: Collection[str]) -> str:
+    """Parameters counted by module: by two levels of names if these are few, else by one."""
+    for depth in (2, 1):
+        groups, all_groups = (
+            Counter(".".join(name.split(".")[:-1][:depth]) for name in each)
+            for each in (absent, names)
+        )
+        if len(groups) < 6:
+            break
+    return listed([f"{group} ({n} of {all_groups[group]})" for group, n in groups.items()], 6)
 
 
 def check_run_state(state: Any, *, optimizer: torch.optim.Optimizer, name: str) -> None:

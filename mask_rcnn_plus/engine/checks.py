@@ -1,17 +1,22 @@
 """Checks before a run that need the data sets or the checkpoint."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_rcnn_plus.data import class_names, require_dataset, require_flip_map
+from mask_rcnn_plus.data import class_names, coco_files, require_dataset, require_flip_map
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.weights import local_weights, read_class_names
 from mask_rcnn_plus.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 DataCheck = Callable[[CfgNode, Sequence[str]], None]
 """Checks the data sets with these names as cfg.DATA_CHECK says; raises UserError."""
@@ -144,6 +149,47 @@ def _compare_keypoints(names: list[str]) -> None:
                 f"keypoints differ: data set '{named[0]}' has {', '.join(known[named[0]])}, "
                 f"'{name}' has {', '.join(known[name])}"
             )
+
+
+def describe_data(cfg: CfgNode) -> dict[str, Any]:
+    """The SHA-256 of the content of each data set, for a checkpoint: of its json or its records."""
+    return {
+        f"{key} '{name}'": _digest(name)
+        for key in ("DATASETS.TRAIN", "DATASETS.TEST")
+        for name in cfg.DATASETS[key.removeprefix("DATASETS.")]
+    }
+
+
+def log_changes(stored: Any, now: Mapping[str, Any]) -> None:
+    """Says in one line how the data of a resumed run differ from those of its checkpoint."""
+    if not isinstance(stored, dict):  # a checkpoint of an earlier version or of detectron2
+        return
+    changes = []
+    for key in (*now, *(key for key in stored if key not in now)):
+        before, after = stored.get(key), now.get(key)
+        if before == after:
+            continue
+        if type(after) is int:
+            changes.append(f"{after} {key} instead of {before}")
+        elif before is None or after is None:
+            changes.append(f"{key} is {'new' if before is None else 'no longer used'}")
+        else:
+            changes.append(f"the content of {key} is different")
+    if changes:
+        logger.warning(f"--resume: the data have changed: {'; '.join(changes)}; continuing")
+
+
+def _digest(name: str) -> str:
+    digest = hashlib.sha256()
+    if files := coco_files(name):
+        with files[0].open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    else:
+        records = DatasetCatalog.get(name)
+        for index in range(len(records)):
+            digest.update(json.dumps(records[index], default=repr).encode())
+    return digest.hexdigest()
 
 
 def _require_names(names: list[str], key: str, example: str) -> None:

@@ -1,11 +1,14 @@
 """A run's output: a progress bar on a terminal, plain lines in a pipe, everything in log.txt."""
 
+import contextlib
 import logging
+import os
 import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +16,6 @@ from detectron2.engine import HookBase
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
-
-from mask_rcnn_plus.errors import UserError
 
 _LOGGERS = ("detectron2", "fvcore", "mask_rcnn_plus")
 
@@ -37,16 +38,13 @@ def setup_console(output_dir: str, rank: int) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     for name in _LOGGERS:
         logging.getLogger(name).handlers.clear()
-    # default_setup calls the first two with the same arguments, and then finds them in the cache.
-    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
-    setup_logger(output_dir, distributed_rank=rank)
-    setup_logger(output_dir, distributed_rank=rank, name="mask_rcnn_plus")
     for name in _LOGGERS:
-        for handler in logging.getLogger(name).handlers:
+        for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
             if getattr(handler, "stream", None) is not sys.stdout:
                 # On a full disk logging would print a traceback for each line; the run reports it
                 # once. setup_logger creates the handler, so it cannot be a subclass.
                 handler.handleError = lambda record: None  # type: ignore[method-assign]
+                handler.stream.reconfigure(encoding="utf-8", errors="backslashreplace")
             elif isinstance(handler, logging.StreamHandler):
                 handler.addFilter(_on_screen)
                 if _is_terminal():
@@ -54,15 +52,62 @@ def setup_console(output_dir: str, rank: int) -> None:
 
 
 def _on_screen(record: logging.LogRecord) -> bool:
-    # An error that ends a run in one line needs no traceback on the screen.
-    if record.exc_info and isinstance(record.exc_info[1], UserError | FloatingPointError):
-        return False
     if getattr(record, "log_only", False):
+        return False
+    # The error itself ends the run, in one line or with its traceback.
+    if record.getMessage().startswith("Exception during training"):
         return False
     if record.name.endswith("utils.events"):  # the periodic lines of losses
         return not _is_terminal()
+    # Names of parameters without weights; our checkpointer says it in one sentence.
+    if record.name.startswith(("fvcore.common.checkpoint", "detectron2.checkpoint")):
+        return record.levelno > logging.WARNING or record.getMessage().startswith(_SHOWN)
     ours = record.name.startswith("mask_rcnn_plus")
     return ours or record.levelno >= logging.WARNING or record.getMessage().startswith(_SHOWN)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Inside, output that nobody reads any more (``| head``, a closed terminal) ends no run."""
+    with Path(os.devnull).open("w") as null:  # for a process that started without streams
+        out, err = (_LastingStream(stream or null) for stream in (sys.stdout, sys.stderr))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+            try:
+                yield
+            finally:
+                out.flush()
+                err.flush()
+
+
+class _LastingStream:
+    """A text stream without errors: what cannot be written, is dropped."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            try:
+                self._file.write(text)
+            except UnicodeEncodeError:
+                self._file.write(text.encode("ascii", "backslashreplace").decode())
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._file.flush()
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Python writes its buffer once more at exit, and the rest of a line may follow.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 @contextmanager

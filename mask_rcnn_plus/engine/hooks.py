@@ -12,6 +12,7 @@ from detectron2.engine.hooks import CallbackHook, EvalHook, PeriodicCheckpointer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
+from mask_rcnn_plus.config import with_values
 from mask_rcnn_plus.engine import ema
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import ProgressBar
@@ -92,10 +93,8 @@ def _evaluate_all(
     results = {**evaluate()}
     _show_pictures(cfg, "")
     if average is not None:
-        averaged_cfg = cfg.clone()
-        averaged_cfg.defrost()
-        averaged_cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / ema.NAME)
-        averaged_cfg.freeze()
+        folder = str(Path(cfg.OUTPUT_DIR) / ema.NAME)
+        averaged_cfg = with_values(cfg, {"OUTPUT_DIR": folder})
         with average.applied():
             results[ema.NAME] = average.trainer.test(averaged_cfg, average.trainer.model)
         _show_pictures(averaged_cfg, f"{ema.NAME}/")

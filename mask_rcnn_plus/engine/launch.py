@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -58,6 +59,22 @@ def launch(main: Callable[[argparse.Namespace], None], args: argparse.Namespace,
     except torch.multiprocessing.ProcessExitedException as error:
         # The process has printed its error.
         sys.exit(error.exit_code)
+
+
+class LostProcessError(UserError):
+    """Another process of the run has ended."""
+
+    exit_code = 5
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether a collective operation failed because another process of the run has ended."""
+    signs = "gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe"
+    return (
+        comm.get_world_size() > 1
+        and isinstance(error, RuntimeError)
+        and re.search(signs, str(error), re.IGNORECASE) is not None
+    )
 
 
 def _join_torchrun(device: str) -> None:

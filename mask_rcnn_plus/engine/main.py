@@ -15,11 +15,12 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.device import resolve_device
+from mask_rcnn_plus.engine import lock, saving
 from mask_rcnn_plus.engine.arguments import parse
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import DataCheck
-from mask_rcnn_plus.engine.console import LOG_ONLY
-from mask_rcnn_plus.engine.launch import launch
+from mask_rcnn_plus.engine.console import LOG_ONLY, lasting_output
+from mask_rcnn_plus.engine.launch import LostProcessError, launch, lost_process
 from mask_rcnn_plus.engine.setup import setup
 from mask_rcnn_plus.engine.stops import Interrupt
 from mask_rcnn_plus.engine.trainer import Trainer
@@ -28,6 +29,7 @@ from mask_rcnn_plus.errors import UserError, reason
 logger = logging.getLogger(__name__)
 
 
+@lasting_output()
 def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = None) -> int:
     """Trains, or evaluates with ``--eval-only``.
 
@@ -57,19 +59,38 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
     return 0
 
 
+@lasting_output()
 def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> None:
     """Runs in each process; prints a UserError in one line and raises an Interrupt instead."""
+    running = False
     try:
         cfg = setup(args, check_data=check_data)
         run = _prepare_evaluation(cfg, args) if args.eval_only else _prepare_training(cfg, args)
-    except UserError as error:
-        # All processes raise it: one line per machine.
-        raise Interrupt(_report(error, show=comm.get_local_rank() == 0)) from error
-    try:
+        running = True
         run()
-    except UserError as error:
-        # Only this process raises it, for example for one of its images.
-        raise Interrupt(_report(error)) from error
+    except Exception as error:
+        if (known := _as_user_error(error)) is None:
+            raise
+        # Before the run, all processes raise the same UserError: one line per machine. In it, only
+        # this process raises it, for example for one of its images.
+        show = running or known is not error or comm.get_local_rank() == 0
+        raise Interrupt(_report(known, show=show)) from error
+    finally:
+        lock.release()
+
+
+def _as_user_error(error: Exception) -> UserError | None:
+    """The error in one line, if it is the user's or the machine's; None for a bug."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in saving.NO_WRITING:
+        return saving.SaveError(f"cannot write {error.filename or ''}: {reason(error)}")
+    if lost_process(error):
+        return LostProcessError(
+            f"another process of the run has ended ({reason(error, 100)}): its own message says "
+            "why; --resume continues from the last checkpoint"
+        )
+    return None
 
 
 def _prepare_training(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], None]:

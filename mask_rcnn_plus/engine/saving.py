@@ -19,6 +19,7 @@ import torch
 
 from mask_rcnn_plus.engine.weights import explain, read_torch
 from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_plus.files import replacing
 
 _PART = ".part"  # ends the names of temporary files
 _POINTER = "last_checkpoint"
@@ -83,6 +84,19 @@ def failure(path: Path, error: OSError) -> SaveError:
         f"cannot save '{path}': {reason(error)}; {intact}free space or repair the folder, then "
         "--resume"
     )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a text file of a run; at any moment it is the old one or the new one.
+
+    Raises:
+        SaveError: the file cannot be written; the old one is unchanged.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_text(path, text)
+    except OSError as error:
+        raise failure(path, error) from error
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -217,17 +231,8 @@ class _HashingWriter:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Replaces a small file; at any moment it is the old one or the new one."""
-    part = path.with_name(path.name + _PART)
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            to_disk(file)
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+    with replacing(path) as file:
+        file.write(text)
 
 
 def _sync_folder(folder: Path) -> None:

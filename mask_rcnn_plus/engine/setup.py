@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 
 from mask_rcnn_plus.compat.origin import check_detectron2
-from mask_rcnn_plus.config import complete, load_config
+from mask_rcnn_plus.config import complete, load_config, with_values
 from mask_rcnn_plus.config.stock import STOCK_CONFIG, write_stock_config
 from mask_rcnn_plus.config.values import (
     check_class_metrics,
@@ -26,10 +27,11 @@ from mask_rcnn_plus.config.values import (
 from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
 from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.device import make_current, resolve_device
+from mask_rcnn_plus.engine import lock
 from mask_rcnn_plus.engine.checks import DataCheck, check_datasets
-from mask_rcnn_plus.engine.console import setup_console
+from mask_rcnn_plus.engine.console import LOG_ONLY, setup_console
 from mask_rcnn_plus.engine.derived import resolve_class_weights, scale_schedule
-from mask_rcnn_plus.engine.saving import read_seed
+from mask_rcnn_plus.engine.saving import read_seed, write_text
 from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     """Reads the config and checks everything that can be checked before the first iteration.
 
     It also prepares the output folder, the loggers, the generated data set and the data set
-    catalog, and replaces settings that depend on the data, such as NUM_CLASSES -1.
+    catalog, and replaces settings that depend on the data, such as NUM_CLASSES -1. The output
+    folder is locked until the end of the training, or of the process.
 
     Args:
         args: from detectron2's ``default_argument_parser``.
@@ -50,7 +53,8 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
         works on a machine without a GPU.
 
     Raises:
-        UserError: an argument, the config, a data set or a checkpoint is invalid.
+        UserError: an argument, the config, a data set or a checkpoint is invalid, or another run
+            uses the output folder.
     """
     cfg = load_config(args.config_file, args.opts)
     limit_pixels(cfg.INPUT.MAX_PIXELS)
@@ -63,7 +67,7 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     if not args.eval_only:
         check_metrics(cfg)
         check_sampler(cfg)
-    _require_writable(cfg.OUTPUT_DIR)
+    _take_folder(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
     if comm.is_main_process():
         check_detectron2()
@@ -80,7 +84,7 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
         check_class_metrics(cfg, names)
         resolve_class_weights(cfg, names)
     cfg.freeze()
-    default_setup(cfg, args)
+    _record(cfg, args)
     if comm.is_main_process():
         _write_stock_config(cfg, trains=not args.eval_only)
     logger.info(f"Full log: {Path(cfg.OUTPUT_DIR) / 'log.txt'}")
@@ -91,29 +95,32 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     return cfg
 
 
-def _require_writable(output_dir: str) -> None:
+def _take_folder(output_dir: str) -> None:
+    """Creates and locks the folder; if the main process cannot, all processes raise."""
     if not output_dir:
         raise UserError("OUTPUT_DIR is empty: set it to a folder")
-    try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"output folder '{output_dir}' is not writable ({reason(error)}): set OUTPUT_DIR"
-        ) from error
+    problem = ""
+    if comm.is_main_process():
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=output_dir).close()
+            lock.acquire(output_dir)
+        except OSError as error:
+            problem = f"OUTPUT_DIR '{output_dir}' is not writable ({reason(error)}): set another"
+        except UserError as error:
+            problem = str(error)
+    if problem := comm.all_gather(problem)[0]:
+        raise UserError(problem)
 
 
 def _write_stock_config(cfg: CfgNode, *, trains: bool) -> None:
     """Writes a config for programs that predict with this run's weights in plain detectron2."""
     path = Path(cfg.OUTPUT_DIR) / STOCK_CONFIG
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    values = {"MODEL.DEVICE": resolve_device(cfg.MODEL.DEVICE)}
     if trains:
-        cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+        values["MODEL.WEIGHTS"] = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
     try:
-        write_stock_config(cfg, path)
+        write_stock_config(with_values(cfg, values), path)
     except UserError as error:
         path.unlink(missing_ok=True)  # of another model
         logger.info(f"{STOCK_CONFIG} is not written: {error}")
@@ -147,6 +154,24 @@ def prepare_datasets(cfg: CfgNode) -> None:
         )
     comm.synchronize()
     register_folder_datasets()
+
+
+def _record(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """What detectron2's ``default_setup`` does, but a full disk leaves an old config.yaml whole."""
+    for title, text in {
+        "Processes": comm.get_world_size(),
+        "Environment info": collect_env_info(),
+        "Command line arguments": args,
+        "Running with full config": cfg.dump(),
+    }.items():
+        logger.info(f"{title}:\n{text}", extra=LOG_ONLY)
+    if comm.is_main_process():
+        write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if precision := cfg.get("FLOAT32_PRECISION"):  # of detectron2's main branch
+        torch.set_float32_matmul_precision(precision)
 
 
 def _log_device(device: str, requested: str) -> None:

@@ -1,5 +1,6 @@
 """Ends a run between two steps: on a signal, or because one of its processes must end."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -11,8 +12,10 @@ import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
-# The exit code of a diverged run. A signal's exit code is 128 + its number: 130 or 143.
+# The exit code of a diverged run. A signal's exit code is 128 + its number: 129, 130 or 143.
 DIVERGED = 3
+# The terminal is gone. Windows does not have it.
+_HANGUP = getattr(signal, "SIGHUP", None)
 
 
 class Interrupt(SystemExit):
@@ -20,15 +23,17 @@ class Interrupt(SystemExit):
 
 
 class StopSignals:
-    """Records SIGINT and SIGTERM, and lets all processes of a run stop at the same step.
+    """Records SIGINT, SIGTERM and SIGHUP, and lets all processes of a run stop at the same step.
 
-    The first signal requests a stop, the second ends the process at once.
+    The first signal requests a stop, the second ends the process at once. SIGHUP does not count as
+    a second one, because a closing terminal may send it twice, and a logout SIGTERM as well.
     """
 
     def __init__(self) -> None:
         self.exit_code = 0
         """The exit code that the received signal requests; 0 without a signal."""
         self._at_once = False
+        self._requests = 0
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -36,7 +41,9 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if _HANGUP is not None and signal.getsignal(_HANGUP) != signal.SIG_IGN:  # as nohup sets it
+            numbers.append(_HANGUP)
         handlers = [signal.signal(number, self._on_signal) for number in numbers]
         try:
             yield
@@ -70,12 +77,16 @@ class StopSignals:
         return int(largest)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self.exit_code:
+        self._requests += number != _HANGUP
+        if self._requests > 1:
             os._exit(128 + number)
+        if self.exit_code:
+            return
         self.exit_code = 128 + number
         if comm.get_local_rank() == 0:
-            # Not print(): the signal may have interrupted a print().
+            # Not print(): the signal may have interrupted a print(). The terminal may be gone.
             name = signal.Signals(number).name
-            os.write(2, f"\n{name}: stopping after this step; repeat it to stop now\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{name}: stopping after this step; repeat it to stop now\n".encode())
         if self._at_once:
             raise Interrupt(self.exit_code)

@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from mask_rcnn_plus.data.build import leave_out
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.console import LOG_ONLY
 from mask_rcnn_plus.evaluation import InferenceSpeed, Journal, run_inference
 from mask_rcnn_plus.optimization import OptimizedModel, optimize
@@ -122,9 +123,8 @@ def _resume(
 def _write(
     folder: Path, cfg: CfgNode, name: str, results: dict[str, Any], speed: InferenceSpeed
 ) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     metrics = {**results, "speed": speed.to_dict()}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1), encoding="utf-8")
+    saving.write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
     meta = MetadataCatalog.get(name)
     ids = meta.get("thing_dataset_id_to_contiguous_id") or {}
     evaluation = {
@@ -140,7 +140,7 @@ def _write(
         "versions": _versions(),
         "config": cfg.dump(),
     }
-    (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=1), encoding="utf-8")
+    saving.write_text(folder / "evaluation.json", json.dumps(evaluation, indent=1))
 
 
 def _absolute(path: str | None) -> str | None:
@@ -193,12 +193,9 @@ def evaluation_fingerprint(cfg: CfgNode, model: nn.Module, name: str) -> str:
 
 def _relevant_settings(cfg: CfgNode) -> list[str]:
     """The parts of a config that determine what a model detects in an image."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.pop("WEIGHTS", None)
-    for key in _NOT_IN_RESULTS:
-        cfg.TEST.pop(key, None)
-    return [node.dump() for node in (cfg.MODEL, cfg.TEST, cfg.INPUT, cfg.DATASETS)]
+    model = {key: value for key, value in cfg.MODEL.items() if key != "WEIGHTS"}
+    test = {key: value for key, value in cfg.TEST.items() if key not in _NOT_IN_RESULTS}
+    return [CfgNode(group).dump() for group in (model, test, cfg.INPUT, cfg.DATASETS)]
 
 
 def _file_stamp(path: str | None) -> list[int]:

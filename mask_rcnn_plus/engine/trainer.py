@@ -18,10 +18,12 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.config import complete
 from mask_rcnn_plus.data import Batches
+from mask_rcnn_plus.data.batches import LoaderError
 from mask_rcnn_plus.data.build import build_test_batches, build_train_batches, build_train_mapper
 from mask_rcnn_plus.data.pixels import read_image
-from mask_rcnn_plus.engine import freezing, saving
+from mask_rcnn_plus.engine import freezing, lock, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer, check_run_state
+from mask_rcnn_plus.engine.checks import describe_data, log_changes
 from mask_rcnn_plus.engine.console import quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extend_hooks
@@ -57,6 +59,8 @@ class Trainer(DefaultTrainer):
             amp=amp_dtype(cfg),
             parts=cfg.SOLVER.ACCUMULATE_STEPS,
         )
+        self._data_sets = describe_data(cfg) if comm.is_main_process() else {}
+        self._data_sets["training images"] = stock.data_loader.size
         freezing.freeze_mode(self.model, cfg.MODEL.FREEZE)
         self._batches: Batches = stock.data_loader
         # Number of iterations that updated the weights, and of those whose hooks have all run.
@@ -69,11 +73,13 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase | None]:
         cfg = self.cfg
+        metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
         # Before super().build_hooks(), whose hooks refer to it.
         self.checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
-            class_names=MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes"),
+            class_names=metadata.get("thing_classes"),
+            keypoint_names=metadata.get("keypoint_names") if cfg.MODEL.KEYPOINT_ON else None,
             config=cfg.dump(),
             keep=cfg.SOLVER.KEEP_CHECKPOINTS,
             trainer=weakref.proxy(self),
@@ -96,6 +102,8 @@ class Trainer(DefaultTrainer):
             Interrupt: a signal or another process ended the run.
         """
         self._steps_done = self._whole_steps = self.start_iter
+        if comm.is_main_process():
+            lock.acquire(self.cfg.OUTPUT_DIR)
         with self._signals.recorded(), quiet_threads():
             try:
                 self._save_final_if_missing()
@@ -107,6 +115,8 @@ class Trainer(DefaultTrainer):
                 if error.errno not in saving.NO_WRITING:
                     raise
                 raise saving.failure(Path(self.cfg.OUTPUT_DIR) / "metrics.json", error) from error
+            finally:
+                lock.release()
         self._batches.report_bad()
         return results
 
@@ -145,6 +155,8 @@ class Trainer(DefaultTrainer):
 
     def _end_together(self, problem: UserError | None) -> None:
         """Before each step: ends all processes if one has a problem or received a signal."""
+        if isinstance(problem, LoaderError) and self._signals.exit_code:
+            problem = None  # the signal has ended the workers, too
         code = self._signals.agree(problem.exit_code if problem else self._signals.exit_code)
         if code == DIVERGED:
             comm.gather(self._last_step())
@@ -180,6 +192,7 @@ class Trainer(DefaultTrainer):
         # detectron2's number is one too high after an interrupted step, and after the last one.
         state["iteration"] = self._steps_done - 1
         state["data"] = self._batches.state_dict()
+        state["data_sets"] = dict(self._data_sets)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -192,6 +205,8 @@ class Trainer(DefaultTrainer):
         seed = data.get("seed") if self.cfg.SEED < 0 else None
         self._batches.start(step=self.iter + 1, images=data.get("images"), seed=seed)
         self._batches.bad = dict(data.get("bad", {}))
+        if comm.is_main_process():
+            log_changes(state_dict.get("data_sets"), self._data_sets)
         if data.get("seed", self._batches.seed) != self._batches.seed:
             logger.warning(
                 f"SEED is {self._batches.seed}, but the run began with {data['seed']}: the images "

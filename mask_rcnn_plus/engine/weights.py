@@ -19,7 +19,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.engine.arguments import TRUST_FLAG
-from mask_rcnn_plus.errors import UserError, did_you_mean, reason
+from mask_rcnn_plus.errors import UserError, did_you_mean_file, reason
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ def local_weights(weights: str) -> Path:
         raise UserError(f"weights '{weights}' are a folder: name a .pth or .pkl file")
     if not file.is_file():
         siblings = file.parent.iterdir() if file.parent.is_dir() else ()
-        checkpoints = [str(p) for p in siblings if p.suffix in (".pth", ".pkl")]
-        raise UserError(f"weights '{weights}' do not exist{did_you_mean(weights, checkpoints)}")
+        checkpoints = [p for p in siblings if p.suffix in (".pth", ".pkl")]
+        raise UserError(f"weights '{weights}' do not exist{did_you_mean_file(file, checkpoints)}")
     return file
 
 

@@ -1,5 +1,6 @@
 """COCO's average precision for boxes, masks and keypoints; each nan is explained in the log."""
 
+import io
 import itertools
 import json
 import logging
@@ -13,7 +14,6 @@ from detectron2.evaluation import COCOEvaluator as Detectron2COCOEvaluator
 from detectron2.evaluation import coco_evaluation
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from pycocotools.cocoeval import COCOeval
 
 from mask_rcnn_plus.errors import UserError
@@ -28,6 +28,7 @@ from mask_rcnn_plus.evaluation.metrics import (
     summary_rows,
     write_summary,
 )
+from mask_rcnn_plus.files import replacing
 
 _logger = logging.getLogger(__name__)
 
@@ -156,10 +157,12 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         position = {image: index for index, image in enumerate(self._coco_api.imgs)}
         predictions = sorted(predictions, key=lambda p: position.get(p["image_id"], len(position)))
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
+            Path(self._output_dir).mkdir(parents=True, exist_ok=True)
             path = Path(self._output_dir) / "instances_predictions.pth"
-            with PathManager.open(str(path), "wb") as file:
-                torch.save(predictions, file)
+            content = io.BytesIO()  # torch's C++ code does not survive an error in a file's write
+            torch.save(predictions, content)
+            with replacing(path, "wb") as file:
+                file.write(content.getbuffer())
 
         self._results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if proposals := [p for p in predictions if "proposals" in p]:
@@ -215,7 +218,7 @@ class COCOEvaluator(Detectron2COCOEvaluator):
         if self._output_dir:
             path = Path(self._output_dir) / "coco_instances_results.json"
             _logger.info("Saving the predictions to %s", path)
-            with PathManager.open(str(path), "w", encoding="utf-8") as file:
+            with replacing(path) as file:
                 json.dump(detections, file)
         if not self._do_evaluation:
             _logger.info("%s has no annotations, so there is no AP", self._dataset_name)

@@ -24,6 +24,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
+from mask_rcnn_plus.files import replacing
+
 # The columns of summary.csv. AP and AR are from 0 to 100, nan where the ground truth lacks such an
 # object. AR1 and AR10 allow 1 and 10 detections per image, all other metrics max_dets.
 COLUMNS = (
@@ -241,7 +243,7 @@ def summary_rows(
 
 def write_summary(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the rows of :func:`summary_rows` to a csv file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path, newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)

@@ -13,7 +13,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.evaluation.drawing import (
     Color,
@@ -30,6 +29,7 @@ from mask_rcnn_plus.evaluation.text import (
     text_size,
     write_text,
 )
+from mask_rcnn_plus.files import replacing
 
 _logger = logging.getLogger(__name__)
 
@@ -195,15 +195,10 @@ class PreviewWriter(DatasetEvaluator):
             score_threshold=self._score_threshold,
             title=self._dataset_name,
         )
-        PathManager.mkdirs(self._output_dir)
+        Path(self._output_dir).mkdir(parents=True, exist_ok=True)
         path = Path(self._output_dir) / f"preview_{self._dataset_name}.png"
-        part = path.with_name(f".{path.name}.part")
-        try:
-            part.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-            part.replace(path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        with replacing(path, "wb") as file:
+            file.write(cv2.imencode(".png", picture)[1].tobytes())
         _logger.info("Predictions beside the ground truth: %s", path)
         return path
 

@@ -2,8 +2,8 @@
 
 Boxes are (image index, x0, y0, x1, y1) in input-image pixels. Their geometry and the sums are
 computed in fp64 for fp64 features, else in fp32, also under autocast. The output has the features'
-dtype and memory format (channels_last or contiguous). Results are the same bit for bit, forward and backward, in every run
-and with any number of threads.
+dtype and memory format (channels_last or contiguous). Results are the same bit for bit, forward and
+backward, in every run and with any number of threads.
 
 Unusual boxes, in every function unless it says otherwise:
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from mask_rcnn_plus.config import complete, load_config, parse_config
+from mask_rcnn_plus.config import complete, load_config, parse_config, with_values
 from mask_rcnn_plus.config.values import check_components
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.weights import (
@@ -82,7 +83,7 @@ def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, li
     if not weights:
         raise UserError("MODEL.WEIGHTS is empty: name the checkpoint to predict with")
     names = read_class_names(weights, trusted=trusted)
-    cfg.defrost()
+    values: dict[str, Any] = {}
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if count < 1:
         if not names:
@@ -91,8 +92,9 @@ def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, li
                 "names to count: set the number of classes, or use the config.yaml in the run's "
                 "OUTPUT_DIR"
             )
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = count = len(names)
-    cfg.MODEL.TIMM.PRETRAINED = False  # do not download weights that the checkpoint replaces
+        values["MODEL.ROI_HEADS.NUM_CLASSES"] = count = len(names)
+    values["MODEL.TIMM.PRETRAINED"] = False  # do not download weights that the checkpoint replaces
+    cfg = with_values(cfg, values)
     cfg.freeze()
     return cfg, (names if len(names) == count else _registered_names(cfg, count))
 

@@ -41,13 +41,17 @@ def test_a_saved_config_reads_back_the_same(tmp_path: Path) -> None:
     [
         ("SOLVER:\n  MAX_ITERS: 5\n", "unknown key 'SOLVER.MAX_ITERS'; did you mean"),
         ("SOLVER: 5\n", "group of keys"),
-        ("SOLVER:\n  MAX_ITER: five\n", "int vs. str"),
+        ("SOLVER:\n  MAX_ITER: five\n", "SOLVER.MAX_ITER is 'five': it must be an integer"),
         ("_BASE_: nope.yaml\n", "nope.yaml' does not exist"),
         ("_BASE_: config.yaml\n", "leads back to itself"),
         ("- 1\n- 2\n", "not a mapping"),
         ("", "not a mapping"),
         ("a: [1", "not plain YAML"),
-        ("VERSION: 1\n", "VERSION 1"),
+        ("VERSION: 1\n", "VERSION 1: convert it"),
+        ("VERSION: 99\n", "VERSION 99: only VERSION 2"),
+        ("SEED: [1, 2\nSOLVER: {}\n", "line 2, column 7: expected ',' or ']'"),
+        ("DATASETS:\n  TRAIN: [a\n", "but got the end of the file"),
+        ("SEED: '\x00'\n", "character 0x0 at position 7"),
     ],
 )
 def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, text: str, expected: str) -> None:
@@ -62,9 +66,12 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path: Path, text: str, expecte
     ("opts", "expected"),
     [
         (["SOLVER.BASE_LR"], "has no value"),
-        (["SOLVER.BASE_LR", "fast"], "float vs. str"),
+        (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR is 'fast': it must be a number"),
         (["SOLVER.BASE_LRR", "0.1"], "did you mean 'SOLVER.BASE_LR'?"),
         (["SOLVER", "0.1"], "group of keys"),
+        (["VERSION", "99"], "VERSION is 99: it must be 2"),
+        (["MODEL.MASK_ON", "yes"], "it must be True or False"),
+        (["DATASETS.TRAIN", "mine"], "it must be a list; write"),
         (["SOLVER.BASE_LR", "0.1", "--eval-only"], "--eval-only"),
     ],
 )

@@ -82,7 +82,7 @@ REFUSED = {
         "could not determine a constructor",
     ),
     "own tag": ("SEED: !mine 3\n", "'!mine'"),
-    "binary": ("SEED: !!binary aGk=\n", "valid type"),
+    "binary": ("SEED: !!binary aGk=\n", "an integer"),
     "a wrong tag": ("SEED: !!int abc\n", "'abc'"),
     "a huge number": ("SEED: 0x" + "f" * 5000, "limit"),
     "NUL": ("SEED: \0", "not plain YAML"),

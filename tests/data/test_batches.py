@@ -4,6 +4,7 @@ import itertools
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from mask_rcnn_plus.data import NamingMapper
 from mask_rcnn_plus.data.batches import Batches, LoaderError
 from mask_rcnn_plus.data.sampling import BatchIndices, SampleOrder, Samples
 from mask_rcnn_plus.data.seeding import seed_all
+from mask_rcnn_plus.data.workers import worker_deaths
 from mask_rcnn_plus.errors import UserError
 
 RECORDS = [{"file_name": f"{number}.png"} for number in range(9)]
@@ -125,6 +127,32 @@ def test_a_dead_worker_is_an_error_only_when_the_next_batch_is_fetched() -> None
 
 
 @pytest.mark.slow
+def in_a_thread(act: Callable[[], Any]) -> Any:
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(act()))
+    thread.start()
+    thread.join()
+    return results[0]
+
+
+def test_a_thread_of_an_app_loads_after_the_main_thread_has() -> None:
+    # torch's signal handler exists from the first loader with workers on; Python lets only the
+    # main thread change it.
+    main = take(batches(num_workers=1), 1)
+    assert in_a_thread(lambda: take(batches(num_workers=1), 1)) == main
+
+
+def test_a_death_that_a_thread_waits_for_does_not_interrupt_the_main_thread() -> None:
+    source = batches(num_workers=1)
+    source.fetch()
+    try:
+        in_a_thread(lambda: worker_deaths.raised().__enter__())
+        worker_deaths._on_signal(signal.SIGCHLD, None)
+        assert not worker_deaths._waiting and worker_deaths._pending
+    finally:
+        worker_deaths._pending = False
+
+
 def test_the_error_of_a_hanging_worker_names_its_images() -> None:
     def slow(record: dict[str, Any]) -> str:
         time.sleep(60)

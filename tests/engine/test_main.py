@@ -177,6 +177,11 @@ def test_config_mistakes_are_refused(
         ("SOLVER.AMP.ENABLED", "True", "needs a GPU"),
         ("SOLVER.ACCUMULATE_STEPS", "3", "set a divisor"),
         ("SOLVER.AMP.DTYPE", "fp8", "it must be fp16 or bf16"),
+        ("MODEL.DEVICE", "meta", "set auto, cpu or cuda"),
+        ("OUTPUT_DIR", "x" * 300, "File name too long"),
+        ("OUTPUT_DIR", "a\0b", "NUL"),
+        ("MODEL.WEIGHTS", "a\0b.pth", "NUL"),
+        ("DATASETS.TRAIN", "('a\\udc80',)", "broken Unicode"),
     ],
 )
 def test_invalid_settings_are_refused(

@@ -185,7 +185,9 @@ def test_a_random_seed_is_kept(
     assert differing(*[tmp_path / name / "model_final.pth" for name in ("cut", "whole")]) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_finishes_the_step_saves_and_exits(
     small_config: Path,
     tmp_path: Path,

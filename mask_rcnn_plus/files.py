@@ -1,0 +1,33 @@
+"""Writes files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+    """Opens a temporary file that replaces ``path`` when the block ends without an error.
+
+    Args:
+        path: the file; at any moment it is the old one or the new one. Its folder must exist.
+        mode: "w" for text in UTF-8, "wb" for bytes.
+        options: of ``open``.
+
+    Raises:
+        OSError: the file cannot be written. The old one is unchanged.
+    """
+    part = path.with_name(f"{path.name}.part")
+    options.setdefault("encoding", None if "b" in mode else "utf-8")
+    try:
+        with part.open(mode, **options) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
