@@ -13,7 +13,7 @@ from detectron2.engine import DefaultPredictor
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.config.stock import write_stock_config
 from mask_rcnn_tools.arguments import UsageError
-from mask_rcnn_tools.stock_config import main
+from mask_rcnn_tools.stock_config.command import main
 
 ROOT = Path(__file__).parents[2]
 # detectron2 as compat repairs it; the plugin's package is not imported, so its heads do not exist.
