@@ -104,10 +104,11 @@ def change_tree(tree: Any, draw: random.Random) -> Any:
 def change_file(path: Path, draw: random.Random) -> None:
     """Changes a json file as a tree in two of three cases, any other file as bytes."""
     content = path.read_bytes()
-    if path.suffix == ".json" and draw.random() < 2 / 3:
-        changed = json.dumps(change_tree(json.loads(content), draw)).encode()
-    else:
-        changed = change_bytes(content, draw)
+    try:
+        tree = json.loads(content) if draw.random() < 2 / 3 else None
+    except ValueError:  # an image, or json lines
+        tree = None
+    changed = json.dumps(change_tree(tree, draw)).encode() if tree else change_bytes(content, draw)
     path.write_bytes(changed)
 
 
@@ -207,6 +208,7 @@ def voc(folder: Path) -> None:
             image.putpalette([v for i in range(256) for v in (i, 255 - i, 0)])
             (folder / kind).mkdir(exist_ok=True)
             image.save(folder / kind / f"{name}.png")
+    (folder / "class_names.txt").write_text("\n".join(f"class{i}" for i in range(1, 10)))
     for split, names in (("train", "a\n"), ("val", "b\n")):
         path = folder / "ImageSets/Segmentation" / f"{split}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +236,74 @@ def masks(folder: Path) -> None:
         Image.fromarray(pixels).save(path)
 
 
+def coco(folder: Path) -> None:
+    """A data set with polygons, run lengths and keypoints, as FiftyOne exports it."""
+    draw_images(folder, "data/a.png", "data/b.png")
+    dump(folder / "labels.json", coco_json())
+
+
+def coco_json() -> dict[str, Any]:
+    shared = {"category_id": 1, "iscrowd": 0, "area": 100, "bbox": [5, 5, 10, 10]}
+    polygon = {"segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]], "keypoints": [6, 6, 2, 0, 0, 0]}
+    lengths = {"segmentation": {"size": [30, 40], "counts": [155, 10, 1035]}, "iscrowd": 1}
+    return {
+        "images": [
+            {"id": i, "file_name": f"{name}.png", "height": 30, "width": 40}
+            for i, name in enumerate("ab", 1)
+        ],
+        "categories": [
+            {"id": 1, "name": "cat", "keypoints": ["left", "right"], "skeleton": [[1, 2]]}
+        ],
+        "annotations": [
+            {**shared, "id": 1, "image_id": 1, "num_keypoints": 1, **polygon},
+            {**shared, "id": 2, "image_id": 2, **lengths},
+        ],
+    }
+
+
+def cvat(folder: Path) -> None:
+    draw_images(folder, "images/a.png")
+    label = 'label="cat" source="manual" occluded="0"'
+    shapes = (
+        f'<polygon {label} points="4.0,5.0;20.0,5.0;20,25"/>'
+        f'<box {label} xtl="4.0" ytl="5.0" xbr="20.0" ybr="25.0" rotation="30"/>'
+        f'<ellipse {label} cx="20" cy="15" rx="5" ry="4"/>'
+        f'<mask {label} rle="3, 4, 9" left="2" top="2" width="4" height="4"/>'
+        f'<points {label} points="4.0,5.0"/>'
+    )
+    (folder / "annotations.xml").write_text(
+        '<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version><meta><job>'
+        "<labels><label><name>cat</name></label></labels></job></meta>"
+        f'<image id="0" name="a.png" width="40" height="30">{shapes}</image></annotations>'
+    )
+
+
+def label_studio(folder: Path) -> None:
+    draw_images(folder, "a.png")
+    shapes = {
+        "rectanglelabels": {"x": 10, "y": 20, "width": 40, "height": 60, "rotation": 15},
+        "ellipselabels": {"x": 50, "y": 50, "radiusX": 10, "radiusY": 20},
+        "polygonlabels": {"points": [[10, 10], [60, 10], [60, 60]]},
+        "brushlabels": {"format": "rle", "rle": [0, 0, 18, 192, 57, 57, 255, 0, 128]},
+    }
+    results = [
+        {
+            "type": kind,
+            "original_width": 40,
+            "original_height": 30,
+            "value": {kind: ["cat"], **value},
+        }
+        for kind, value in shapes.items()
+    ]
+    annotations = [{"id": 1, "result": results, "was_cancelled": False}]
+    task = {"id": 1, "data": {"image": "/data/upload/1/a.png"}, "annotations": annotations}
+    dump(folder / "project.json", [task])
+
+
 LABELS = {
+    "coco": coco,
+    "cvat": cvat,
+    "label-studio": label_studio,
     "labelme": labelme,
     "via": via,
     "via csv": via_csv,
@@ -254,39 +323,17 @@ def draw(request: pytest.FixtureRequest) -> random.Random:
 def test_labels(kind: str, tmp_path: Path, draw: random.Random) -> None:
     source = tmp_path / "source"
     LABELS[kind](source)
-    convert = command("convert", kind.split()[0], "{}", "--output", "{out}")
+    convert = command("convert", kind.split()[0], "{}", "--output", "{out}", "--val", "0")
     convert(source)
-    assert (tmp_path / "out" / "train.json").is_file()
+    assert list((tmp_path / "out").glob("*.json"))
     fuzz(source, draw, convert)
-
-
-def coco(folder: Path) -> None:
-    """A data set with polygons, run lengths and keypoints."""
-    draw_images(folder, "images/a.png", "images/b.png")
-    shared = {"category_id": 1, "iscrowd": 0, "area": 100, "bbox": [5, 5, 10, 10]}
-    polygon = {"segmentation": [[5, 5, 15, 5, 15, 15, 5, 15]], "keypoints": [6, 6, 2, 0, 0, 0]}
-    lengths = {"segmentation": {"size": [30, 40], "counts": [155, 10, 1035]}, "iscrowd": 1}
-    content = {
-        "images": [
-            {"id": i, "file_name": f"{name}.png", "height": 30, "width": 40}
-            for i, name in enumerate("ab", 1)
-        ],
-        "categories": [
-            {"id": 1, "name": "cat", "keypoints": ["left", "right"], "skeleton": [[1, 2]]}
-        ],
-        "annotations": [
-            {**shared, "id": 1, "image_id": 1, "num_keypoints": 1, **polygon},
-            {**shared, "id": 2, "image_id": 2, **lengths},
-        ],
-    }
-    dump(folder / "train.json", content)
-    dump(folder / "val.json", content)
 
 
 @pytest.mark.parametrize("option", ["check", "repair"])
 def test_coco_json(option: str, tmp_path: Path, draw: random.Random) -> None:
     source = tmp_path / "source"
-    coco(source)
+    draw_images(source, "images/a.png", "images/b.png")
+    dump(source / "train.json", coco_json())
     files = ("{}/train.json", "--image-root", "{}/images")
     repair = ("--repair", "{out}.json", "--overwrite") if option == "repair" else ()
     fuzz(source, draw, command("check-data", *files, *repair))
@@ -314,7 +361,7 @@ def test_run_folder(make_run: MakeRun, tmp_path: Path, draw: random.Random) -> N
         "task,metric,iou,area,max_dets,value\nbbox,AP,0.50:0.95,all,100,30.0\n"
     )
     (run / "config.yaml").write_text("TEST:\n  DETECTIONS_PER_IMAGE: 100\n")
-    fuzz(run, draw, command("report", "{}", "--output", "{out}.html", "--overwrite"))
+    fuzz(run, draw, command("report", "{}", "--output", "{out}.html"))
     assert not list(tmp_path.parent.glob("*ESC*"))
 
 
