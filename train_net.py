@@ -1,12 +1,21 @@
 """Trains or evaluates a Mask R-CNN by a config: see ``python train_net.py --help``."""
 
+import importlib.util
 import os
+import runpy
 import sys
+from pathlib import Path
 
 # Before torch: OpenMP threads that wait soon sleep. By default they spin for milliseconds, which
 # slows down every process on a busy machine.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+if __name__ == "__main__":
+    # Answers --help and mistakes without importing the package, which takes many seconds.
+    (package,) = importlib.util.find_spec("mask_rcnn_plus").submodule_search_locations
+    runpy.run_path(str(Path(package, "engine", "arguments.py")))["parse"]()
+
+# Outside of "main", because the processes of several GPUs import this file first.
 import mask_rcnn_plus  # noqa: F401  (repairs detectron2 before anything imports it)
 from mask_rcnn_plus.engine import main
 

@@ -29,9 +29,10 @@ from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.setup import prepare_datasets
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.arguments import Parser, UsageError, positive, prepare_output, run_command
+from mask_rcnn_tools.arguments import Parser, UsageError, positive, run_command
 from mask_rcnn_tools.check.before_run import check_data
 from mask_rcnn_tools.environment import describe_environment
+from mask_rcnn_tools.files import prepare_output
 from mask_rcnn_tools.machine import usable_cpus
 
 PROGRAM = "python -m benchmarks.ablate"

@@ -14,13 +14,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from mask_rcnn_tools.arguments import (
-    Parser,
-    positive,
-    prepare_output,
-    require_device,
-    write_text,
-)
+from mask_rcnn_tools.arguments import Parser, positive, require_device
+from mask_rcnn_tools.files import prepare_output, write_file
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -188,8 +183,8 @@ class Report:
         Raises:
             UsageError: a file cannot be written.
         """
-        write_text(markdown, "\n".join(self._lines) + "\n")
-        write_text(data, json.dumps(self.data, indent=1) + "\n")
+        write_file(markdown, "\n".join(self._lines) + "\n")
+        write_file(data, json.dumps(self.data, indent=1) + "\n")
 
 
 def facts(environment: Mapping[str, object]) -> str:

@@ -21,7 +21,7 @@ from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
 from mask_rcnn_plus.modeling import PastedMasks, postprocess
 from mask_rcnn_plus.optimization import optimize
-from mask_rcnn_tools.convert_torchvision import parameter_names
+from mask_rcnn_tools.convert_torchvision.conversion import parameter_names
 
 DTYPES = ("fp32", "bf16", "fp16")
 BASELINES = ("stock", "torchvision")

@@ -24,9 +24,17 @@ class UserError(Exception):
         super().__init__(message)
 
     def __str__(self) -> str:
-        """The message on one line, without control characters, which a terminal would obey."""
-        text = " ".join(super().__str__().splitlines())
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        """The message on one line, without characters that a terminal would obey."""
+        return printable(" ".join(super().__str__().splitlines()))
+
+
+def printable(text: str) -> str:
+    """A text, such as a name from a file, on one line that cannot control a terminal.
+
+    Control characters, ANSI sequences, changes of the writing direction and lone surrogates are
+    escaped.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

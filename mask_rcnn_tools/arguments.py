@@ -1,19 +1,20 @@
 """Shared by all commands: arguments, exit codes, and one line for each error.
 
-Imports nothing from the plugin, and torch only in a function: help and the doctor need neither.
+Imports nothing from the plugin, and torch only in a function: help, errors in the arguments and the
+doctor need neither. A command imports its implementation after it has parsed its arguments.
 """
 
 import argparse
-import os
 import signal
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from mask_rcnn_tools.terminal import PROGRAM, safe_output, shell_command
 
 
 class UsageError(Exception):
@@ -28,27 +29,32 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
         argv: the arguments.
 
     Returns:
-        the command's exit code; 2 after a UserError or UsageError, printed as one line to standard
-        error; 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has closed it.
+        the command's exit code; 2 after a UserError, a UsageError or an error of the operating
+        system, printed as one line to standard error; 130 after Ctrl-C, 143 after SIGTERM.
     """
     if threading.current_thread() is threading.main_thread():
         # The default handler would not run the cleanup that ends a command's child processes.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
+    with safe_output():
         try:
+            _require_working_directory()
             return main(argv)
-        finally:
-            sys.stdout.flush()
-    except _user_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
+        except _user_errors() as error:
+            print(f"error: {error}", file=sys.stderr)
+        except OSError as error:
+            where = f"'{error.filename}': " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Python flushes standard output at exit, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+
+
+def _require_working_directory() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("the working directory was deleted; change to another one") from error
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -61,14 +67,15 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises UsageError.
 
     Options cannot be abbreviated, because a new option could change what an abbreviation means. The
-    epilog keeps its line breaks.
+    epilog keeps its line breaks. Its commands begin as the user has started this one.
     """
 
     def __init__(self, *, prog: str, description: str | None, epilog: str) -> None:
+        start = shell_command(PROGRAM)
         super().__init__(
-            prog=prog,
+            prog=prog.replace(PROGRAM, start),
             description=description,
-            epilog=epilog,
+            epilog=epilog.replace(PROGRAM, start),
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -78,7 +85,13 @@ class Parser(argparse.ArgumentParser):
 
         With overrides, no other positional argument may follow.
         """
-        self.add_argument("--config-file", required=True, metavar="YAML", help="config to read")
+        self.add_argument(
+            "--config-file",
+            required=True,
+            type=existing_file,
+            metavar="YAML",
+            help="config to read",
+        )
         if overrides:
             self.add_overrides()
 
@@ -91,7 +104,7 @@ class Parser(argparse.ArgumentParser):
         """Adds ``--output``, required without a default, and ``--overwrite``."""
         self.add_argument(
             "--output",
-            type=Path,
+            type=any_path,
             required=default is None,
             default=default,
             metavar=metavar,
@@ -113,8 +126,66 @@ class Parser(argparse.ArgumentParser):
         """Adds ``--overwrite``."""
         self.add_argument("--overwrite", action="store_true", help="replace existing files")
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses, and checks that ``opts``, if there are any, are pairs of a key and a value."""
+        arguments = super().parse_args(*args, **kwargs)
+        opts = getattr(arguments, "opts", [])
+        for key in opts[0::2]:
+            if key.startswith("-"):
+                self.error(f"option '{key}' follows a config key: put options first")
+        if len(opts) % 2:
+            self.error(f"config key '{opts[-1]}' has no value")
+        return arguments
+
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
+        see = " See" if message.endswith("?") else "; see"
+        raise UsageError(f"{message}{see} {self.prog} --help")
+
+
+def any_path(text: str) -> Path:
+    """Argument ``type``: a path that the operating system accepts; it need not exist."""
+    try:
+        if not text:
+            raise ValueError("it is empty")
+        Path(text).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"cannot open '{text}': {why}") from error
+    return Path(text)
+
+
+def existing_file(text: str) -> Path:
+    """Argument ``type``: the path of a file."""
+    return _existing(text, "file", Path.is_file)
+
+
+def existing_folder(text: str) -> Path:
+    """Argument ``type``: the path of a folder."""
+    return _existing(text, "folder", Path.is_dir)
+
+
+def existing_path(text: str) -> Path:
+    """Argument ``type``: the path of a file or a folder."""
+    return _existing(text, "file or folder", Path.exists)
+
+
+def _existing(text: str, kind: str, is_kind: Callable[[Path], bool]) -> Path:
+    path = any_path(text)
+    if is_kind(path):
+        return path
+    if path.exists():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a {kind}")
+    siblings = islice(path.parent.iterdir(), 1000) if path.parent.is_dir() else ()
+    close = get_close_matches(path.name, [sibling.name for sibling in siblings], n=1)
+    hint = f"; did you mean '{path.with_name(close[0])}'?" if close else ""
+    raise argparse.ArgumentTypeError(f"{kind} '{text}' does not exist{hint}")
+
+
+def weights(text: str) -> str:
+    """Argument ``type``: a file, a URL or a ``detectron2://`` name."""
+    return text if "://" in text else str(existing_file(text))
 
 
 def positive(text: str) -> int:
@@ -176,56 +247,3 @@ def require_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda, but torch sees no CUDA device; use --device cpu")
     return name
-
-
-def require_new(path: Path, *, overwrite: bool, option: str = "--output") -> None:
-    """Checks, before the work starts, that an output file can be created.
-
-    Raises:
-        UsageError: it exists and may not be replaced, or its folder does not exist.
-    """
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"{option} {path}: name a file in a folder that exists")
-    if path.exists() and not overwrite:
-        raise UsageError(f"{option} {path} exists; name another file, or give --overwrite")
-
-
-def prepare_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    """Checks, before a long run, that its files can be written at the end.
-
-    Args:
-        folder: created if it does not exist.
-        names: the files to write into it.
-        overwrite: whether the files may exist.
-
-    Raises:
-        UsageError: the folder cannot be created or written into, or a file exists.
-    """
-    with writing(folder, "write into --output"):
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    for path in (folder / name for name in names):
-        if path.is_dir():
-            raise UsageError(f"{path} is a folder; name another --output")
-        if path.exists() and not overwrite:
-            raise UsageError(f"{path} exists; name another --output, or give --overwrite")
-
-
-@contextmanager
-def writing(path: Path, action: str = "write") -> Iterator[None]:
-    """Turns an OSError into a UsageError "cannot <action> <path>: <reason>"."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot {action} {path}: {error.strerror or error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes an output file and says so on standard error.
-
-    Raises:
-        UsageError: the file cannot be written.
-    """
-    with writing(path):
-        path.write_text(text, encoding="utf-8")
-    print(f"written: {path}", file=sys.stderr)

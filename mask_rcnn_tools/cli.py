@@ -7,26 +7,36 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 
-from mask_rcnn_tools.arguments import run_command
+from mask_rcnn_tools.arguments import UsageError, run_command
+from mask_rcnn_tools.terminal import PROGRAM, shell_command
 
-PROGRAM = "mask-rcnn-plus"
-
-# Command -> the module of mask_rcnn_tools that defines main(argv), and a description.
+# Command -> its folder in mask_rcnn_tools, whose command.py defines main(argv), and a description.
 COMMANDS = {
-    "predict": ("predict.command", "find and draw objects in images, folders and videos"),
-    "report": ("report.command", "make an HTML page of an evaluation, or compare two"),
-    "convert": ("convert.command", "convert labelme, VIA, VOC, YOLO or mask labels to COCO"),
-    "check-data": ("check.command", "find errors in data sets, and repair their json"),
-    "show-data": ("show_data.command", "draw training images as the model sees them, augmented"),
-    "fit-anchors": ("fit_anchors.command", "find anchors that cover the boxes of a data set"),
-    "lr-range": ("lr_range.command", "find a learning rate by training briefly while it rises"),
+    "predict": ("predict", "find and draw objects in images, folders and videos"),
+    "report": ("report", "make an HTML page of an evaluation, or compare two"),
+    "convert": ("convert", "convert labelme, VIA, VOC, YOLO or mask labels to COCO"),
+    "check-data": ("check", "find errors in data sets, and repair their json"),
+    "show-data": ("show_data", "draw training images as the model sees them, augmented"),
+    "fit-anchors": ("fit_anchors", "find anchors that cover the boxes of a data set"),
+    "lr-range": ("lr_range", "find a learning rate by training briefly while it rises"),
     "convert-torchvision": ("convert_torchvision", "convert torchvision's weights to detectron2's"),
-    "doctor": ("doctor.command", "check the installation and the machine; for bug reports"),
+    "doctor": ("doctor", "check the installation and the machine; for bug reports"),
 }
-# These modules import the plugin only after they have read the arguments, if at all.
-LIGHT = {"predict", "show-data", "fit-anchors", "lr-range", "doctor"}
-# Former commands, now scripts that run from a clone.
-_MOVED = {"benchmark": "benchmarks.model", "ablate": "benchmarks.ablate"}
+_TRAIN = ("train_net.py", "--config-file", "YAML")
+_EVALUATE = (*_TRAIN, "--eval-only", "MODEL.WEIGHTS", "FILE")
+_PREDICT = (PROGRAM, "predict", "--weights", "FILE", "INPUT")
+# What people type -> the command line that does it. The benchmarks run from a clone.
+_ELSEWHERE = {
+    **dict.fromkeys(("train", "fit"), _TRAIN),
+    **dict.fromkeys(("val", "eval", "evaluate", "test"), _EVALUATE),
+    **dict.fromkeys(("detect", "inference", "segment"), _PREDICT),
+    "benchmark": ("-m", "benchmarks.model", "--help"),
+    "ablate": ("-m", "benchmarks.ablate", "--help"),
+}
+_NO_EXPORT = (
+    "models run in Python, with mask_rcnn_plus.BatchPredictor (docs/predict.md); to trace one, use "
+    "detectron2.export.TracingAdapter"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,43 +52,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         # Before torch: OpenMP threads that wait soon sleep, so that other processes can run.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        if name not in LIGHT:
-            # Before anything else imports detectron2, because the plugin repairs it.
-            importlib.import_module("mask_rcnn_plus")
-        module = importlib.import_module(f"mask_rcnn_tools.{COMMANDS[name][0]}")
+        module = importlib.import_module(f"mask_rcnn_tools.{COMMANDS[name][0]}.command")
         return run_command(module.main, rest)
+    return run_command(_without_command, [name])
+
+
+def _without_command(argv: Sequence[str]) -> int:
+    (name,) = argv
     if name == "--version":
         print(f"{PROGRAM} {version(PROGRAM)}")
-        return 0
-    if name in ("-h", "--help"):
+    elif name in ("-h", "--help"):
         print(_help())
-        return 0
-    if not name:
+    elif name:
+        raise UsageError(f"{PROGRAM} has no command '{name}'; {_hint(name)}")
+    else:
         print(_help(), file=sys.stderr)
         return 2
-    print(f"error: {PROGRAM} has no command '{name}'; {_hint(name)}", file=sys.stderr)
-    return 2
+    return 0
 
 
 def _hint(name: str) -> str:
-    if name in _MOVED:
-        return f"in a clone, run `python -m {_MOVED[name]} --help`"
+    if name == "export":
+        return _NO_EXPORT
+    if name in _ELSEWHERE:
+        return f"use: {shell_command(*_ELSEWHERE[name])}"
     close = get_close_matches(name, COMMANDS, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"see {PROGRAM} --help"
+    return f"did you mean '{close[0]}'?" if close else f"see {shell_command(PROGRAM)} --help"
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    start = shell_command(PROGRAM)
     return f"""\
-usage: {PROGRAM} COMMAND ...
+usage: {start} COMMAND ...
 
-Tools for Mask R-CNN with detectron2. To train and evaluate, use train_net.py.
+Tools for Mask R-CNN with detectron2. To train and evaluate, use {shell_command("train_net.py")}.
 
 commands:
 {commands}
 
-{PROGRAM} COMMAND --help shows the options of a command."""
+{start} COMMAND --help shows the options of a command."""
 
 
 if __name__ == "__main__":

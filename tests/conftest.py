@@ -85,6 +85,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _not_started_by_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Printed commands are the same under ``uv run pytest`` and ``pytest``."""
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _remove_handlers() -> Iterator[None]:
     """Removes the handlers of a test, since pytest closes their streams."""
     yield

@@ -80,13 +80,6 @@ def test_operators_need_torch_but_not_detectron2() -> None:
         assert "detectron2" not in {name[0] for name in imported(path)}, path
 
 
-def test_starting_a_command_needs_no_torch() -> None:
-    for name in ("__init__", "cli", "arguments", "machine", "doctor/__init__", "doctor/command"):
-        used = {name[0] for name in imported(ROOT / f"mask_rcnn_tools/{name}.py")}
-        allowed = {"mask_rcnn_tools", "torch"} if name == "arguments" else {"mask_rcnn_tools"}
-        assert used & {"torch", "detectron2", "mask_rcnn_plus", "mask_rcnn_tools"} <= allowed, name
-
-
 @pytest.mark.slow
 def test_the_plugin_trains_and_evaluates_without_the_tools(tiny_config: Path) -> None:
     code = """if True:

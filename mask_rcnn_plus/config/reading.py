@@ -46,6 +46,18 @@ def load_config(config_file: str | Path, opts: Sequence[str] = ()) -> CfgNode:
 def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
     """Like :func:`load_config`, for text from an untrusted source, such as a checkpoint.
 
+    Args:
+        text, subject: as for :func:`parse_plain`.
+
+    Raises:
+        UserError: as :func:`load_config` and :func:`parse_plain`.
+    """
+    return _over_defaults(parse_plain(text, subject), subject, opts)
+
+
+def parse_plain(text: str, subject: str) -> dict[str, Any]:
+    """The values of a config from an untrusted source; its keys are not checked.
+
     The text runs no code, reads no file and cannot grow in memory.
 
     Args:
@@ -53,7 +65,7 @@ def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
         subject: the name of the config in messages.
 
     Raises:
-        UserError: as :func:`load_config`, or the text has a ``_BASE_`` or is too large.
+        UserError: the text is not plain YAML, has a ``_BASE_`` or is too large.
     """
     if len(text) > _MAX_CHARACTERS:
         raise UserError(f"{subject}: {len(text)} characters, expected at most {_MAX_CHARACTERS}")
@@ -63,7 +75,7 @@ def parse_config(text: str, subject: str, opts: Sequence[str] = ()) -> CfgNode:
     with _one_line(subject):
         if _count(values, {}) > _MAX_VALUES:
             raise UserError(f"{subject}: more than {_MAX_VALUES} values, with aliases expanded")
-    return _over_defaults(values, subject, opts)
+    return values
 
 
 def _count(value: Any, counts: dict[int, int]) -> int:

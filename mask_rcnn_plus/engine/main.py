@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.device import resolve_device
+from mask_rcnn_plus.engine.arguments import parse
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import DataCheck
 from mask_rcnn_plus.engine.console import LOG_ONLY
@@ -24,42 +23,9 @@ from mask_rcnn_plus.engine.launch import launch
 from mask_rcnn_plus.engine.setup import setup
 from mask_rcnn_plus.engine.stops import Interrupt
 from mask_rcnn_plus.engine.trainer import Trainer
-from mask_rcnn_plus.engine.weights import TRUST_FLAG
 from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
-
-_EXAMPLES = """
-Examples:
-  a first run, without data or a GPU:
-    train_net.py --config-file configs/quickstart.yaml
-  your own data (see datasets/README.md):
-    train_net.py --config-file configs/small_data.yaml \\
-        DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
-  evaluate a checkpoint:
-    train_net.py --config-file output/small_data/config.yaml --eval-only \\
-        MODEL.WEIGHTS output/small_data/model_final.pth
-  several GPUs, or several CPU processes:
-    train_net.py --num-gpus 4 --config-file ...
-    torchrun --nproc-per-node 2 train_net.py --config-file ...
-  continue an interrupted run:
-    train_net.py --resume --config-file ...
-
-Exit codes:
-    0  done
-    2  an invalid argument, config, data set or checkpoint
-    3  training diverged; OUTPUT_DIR/divergence.pt has the batch
-    4  a checkpoint could not be written; the last one is intact
-    5  a worker of the data loader died or hangs; the run is saved
-  130  SIGINT (Ctrl-C), 143  SIGTERM: the run is saved after the current step;
-       a second signal ends it at once
-"""
-
-# In place of detectron2's texts, which also promise LazyConfig.
-_HELP = {
-    "opts": "config keys and values, after all options: KEY VALUE ...",
-    "resume": "continue from the last checkpoint of OUTPUT_DIR",
-}
 
 
 def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = None) -> int:
@@ -73,17 +39,10 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
     Returns:
         the exit code, as listed in ``--help``; an error is one line on standard error.
     """
-    parser = default_argument_parser(epilog=_EXAMPLES)
-    # Not a config key: an untrusted config must not decide which files the user trusts.
-    parser.add_argument(
-        TRUST_FLAG,
-        action="store_true",
-        help="read the file of MODEL.WEIGHTS as a full pickle, which may run any code",
-    )
-    for action in parser._actions:
-        action.help = _HELP.get(action.dest, action.help)
-    parser.error = _refuse_arguments  # type: ignore[method-assign]  (argparse prints its usage too)
-    args = parser.parse_args(argv)
+    try:
+        args = parse(argv)
+    except SystemExit as end:
+        return int(end.code or 0)
     try:
         cfg = load_config(args.config_file, args.opts)
         launch(partial(_run, check_data=check_data), args, resolve_device(cfg.MODEL.DEVICE))
@@ -96,11 +55,6 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
         print("\ninterrupted; --resume continues from the last checkpoint", file=sys.stderr)
         return 130
     return 0
-
-
-def _refuse_arguments(message: str) -> NoReturn:
-    print(f"error: {message}; see train_net.py --help", file=sys.stderr)
-    sys.exit(2)
 
 
 def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> None:

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
 
+from mask_rcnn_plus.engine.arguments import TRUST_FLAG
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 
 logger = logging.getLogger(__name__)
 
-TRUST_FLAG = "--trust-checkpoint"
+# Far more than any data set has.
+_MAX_CLASSES, _MAX_CLASS_NAME = 100_000, 1000
 
 
 class BadFileError(Exception):
@@ -80,6 +82,7 @@ def read_weights_file(path: Path, *, name: str, trusted: bool = False) -> dict[s
         checkpoint = _in_detectron2s_format(path, _read(path, name, trusted))
         state = checkpoint["model"]
         _check_types(state)
+        _check_class_names(checkpoint)
         broken = list(non_finite(state))
     # Arbitrary bytes can raise any error; each means the same to the user.
     except Exception as error:
@@ -111,9 +114,11 @@ def read_metadata(weights: str, *, trusted: bool = False) -> dict[str, Any]:
         return {}
     try:
         content = _read(file, weights, trusted, mapped=True)
+        content = content if isinstance(content, dict) else {}
+        _check_class_names(content)
     except Exception as error:
         raise cannot_load(weights, error, file) from error
-    return content if isinstance(content, dict) else {}
+    return content
 
 
 def read_class_names(path: str, *, trusted: bool = False) -> list[str]:
@@ -128,18 +133,17 @@ def read_class_names(path: str, *, trusted: bool = False) -> list[str]:
     Raises:
         UserError: the file does not exist, is damaged or names code.
     """
-    names = read_metadata(path, trusted=trusted).get("class_names")
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return names
-    return []
+    return list(read_metadata(path, trusted=trusted).get("class_names") or [])
 
 
 def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -> Any:
     """Reads a file of ``torch.save`` with ``weights_only=True``, tensors on the CPU.
 
+    torch does not compare the checksums in a zip archive with the content; this does.
+
     Args:
         path: the file.
-        mapped: read the tensors from the disk only when they are used.
+        mapped: read the tensors from the disk only when they are used, and no checksums.
         also: further classes that the file may contain; they must be safe with any attributes.
 
     Raises:
@@ -151,7 +155,10 @@ def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -
         warnings.simplefilter("ignore")  # torch also raises an error
         try:
             # torch maps only zip archives, and not the files of torch before 1.6.
-            mapped = mapped and zipfile.is_zipfile(path)
+            is_zip = zipfile.is_zipfile(path)
+            if is_zip and not mapped:
+                _check_checksums(path)
+            mapped = mapped and is_zip
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError as error:
             if match := re.search(r"GLOBAL (\S+)", str(error)):
@@ -239,6 +246,25 @@ def _check_types(state: Any) -> None:
             raise BadFileError(f"{name!a:.100} is not the name of a tensor")
         if not isinstance(value, torch.Tensor | np.ndarray):
             raise BadFileError(f"'{name}' is a {type(value).__name__}, not a tensor")
+
+
+def _check_class_names(checkpoint: dict[str, Any]) -> None:
+    names = checkpoint.get("class_names") or []
+    if type(names) not in (list, tuple) or len(names) > _MAX_CLASSES:
+        raise BadFileError(f"'class_names' is not a list of at most {_MAX_CLASSES} names")
+    for name in names:
+        if type(name) is not str or len(name) > _MAX_CLASS_NAME:
+            shown = f"a {type(name).__name__}" if type(name) is not str else f"'{name[:40]}...'"
+            raise BadFileError(
+                f"'class_names' contains {shown}, expected strings of at most "
+                f"{_MAX_CLASS_NAME} characters"
+            )
+
+
+def _check_checksums(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if name := archive.testzip():
+            raise BadFileError(f"it is damaged: the checksum of its part '{name}' is wrong")
 
 
 def _kind_of_other_file(path: Path) -> str:

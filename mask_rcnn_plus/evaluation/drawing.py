@@ -1,7 +1,6 @@
 """Objects drawn on an image with OpenCV: masks, boxes and labels that stay legible at any size."""
 
 import colorsys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +12,19 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode, Instances
 
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks, segmentation_to_rle
+from mask_rcnn_plus.evaluation.text import (
+    FONT_SCALE,
+    Color,
+    Image,
+    class_name,
+    shortened,
+    text_size,
+    write_text,
+)
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 
-Image = npt.NDArray[Any]  # (H, W, 3), BGR, 0 to 255
-Color = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]  # (x0, y0, x1, y1) in pixels, x1 and y1 not included
 
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-FONT_SCALE = 0.45
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _MASK_OPACITY = 0.4
 # An object with a side shorter than this many line widths gets a thin outline. If most objects do,
@@ -29,6 +33,10 @@ _SMALL = 20
 _EDGE = (24, 24, 24)
 # The smallest object that gets a label, as a fraction of the label's area.
 _MIN_LABEL_FRACTION = 0.25
+# A label takes the first place where it covers at most this part of any box, else the place where
+# it covers least, but not more than _MAX_COVERED.
+_HARDLY_COVERED, _MAX_COVERED = 0.1, 0.3
+_MIN_ROOM = 160  # pixels for a label
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,7 @@ def draw_styled(
     masks = objects.masks if style.masks else None
     if masks is not None:
         outlines = {}
-        plain = image if size is None else canvas.copy()
+        plain = image if image.shape == canvas.shape else canvas.copy()
         for i in order:
             (x, y), mask = _mask_at(masks[i], width, height)
             window = slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1])
@@ -289,45 +297,6 @@ def text_color(background: Color) -> Color:
     return _BLACK if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else _WHITE
 
 
-def class_name(class_names: Sequence[str], index: int) -> str:
-    """The name of a class, or "class <index>" if OpenCV's font lacks its letters."""
-    name = class_names[index] if index < len(class_names) else ""
-    return plain_text(name, otherwise="") or f"class {index}"
-
-
-def plain_text(text: str, otherwise: str) -> str:
-    """The text without accents, or ``otherwise`` if OpenCV's font lacks its letters."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    text = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return text if text.isascii() else otherwise
-
-
-def text_size(text: str, scale: float = FONT_SCALE) -> tuple[int, int]:
-    """Width and height of a line of text in pixels, including a margin of a few pixels."""
-    (width, height), baseline = cv2.getTextSize(text, _FONT, scale, _stroke(scale))
-    margin = _margin(scale)
-    # OpenCV 5 has another font than OpenCV 4; its descenders exceed the baseline it returns.
-    return width + 2 * margin, height + max(baseline, height // 2) + 2 * margin - 2
-
-
-def write_text(
-    image: Image, text: str, corner: tuple[int, int], color: Color, scale: float = FONT_SCALE
-) -> None:
-    """Writes a line into the image, in place; ``corner`` is the top left (x, y) of its margin."""
-    stroke, margin = _stroke(scale), _margin(scale)
-    (_, height), _ = cv2.getTextSize(text, _FONT, scale, stroke)
-    origin = (corner[0] + margin, corner[1] + height + margin)
-    cv2.putText(image, text, origin, _FONT, scale, color, stroke, cv2.LINE_AA)
-
-
-def _stroke(scale: float) -> int:
-    return max(1, int(1.7 * scale))
-
-
-def _margin(scale: float) -> int:
-    return max(3, round(6 * scale))
-
-
 def _draw_labels(
     canvas: Image,
     boxes: npt.NDArray[np.float64],
@@ -337,36 +306,47 @@ def _draw_labels(
     scale: float,
     small: bool,
 ) -> None:
-    """Writes labels at their boxes, in place; leaves out those that would cover other labels.
+    """Writes labels at their boxes, in place; leaves out those that would hide objects or labels.
 
     Objects earlier in the order get their labels first. With ``small``, objects smaller than their
-    label get one too, if it covers no other object.
+    label get one too.
     """
     placed: list[Rectangle] = []
     for i in order:
         x0, y0, x1, y1 = boxes[i].round().astype(int).tolist()
-        text, color = labels[i], colors[i]
-        if not text:
-            continue
+        # Half of the canvas; of a tiny one, all.
+        room = max(canvas.shape[1] // 2, min(canvas.shape[1], _MIN_ROOM))
+        text = shortened(labels[i], room, scale)
         width, height = text_size(text, scale)
-        fraction = (x1 - x0) * (y1 - y0) / (width * height)
-        left = max(0, min(x0, canvas.shape[1] - width))
-        # Above the box, below it, or inside if that leaves most of the object visible.
-        for top in (y0 - height, y1, *((y0, y1 - height) if fraction > 3 else ())):
+        least = _MIN_LABEL_FRACTION if small else 1
+        if not text or (x1 - x0) * (y1 - y0) < least * width * height:
+            continue
+        best, lowest = None, _MAX_COVERED
+        for left, top in (
+            *((x0, y0 - height), (x1 - width, y0 - height)),  # above the box
+            *((x0, y1), (x1 - width, y1)),  # below
+            *((x1, y0), (x0 - width, y0)),  # beside
+            *((x0, y0), (x0, y1 - height)),  # inside
+        ):
+            left = max(0, min(left, canvas.shape[1] - width))
             area = (left, top, left + width, top + height)
-            if top < 0 or area[3] > canvas.shape[0] or _overlaps(area, placed):
+            if top < 0 or area[3] > canvas.shape[0] or _covered(area, placed) > 0:
                 continue
-            if fraction < (_MIN_LABEL_FRACTION if small else 1):
-                continue
-            # The label of a small object may cover its neighbours.
-            if fraction < 1 and _overlaps(area, np.delete(boxes, i, axis=0)):
-                continue
-            placed.append(area)
-            cv2.rectangle(canvas, area[:2], (area[2] - 1, area[3] - 1), color, cv2.FILLED)
-            write_text(canvas, text, area[:2], text_color(color), scale)
-            break
+            covered = _covered(area, boxes)
+            if covered < lowest:
+                best, lowest = area, covered
+            if covered <= _HARDLY_COVERED:
+                break
+        if best is not None:
+            placed.append(best)
+            cv2.rectangle(canvas, best[:2], (best[2] - 1, best[3] - 1), colors[i], cv2.FILLED)
+            write_text(canvas, text, best[:2], text_color(colors[i]), scale)
 
 
-def _overlaps(area: Rectangle, others: npt.ArrayLike) -> bool:
-    x0, y0, x1, y1 = np.reshape(others, (-1, 4)).T
-    return bool(((x0 < area[2]) & (x1 > area[0]) & (y0 < area[3]) & (y1 > area[1])).any())
+def _covered(area: Rectangle, boxes: npt.ArrayLike) -> float:
+    """The part of a box that an area covers, from 0 to 1; of the box that it covers most."""
+    x0, y0, x1, y1 = np.reshape(boxes, (-1, 4)).T
+    width = np.minimum(x1, area[2]) - np.maximum(x0, area[0])
+    height = np.minimum(y1, area[3]) - np.maximum(y0, area[1])
+    pixels = width.clip(0) * height.clip(0)
+    return float((pixels / np.maximum((x1 - x0) * (y1 - y0), 1)).max(initial=0))

@@ -20,13 +20,16 @@ from mask_rcnn_plus.evaluation.drawing import (
     DrawnObjects,
     Image,
     class_color,
-    class_name,
     draw_objects,
-    plain_text,
+)
+from mask_rcnn_plus.evaluation.journal import Journal
+from mask_rcnn_plus.evaluation.text import (
+    class_name,
+    drawable,
+    shortened,
     text_size,
     write_text,
 )
-from mask_rcnn_plus.evaluation.journal import Journal
 
 _logger = logging.getLogger(__name__)
 
@@ -194,8 +197,13 @@ class PreviewWriter(DatasetEvaluator):
         )
         PathManager.mkdirs(self._output_dir)
         path = Path(self._output_dir) / f"preview_{self._dataset_name}.png"
-        with PathManager.open(str(path), "wb") as file:
-            file.write(cv2.imencode(".png", picture)[1].tobytes())
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
         _logger.info("Predictions beside the ground truth: %s", path)
         return path
 
@@ -224,9 +232,7 @@ def _draw_cell(
         line = _line(caption, width, _FAINT)
         panels.append(_stack([line, _pad(panel, height, line.shape[1])], axis=0, gap=0))
     pair = _stack(panels, axis=1, gap=_GAP)
-    name = plain_text(sample.name, otherwise="image")
-    while text_size(name)[0] > pair.shape[1]:
-        name = "..." + name.removeprefix("...")[4:]
+    name = shortened(drawable(sample.name, otherwise="image"), pair.shape[1])
     return _stack([_line(name, pair.shape[1], _INK), pair], axis=0, gap=0)
 
 
@@ -251,7 +257,7 @@ def _draw_header(title: str, shown: Sequence[int], class_names: Sequence[str], w
         x += entry
     header = _blank(y + side if shown else max(y, 1), width)
     if title:
-        write_text(header, plain_text(title, ""), (-3, 0), _INK, _TITLE_SCALE)
+        write_text(header, drawable(title, otherwise=""), (-3, 0), _INK, _TITLE_SCALE)
     for index, (x, y) in zip(shown, positions, strict=True):
         color = class_color(index)
         cv2.rectangle(header, (x, y + 4), (x + side - 8, y + side - 4), color, cv2.FILLED)

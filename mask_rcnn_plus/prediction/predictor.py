@@ -84,10 +84,7 @@ class BatchPredictor:
         """
         if input_format not in ("BGR", "RGB", "L"):
             raise UserError(f"INPUT.FORMAT is '{input_format}': must be BGR, RGB or L")
-        if array_format not in ("BGR", "RGB"):
-            raise UserError(f"array_format is '{array_format}': must be BGR or RGB")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        _check(array_format, batch_size)
         self.model = model.eval()
         self.class_names = list(class_names)
         self.batch_size = batch_size
@@ -116,6 +113,7 @@ class BatchPredictor:
             optimize_to: predict with a copy from ``mask_rcnn_plus.optimize`` in this dtype.
             kwargs: for the constructor, such as ``batch_size``.
         """
+        _check(kwargs.get("array_format", "BGR"), kwargs.get("batch_size", 1))
         cfg, names = resolve_classes(cfg, trusted=trust_checkpoint)
         if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
             raise UserError(
@@ -285,3 +283,11 @@ def no_objects() -> Instances:
         scores=torch.zeros(0),
         pred_classes=torch.zeros(0, dtype=torch.int64),
     )
+
+
+def _check(array_format: str, batch_size: int) -> None:
+    """Raises a UserError for a wrong argument, before the weights are read."""
+    if array_format not in ("BGR", "RGB"):
+        raise UserError(f"array_format is '{array_format}': must be BGR or RGB")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")

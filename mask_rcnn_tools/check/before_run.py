@@ -11,11 +11,11 @@ from detectron2.utils import comm
 from mask_rcnn_plus.data import coco_files, use_json
 from mask_rcnn_plus.data.coco_json import file_stamp, mark_vetted
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
-from mask_rcnn_tools.check.cache import write_atomically
 from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
 from mask_rcnn_tools.check.problems import ERROR, WARNING
 from mask_rcnn_tools.check.result import CheckResult, counted, describe
 from mask_rcnn_tools.check.statistics import AnchorSettings
+from mask_rcnn_tools.files import write_atomically
 
 # Below the plugin's logger, whose handlers write to the console and to the run's log.txt.
 logger = logging.getLogger("mask_rcnn_plus.data_check")

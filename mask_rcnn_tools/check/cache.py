@@ -4,9 +4,10 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from mask_rcnn_tools.files import write_atomically
 
 # Increase this number whenever the results or their format change.
 VERSION = 3
@@ -45,23 +46,6 @@ def save(name: str, value: Any) -> None:
     """Saves a value that JSON can represent, if the cache folder is writable."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         write_atomically(cache_folder() / name, json.dumps({"version": VERSION, "value": value}))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file, so that no reader ever sees a part of it. Creates its folder.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        os.close(handle)
-        Path(temporary).write_text(text, encoding="utf-8")
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
 
 
 class ImageCache:

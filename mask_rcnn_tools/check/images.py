@@ -20,7 +20,6 @@ from mask_rcnn_tools.check.cache import ImageCache, hash_file
 from mask_rcnn_tools.check.problems import Problem
 from mask_rcnn_tools.progress import progress_bar
 
-MODES = ("none", "headers", "decode")
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 _ORIENTATION_TAG = 0x0112

@@ -1,14 +1,13 @@
 """The result of checking one data set, as text and as JSON."""
 
-import json
 import shutil
 import textwrap
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mask_rcnn_plus.errors import printable
 from mask_rcnn_tools.check.images import ImageEntry
 from mask_rcnn_tools.check.problems import ERROR, KINDS, SEVERITIES, Problem
 
@@ -142,19 +141,9 @@ def describe(problem: Problem) -> str:
     return f"annotation {_quote(problem.id)} ({index}) of {image} {problem.detail}"
 
 
-def printable(text: str) -> str:
-    """A text on one line, without characters that control a terminal."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
 def counted(kinds: Counter[str]) -> str:
     """A list such as "2 box-nan, 1 twin"."""
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-
-
-def write_json(results: Iterable[CheckResult], path: Path) -> None:
-    """Writes results with all their problems."""
-    path.write_text(json.dumps([result.to_dict() for result in results], indent=1) + "\n")
 
 
 def _quote(value: Any) -> str:

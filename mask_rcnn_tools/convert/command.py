@@ -2,35 +2,26 @@
 
 import argparse
 import re
-import shlex
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
 
-from mask_rcnn_plus.data import dataset_root
-from mask_rcnn_plus.data.formats import limit_pixels
-from mask_rcnn_plus.errors import UserError, did_you_mean
-from mask_rcnn_tools.arguments import Parser, fraction
-from mask_rcnn_tools.check import ERROR, check_coco, note_leaks
-from mask_rcnn_tools.convert import labelme, masks, via, voc, yolo
-from mask_rcnn_tools.convert.labels import Labels
-from mask_rcnn_tools.convert.writing import Plan, write_coco
+from mask_rcnn_tools.arguments import Parser, existing_folder, existing_path, fraction
 
 PROGRAM = "mask-rcnn-plus convert"
 
 
 class Format(NamedTuple):
-    """A label format.
+    """A label format. ``mask_rcnn_tools.convert.NAME.read`` reads SOURCE.
 
     Attributes:
-        read: reads SOURCE; the options are its keyword arguments.
-        options: the options of this format, in addition to those of all formats.
+        options: the options of this format, in addition to those of all formats. They are the
+            keyword arguments of ``read``.
         title: completes "Converts ...".
         source: describes SOURCE.
         example: the arguments of an example.
     """
 
-    read: Callable[..., Labels]
     options: tuple[str, ...]
     title: str
     source: str
@@ -39,28 +30,24 @@ class Format(NamedTuple):
 
 FORMATS = {
     "labelme": Format(
-        labelme.read,
         ("images",),
         "labelme's json files",
         "a folder of labelme's json files (also in subfolders), or one json file",
         "labelme photos --output datasets/pets",
     ),
     "via": Format(
-        via.read,
         ("images", "class_attribute", "class_name"),
         "labels of the VGG Image Annotator (VIA) 2",
         "a project of VIA 2, annotations exported as JSON or CSV, or a folder of such files",
         "via project.json --images photos --class-attribute species --output datasets/pets",
     ),
     "voc": Format(
-        voc.read,
         ("classes",),
         "instance masks in Pascal VOC's layout",
         "a folder with JPEGImages, SegmentationObject, SegmentationClass (and ImageSets)",
         "voc VOCdevkit/VOC2012 --output datasets/voc",
     ),
     "yolo": Format(
-        yolo.read,
         ("classes",),
         "YOLO's segmentation labels",
         "the folder with data.yaml, images/ and labels/ (polygons), or the yaml file. Without a "
@@ -68,7 +55,6 @@ FORMATS = {
         "yolo pets-seg --output datasets/pets",
     ),
     "masks": Format(
-        masks.read,
         ("class_name",),
         "folders of binary masks",
         "a folder with images/NAME.jpg and masks/NAME/*.png or masks/NAME_*.png (one file per "
@@ -97,52 +83,12 @@ skipped (it is listed) or the check finds an error; 2 if nothing could be conver
 
 
 def main(argv: Sequence[str]) -> int:
-    """Converts labels, checks the new data set, and prints the results."""
+    """Converts labels: returns 1 if something was skipped or the data check finds an error."""
     arguments = _parse(argv)
-    limit_pixels(arguments.max_pixels)
-    label_format = FORMATS[arguments.format]
-    options: dict[str, Any] = {name: getattr(arguments, name) for name in label_format.options}
-    labels = label_format.read(arguments.source, **options)
-    plan = Plan(
-        arguments.output,
-        arguments.format,
-        classes=arguments.classes,
-        val=arguments.val,
-        split=arguments.split,
-        seed=arguments.seed,
-        link=arguments.link,
-        overwrite=arguments.overwrite,
-    )
-    jsons = write_coco(labels, plan)
-    name = arguments.output.resolve().name
-    results = [
-        check_coco(path, arguments.output / "images", name=f"{name}_{path.stem}", images="decode")
-        for path in jsons
-    ]
-    note_leaks(results)
-    if lines := labels.lines():
-        print("\n".join(lines), end="\n\n")
-    print("\n\n".join(result.text() for result in results))
-    usable = [path.stem for path, result in zip(jsons, results, strict=True) if result.annotations]
-    print(f"\n{_next_step(arguments.output, usable, arguments.split)}")
-    return int(bool(labels.skipped) or any(result.kinds(ERROR) for result in results))
+    import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
+    from mask_rcnn_tools.convert.run import run
 
-
-def _next_step(output: Path, splits: list[str], chosen: str | None) -> str:
-    """The command that trains on the new data set; ``splits`` are those with objects."""
-    output = output.resolve()
-    name = output.name
-    environment = ""
-    if output.parent != dataset_root().resolve():
-        environment = f"DETECTRON2_DATASETS={shlex.quote(str(output.parent))} "
-    train = next((split for split in ("train", chosen) if split in splits), None)
-    if train is None:
-        return f"written: {output}; it has no objects to train on"
-    test = f"('{name}_val',)" if train == "train" and "val" in splits else "()"
-    return (
-        f"written: {output}; to train on it:\n  {environment}train_net.py --config-file "
-        f'configs/small_data.yaml DATASETS.TRAIN "(\'{name}_{train}\',)" DATASETS.TEST "{test}"'
-    )
+    return run(arguments, FORMATS[arguments.format].options)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -157,11 +103,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="SOURCE --output FOLDER ...")
     name = parser.parse_args(argv[:1]).format
     if name not in FORMATS:
-        hint = did_you_mean(name, FORMATS) or f"; the formats are {', '.join(FORMATS)}"
-        raise UserError(f"{PROGRAM}: unknown format '{name}'{hint}")
-    arguments = _format_parser(name).parse_args(argv[1:])
+        close = get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"the formats are {', '.join(FORMATS)}"
+        parser.error(f"unknown format '{name}'; {hint}")
+    parser = _format_parser(name)
+    arguments = parser.parse_args(argv[1:])
     arguments.format = name
-    _check(arguments)
+    _check(arguments, parser)
     return arguments
 
 
@@ -172,7 +120,7 @@ def _format_parser(name: str) -> Parser:
         description=f"Converts {label_format.title} into a data set folder, and checks it.",
         epilog=_EPILOG.format(program=PROGRAM, example=label_format.example),
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=label_format.source)
+    parser.add_argument("source", type=existing_path, metavar="SOURCE", help=label_format.source)
     parser.add_output(
         "FOLDER",
         "datasets/NAME; images/, train.json and val.json are written into it, as the data sets "
@@ -180,7 +128,10 @@ def _format_parser(name: str) -> Parser:
     )
     if "images" in label_format.options:
         parser.add_argument(
-            "--images", type=Path, metavar="FOLDER", help="the folder of the images, if not SOURCE"
+            "--images",
+            type=existing_folder,
+            metavar="FOLDER",
+            help="the folder of the images, if not SOURCE",
         )
     if "class_attribute" in label_format.options:
         parser.add_argument(
@@ -221,28 +172,24 @@ def _format_parser(name: str) -> Parser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, parser: Parser) -> None:
     """Refuses invalid arguments before any file is read."""
     source, output = arguments.source, arguments.output
-    if not source.exists():
-        raise UserError(f"SOURCE: there is no file or folder '{source}'")
     if arguments.format in ("voc", "masks") and not source.is_dir():
-        raise UserError(f"SOURCE: '{source}' is not a folder")
-    if getattr(arguments, "images", None) is not None and not arguments.images.is_dir():
-        raise UserError(f"--images: there is no folder '{arguments.images}'")
+        parser.error(f"SOURCE: '{source}' is not a folder")
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file; name a folder")
+        parser.error(f"--output {output} is a file; name a folder")
     target, top = output.resolve(), (source if source.is_dir() else source.parent).resolve()
     if target == top or (source.is_dir() and target.is_relative_to(top)):
-        raise UserError(f"--output {output} is inside SOURCE; name another folder")
+        parser.error(f"--output {output} is inside SOURCE; name another folder")
     if arguments.val == 1:
-        raise UserError("--val 1 leaves no images to train on; use a fraction below 1")
+        parser.error("--val 1 leaves no images to train on; use a fraction below 1")
     if arguments.split is not None:
         if arguments.val is not None:
-            raise UserError("--val and --split exclude each other")
+            parser.error("--val and --split exclude each other")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", arguments.split):
-            raise UserError(f"--split: use letters, digits, _ and -, got '{arguments.split}'")
+            parser.error(f"--split: use letters, digits, _ and -, got '{arguments.split}'")
         if arguments.split == "images":
-            raise UserError("--split images: this is the name of the image folder; use another")
+            parser.error("--split images: this is the name of the image folder; use another")
     if getattr(arguments, "class_attribute", None) and getattr(arguments, "class_name", None):
-        raise UserError("--class-attribute and --class-name exclude each other")
+        parser.error("--class-attribute and --class-name exclude each other")

@@ -15,9 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from mask_rcnn_plus.data.formats import endings
-from mask_rcnn_plus.errors import reason
+from mask_rcnn_plus.errors import printable, reason
 from mask_rcnn_tools.check.images import SIDEWAYS, UnreadableFile, exif_orientation, open_image
-from mask_rcnn_tools.check.result import printable
 
 SUFFIXES = endings()
 _MAX_EXAMPLES = 3

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mask_rcnn_plus.errors import UserError, reason
-from mask_rcnn_tools.check.cache import write_atomically
 from mask_rcnn_tools.check.images import UnreadableFile
 from mask_rcnn_tools.convert.geometry import InvalidShape, to_annotation
 from mask_rcnn_tools.convert.labels import LabelledImage, Labels
+from mask_rcnn_tools.files import write_atomically
 from mask_rcnn_tools.progress import progress_bar
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_tools import machine
-from mask_rcnn_tools.arguments import Parser, require_new, write_text
+from mask_rcnn_tools.arguments import Parser, any_path
 from mask_rcnn_tools.doctor.diagnosis import diagnose
 from mask_rcnn_tools.doctor.probes import plugin_folder, run_probes, version
 from mask_rcnn_tools.doctor.report import format_report
+from mask_rcnn_tools.files import require_new, write_file
 
 PROGRAM = "mask-rcnn-plus doctor"
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     as_json = json.dumps(report, indent=1)
     print(as_json if arguments.json == "-" else format_report(report))
     if arguments.json not in (None, "-"):
-        write_text(Path(arguments.json), as_json + "\n")
+        write_file(Path(arguments.json), as_json + "\n")
     return int(bool(broken))
 
 
@@ -62,13 +63,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
     parser.add_argument(
         "--output",
-        type=Path,
+        type=any_path,
         default=Path("output"),
         metavar="FOLDER",
         help="OUTPUT_DIR of your runs, to examine its disk (default: output)",
     )
     parser.add_argument(
-        "--json", metavar="FILE", help="also write the report as json; - prints only json"
+        "--json",
+        type=lambda text: text if text == "-" else str(any_path(text)),
+        metavar="FILE",
+        help="also write the report as json; - prints only json",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     arguments = parser.parse_args(argv)

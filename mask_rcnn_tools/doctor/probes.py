@@ -142,7 +142,7 @@ def probe_torch() -> dict[str, Any]:
     """torch, torchvision, and the devices that torch sees."""
     torch = importlib.import_module("torch")
     facts: dict[str, Any] = {
-        "version": torch.__version__,
+        "version": str(torch.__version__),
         "CUDA": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "devices": [],

@@ -2,9 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from mask_rcnn_tools.arguments import Parser, require_new, write_text
+from mask_rcnn_tools.arguments import Parser, any_path
+from mask_rcnn_tools.files import require_new, write_file
 
 PROGRAM = "mask-rcnn-plus fit-anchors"
 
@@ -25,8 +25,6 @@ best anchor of a box is. The rows "at test size" are for the same boxes after th
 def main(argv: Sequence[str]) -> int:
     """Runs the command."""
     arguments = _parse(argv)
-    if arguments.output is not None:
-        require_new(arguments.output, overwrite=arguments.overwrite)
     import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
     from mask_rcnn_plus.config import load_config
     from mask_rcnn_tools.fit_anchors.fitting import fit_to_datasets
@@ -35,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     print(table)
     print(f"\n{lines}", end="")
     if arguments.output is not None:
-        write_text(arguments.output, lines)
+        write_file(arguments.output, lines)
     return 0
 
 
@@ -46,7 +44,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_config(overrides=False)
     parser.add_argument(
-        "--output", type=Path, metavar="OUT.yaml", help="also write the config lines to this file"
+        "--output",
+        type=any_path,
+        metavar="OUT.yaml",
+        help="also write the config lines to this file",
     )
     parser.add_overwrite()
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.output is not None:
+        require_new(arguments.output, overwrite=arguments.overwrite)
+    return arguments

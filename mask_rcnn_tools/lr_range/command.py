@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_tools.arguments import Parser, positive, prepare_output
+from mask_rcnn_tools.arguments import Parser, positive
+from mask_rcnn_tools.files import prepare_output
 
 PROGRAM = "mask-rcnn-plus lr-range"
 PLOT, CSV = "lr_range.png", "lr_range.csv"
@@ -33,7 +34,6 @@ def main(argv: Sequence[str]) -> int:
     from mask_rcnn_tools.lr_range import range_test
 
     cfg = load_config(arguments.config_file, arguments.opts)
-    prepare_output(arguments.output, (PLOT, CSV), overwrite=arguments.overwrite)
     cfg.OUTPUT_DIR = str(arguments.output)
     prepare_training(cfg)
     curve = range_test.range_test(
@@ -89,6 +89,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--start {arguments.start:g} must be below --end {arguments.end:g}")
     if arguments.iterations < _MIN_ITERATIONS:
         parser.error(f"--iterations must be at least {_MIN_ITERATIONS}")
+    prepare_output(arguments.output, (PLOT, CSV), overwrite=arguments.overwrite)
     return arguments
 
 

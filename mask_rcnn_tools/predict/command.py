@@ -1,11 +1,22 @@
 """Finds the objects in images, folders, videos or camera frames, and draws them."""
 
 import argparse
+import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_tools.arguments import Parser, fraction, positive
+from mask_rcnn_tools.arguments import (
+    Parser,
+    existing_file,
+    existing_path,
+    fraction,
+    positive,
+    weights,
+)
+from mask_rcnn_tools.predict.layout import check_output
+from mask_rcnn_tools.predict.sources import find_sources
 
 PROGRAM = "mask-rcnn-plus predict"
 
@@ -34,7 +45,8 @@ examples:
 
 files in the output folder:
   each image with its objects drawn, under the same name (PNG, unless the image is JPEG or PNG; a
-    second x.jpg becomes x_2.jpg), and each video as NAME.mp4, without sound
+    second x.jpg becomes x_2.jpg; small images are enlarged), and each video as NAME.mp4, without
+    sound
   --json     predictions.json, COCO results with run-length encoded masks, and images.json, the
              images and categories that their ids refer to
   --csv      objects.csv: boxes and centroids in pixels, areas in pixels of the mask
@@ -42,15 +54,19 @@ files in the output folder:
 Coordinates start at the top left corner of the image; the first pixel spans 0 to 1. Images are
 turned upright by their EXIF orientation. Existing files are replaced only with --overwrite.
 
-exit code: 0 if everything was read; 1 if a file could not be read (the command names it and
-continues); 2 if the command line, the weights or the config are wrong; 130 after Ctrl-C, which
-leaves complete files of the finished images (0 with a camera)
+exit code: 0 if everything was read; 1 if a file could not be read, or a folder contains other files
+than images (the command names them and continues); 2 if the command line, the weights or the config
+are wrong; 130 after Ctrl-C, which leaves complete files of the finished images (0 with a camera)
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command: returns 1 if a file could not be read, else 0."""
+    """Runs the command: returns 1 if a file was not read, else 0."""
     arguments = _parse(argv)
+    sources, left_out = find_sources(
+        arguments.inputs, recursive=arguments.recursive, output=arguments.output
+    )
+    check_output(arguments, sources)
     # OpenCV's own messages about broken files would repeat ours. It reads the first variable when
     # it is imported.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -58,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
     import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
     from mask_rcnn_tools.predict.run import run
 
-    return run(arguments)
+    return run(arguments, sources, left_out)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -68,12 +84,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "inputs",
         nargs="+",
+        type=_input,
         metavar="INPUT",
         help='an image, a folder, a pattern such as "photos/*.jpg", a video, or the number of a '
         "camera",
     )
-    add("--weights", required=True, metavar="FILE", help="checkpoint: .pth, or .pkl from the zoo")
-    add("--config-file", metavar="YAML", help="config, if FILE does not contain it")
+    add(
+        "--weights",
+        required=True,
+        type=weights,
+        metavar="FILE",
+        help="checkpoint: .pth, or .pkl from the zoo",
+    )
+    add(
+        "--config-file",
+        type=existing_file,
+        metavar="YAML",
+        help="config, if FILE does not contain it",
+    )
     add(
         "--set",
         nargs=2,
@@ -103,7 +131,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="S",
         help="lowest score, from 0 to 1 (default: 0.5)",
     )
-    add("--classes", action="append", metavar="NAME,...", help="keep only these classes")
+    add(
+        "--classes",
+        action="append",
+        metavar="NAME,...",
+        help="keep only these classes; names may contain commas",
+    )
     add("--max-detections", type=positive, metavar="N", help="keep only the N best per image")
     add("--slice", type=positive, metavar="PIXELS", help="predict on tiles with this side")
     add(
@@ -121,7 +154,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="write COCO results")
     add(
         "--like",
-        type=Path,
+        type=existing_file,
         metavar="JSON",
         help="give images and categories in the results the ids that they have, by name, in this "
         "COCO json",
@@ -135,8 +168,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--overlap needs --slice")
     if arguments.like is not None and not arguments.json:
         parser.error("--like needs --json")
+    if arguments.slice is not None and arguments.slice < 32:
+        parser.error(f"--slice: tiles must have at least 32 pixels, got {arguments.slice}")
+    if arguments.overlap is not None and arguments.overlap > 0.9:
+        parser.error(f"--overlap must be between 0 and 0.9, got {arguments.overlap}")
+    if arguments.classes and not re.search(r"[^\s,]", "".join(arguments.classes)):
+        parser.error("--classes names no class")
     for key, _ in arguments.set:
         if key in _OPTIONS:
             parser.error(f"--set {key} would have no effect: use {_OPTIONS[key]}")
     arguments.overlap = 0.2 if arguments.overlap is None else arguments.overlap
     return arguments
+
+
+def _input(text: str) -> str:
+    """An INPUT; the number of a camera and a pattern need not exist as files."""
+    return text if text.isdecimal() or glob.has_magic(text) else str(existing_path(text))

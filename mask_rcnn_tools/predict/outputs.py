@@ -1,12 +1,17 @@
-"""The files that ``predict`` writes: drawings, COCO results, a table of objects, and cutouts."""
+"""The files that ``predict`` writes: drawings, COCO results, a table of objects, and cutouts.
+
+Each appears under its name when it is complete.
+"""
 
 import csv
 import json
 import math
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import chain, repeat
 from pathlib import Path, PurePath
 from typing import IO, Any
 
@@ -21,11 +26,19 @@ from mask_rcnn_plus.evaluation.coco_json import encoded_masks, instances_to_coco
 from mask_rcnn_plus.evaluation.drawing import FONT_SCALE, DrawnObjects, Style, draw_styled
 from mask_rcnn_plus.ops.run_lengths import crop, window_of
 from mask_rcnn_plus.prediction.images import BGR
-from mask_rcnn_tools.arguments import writing
-from mask_rcnn_tools.predict.inputs import Frame, Source
-from mask_rcnn_tools.predict.video import VIDEO_SUFFIX, VideoFile
+from mask_rcnn_tools.files import complete_file
+from mask_rcnn_tools.predict.frames import Frame
+from mask_rcnn_tools.predict.layout import (
+    CUTOUTS,
+    IMAGES,
+    RESULTS,
+    TABLE,
+    drawing_path,
+    fitting,
+)
+from mask_rcnn_tools.predict.sources import Skip, Source
+from mask_rcnn_tools.predict.video import video_file
 
-RESULTS, IMAGES, TABLE, CUTOUTS = "predictions.json", "images.json", "objects.csv", "cutouts"
 _COLUMNS = (
     *("image", "frame", "object", "class", "score", "x0", "y0", "x1", "y1"),
     *("area", "centroid_x", "centroid_y"),
@@ -35,6 +48,8 @@ _JPEG_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 95]
 _CROWDED = 30
 # Up to this side (the root of width times height) in pixels, text has its smallest size.
 _SMALL_SIDE = 800
+# Images are drawn enlarged, by the largest whole number that leaves their longer side at most this.
+_ENLARGED_SIDE = 480
 
 
 class Output:
@@ -43,16 +58,21 @@ class Output:
     Args:
         folder: where to write.
         class_names: in the order of class ids.
+        files: completes the files when it is closed; an error removes them.
     """
 
-    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
-        self._folder, self._class_names = folder, class_names
+    def __init__(self, folder: Path, class_names: Sequence[str], files: ExitStack) -> None:
+        self._folder, self._class_names, self._files = folder, class_names, files
 
     def add(self, frame: Frame, instances: Instances) -> None:
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Completes the files."""
+    def _open(self, name: str) -> IO[str]:
+        """A text file that stays open until the end."""
+        part = self._files.enter_context(complete_file(self._folder / name))
+        # Names of files may contain bytes that are not text.
+        options: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+        return self._files.enter_context(part.open("w", **options))
 
 
 def class_label(class_names: Sequence[str], index: int) -> str:
@@ -60,12 +80,9 @@ def class_label(class_names: Sequence[str], index: int) -> str:
     return class_names[index] if index < len(class_names) else f"class {index}"
 
 
-def drawing_path(source: Source, folder: Path) -> Path:
-    """The file of a source's drawing: JPEG and PNG keep their format, other images become PNG."""
-    if source.kind != "image":
-        return folder / f"{source.name}{VIDEO_SUFFIX}"
-    suffix = Path(source.path).suffix.lower()
-    return folder / f"{source.name}{suffix if suffix in ('.jpg', '.jpeg', '.png') else '.png'}"
+def plain(name: str) -> str:
+    """A class name as it is compared: accents in one form, no spaces around it."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 class Drawings(Output):
@@ -75,44 +92,54 @@ class Drawings(Output):
         show: whether to draw "masks", "boxes", "labels" and "scores"; None draws masks and scores,
             and boxes and labels of up to 30 objects.
         log: prints a line for the user.
+        skip: called with the reason if a video cannot be written.
     """
 
     def __init__(
         self,
         folder: Path,
         class_names: Sequence[str],
+        files: ExitStack,
         show: dict[str, bool | None],
         log: Callable[[str], None],
+        skip: Skip,
     ) -> None:
-        super().__init__(folder, class_names)
-        self._show, self._log = show, log
-        self._video: VideoFile | None = None
-        self._source: Source | None = None
+        super().__init__(folder, class_names, files.enter_context(ExitStack()))
+        self._show, self._log, self._skip = show, log, skip
+        self._source: Source | None = None  # of the video that is being written
+        self._add_to_video: Callable[[BGR], None] | None = None
 
     def add(self, frame: Frame, instances: Instances) -> None:
-        drawing = self._draw(frame.image, instances)
         path = drawing_path(frame.source, self._folder)
+        try:
+            drawing = self._draw(frame, instances)
+        except (cv2.error, MemoryError) as error:
+            self._skip(f"the objects in {frame.path} cannot be drawn: {reason(error)}", 1)
+            drawing = frame.image
         if frame.index is None:
             write_image(path, drawing)
             return
-        if self._video is None or frame.source is not self._source:
-            self.close()
-            height, width = drawing.shape[:2]
-            self._video = VideoFile(path, frame.rate, (height, width), self._log)
-            self._source = frame.source
-        self._video.add(drawing)
+        if frame.source is not self._source:
+            self._files.close()  # the previous video is complete
+            self._source, self._add_to_video = frame.source, None
+            video = video_file(path, frame.rate, frame.image.shape[:2], self._log)
+            try:
+                self._add_to_video = self._files.enter_context(video)
+            except UserError as error:
+                self._skip(str(error), 1)
+        if self._add_to_video is not None:
+            self._add_to_video(drawing)
 
-    def close(self) -> None:
-        video, self._video = self._video, None
-        if video is not None:
-            video.close()
-
-    def _draw(self, image: BGR, instances: Instances) -> BGR:
+    def _draw(self, frame: Frame, instances: Instances) -> BGR:
         objects = DrawnObjects.from_instances(instances)
         crowded = len(objects) > _CROWDED
+        height, width = frame.image.shape[:2]
+        if frame.index is None:  # videos keep their size
+            factor = max(1, _ENLARGED_SIDE // max(height, width))
+            height, width = factor * height, factor * width
         # Lines and text grow with the image, but less than in proportion, because people look at
         # parts of large images too.
-        growth = max(0.8, math.sqrt(image.shape[0] * image.shape[1]) / _SMALL_SIDE)
+        growth = max(0.8, math.sqrt(height * width) / _SMALL_SIDE)
         default = {"masks": True, "boxes": not crowded, "labels": not crowded, "scores": True}
         chosen = {part: value for part, value in self._show.items() if value is not None}
         style = Style(
@@ -122,7 +149,7 @@ class Drawings(Output):
             small=True,
             edged=True,
         )
-        return draw_styled(image, objects, self._class_names, style)
+        return draw_styled(frame.image, objects, self._class_names, style, (height, width))
 
 
 class CocoResults(Output):
@@ -137,52 +164,41 @@ class CocoResults(Output):
         self,
         folder: Path,
         class_names: Sequence[str],
+        files: ExitStack,
         category_ids: Sequence[int],
         image_ids: dict[str, int] | None,
     ) -> None:
-        super().__init__(folder, class_names)
+        super().__init__(folder, class_names, files)
         self._category_ids, self._image_ids = category_ids, image_ids
-        self._files = ExitStack()
         categories = json.dumps(
             [{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)]
         )
-        results = self._files.enter_context(_open(folder / RESULTS))
-        self._results = _JsonList(results, "[", "]")
-        images = self._files.enter_context(_open(folder / IMAGES))
         end = f'], "annotations": [], "categories": {categories}}}'
-        self._images = _JsonList(images, '{"images": [', end)
+        self._results = self._list(RESULTS, "[", "]")
+        self._images = self._list(IMAGES, '{"images": [', end)
         self._count = 0
 
     def add(self, frame: Frame, instances: Instances) -> None:
         self._count += 1
-        path = frame.source.path
-        image_id = self._count if self._image_ids is None else self._image_ids[path]
+        image_id = self._count if self._image_ids is None else self._image_ids[frame.path]
         height, width = frame.image.shape[:2]
-        name = path if frame.index is None else f"{path}#{frame.index}"
-        self._images.add({"id": image_id, "file_name": name, "height": height, "width": width})
+        image = {"id": image_id, "file_name": frame.path, "height": height, "width": width}
+        self._images(image)
         for result in instances_to_coco_json(instances, image_id):
             category_id = self._category_ids[result["category_id"]]
-            self._results.add({**result, "category_id": category_id})
+            self._results({**result, "category_id": category_id})
 
-    def close(self) -> None:
-        with self._files:  # closes the files even if the disk is full
-            self._results.close()
-            self._images.close()
-
-
-class _JsonList:
-    """Writes a list entry by entry."""
-
-    def __init__(self, file: IO[str], begin: str, end: str) -> None:
-        self._file, self._end, self._separator = file, end, "\n"
+    def _list(self, name: str, begin: str, end: str) -> Callable[[dict[str, Any]], None]:
+        """A function that adds an entry to a list in a new file."""
+        file = self._open(name)
         file.write(begin)
+        self._files.callback(file.write, f"\n{end}\n")
+        separators = chain(["\n"], repeat(",\n"))
 
-    def add(self, entry: dict[str, Any]) -> None:
-        self._file.write(self._separator + json.dumps(entry))
-        self._separator = ",\n"
+        def add(entry: dict[str, Any]) -> None:
+            file.write(next(separators) + json.dumps(entry))
 
-    def close(self) -> None:
-        self._file.write(f"\n{self._end}\n")
+        return add
 
 
 def category_ids(cfg: CfgNode, class_names: Sequence[str]) -> list[int]:
@@ -216,40 +232,46 @@ def read_ids(
         UserError: the file is not a COCO json, or a class or image is not in it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        categories = {str(entry["name"]): int(entry["id"]) for entry in content["categories"]}
-        images = {str(entry["file_name"]): int(entry["id"]) for entry in content["images"]}
+        content = json.loads(path.read_bytes())  # UTF-8 or UTF-16, with or without a BOM
+        categories = {
+            plain(str(entry["name"])): int(entry["id"]) for entry in content["categories"]
+        }
+        images = {_posix(str(entry["file_name"])): int(entry["id"]) for entry in content["images"]}
     except OSError as error:
         raise UserError(f"--like {path}: {reason(error)}") from error
     except KeyError as error:
         raise UserError(f"--like {path} is not a COCO json: {error} is missing") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"--like {path} is not a COCO json: {reason(error, 100)}") from error
     for name in class_names:
-        if name not in categories:
+        if plain(name) not in categories:
             raise UserError(f"--like {path} has no category '{name}', which the model predicts")
     file_names = defaultdict(list)
     for file_name in images:
         file_names[PurePath(file_name).name].append(file_name)
     image_ids = {}
     for source in sources:
-        absolute = "/" + Path(source.path).absolute().as_posix().lstrip("/")
-        candidates = file_names[PurePath(source.path).name]
+        absolute = "/" + _posix(str(Path(source.path).absolute())).lstrip("/")
+        candidates = file_names[PurePath(absolute).name]
         matches = [name for name in candidates if absolute.endswith("/" + name.lstrip("/"))]
         if source.kind != "image" or len(matches) != 1:
             where = "in it more than once" if matches else "not in it"
             raise UserError(f"--like {path}: {source.path} is {where}")
         image_ids[source.path] = images[matches[0]]
-    return [categories[name] for name in class_names], image_ids
+    return [categories[plain(name)] for name in class_names], image_ids
+
+
+def _posix(path: str) -> str:
+    """A path as it is compared: with slashes, and accents in one form."""
+    return unicodedata.normalize("NFC", path.replace("\\", "/"))
 
 
 class ObjectTable(Output):
     """Writes a CSV file with one line per object."""
 
-    def __init__(self, folder: Path, class_names: Sequence[str]) -> None:
-        super().__init__(folder, class_names)
-        self._file = _open(folder / TABLE)
-        self._rows = csv.writer(self._file)
+    def __init__(self, folder: Path, class_names: Sequence[str], files: ExitStack) -> None:
+        super().__init__(folder, class_names, files)
+        self._rows = csv.writer(self._open(TABLE))
         self._rows.writerow(_COLUMNS)
 
     def add(self, frame: Frame, instances: Instances) -> None:
@@ -262,9 +284,6 @@ class ObjectTable(Output):
             row = [frame.source.path, index, i + 1, label, f"{float(instances.scores[i]):.4f}"]
             row += [*(f"{v:.2f}" for v in box), area, *(f"{v:.2f}" for v in centroid)]
             self._rows.writerow(row)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _measure_box(box: Sequence[float]) -> tuple[str, Sequence[float]]:
@@ -286,8 +305,6 @@ class Cutouts(Output):
     """Writes a PNG per object, cropped to its mask and transparent around it."""
 
     def add(self, frame: Frame, instances: Instances) -> None:
-        if not instances.has("pred_masks"):
-            raise UserError("--cutouts needs masks, which this model does not predict")
         index = "" if frame.index is None else f"_{frame.index:06}"
         for i, rle in enumerate(encoded_masks(instances.pred_masks)):
             x0, y0, x1, y1 = window_of(rle)
@@ -295,20 +312,14 @@ class Cutouts(Output):
                 continue
             alpha = crop(rle, (x0, y0, x1, y1)) * np.uint8(255)
             label = class_label(self._class_names, int(instances.pred_classes[i]))
-            label = re.sub(r"[^\w-]+", "_", label)[:40]
+            label = re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", label))[:40]
             name = f"{frame.source.name}{index}_{i + 1:03}_{label}.png"
             image = np.dstack([frame.image[y0:y1, x0:x1], alpha])
-            write_image(self._folder / CUTOUTS / name, image)
+            write_image(fitting(self._folder / CUTOUTS / name), image)
 
 
 def write_image(path: Path, image: BGR) -> None:
-    """Writes an image in the format of the path's suffix, or raises a UsageError."""
+    """Writes an image in the format of the path's suffix."""
     _, data = cv2.imencode(path.suffix, image, _JPEG_QUALITY if path.suffix != ".png" else [])
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def _open(path: Path) -> IO[str]:
-    with writing(path):
-        return path.open("w", encoding="utf-8", newline="")
+    with complete_file(path) as part:
+        part.write_bytes(data)

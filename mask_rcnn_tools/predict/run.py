@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,24 +14,18 @@ from tqdm import tqdm
 
 from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.device import resolve_device
-from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor
-from mask_rcnn_plus.prediction.building import read_config
-from mask_rcnn_tools.arguments import prepare_output, writing
-from mask_rcnn_tools.predict.inputs import (
+from mask_rcnn_plus.prediction.building import read_config, resolve_classes
+from mask_rcnn_tools.files import writing
+from mask_rcnn_tools.predict.frames import (
     Frame,
-    Source,
     count_frames,
-    find_sources,
     open_camera,
     prefetch_batches,
     read_frames,
 )
 from mask_rcnn_tools.predict.outputs import (
-    CUTOUTS,
-    IMAGES,
-    RESULTS,
-    TABLE,
     CocoResults,
     Cutouts,
     Drawings,
@@ -40,62 +33,73 @@ from mask_rcnn_tools.predict.outputs import (
     Output,
     category_ids,
     class_label,
-    drawing_path,
+    plain,
     read_ids,
 )
+from mask_rcnn_tools.predict.sources import Skip, Source
+
+# The model sees less than this part of an image's sides: small objects may vanish.
+_SHRUNK = 1 / 4
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Predicts and writes: returns 1 if a file could not be read, else 0."""
+def run(
+    arguments: argparse.Namespace,
+    sources: Sequence[Source],
+    left_out: Sequence[tuple[str, int]],
+) -> int:
+    """Predicts and writes: returns 1 if something was left out or could not be read, else 0."""
     limit_pixels(arguments.max_pixels)
-    sources = find_sources(arguments.inputs, recursive=arguments.recursive, output=arguments.output)
-    _check_output(arguments, sources)
-    cameras = {s.path: open_camera(s.path) for s in sources if s.kind == "camera"}
-    cfg = _config(arguments)
-    predictor = BatchPredictor(
-        cfg,
-        batch_size=arguments.batch_size,
-        paste=False,
-        trust_checkpoint=arguments.trust_checkpoint,
-        optimize_to=arguments.optimize,
-    )
-    class_ids = _class_ids(arguments.classes, predictor.class_names)
-    predict: Callable[[list[Any]], list[Instances]] = predictor
-    if arguments.slice:
-        predict = SlicedPredictor(predictor, tile=arguments.slice, overlap=arguments.overlap)
-    unit = "image" if all(source.kind == "image" for source in sources) else "frame"
     skipped = frames = objects = 0
 
-    def skip(reason: str) -> None:
+    def skip(message: str, count: int) -> None:
         nonlocal skipped
-        skipped += 1
-        _log(f"skipped: {reason}")
+        skipped += count
+        _log(f"{'skipped' if count else 'note'}: {message}")
 
-    start = time.perf_counter()
-    with writing(arguments.output, "write into --output"), ExitStack() as stack:
+    for message, count in left_out:
+        skip(message, count)
+    cameras = {s.path: open_camera(s.path) for s in sources if s.kind == "camera"}
+    cfg, class_names = _config(arguments)
+    class_ids = _class_ids(arguments.classes, class_names)
+    unit = "image" if all(source.kind == "image" for source in sources) else "frame"
+    with writing(arguments.output, "write into --output"), ExitStack() as files:
+        outputs = _outputs(arguments, cfg, class_names, sources, files, skip)
+        predictor = BatchPredictor(
+            cfg,
+            batch_size=arguments.batch_size,
+            paste=False,
+            trust_checkpoint=arguments.trust_checkpoint,
+            optimize_to=arguments.optimize,
+        )
+        predict: Callable[[list[Any]], list[Instances]] = predictor
+        if arguments.slice:
+            predict = SlicedPredictor(predictor, tile=arguments.slice, overlap=arguments.overlap)
+        start = time.perf_counter()
         total = count_frames(sources)
         # disable=None: show the bar only on a terminal.
-        bar = stack.enter_context(tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True))
-        outputs = _outputs(arguments, cfg, predictor, sources)
-        for output in outputs:
-            stack.callback(output.close)
+        bar = files.enter_context(tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True))
+        hint = "" if arguments.slice else None
         try:
             frames_read = read_frames(sources, cameras, skip, sixteen_bit=predictor.sixteen_bit)
             for batch in prefetch_batches(frames_read, arguments.batch_size):
-                for frame, instances in zip(batch, _predict(predict, batch), strict=True):
+                for frame, instances in _predict(predict, batch, skip):
+                    if hint is None and (hint := _slice_hint(cfg, frame)):
+                        _log(hint)
                     kept = _select(instances.to("cpu"), class_ids, arguments.max_detections)
                     for output in outputs:
                         output.add(frame, kept)
                     frames += 1
                     objects += len(kept)
                     bar.update()
-                del frame  # and its image, before the next one is read
-        except KeyboardInterrupt:
-            if not cameras:
+                    del frame, instances  # frees a large image before the next one is read
+        except (KeyboardInterrupt, SystemExit) as error:
+            files.close()  # completes the files, with what is finished
+            if not cameras or isinstance(error, SystemExit):
                 raise
     seconds = time.perf_counter() - start
     print(
-        f"{_count(frames, unit)} with {_count(objects, 'object')} in {seconds:.1f} s "
+        f"{_count(frames, unit)} with {_count(objects, 'object')} of score "
+        f"{arguments.score_threshold:g} or more in {seconds:.1f} s "
         f"({frames / seconds:.1f} {unit}s/s); written to {arguments.output}"
         + (f"; {skipped} skipped" if skipped else "")
     )
@@ -110,26 +114,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _check_output(arguments: argparse.Namespace, sources: Sequence[Source]) -> None:
-    """Refuses to replace an input, or an existing file without --overwrite."""
-    folder = arguments.output
-    names = []
-    if arguments.pictures:
-        names += [str(drawing_path(source, folder).relative_to(folder)) for source in sources]
-    names += [RESULTS, IMAGES] if arguments.json else []
-    names += [TABLE] if arguments.csv else []
-    inputs = {Path(source.path).resolve() for source in sources if source.kind != "camera"}
-    inputs |= {Path(f).resolve() for f in (arguments.like, arguments.weights) if f is not None}
-    for path in (folder / name for name in names):
-        if path.resolve() in inputs:
-            raise UserError(f"{path} is an input and would be replaced; name another --output")
-    prepare_output(folder, names, overwrite=arguments.overwrite)
-    cutouts = folder / CUTOUTS
-    if arguments.cutouts and cutouts.exists() and not arguments.overwrite:
-        raise UserError(f"{cutouts} exists; name another --output, or give --overwrite")
-
-
-def _config(arguments: argparse.Namespace) -> CfgNode:
+def _config(arguments: argparse.Namespace) -> tuple[CfgNode, list[str]]:
+    """The config and the class names, checked before the weights are read."""
     device = resolve_device(arguments.device, "--device")
     if arguments.optimize == "fp16" and device == "cpu":
         raise UserError("--optimize fp16 is slower than fp32 on a CPU: use bf16, or --device cuda")
@@ -147,36 +133,72 @@ def _config(arguments: argparse.Namespace) -> CfgNode:
         cfg.TEST.DETECTIONS_PER_IMAGE = -1  # other classes must not use up the limit
     elif arguments.max_detections and not arguments.slice:
         cfg.TEST.DETECTIONS_PER_IMAGE = arguments.max_detections
-    return cfg
+    if arguments.cutouts and not cfg.MODEL.MASK_ON:
+        raise UserError("--cutouts needs masks, which this model does not predict")
+    if arguments.slice and cfg.MODEL.KEYPOINT_ON:
+        raise UserError("--slice: keypoints cannot be merged across tiles")
+    return resolve_classes(cfg, trusted=arguments.trust_checkpoint)
+
+
+def _slice_hint(cfg: CfgNode, frame: Frame) -> str | None:
+    """A hint at --slice if the model sees a much smaller image than the file has."""
+    shorter, longer = sorted(frame.image.shape[:2])
+    side = cfg.INPUT.MIN_SIZE_TEST
+    shrunk = min(side / shorter, cfg.INPUT.MAX_SIZE_TEST / longer)
+    if side < 1 or shrunk > _SHRUNK:
+        return None
+    return (
+        f"hint: {frame.path} is predicted at 1/{round(1 / shrunk)} of its size "
+        f"({round(shrunk * longer)} x {round(shrunk * shorter)} pixels). If small objects are "
+        f"missed, or the model was trained on smaller images, try --slice {max(side, 32)}"
+    )
 
 
 def _class_ids(given: Sequence[str] | None, class_names: Sequence[str]) -> list[int] | None:
     """The class ids of --classes; None keeps all classes."""
     if not given:
         return None
-    names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    if not names:
-        raise UserError("--classes names no class")
     if not class_names:
         raise UserError("--classes: these weights do not contain the names of their classes")
-    for name in names:
-        if name not in class_names:
-            hint = did_you_mean(name, class_names) or f"; there are {', '.join(class_names)}"
-            raise UserError(f"--classes: the model has no class '{name}'{hint}")
-    return [class_names.index(name) for name in names]
+    ids = {plain(name): i for i, name in enumerate(class_names)}
+    ids |= {name: i for i, name in enumerate(class_names)}
+    found = []
+    for text in given:
+        parts = text.split(",")
+        while parts:
+            # Names may contain commas: the longest that matches counts.
+            for count in range(len(parts), 0, -1):
+                if (name := plain(",".join(parts[:count]))) in ids:
+                    found.append(ids[name])
+                    break
+            else:
+                if name:
+                    hint = (
+                        did_you_mean(name, class_names) or f"; there are {', '.join(class_names)}"
+                    )
+                    raise UserError(f"--classes: the model has no class '{name}'{hint}")
+            del parts[:count]
+    return found
 
 
 def _predict(
-    predict: Callable[[list[Any]], list[Instances]], batch: list[Frame]
-) -> list[Instances]:
+    predict: Callable[[list[Any]], list[Instances]], batch: list[Frame], skip: Skip
+) -> list[tuple[Frame, Instances]]:
+    """Frames and their objects. Frames on which the model fails are skipped."""
     try:
-        return predict([frame.image for frame in batch])
-    except torch.OutOfMemoryError as error:
-        sizes = {f"{frame.image.shape[1]} x {frame.image.shape[0]}" for frame in batch}
-        raise UserError(
-            f"out of GPU memory on {len(batch)} images of {', '.join(sorted(sizes)[:3])} pixels: "
-            "lower --batch-size, or use --slice or --device cpu"
-        ) from error
+        results = predict([frame.image for frame in batch])
+    except UserError:
+        raise
+    except Exception as error:  # a frame of unusual size can fail in any way
+        if len(batch) > 1:
+            return [pair for frame in batch for pair in _predict(predict, [frame], skip)]
+        height, width = batch[0].image.shape[:2]
+        why = f"{type(error).__name__}: {reason(error)}"
+        if isinstance(error, torch.OutOfMemoryError):
+            why = "out of GPU memory; use --slice or --device cpu"
+        skip(f"{batch[0].path} ({width} x {height} pixels): {why}", 1)
+        return []
+    return list(zip(batch, results, strict=True))
 
 
 def _select(instances: Instances, class_ids: list[int] | None, limit: int | None) -> Instances:
@@ -189,10 +211,12 @@ def _select(instances: Instances, class_ids: list[int] | None, limit: int | None
 def _outputs(
     arguments: argparse.Namespace,
     cfg: CfgNode,
-    predictor: BatchPredictor,
+    names: Sequence[str],
     sources: Sequence[Source],
+    files: ExitStack,
+    skip: Skip,
 ) -> list[Output]:
-    folder, names = arguments.output, predictor.class_names
+    folder = arguments.output
     outputs: list[Output] = []
     if arguments.json:
         all_names = names or [class_label(names, i) for i in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
@@ -200,12 +224,12 @@ def _outputs(
             ids, image_ids = category_ids(cfg, all_names), None
         else:
             ids, image_ids = read_ids(arguments.like, all_names, sources)
-        outputs.append(CocoResults(folder, all_names, ids, image_ids))
+        outputs.append(CocoResults(folder, all_names, files, ids, image_ids))
     if arguments.csv:
-        outputs.append(ObjectTable(folder, names))
+        outputs.append(ObjectTable(folder, names, files))
     if arguments.cutouts:
-        outputs.append(Cutouts(folder, names))
+        outputs.append(Cutouts(folder, names, files))
     if arguments.pictures:
         show = {part: getattr(arguments, part) for part in ("masks", "boxes", "labels", "scores")}
-        outputs.append(Drawings(folder, names, show, _log))
+        outputs.append(Drawings(folder, names, files, show, _log, skip))
     return outputs

@@ -4,13 +4,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mask_rcnn_plus.data.formats import limit_pixels
-from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.arguments import Parser, positive, writing
-from mask_rcnn_tools.report.page import MARK, render
-from mask_rcnn_tools.report.run import read_run
+from mask_rcnn_tools.arguments import (
+    Parser,
+    UsageError,
+    any_path,
+    existing_file,
+    existing_folder,
+    positive,
+)
+from mask_rcnn_tools.files import require_new, write_atomically, writing
 
 PROGRAM = "mask-rcnn-plus report"
+# Identifies a page that may be overwritten.
+MARK = '<meta name="generator" content="mask-rcnn-plus report">'
 
 _EPILOG = f"""
 examples:
@@ -27,46 +33,49 @@ below 20 MB; --images sets the number of pictures per section.
 def main(argv: Sequence[str]) -> int:
     """Writes the page and prints its path."""
     arguments = _parse(argv)
-    limit_pixels(arguments.max_pixels)
-    root: Path | None = arguments.image_root
-    if root is not None and not root.is_dir():
-        raise UserError(f"--image-root: '{root}' is not a folder")
     folders = [folder for folder in (arguments.run, arguments.run2) if folder]
     labels = _labels(folders)
     if arguments.output:
-        _require_writable(arguments.output)
+        _require_replaceable(arguments.output)
+    import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
+    from mask_rcnn_plus.data.formats import limit_pixels
+    from mask_rcnn_tools.report.page import render
+    from mask_rcnn_tools.report.run import read_run
+
+    limit_pixels(arguments.max_pixels)
     runs = [
         read_run(
             folder,
             label=label,
             data_set=arguments.data,
             json_file=arguments.json_file,
-            image_root=root,
+            image_root=arguments.image_root,
         )
         for folder, label in zip(folders, labels, strict=True)
     ]
     against = f"_against_{labels[0]}" if len(runs) == 2 else ""
     path = arguments.output or folders[-1] / f"report_{runs[0].data_set}{against}.html"
-    _require_writable(path)
-    page = render(runs, count=arguments.images)
+    _require_replaceable(path)
     with writing(path):
-        part = path.with_name(path.name + ".part")
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+        write_atomically(path, render(runs, count=arguments.images))
     print(path)
     return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the OUTPUT_DIR of a run")
+    parser.add_argument("run", type=existing_folder, metavar="RUN", help="the OUTPUT_DIR of a run")
     parser.add_argument(
-        "run2", type=Path, nargs="?", metavar="RUN2", help="a second run, compared with the first"
+        "run2",
+        type=existing_folder,
+        nargs="?",
+        metavar="RUN2",
+        help="a second run, compared with the first",
     )
     parser.add_argument("--data", metavar="NAME", help="the test set, if RUN has several")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=any_path,
         metavar="FILE",
         help="the page (default: report_NAME.html in the folder of the last run)",
     )
@@ -74,10 +83,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--images", type=positive, default=8, metavar="N", help="pictures per section (default: 8)"
     )
     parser.add_argument(
-        "--json-file", type=Path, metavar="FILE", help="the ground truth, if it was moved"
+        "--json-file", type=existing_file, metavar="FILE", help="the ground truth, if it was moved"
     )
     parser.add_argument(
-        "--image-root", type=Path, metavar="FOLDER", help="the images, if they were moved"
+        "--image-root",
+        type=existing_folder,
+        metavar="FOLDER",
+        help="the images, if they were moved",
     )
     parser.add_max_pixels()
     arguments = parser.parse_args(argv)
@@ -92,7 +104,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
         return [folders[0].absolute().name]
     parts = [folder.resolve().parts for folder in folders]
     if parts[0] == parts[1]:
-        raise UserError(f"RUN and RUN2 are the same folder, '{folders[0]}'")
+        raise UsageError(f"RUN and RUN2 are the same folder, '{folders[0]}'")
     for depth in range(1, max(map(len, parts)) + 1):
         labels = ["_".join(part[-depth:]) for part in parts]
         if labels[0] != labels[1]:
@@ -100,15 +112,9 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return [label.replace("/", "") for label in labels]
 
 
-def _require_writable(path: Path) -> None:
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserError(f"--output {path}: choose a file in an existing folder")
-    with writing(path):
-        existed = path.exists()
-        with path.open("a+", encoding="utf-8", errors="replace") as file:
-            file.seek(0)
-            replaceable = not existed or MARK in file.read(4096)
-        if not existed:
-            path.unlink()
-    if not replaceable:
-        raise UserError(f"{path} exists and is not a report: choose another --output")
+def _require_replaceable(path: Path) -> None:
+    require_new(path, overwrite=True)
+    if path.is_file():
+        with writing(path, "read"), path.open(encoding="utf-8", errors="replace") as file:
+            if MARK not in file.read(4096):
+                raise UsageError(f"{path} exists and is not a report: choose another --output")

@@ -14,6 +14,7 @@ import pycocotools.mask as mask_util
 from tqdm import tqdm
 
 from mask_rcnn_plus.evaluation.coco_json import segmentation_to_rle
+from mask_rcnn_tools.report.files import is_number
 
 Array = npt.NDArray[Any]
 
@@ -151,11 +152,11 @@ def _table(
         box = entry.get("bbox")
         if box is None:
             box = mask_util.toBbox(mask) if mask else (0, 0, 0, 0)
-        area = entry.get("area")
-        if area is None and "score" not in entry:
+        area = 0.0 if "score" in entry else entry.get("area")
+        if not is_number(area):
             area = float(mask_util.area(mask)) if mask else box[2] * box[3]
         score, is_crowd = entry.get("score", 0.0), bool(entry.get("iscrowd", 0))
-        rows.append((i, k, score, area or 0.0, is_crowd))
+        rows.append((i, k, score, max(0.0, area), is_crowd))
         boxes.append([box[0], box[1], box[0] + box[2], box[1] + box[3]])
         masks.append(mask)
     columns = zip(*rows, strict=True) if rows else [[]] * 5

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.report import plots, text
+from mask_rcnn_tools.report.command import MARK
 from mask_rcnn_tools.report.matching import IGNORED, RIGHT, Array
 from mask_rcnn_tools.report.metrics import (
     best_threshold,
@@ -26,8 +27,6 @@ from mask_rcnn_tools.report.metrics import (
 from mask_rcnn_tools.report.pictures import ERROR_NAMES, Picture, Pictures, detected_objects
 from mask_rcnn_tools.report.run import Run
 
-# Identifies a page that may be overwritten.
-MARK = '<meta name="generator" content="mask-rcnn-plus report">'
 _TEMPLATES = Path(__file__).parent / "templates"
 # A matrix of more classes would be wider than any screen.
 _MAX_COLUMNS = 12
@@ -72,6 +71,7 @@ def render(runs: Sequence[Run], *, count: int) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = text.number
+    environment.globals["listed"] = text.listed
     page = environment.get_template("page.html.j2").render(
         reports=reports,
         comparison=comparison,
@@ -131,7 +131,7 @@ class RunReport:
             )
         matrix = confusion_matrix(analysis, main, self.threshold)
         self.confusion = text.confusions(matrix, analysis.class_names)
-        small = len(analysis.class_names) <= _MAX_COLUMNS
+        small = len(self.confusion["columns"]) <= _MAX_COLUMNS + 1  # with "nothing"
         self.confusion_map = None if small else plots.confusion_map(matrix)
         self.quality = image_quality(analysis, main, self.threshold)
         self.notes = list(text.notes(run, self.splits[main], self.calibrations[main]))

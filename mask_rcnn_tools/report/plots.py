@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mask_rcnn_plus.errors import printable
 from mask_rcnn_tools.report.matching import THRESHOLDS
 from mask_rcnn_tools.report.metrics import Calibration
 
@@ -151,8 +152,9 @@ def histogram(axes: Axes, values: Any, xlabel: str) -> None:
 
 
 def _short(name: str, limit: int = 28) -> str:
-    # matplotlib leaves names that begin with an underscore out of a legend.
-    name = name.lstrip("_") or "class"
+    # matplotlib leaves names that begin with an underscore out of a legend, and XML cannot contain
+    # control characters.
+    name = printable(name).lstrip("_") or "class"
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 

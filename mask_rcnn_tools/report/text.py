@@ -66,26 +66,25 @@ def notes(run: Run, split: ErrorSplit, calibration: Calibration) -> Iterator[str
 
 
 def _missing_metrics(run: Run) -> Iterator[str]:
-    """The reason why an AP is nan, or -1 as pycocotools writes it."""
+    """The reason why an AP is nan, or -1 as pycocotools writes it: "-" in the tables."""
     truth = run.analysis.truth
     if truth.crowd.all():
         what = "only crowds, which do not count" if len(truth) else "no objects"
-        yield f"Every AP is nan: the ground truth has {what}."
+        yield f"No AP is defined: the ground truth has {what}."
         return
-    tasks = [run.metrics[t] for t in KINDS if isinstance(run.metrics.get(t), Mapping)]
     for size, objects in _SIZES.items():
-        values = [task.get(f"AP{size}") for task in tasks]
-        if any(isinstance(v, int | float) and (math.isnan(v) or v < 0) for v in values):
-            yield f"AP{size} is nan: the ground truth has no {objects}."
+        values = [getattr(run.metrics, task).get(f"AP{size}", 0) for task in KINDS]
+        if any(math.isnan(value) or value < 0 for value in values):
+            yield f"The ground truth has no {objects}, so AP{size} and AR{size} are not defined."
     present = set(truth.category[~truth.crowd].tolist())
     absent = [name for k, name in enumerate(run.analysis.class_names) if k not in present]
     if absent:
         these, them = ("this class", "it") if len(absent) == 1 else ("these classes", "them")
         yield (
-            f"AP is nan for {_listed(absent)}: the ground truth has no object of {these}. The mean "
-            f"over classes excludes {them}."
+            f"AP is not defined for {listed(absent)}: the ground truth has no object of {these}. "
+            f"The mean over classes excludes {them}."
         )
-    if "segm" in run.metrics and "boundary" not in run.metrics:
+    if run.metrics.segm and not run.metrics.boundary:
         yield (
             "There is no boundary AP: TEST.BOUNDARY_AP was False, the evaluation was made by "
             "another version, or the ids in the data set are not natural numbers."
@@ -124,23 +123,23 @@ def missing_pictures(missing: Collection[str], full: bool, image_root: Path) -> 
     if missing:
         yield (
             f"Not shown, because the image is not in {image_root}, cannot be read or has another "
-            f"size than the json says: {_listed(sorted(missing))}. Name another folder with "
+            f"size than the json says: {listed(sorted(missing))}. Name another folder with "
             "--image-root."
         )
     if full:
         yield "Some pictures are left out to keep the page below 20 MB."
 
 
-def _listed(names: Sequence[str], limit: int = 8) -> str:
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """The first names, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
 def number(value: Any, digits: int = 1) -> str:
-    """A metric as text; "-" if it is missing."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "-"
-    return "nan" if math.isnan(value) else f"{value:.{digits}f}"
+    """A metric as text; "-" if it is missing or not defined."""
+    known = isinstance(value, int | float) and not math.isnan(value)
+    return f"{value:.{digits}f}" if known else "-"
 
 
 def change(before: Any, after: Any) -> str:
@@ -168,8 +167,7 @@ def overall(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _overall_metrics(run: Run, task: str) -> Mapping[str, Any]:
     rows = [r for r in run.summary if r["task"] == task and r["class_id"] == ""]
-    metrics = rows[0] if rows else run.metrics.get(task)
-    return metrics if isinstance(metrics, Mapping) else {}
+    return rows[0] if rows else getattr(run.metrics, task)
 
 
 def _table(
@@ -191,30 +189,33 @@ def _title(name: str, metrics: Sequence[Mapping[str, Any]]) -> str:
 
 
 def per_class(run: Run) -> list[dict[str, Any]]:
-    """A table per task: class, objects, detections, and all metrics."""
+    """A table per task: class, objects, detections, and all metrics; the most objects first.
+
+    "empty" has the classes without objects and detections, which the table leaves out.
+    """
     tables = []
     for task, kind in KINDS.items():
-        metrics = run.metrics.get(task)
         rows = [row for row in run.summary if row["task"] == task and row["class_id"] != ""]
-        if rows:
-            names = [n for n in _METRICS if any(not math.isnan(row[n]) for row in rows)]
-            columns = ["objects", "detections", *(_title(name, rows) for name in names)]
-            cells = [
-                (
-                    row["class"],
-                    [str(row["objects"]), str(row["detections"]), *(number(row[n]) for n in names)],
-                )
-                for row in rows
-            ]
-        else:
+        rows.sort(key=lambda row: (-row["objects"], -row["detections"]))
+        empty = [row["class"] for row in rows if not (row["objects"] or row["detections"])]
+        rows = [row for row in rows if row["objects"] or row["detections"]]
+        names = [n for n in _METRICS if any(not math.isnan(row[n]) for row in rows)]
+        columns = ["objects", "detections", *(_title(name, rows) for name in names)]
+        cells = [
+            (
+                row["class"],
+                [str(row["objects"]), str(row["detections"]), *(number(row[n]) for n in names)],
+            )
+            for row in rows
+        ]
+        if not rows and not empty:  # an evaluation of detectron2, which writes no summary.csv
+            ap = {k[3:]: v for k, v in getattr(run.metrics, task).items() if k.startswith("AP-")}
+            empty = [name for name, value in ap.items() if math.isnan(value)]
             columns = ["AP"]
-            cells = [
-                (name.removeprefix("AP-"), [number(value)])
-                for name, value in (metrics.items() if isinstance(metrics, Mapping) else ())
-                if name.startswith("AP-")
-            ]
-        if cells:
-            tables.append({"kind": kind, "columns": columns, "rows": cells})
+            known = sorted((n for n in ap if n not in empty), key=lambda n: -ap[n])
+            cells = [(name, [number(ap[name])]) for name in known]
+        if cells or empty:
+            tables.append({"kind": kind, "columns": columns, "rows": cells, "empty": empty})
     return tables
 
 
@@ -244,7 +245,13 @@ def per_class_changes(before: Run, after: Run) -> dict[str, Any] | None:
 
 
 def confusions(matrix: Array, names: Sequence[str]) -> dict[str, Any]:
-    """The confusion matrix with a shade for each cell, and the most frequent confusions."""
+    """The confusion matrix with a shade for each cell, and the most frequent confusions.
+
+    Classes without objects and detections are left out.
+    """
+    used = np.flatnonzero((matrix.sum(axis=0) + matrix.sum(axis=1))[:-1])
+    matrix = matrix[np.ix_([*used, -1], [*used, -1])]
+    names = [names[k] for k in used]
     between = matrix[:-1, :-1].copy()
     np.fill_diagonal(between, 0)
     order = np.argsort(-between, axis=None, kind="stable")[:_MAX_PAIRS]

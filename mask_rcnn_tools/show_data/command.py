@@ -1,11 +1,10 @@
 """Draws training images as the model sees them: resized and augmented, with their objects."""
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mask_rcnn_tools.arguments import Parser, UsageError, positive, require_new, writing
+from mask_rcnn_tools.arguments import Parser, positive
+from mask_rcnn_tools.files import require_new, write_file
 
 PROGRAM = "mask-rcnn-plus show-data"
 
@@ -22,10 +21,6 @@ other images. Above each image are its name, its size in pixels and the number o
 def main(argv: Sequence[str]) -> int:
     """Runs the command."""
     arguments = _parse(argv)
-    output: Path = arguments.output
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise UsageError(f"--output {output}: name a .png or .jpg file")
-    require_new(output, overwrite=arguments.overwrite)
     import cv2
 
     import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
@@ -34,9 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     cfg = load_config(arguments.config_file, arguments.opts)
     image = draw_samples(cfg, count=arguments.images, side=arguments.side)
-    with writing(output):
-        output.write_bytes(cv2.imencode(output.suffix, image)[1].tobytes())
-    print(f"written: {output}", file=sys.stderr)
+    write_file(arguments.output, cv2.imencode(arguments.output.suffix, image)[1].tobytes())
     return 0
 
 
@@ -54,4 +47,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PIXELS",
         help="longer side of each image in the drawing (default: 400)",
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        parser.error(f"--output {arguments.output}: name a .png or .jpg file")
+    require_new(arguments.output, overwrite=arguments.overwrite)
+    return arguments

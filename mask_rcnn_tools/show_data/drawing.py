@@ -16,18 +16,13 @@ from detectron2.structures import BitMasks, Instances
 from tqdm import tqdm
 
 from mask_rcnn_plus.data import build_train_batches, build_train_mapper
-from mask_rcnn_plus.evaluation.drawing import (
-    DrawnObjects,
-    Image,
-    draw_objects,
-    plain_text,
-    text_size,
-    write_text,
-)
+from mask_rcnn_plus.evaluation.drawing import DrawnObjects, Image, draw_objects
+from mask_rcnn_plus.evaluation.text import drawable, shortened, text_size, write_text
 from mask_rcnn_tools.config_run import training_records
 
 _WHITE, _DARK = (255, 255, 255), (40, 40, 40)
 _GAP = 12  # pixels between images
+_NAME_WIDTH = 160  # pixels that a file name always gets
 # With more objects than this, boxes and labels would hide the image.
 _CROWDED = 30
 
@@ -97,8 +92,9 @@ def draw_sample(
     drawn = draw_objects(image, objects, class_names, size, crowded=len(objects) > _CROWDED)
     for x, y, _ in _points(sample["instances"]):
         cv2.circle(drawn, (round(scale * x), round(scale * y)), 2, _WHITE, cv2.FILLED, cv2.LINE_AA)
-    name = plain_text(Path(sample.get("file_name", "")).name, otherwise="image")
-    caption = f"{name[-24:]}  {width} x {height}, {len(objects)} objects"
+    name = drawable(Path(sample.get("file_name", "")).name, otherwise="image")
+    facts = f"  {width} x {height}, {len(objects)} objects"
+    caption = shortened(name, max(_NAME_WIDTH, side - text_size(facts)[0])) + facts
     text_width, text_height = text_size(caption)
     result = np.full((text_height + size[0], max(side, text_width), 3), _WHITE, np.uint8)
     write_text(result, caption, (-3, 0), _DARK)

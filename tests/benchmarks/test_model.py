@@ -30,7 +30,7 @@ from benchmarks.model_measure import agreement, average_precision, fit_line
 from mask_rcnn_plus.data import register_folder_datasets
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.arguments import run_command
-from mask_rcnn_tools.convert_torchvision import convert, parameter_names
+from mask_rcnn_tools.convert_torchvision.conversion import convert, parameter_names
 from tests.benchmarks.test_roi_align import table
 from tests.conftest import TINY
 from tests.modeling.models import build, config

@@ -316,11 +316,27 @@ def test_other_entries_are_not_expanded(tmp_path: Path) -> None:
     assert read(path)["trainer"][0]["m"].untyped_storage().nbytes() == 1
 
 
-def test_class_names_are_text(tmp_path: Path) -> None:
+def test_class_names_are_strings_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
-    for names, expected in ((nest(list), []), ([nest(list)], []), (["a", "b"], ["a", "b"])):
+    for names, expected in ((["a", "b"], ["a", "b"]), (("a",), ["a"]), (None, []), ([], [])):
         torch.save({"model": {"w": torch.ones(1)}, "class_names": names}, path)
         assert read_class_names(str(path)) == expected
+        assert "w" in read(path)["model"]
+    wrong = (nest(list), [nest(list)], "ab", {"a": 0}, ["a", 1], torch.ones(2))
+    for names in (*wrong, ["x" * 2000], ["a"] * 200_000):
+        torch.save({"model": {"w": torch.ones(1)}, "class_names": names}, path)
+        assert len(refusal(path)) < 300
+        with pytest.raises(UserError, match=path.name):
+            read_class_names(str(path))
+
+
+def test_a_changed_byte_is_found_without_a_digest(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"w": torch.full((100,), 3.0), "v": torch.ones(3)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((100,), 3.0).numpy().tobytes()) + 42] ^= 1
+    path.write_bytes(content)
+    assert "checksum" in refusal(path)
 
 
 def test_a_second_record_of_the_same_name_is_harmless(tmp_path: Path) -> None:

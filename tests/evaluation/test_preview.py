@@ -1,4 +1,5 @@
 import logging
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from mask_rcnn_plus.evaluation.drawing import (
     DrawnObjects,
     Style,
     class_color,
-    class_name,
     draw_objects,
     draw_styled,
     text_color,
@@ -166,6 +166,33 @@ def test_labels_do_not_cover_each_other() -> None:
     np.testing.assert_array_equal(canvases[1][label], canvases[0][label])
 
 
+def test_labels_do_not_hide_objects() -> None:
+    size = (300, 400)
+    large, neighbours = (150, 100, 250, 200), ((150, 80, 250, 99), (150, 201, 250, 220))
+
+    def label(*boxes: tuple, image: tuple = size) -> np.ndarray:
+        """The pixels of the first object's label."""
+        objects = boxes_of(*boxes, scores=[0.9] * len(boxes), size=image)
+        others = [""] * (len(boxes) - 1)
+        with_label, without = (
+            draw_styled(grey(*image), objects, (), Style(small=True), labels=[text, *others])
+            for text in ("screw 0.90", "")
+        )
+        return (with_label != without).any(axis=2)
+
+    above = label(large)
+    assert above[:100, 150:250].any() and not above[100:].any()
+    below = label(large, neighbours[0])
+    assert below[200:].any() and not below[:200].any()
+    beside = label(large, *neighbours)
+    assert beside[100:200].any() and not beside[:, 150:250].any()
+    # In the corner of an object as large as the image, not on the small object in it.
+    inside = label((0, 0, 400, 300), (0, 0, 60, 20))
+    assert inside.any() and not inside[:20, :60].any()
+    # No label rather than one that covers half of an object.
+    assert not label((0, 0, 110, 40), image=(40, 110)).any()
+
+
 def test_many_objects_get_outlines_without_boxes() -> None:
     size = (256, 256)
     disc = np.zeros(size, np.uint8)
@@ -233,12 +260,6 @@ def test_crowds_and_missing_masks() -> None:
     assert len(DrawnObjects.from_annotations([masked, {**masked, "iscrowd": 1}], 16, 16)) == 1
     assert DrawnObjects.from_annotations([masked, common], 16, 16).masks is None
     assert len(DrawnObjects.from_annotations([], 16, 16)) == 0
-
-
-def test_names_use_only_letters_of_the_font() -> None:
-    assert class_name(["café"], 0) == "cafe"
-    assert class_name(["cat", "犬"], 1) == "class 1"
-    assert class_name(["cat"], 5) == "class 5"
 
 
 def test_text_is_legible_on_every_class_colour() -> None:
@@ -407,6 +428,21 @@ def test_a_failed_picture_does_not_fail_the_evaluation(
     assert run(writer, records) == {}
     assert writer.path is None
     assert "Could not draw the preview" in log.text
+
+
+def test_a_full_disk_leaves_no_part_of_the_picture(
+    register: Registered, tmp_path: Path, log: pytest.LogCaptureFixture
+) -> None:
+    name, records = register(1)
+    writer = PreviewWriter(name, str(tmp_path / "out"), num_images=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        assert run(writer, records) == {}
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert writer.path is None and "Could not draw the preview" in log.text
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_exif_rotated_images_are_drawn_upright(register: Registered, tmp_path: Path) -> None:

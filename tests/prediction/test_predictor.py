@@ -256,6 +256,9 @@ def test_errors_name_the_value(
     cfg.MODEL.WEIGHTS = ""
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS is empty"):
         BatchPredictor(cfg)
+    for wrong in ({"array_format": "rgb"}, {"batch_size": 0}):  # said before the weights are read
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            BatchPredictor(cfg, **wrong)
     for key, value, message in (
         ("INPUT.FORMAT", "YUV-BT.601", "INPUT.FORMAT"),
         ("MODEL.ROI_HEADS.NAME", "NoHeads", "not registered"),

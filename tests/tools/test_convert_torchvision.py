@@ -13,7 +13,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, maskrcnn_resne
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_tools.cli import main
-from mask_rcnn_tools.convert_torchvision import CONFIG, convert
+from mask_rcnn_tools.convert_torchvision.command import CONFIG
+from mask_rcnn_tools.convert_torchvision.conversion import convert
 
 ROOT = Path(__file__).parents[2]
 SIDE = 128
@@ -130,7 +131,7 @@ def test_the_command_prints_how_to_use_the_file(
     )
     assert main(arguments) == 2
     assert capsys.readouterr().err == (
-        f"error: {out} exists; name another file, or give --overwrite\n"
+        f"error: OUT.pth {out} exists; name another file, or give --overwrite\n"
     )
     assert main([*arguments, "--overwrite"]) == 0
     assert "NUM_CLASSES 90\n" in capsys.readouterr().out
@@ -222,7 +223,7 @@ def classes_that_differ() -> object:
 @pytest.mark.parametrize(
     ("content", "options", "expected"),
     [
-        (None, [], "in.pth' do not exist"),
+        (None, [], "in.pth' does not exist"),
         (b"not a checkpoint", [], "in.pth' cannot be loaded: "),
         ([torch.zeros(1)], [], "are not a state dict: save model.state_dict()"),
         ({"a": 1}, [], "are not a state dict: save model.state_dict()"),
@@ -262,7 +263,13 @@ def test_an_output_that_cannot_be_written(
     torch.save(coco_state(), tmp_path / "in.pth")
     out = tmp_path / "nowhere" / "out.pth"
     assert main(["convert-torchvision", str(tmp_path / "in.pth"), str(out)]) == 2
-    assert f"cannot write {out}: No such file or directory" in capsys.readouterr().err
+    assert f"{out}: name a file in a folder that exists" in capsys.readouterr().err
+    if not Path("/dev/full").exists():
+        return
+    (tmp_path / "out.pth.part").symlink_to("/dev/full")
+    assert main(["convert-torchvision", str(tmp_path / "in.pth"), str(tmp_path / "out.pth")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
 
 
 def test_coco_needs_cocos_classes() -> None:

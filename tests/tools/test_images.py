@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mask_rcnn_plus.data.formats import endings
 from mask_rcnn_tools.cli import main
 from mask_rcnn_tools.convert.labels import images_below
-from mask_rcnn_tools.predict.inputs import Frame, Source, find_sources, prefetch_batches
+from mask_rcnn_tools.predict import frames as frames_module
+from mask_rcnn_tools.predict.frames import Frame, prefetch_batches
+from mask_rcnn_tools.predict.sources import IMAGE_SUFFIXES, Source, find_sources
 
 ENDINGS = ("jpg", "JPG", "jpe", "jfif", "ppm", "pgm", "tga", "webp")
 
@@ -47,9 +50,14 @@ def test_every_ending_is_found_in_a_folder_by_all_commands(tmp_path: Path) -> No
     for number, ending in enumerate(ENDINGS):
         Image.new("L", (8, 6)).save(folder / f"{number}.{ending}")
     (folder / "notes.txt").write_text("")
-    sources = find_sources([str(folder)], recursive=False, output=tmp_path / "out")
+    sources, left_out = find_sources([str(folder)], recursive=False, output=tmp_path / "out")
+    assert [count for _, count in left_out] == [1]
     assert [Path(source.path).suffix[1:] for source in sources] == list(ENDINGS)
     assert [path.suffix[1:] for path in images_below(folder)] == list(ENDINGS)
+
+
+def test_the_list_that_needs_no_torch_is_the_same() -> None:
+    assert set(endings()) == IMAGE_SUFFIXES
 
 
 def test_check_data_takes_the_limit_from_its_option(
@@ -109,9 +117,7 @@ def test_convert_takes_the_limit_from_its_option(
 
 
 def test_large_images_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mask_rcnn_tools.predict import inputs
-
-    monkeypatch.setattr(inputs, "_LARGE", 300)
+    monkeypatch.setattr(frames_module, "_LARGE", 300)
     read: list[int] = []
 
     def frames() -> Any:

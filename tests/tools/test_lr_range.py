@@ -71,7 +71,7 @@ def test_only_the_plot_and_the_table_are_written(
 )
 def test_wrong_arguments_are_refused(options: list[str], expected: str) -> None:
     with pytest.raises(UsageError) as error:
-        main([*(["--config-file", "any.yaml"] if options else []), *options])
+        main([*(["--config-file", __file__] if options else []), *options])
     assert expected in str(error.value)
 
 

@@ -9,7 +9,9 @@ import torch
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 
 from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.evaluation.text import text_size
 from mask_rcnn_tools.cli import main
+from mask_rcnn_tools.show_data import drawing as show_drawing
 from mask_rcnn_tools.show_data.drawing import draw_sample, first_samples
 
 
@@ -52,3 +54,17 @@ def test_masks_and_keypoints_are_drawn_at_their_positions() -> None:
     assert drawn[50, 25].tolist() == [255, 255, 255]
     assert drawn[60, 150].tolist() != [200, 0, 0]
     assert np.array_equal(drawn[0, 0], drawn[95, 5])
+
+
+def test_a_long_file_name_loses_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+    monkeypatch.setattr(show_drawing, "write_text", lambda _, text, *rest: written.append(text))
+    objects = Instances((20, 40))
+    objects.gt_boxes, objects.gt_classes = Boxes(torch.zeros(0, 4)), torch.zeros(0, dtype=int)
+    image = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    sample = {"image": image, "instances": objects, "file_name": f"in/begin_{'x' * 90}_0042.png"}
+    draw_sample(sample, ["thing"], image_format="BGR", side=400)
+    (caption,) = written
+    name = caption.split("  ")[0]
+    assert name.startswith("begin_") and "..." in name and name.endswith("_0042.png")
+    assert "40 x 20, 0 objects" in caption and text_size(caption)[0] <= 400

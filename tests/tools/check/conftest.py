@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_tools.check import CheckResult, check_coco
+from mask_rcnn_tools.check.checking import check_coco
+from mask_rcnn_tools.check.result import CheckResult
 
 # The check finds nothing in it, not even a note.
 VALID: dict[str, Any] = {

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_tools.check import CheckResult, check_coco, note_leaks, repair_coco
 from mask_rcnn_tools.check import images as images_module
 from mask_rcnn_tools.check.cache import VERSION
+from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
 from mask_rcnn_tools.check.images import Finder, ImageEntry, shared_images
+from mask_rcnn_tools.check.result import CheckResult
 
 Check = Callable[..., CheckResult]
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from mask_rcnn_plus.data.coco_json import read_coco_json
-from mask_rcnn_tools.check import ERROR, KINDS, CheckResult, repair_coco
+from mask_rcnn_tools.check.checking import repair_coco
 from mask_rcnn_tools.check.json_checks import inspect
+from mask_rcnn_tools.check.problems import ERROR, KINDS
+from mask_rcnn_tools.check.result import CheckResult
 
 Check = Callable[..., CheckResult]
 NAN, INF = float("nan"), float("inf")

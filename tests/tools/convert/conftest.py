@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mask_rcnn_tools.convert import Labels, Plan, write_coco
+from mask_rcnn_tools.convert.labels import Labels
+from mask_rcnn_tools.convert.writing import Plan, write_coco
 
 Save = Callable[..., Path]
 

@@ -62,7 +62,8 @@ def test_a_shell_can_run_the_next_command(
     output = tmp_path / "my data" / "things"
     assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
     tokens = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert tokens[:2] == [f"DETECTRON2_DATASETS={tmp_path / 'my data'}", "train_net.py"]
+    assert tokens[0] == f"DETECTRON2_DATASETS={tmp_path / 'my data'}"
+    assert tokens[2:4] == ["train_net.py", "--config-file"]
 
 
 def test_no_training_is_suggested_without_objects_to_train_on(

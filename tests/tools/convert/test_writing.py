@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mask_rcnn_plus import UserError
-from mask_rcnn_tools.convert import LabelledImage, LabelledObject, Labels, Plan, write_coco
 from mask_rcnn_tools.convert.geometry import clip, rectangle
+from mask_rcnn_tools.convert.labels import LabelledImage, LabelledObject, Labels
+from mask_rcnn_tools.convert.writing import Plan, write_coco
 
 Save = Callable[..., Path]
 

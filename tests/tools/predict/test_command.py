@@ -3,19 +3,26 @@
 import csv
 import json
 import os
+import resource
 import subprocess
 import sys
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from pycocotools.coco import COCO
 
+from mask_rcnn_plus import UserError
 from mask_rcnn_tools.cli import main
-from mask_rcnn_tools.predict import inputs
+from mask_rcnn_tools.predict import frames
+from mask_rcnn_tools.predict import outputs as predict_outputs
 from mask_rcnn_tools.predict import run as predict_run
-from mask_rcnn_tools.predict.inputs import find_sources
+from mask_rcnn_tools.predict.layout import fitting
+from mask_rcnn_tools.predict.sources import find_sources
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +96,7 @@ def test_weights_and_an_image_are_enough(folder: Path, weights: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 image with " in done.stdout and "images/s" in done.stdout
-    assert cv2.imread("output/predictions/y.jpg").shape == (64, 80, 3)
+    assert cv2.imread("output/predictions/y.jpg").shape == (6 * 64, 6 * 80, 3)
 
 
 def test_all_outputs_agree(folder: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +106,8 @@ def test_all_outputs_agree(folder: Path, weights: str, capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert "skipped: photos/z.jpg is not an image" in captured.err and "1 skipped" in captured.out
 
-    # Each file once; the second x.png gets another name.
+    # Each file once; the second x.png gets another name. Small images are drawn enlarged.
+    assert cv2.imread("out/y.jpg").shape == (6 * 64, 6 * 80, 3)
     drawn = {path.name for path in (folder / "out").iterdir() if path.suffix in (".png", ".jpg")}
     assert drawn == {"x.png", "x_2.png", "y.jpg"}
     assert (cv2.imread("photos/a/x.png") == random_image(0)).all()
@@ -191,7 +199,16 @@ def test_like_uses_the_ids_of_a_coco_json(
     assert [(c["id"], c["name"]) for c in images["categories"]] == [
         *((12, "circle"), (11, "square"), (10, "triangle"))
     ]
+    truth["images"][1]["file_name"] = "b\\x.png"
+    truth["categories"][0]["name"] = " triangle"
+    for encoding in ("utf-8-sig", "utf-16"):
+        Path("gt.json").write_text(json.dumps(truth), encoding=encoding)
+        assert run(weights, "photos/b/x.png", *given, "--overwrite") == 0
+        assert json.loads(Path("output/predictions/predictions.json").read_text()) == results
     common = ["--weights", weights, "--output", "other"]
+    Path("bad.json").write_text('{"categories": [{"name": "circle", "id": 1e999}], "images": []}')
+    bad = ["--no-pictures", "--json", "--like", "bad.json"]
+    assert "not a COCO json" in refusal(capsys, *common, "photos/y.jpg", *bad)
     assert "y.jpg is not in it" in refusal(capsys, *common, "photos/y.jpg", *given)
 
 
@@ -225,7 +242,7 @@ def test_a_truncated_video_is_reported(
 ) -> None:
     write_video(folder / "clip.mp4", 4, 25, (64, 64))
     Path("broken.mp4").write_bytes(b"not a video")
-    monkeypatch.setattr(inputs, "_announced_frames", lambda _: 10)
+    monkeypatch.setattr(frames, "_announced_frames", lambda _: 10)
     assert run(weights, "broken.mp4", "clip.mp4", "photos/y.jpg", "--output", "out") == 1
     err = capsys.readouterr().err
     assert "broken.mp4 is not a video" in err and "clip.mp4 ends after 4 of 10 frames" in err
@@ -267,7 +284,7 @@ def test_slice_and_overlap(folder: Path, weights: str) -> None:
 
 def test_find_sources(folder: Path) -> None:
     def names(*inputs: str, recursive: bool = False) -> list[tuple[str, str]]:
-        sources = find_sources(inputs, recursive=recursive, output=Path("photos/out"))
+        sources, _ = find_sources(inputs, recursive=recursive, output=Path("photos/out"))
         return [(source.path, source.name) for source in sources]
 
     assert names("photos") == [("photos/y.jpg", "y")]
@@ -295,17 +312,190 @@ def test_find_sources(folder: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-@pytest.mark.parametrize("name", ["predictions.json", "images.json", "objects.csv"])
-def test_a_full_disk_gives_a_one_line_error(
-    name: str, folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
+def test_other_files_of_a_folder_are_counted_and_named(
+    folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "out").mkdir()
-    (folder / "out" / name).symlink_to("/dev/full")
-    outputs = ("--output", "out", "--overwrite", "--json", "--csv", "--no-pictures")
-    assert run(weights, "photos/y.jpg", *outputs) == 2
+    for name in ("a.heic", "b.HEIC", "clip.mp4", "README", "Thumbs.db", ".DS_Store", "deep/c.heic"):
+        (folder / "photos" / name).parent.mkdir(exist_ok=True)
+        (folder / "photos" / name).write_bytes(b"")
+    os.mkfifo(folder / "photos" / "pipe.png")
+    (folder / "photos" / "gone.jpg").symlink_to("nowhere")
+    assert run(weights, "photos", "--output", "photos/out") == 1
+    captured = capsys.readouterr()
+    note, line = captured.err.splitlines()
+    assert note.startswith("note: ") and "(a, b, deep)" in note and "--recursive" in note
+    assert "'photos'" in line and "2 .heic (a.heic, ...)" in line and "1 .mp4 (clip.mp4)" in line
+    assert "README" in line and "pipe.png" in line and "gone.jpg" in line
+    assert "Thumbs" not in line and "DS_Store" not in line and "6 skipped" in captured.out
+    # The drawings of an earlier run are not counted.
+    _, ((_, count),) = find_sources(["photos"], recursive=True, output=Path("photos/out"))
+    assert count == 7
+    _, ((_, count),) = find_sources(["photos/*"], recursive=False, output=Path("photos/out"))
+    assert count == 5  # the video is read
+
+
+def test_links_in_circles_end(folder: Path) -> None:
+    for name in ("one", "two", "a/three"):
+        (folder / "photos" / name).symlink_to(folder / "photos")
+    (folder / "photos" / "self.png").symlink_to("self.png")
+    for given in ("photos", "photos/**/*", "photos/**"):
+        sources, ((message, _),) = find_sources([given], recursive=True, output=Path("out"))
+        assert [s.path for s in sources] == ["photos/a/x.png", "photos/b/x.png", "photos/y.jpg"]
+        assert "self.png" in message
+    assert "one" in find_sources(["photos"], recursive=True, output=Path("out"))[1][0][0]
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the model raise an error for images of a width."""
+
+    def install(error: BaseException, width: int) -> None:
+        build = predict_run.BatchPredictor
+
+        def built(cfg: object, **options: object) -> object:
+            predictor = build(cfg, **options)
+
+            def predict(images: list[np.ndarray]) -> object:
+                if any(image.shape[1] == width for image in images):
+                    raise error
+                return predictor(images)
+
+            vars(predict).update(vars(predictor))
+            return predict
+
+        monkeypatch.setattr(predict_run, "BatchPredictor", built)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("height and width must be > 0"), MemoryError(), RuntimeError("too large")]
+)
+def test_an_image_on_which_the_model_fails_is_skipped(
+    folder: Path,
+    weights: str,
+    failing: Callable[..., None],
+    error: Exception,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cv2.imwrite("photos/bad.png", random_image(1, 3, 200))
+    failing(error, 200)
+    assert run(weights, "photos", "photos/a", "--output", "out", "--json") == 1
+    captured = capsys.readouterr()
+    assert "photos/bad.png (200 x 3 pixels)" in captured.err and str(error) in captured.err
+    assert "2 images" in captured.out and "1 skipped" in captured.out
+    assert {p.name for p in Path("out").iterdir()} == {
+        *("x.png", "y.jpg", "predictions.json", "images.json")
+    }
+
+
+def test_an_image_that_cannot_be_drawn_is_named(
+    folder: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(predict_outputs, "draw_styled", fail)
+    assert run(weights, "photos", "--output", "out", "--json") == 1
+    assert "photos/y.jpg cannot be drawn: too large" in capsys.readouterr().err
+    assert cv2.imread("out/y.jpg").shape == (64, 80, 3)
+    assert len(json.loads(Path("out/images.json").read_text())["images"]) == 1
+
+
+def test_very_long_names(folder: Path, weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for letter in ("m" * 250, "m" * 249 + "n", "\N{LATIN SMALL LETTER E WITH ACUTE}" * 120):
+        cv2.imwrite(f"photos/{letter}.png", random_image(3))
+    assert run(weights, "photos", "--output", "out", "--json", "--cutouts") == 0
+    images = json.loads(Path("out/images.json").read_text())["images"]
+    results = json.loads(Path("out/predictions.json").read_text())
+    counts = [result["segmentation"]["counts"].encode() for result in results]
+    masks = [{"size": [64, 80], "counts": count} for count in counts]
+    not_empty = int((mask_util.area(masks) > 0).sum())
+    assert len(images) == 4 and len(list(Path("out/cutouts").iterdir())) == not_empty > 0
+    assert len(list(Path("out").glob("*.png"))) == 3
+    path = Path("x") / f"{'a' * 300}.png"
+    assert len(fitting(path).name) == 255 and fitting(path) != fitting(path.with_stem("a" * 301))
+    capsys.readouterr()
+    assert "File name too long" in refusal(capsys, "--weights", weights, f"{'a' * 300}.jpg")
+
+
+def test_many_files_need_few_descriptors(folder: Path, weights: str) -> None:
+    for number in range(40):
+        cv2.imwrite(f"photos/a/{number}.png", random_image(number, 32, 32))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 12, hard))
+    try:
+        assert run(weights, "photos", "--recursive", "--output", "out", "--json", "--csv") == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("most", [0, 300, 5_000])
+def test_a_full_disk_leaves_no_incomplete_file(
+    folder: Path, weights: str, most: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(folder / "clip.mp4", 3, 25, (64, 64))
+    Path("out").mkdir()
+    Path("out/objects.csv").write_text("of an earlier run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outputs = ["--output", "out", "--overwrite", "--json", "--csv", "--cutouts"]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        assert run(weights, "photos", "clip.mp4", "--recursive", *outputs) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == "error: cannot write into --output out: No space left on device"
+    assert line.startswith("error: ") and "out" in line and "File too large" in line
+    written = [p for p in Path("out").rglob("*") if p.is_file() and p.suffix != ".csv"]
+    assert all(cv2.imread(str(path)) is not None for path in written)
+    assert Path("out/objects.csv").read_text() == "of an earlier run"
+
+
+def test_ctrl_c_leaves_complete_files_of_what_is_finished(
+    folder: Path, weights: str, failing: Callable[..., None]
+) -> None:
+    cv2.imwrite("photos/last.png", random_image(1, 64, 200))
+    failing(KeyboardInterrupt(), 200)
+    given = ["photos/y.jpg", "photos/last.png", "--batch-size", "1", "--json", "--csv"]
+    assert run(weights, *given, "--output", "out") == 130
+    assert [i["file_name"] for i in json.loads(Path("out/images.json").read_text())["images"]] == [
+        "photos/y.jpg"
+    ]
+    rows = Path("out/objects.csv").read_text().splitlines()
+    assert len(rows) - 1 == len(json.loads(Path("out/predictions.json").read_text()))
+    assert not [p for p in Path("out").iterdir() if "part" in p.name]
+
+
+def test_names_of_classes_may_contain_commas() -> None:
+    composed = unicodedata.normalize("NFC", "caf\u00e9")
+    names = ["cat", "screw, M4", "screw", " dog", composed, "M4"]
+
+    def ids(*given: str) -> list[int] | None:
+        return predict_run._class_ids(given, names)
+
+    assert ids("cat,screw, M4") == [0, 1] and ids("screw", "M4") == [2, 5]
+    assert ids("cat, screw ,dog") == [0, 2, 3]
+    assert ids(unicodedata.normalize("NFD", composed)) == [4]
+    with pytest.raises(UserError, match="class 'M5'"):
+        ids("screw, M5")
+
+
+def test_a_hint_at_tiles_for_large_images(
+    folder: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite("large.png", random_image(1, 300, 400))
+    given = ["large.png", "large.png", "photos/y.jpg", "--no-pictures", "--csv", "--overwrite"]
+    assert run(weights, *given) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("hint: large.png") == 1 and "--slice 64" in captured.err
+    assert "of score 0.1 or more" in captured.out
+    assert run(weights, *given, "--slice", "64") == 0
+    assert run(weights, *given[2:]) == 0
+    assert "hint" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -324,17 +514,19 @@ def test_a_wrong_argument_gives_a_one_line_error(
     good = ("--weights", weights, "photos/y.jpg")
     (folder / "void").mkdir()
     (folder / "notes.txt").write_text("mine")
+    os.mkfifo(folder / "pipe")
+    (folder / "circle").symlink_to("circle")
     for arguments, words in (
-        (("--weights", weights, "phots"), "there is no file or folder 'phots'; did you mean 'ph"),
+        (("--weights", weights, "phots"), "'phots' does not exist; did you mean 'ph"),
         (("--weights", weights, "void"), "folder 'void' has no image"),
-        (("--weights", weights, ""), "an INPUT is empty"),
+        (("--weights", weights, ""), "INPUT: cannot open '': it is empty"),
         (("--weights", weights, "*.gif"), "no image or video matches '*.gif'"),
         (("--weights", weights, "99"), "camera 99 cannot be opened"),
-        (("--weights", "no.pth", "photos/y.jpg"), "weights 'no.pth' do not exist"),
+        (("--weights", weights, "pipe"), "'pipe' is a pipe or a device"),
+        (("--weights", "no.pth", "photos/y.jpg"), "'no.pth' does not exist"),
         (("--weights", "notes.txt", "photos/y.jpg"), "text that begins with 'mine'"),
         (("photos/y.jpg",), "--weights"),
         ((*good, "--classes", "circl"), "no class 'circl'; did you mean 'circle'?"),
-        ((*good, "--classes", " ,"), "--classes names no class"),
         ((*good, "--set", "MODEL.DEVICE", "cpu"), "no effect: use --device"),
         (
             (*good, "--set", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9"),
@@ -343,18 +535,32 @@ def test_a_wrong_argument_gives_a_one_line_error(
         ((*good, "--device", "cuda:77"), "--device is 'cuda:77'"),
         # Refused before the weights are read.
         (
-            ("--weights", "no.pth", "photos/y.jpg", "--device", "cpu", "--optimize", "fp16"),
+            ("--weights", "notes.txt", "photos/y.jpg", "--device", "cpu", "--optimize", "fp16"),
             "--optimize fp16 is slower than fp32 on a CPU: use bf16",
         ),
         ((*good, "--score-threshold", "1.5"), "from 0 to 1, not '1.5'"),
         ((*good, "--batch-size", "0"), "at least 1, not '0'"),
         ((*good, "--no-pictures"), "leaves nothing to write"),
         ((*good, "--overlap", "0.1"), "--overlap needs --slice"),
+        ((*good, "--classes", ", ,"), "--classes names no class"),
         ((*good, "--slice", "8"), "at least 32 pixels, got 8"),
-        ((*good, "--like", "gt.json"), "--like needs --json"),
-        ((*good, "--json", "--like", "gt.json"), "--like gt.json: No such file"),
+        ((*good, "--slice", "64", "--overlap", "0.95"), "between 0 and 0.9, got 0.95"),
+        ((*good, "--like", "notes.txt"), "--like needs --json"),
+        ((*good, "--json", "--like", "gt.json"), "'gt.json' does not exist"),
         ((*good, "--set", "TEST.AUG.ENABLD", "True"), "did you mean 'TEST.AUG.ENABLED'"),
         ((*good, "--config-file", "no.yaml"), "'no.yaml' does not exist"),
         ((*good, "--output", "photos/y.jpg"), "cannot write into --output"),
+        ((*good, "--output", "circle"), "cannot open 'circle'"),
+        ((*good, "--output", "o" * 300), "File name too long"),
     ):
         assert words in refusal(capsys, *arguments), arguments
+
+
+def test_a_wrong_path_is_answered_before_torch_is_imported(folder: Path) -> None:
+    code = (
+        "import sys; from mask_rcnn_tools.cli import main\n"
+        "code = main(['predict', '--weights', 'photos/y.jpg', 'nowhere.jpg'])\n"
+        "sys.exit(code if 'torch' not in sys.modules else 99)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "nowhere.jpg" in done.stderr

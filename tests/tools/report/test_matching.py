@@ -15,7 +15,8 @@ from pycocotools.cocoeval import COCOeval
 
 import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.report import run as run_module
+from mask_rcnn_tools.report import detections as detections_module
+from mask_rcnn_tools.report.detections import read_results
 from mask_rcnn_tools.report.matching import (
     BACKGROUND,
     BOTH,
@@ -28,7 +29,6 @@ from mask_rcnn_tools.report.matching import (
     match,
 )
 from mask_rcnn_tools.report.metrics import class_curves
-from mask_rcnn_tools.report.run import read_results
 
 SIDE = 120
 
@@ -130,7 +130,7 @@ def test_without_objects_all_errors_are_background() -> None:
 def test_results_are_read_in_chunks(
     tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "_CHUNK", chunk)
+    monkeypatch.setattr(detections_module, "_CHUNK", chunk)
     path = tmp_path / "results.json"
     entries = [{"score": 1e-05, "name": 'a"],{'}, {}, {"x": [1, [2]], "y": {"z": None}}]
     for text in (json.dumps(entries), json.dumps(entries, indent=2) + "\n"):

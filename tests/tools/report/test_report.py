@@ -93,28 +93,32 @@ def test_nan_and_limits_are_explained(make_run: MakeRun, tmp_path: Path) -> None
     (run / "inference/mine_val/metrics.json").write_text(json.dumps(metrics))
     page = report(run, "--output", tmp_path / "page.html")
     for sentence in (
-        "APm is nan: the ground truth has no medium objects",
-        "APl is nan: the ground truth has no large objects",
-        f"AP is nan for {HOSTILE}: the ground truth has no object of this class",
+        "no medium objects (from 32 x 32 to 96 x 96 pixels), so APm",
+        "no large objects (above 96 x 96 pixels), so APl",
+        f"AP is not defined for {HOSTILE}: the ground truth has no object of this class",
         "1 image has more than 8 objects, but TEST.DETECTIONS_PER_IMAGE allows only 8 detections: "
         "recall cannot exceed 80.0 %, which limits AP too. Set it to 10 or more",
         "There is no boundary AP",
     ):
         assert sentence in page.text
-    assert "APs is nan" not in page.text
+    assert "so APs" not in page.text and " nan" not in page.text
 
 
 def test_no_objects_and_no_detections(make_run: MakeRun, tmp_path: Path) -> None:
     page = report(make_run("run", [], objects=[]), "--output", tmp_path / "page.html")
-    assert "Every AP is nan: the ground truth has no objects." in page.text
+    assert "No AP is defined: the ground truth has no objects." in page.text
     assert "The model found nothing" in page.text
     assert "No image has objects or detections." in page.text
-    for phrase in ("of the detections are right", "of the objects are found", "score threshold of"):
+    for phrase in (
+        "share of detections that are right",
+        "share of objects that are found",
+        "score threshold of this",
+    ):
         assert phrase not in page.text
     # Without objects, all detections are wrong and there is no recall.
     page = report(make_run("wrong", FOUND, objects=[]), "--output", tmp_path / "wrong.html")
-    assert "of the detections are right" in page.text
-    assert "of the objects are found" not in page.text
+    assert "share of detections that are right" in page.text
+    assert "share of objects that are found" not in page.text
 
 
 def test_objects_without_detections(make_run: MakeRun, tmp_path: Path) -> None:
@@ -123,7 +127,11 @@ def test_objects_without_detections(make_run: MakeRun, tmp_path: Path) -> None:
     assert "The model found nothing, so AP is 0" in page.text
     assert "2 objects, 2 missed" in " ".join(filter(None, page.alts))
     assert "no detection there" in page.text
-    for phrase in ("of the detections are right", "of the objects are found", "score threshold of"):
+    for phrase in (
+        "share of detections that are right",
+        "share of objects that are found",
+        "score threshold of this",
+    ):
         assert phrase not in page.text
     assert "no detections" in page.text.partition("Calibration")[2].partition("Images")[0]
     assert "Best images" not in page.text
@@ -190,7 +198,7 @@ def test_user_errors_are_one_line(
     letter = tmp_path / "letter.html"
     letter.write_text("Dear Sir")
     folder = run / "inference/mine_val"
-    assert "there is no run" in error_line(capsys, tmp_path / "none")
+    assert "none' does not exist" in error_line(capsys, tmp_path / "none")
     assert "was not evaluated on 'mine_vla'; did you mean 'mine_val'?" in error_line(
         capsys, run, "--data", "mine_vla"
     )
@@ -199,19 +207,18 @@ def test_user_errors_are_one_line(
     assert "are the same folder" in error_line(capsys, run, run)
     assert "is not a report" in error_line(capsys, run, "--output", letter)
     assert letter.read_text() == "Dear Sir"
-    assert "choose a file in an existing folder" in error_line(
+    assert "a folder that exists" in error_line(
         capsys, run, "--output", tmp_path / "no" / "page.html"
     )
     missing = tmp_path / "gone"
-    assert "is not a folder" in error_line(capsys, run, "--image-root", missing)
-    # Before anything is read.
-    assert "an existing folder" in error_line(capsys, missing, "--output", missing / "page.html")
+    assert "gone' does not exist" in error_line(capsys, run, "--image-root", missing)
+    assert "is not a folder" in error_line(capsys, run, "--image-root", letter)
     assert "whole number of at least 1" in error_line(capsys, run, "--images", "0")
     assert "at most 100" in error_line(capsys, run, "--images", "101")
     results = json.loads((folder / "coco_instances_results.json").read_text())
     for key, value, message in (
-        ("score", float("nan"), "not a finite number"),
-        ("bbox", [1, 2], "not a finite number"),
+        ("score", float("nan"), "the score nan"),
+        ("bbox", [1, 2], "the bbox [1, 2]"),
         ("segmentation", {"size": [64, 64], "counts": "zzzz"}, "RLE"),
         ("segmentation", [[1, 2, 3]], "not a run-length encoding"),
     ):

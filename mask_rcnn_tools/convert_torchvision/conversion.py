@@ -3,37 +3,13 @@
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.weights import explain, local_weights, read_torch
-from mask_rcnn_plus.errors import UserError, reason
-from mask_rcnn_tools.arguments import Parser
-
-PROGRAM = "mask-rcnn-plus convert-torchvision"
-CONFIG = "configs/torchvision_R_50_FPN.yaml"
-
-_EPILOG = f"""\
-example:
-  {PROGRAM} maskrcnn_resnet50_fpn_coco.pth output/torchvision.pth --coco
-
-The command changes:
-  - the names of the parameters
-  - the order of the input channels, from RGB to BGR
-  - the position of the background class: first in torchvision, last in detectron2's box head, and
-    without boxes and masks
-  - the weights of batch norm, for detectron2's epsilon
-{CONFIG} contains the settings that the weights need: the mean and
-standard deviation of pixels, RoIAlign with aligned=False and 2 x 2 samples, and strides in the
-3 x 3 convolutions.
-
-These differences remain: torchvision rounds the corners of its anchors to whole pixels, drops boxes
-narrower than 0.01 pixels, and interpolates differently when it resizes images and pastes masks.
-"""
+from mask_rcnn_plus.errors import UserError
 
 _STAGES = (3, 4, 6, 3)  # blocks per stage of a ResNet-50
 # BatchNorm uses its count of batches only with a momentum of None.
@@ -50,31 +26,6 @@ _OLD_NAMES = (
         for i in range(4)
     ),
 )
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    arguments = _parse(argv)
-    if arguments.output.exists() and not arguments.overwrite:
-        raise UserError(f"{arguments.output} exists; name another file, or give --overwrite")
-    state = convert(
-        _read(arguments.input), coco=arguments.coco, batch_norm_eps=arguments.batch_norm_eps
-    )
-    try:
-        saving.save({"model": state, "__author__": "torchvision"}, arguments.output)
-    except saving.SaveError as error:
-        cause = reason(error.__cause__ or error)
-        raise UserError(f"cannot write {arguments.output}: {cause}") from error
-    classes = len(state["roi_heads.box_predictor.cls_score.bias"]) - 1
-    masks = any(name.startswith("roi_heads.mask_head.") for name in state)
-    print(f"written: {arguments.output}; use it with")
-    print(
-        f"  --config-file {CONFIG} MODEL.WEIGHTS {arguments.output} "
-        f"MODEL.ROI_HEADS.NUM_CLASSES {classes}" + ("" if masks else " MODEL.MASK_ON False")
-    )
-    if classes == 90:
-        print("The classes are COCO's ids 1 to 90; --coco keeps the 80 that COCO uses.")
-    return 0
 
 
 def convert(
@@ -207,27 +158,16 @@ def _classes(source: Mapping[str, Tensor], *, coco: bool, masks: bool) -> list[i
     return [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("input", type=Path, metavar="IN.pth", help="state dict of torchvision")
-    parser.add_argument("output", type=Path, metavar="OUT.pth", help="checkpoint to write")
-    parser.add_argument(
-        "--coco", action="store_true", help="keep only the 80 of 90 classes that COCO uses"
-    )
-    parser.add_argument(
-        "--batch-norm-eps",
-        type=float,
-        choices=(0.0, 1e-5),
-        default=0.0,
-        help="epsilon of the batch norm: 0 (default) for torchvision's COCO weights and models "
-        "trained from them, else 1e-5",
-    )
-    parser.add_overwrite()
-    return parser.parse_args(argv)
+def read_state(weights: str) -> dict[str, Tensor]:
+    """Reads a state dict of torchvision, or of a checkpoint of its reference training.
 
+    Args:
+        weights: a file or a URL.
 
-def _read(path: Path) -> dict[str, Tensor]:
-    path = local_weights(str(path))
+    Raises:
+        UserError: the file cannot be read, or contains no state dict.
+    """
+    path = local_weights(weights)
     try:
         # Checkpoints of torchvision's reference training also contain its arguments.
         state = read_torch(path, also=[argparse.Namespace])

@@ -1,0 +1,1 @@
+"""``mask-rcnn-plus convert-torchvision``: torchvision's weights for detectron2."""

@@ -1,0 +1,175 @@
+"""Reads a run's small files into typed values: a stranger may have written them.
+
+Each file is checked once, against the type that it is read into. A missing file is empty.
+"""
+
+import csv
+import json
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from mask_rcnn_plus.config.reading import parse_plain
+from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE
+from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_plus.evaluation.metrics import read_summary as read_rows
+from mask_rcnn_plus.evaluation.speed import InferenceSpeed
+
+# Larger numbers are not sizes, scores or losses, and some libraries fail on them.
+_MAX_NUMBER = 1e15
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """evaluation.json: what was evaluated, and with what."""
+
+    json_file: str = ""
+    image_root: str = ""
+    detections_per_image: int | None = None
+    score_threshold: float | None = None
+    weights: str = ""
+    date: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    config: str = ""  # YAML
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """metrics.json of an evaluation: metric -> value by task, from 0 to 100 or nan; the speed."""
+
+    bbox: dict[str, float] = field(default_factory=dict)
+    segm: dict[str, float] = field(default_factory=dict)
+    boundary: dict[str, float] = field(default_factory=dict)
+    keypoints: dict[str, float] = field(default_factory=dict)
+    speed: InferenceSpeed | None = None
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Reads a json file into a dataclass; unknown keys are ignored.
+
+    Raises:
+        UserError: the file cannot be read, a value has another type, or a key is missing.
+    """
+    try:
+        return typed(json.loads(read_text(path) or "{}"), kind, "")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be used: {reason(error)}") from error
+
+
+def typed(value: Any, kind: Any, where: str) -> Any:
+    """Returns a value of a json as a type; integers become floats where floats are expected.
+
+    Args:
+        value: the value.
+        kind: a dataclass, dict[str, X], X | None, str, int or float.
+        where: the keys that lead to the value, each after a dot.
+
+    Raises:
+        ValueError: the value has another type, or a key without a default is missing.
+    """
+    if get_origin(kind) is UnionType:
+        return None if value is None else typed(value, get_args(kind)[0], where)
+    if get_origin(kind) is dict:
+        part = get_args(kind)[1]
+        return {k: typed(v, part, f"{where}.{k:.60}") for k, v in typed(value, dict, where).items()}
+    if is_dataclass(kind):
+        given = {k: v for k, v in typed(value, dict, where).items() if v is not None}
+        types = get_type_hints(kind)
+        values = {}
+        for f in fields(kind):
+            optional = f.default is not MISSING or f.default_factory is not MISSING
+            if f.name in given or not optional:
+                values[f.name] = typed(given.get(f.name), types[f.name], f"{where}.{f.name}")
+        return kind(**values)
+    if kind is float and type(value) is int and is_number(value):
+        value = float(value)
+    too_large = type(value) in (int, float) and not (is_number(value) or value != value)
+    if type(value) is not kind or too_large:
+        name = where.lstrip(".") or "the content"
+        raise ValueError(f"{name} is {reprlib.repr(value)}, expected {kind.__name__}")
+    return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a json is a finite number of a usable size."""
+    return type(value) in (int, float) and -_MAX_NUMBER < value < _MAX_NUMBER
+
+
+def is_box(value: Any) -> bool:
+    """Whether a value of a json is a box that can be drawn."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(is_number(number) and abs(number) <= MAX_COORDINATE for number in value)
+    )
+
+
+def read_summary(path: Path) -> list[dict[str, Any]]:
+    """Reads summary.csv.
+
+    Raises:
+        UserError: the file cannot be read, or has other columns or types.
+    """
+    if not path.exists():
+        return []
+    try:
+        read_text(path)  # not from a pipe
+        return read_rows(path)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be used: {reason(error)}") from error
+
+
+def read_settings(text: str, subject: str) -> dict[str, Any]:
+    """The full keys of a config and their values.
+
+    Raises:
+        UserError: the text is not plain YAML, or is too large.
+    """
+    return dict(_flat(parse_plain(text, subject))) if text else {}
+
+
+def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def read_training(path: Path) -> list[dict[str, float]]:
+    """The numbers of each logged iteration, in order, without lines that are not complete.
+
+    If a resumed run repeated an iteration, its last line counts.
+    """
+    rows: dict[int, dict[str, float]] = {}
+    for line in read_text(path).splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        iteration = row.get("iteration") if isinstance(row, dict) else None
+        if type(iteration) is int and is_number(iteration):
+            numbers = {key: float(value) for key, value in row.items() if is_number(value)}
+            rows.setdefault(iteration, {}).update(numbers)
+    return [rows[iteration] for iteration in sorted(rows)]
+
+
+def read_text(path: Path) -> str:
+    """A file's text; "" if it is missing.
+
+    Raises:
+        UserError: it cannot be read, or is not a regular file: a pipe would never end.
+    """
+    try:
+        if not path.exists():
+            return ""
+        if not path.is_file():
+            raise OSError(None, "it is not a file")
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
