@@ -223,7 +223,7 @@ def draw_styled(
     masks = objects.masks if style.masks else None
     if masks is not None:
         outlines = {}
-        plain = image if size is None else canvas.copy()
+        plain = image if image.shape == canvas.shape else canvas.copy()
         for i in order:
             (x, y), mask = _mask_at(masks[i], width, height)
             window = slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1])

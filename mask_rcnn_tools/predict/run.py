@@ -91,7 +91,7 @@ def run(
                     frames += 1
                     objects += len(kept)
                     bar.update()
-                frame = None  # frees its image before the next one is read
+                    del frame, instances  # frees a large image before the next one is read
         except (KeyboardInterrupt, SystemExit) as error:
             files.close()  # completes the files, with what is finished
             if not cameras or isinstance(error, SystemExit):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from mask_rcnn_tools.cli import main
 from mask_rcnn_tools.convert.labels import images_below
+from mask_rcnn_tools.predict import frames as frames_module
 from mask_rcnn_tools.predict.frames import Frame, prefetch_batches
 from mask_rcnn_tools.predict.sources import Source, find_sources
 
@@ -48,7 +49,8 @@ def test_every_ending_is_found_in_a_folder_by_all_commands(tmp_path: Path) -> No
     for number, ending in enumerate(ENDINGS):
         Image.new("L", (8, 6)).save(folder / f"{number}.{ending}")
     (folder / "notes.txt").write_text("")
-    sources = find_sources([str(folder)], recursive=False, output=tmp_path / "out")
+    sources, left_out = find_sources([str(folder)], recursive=False, output=tmp_path / "out")
+    assert [count for _, count in left_out] == [1]
     assert [Path(source.path).suffix[1:] for source in sources] == list(ENDINGS)
     assert [path.suffix[1:] for path in images_below(folder)] == list(ENDINGS)
 
@@ -110,9 +112,7 @@ def test_convert_takes_the_limit_from_its_option(
 
 
 def test_large_images_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mask_rcnn_tools.predict import frames as reading
-
-    monkeypatch.setattr(reading, "_LARGE", 300)
+    monkeypatch.setattr(frames_module, "_LARGE", 300)
     read: list[int] = []
 
     def frames() -> Any:
