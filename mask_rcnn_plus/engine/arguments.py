@@ -44,7 +44,9 @@ class _Parser(argparse.ArgumentParser):
         # Every process of torchrun parses: print one line per machine, without argparse's usage.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             see = " See" if message.endswith("?") else "; see"
-            print(f"error: {message}{see} train_net.py --help", file=sys.stderr)
+            # A file name may contain line breaks and what a terminal would obey.
+            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+            print(f"error: {line}{see} train_net.py --help", file=sys.stderr)
         sys.exit(2)
 
 
