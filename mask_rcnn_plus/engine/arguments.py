@@ -58,7 +58,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = _Parser(
         description="Trains a model, or evaluates it with --eval-only.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.replace("    train_net.py", f"    {train_command()}"),
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,6 +95,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(arguments.opts) % 2:
         parser.error(f"config key '{arguments.opts[-1]}' has no value")
     return arguments
+
+
+def by_uv() -> bool:
+    """Whether this process was started by ``uv run``."""
+    return "UV_RUN_RECURSION_DEPTH" in os.environ
+
+
+def train_command() -> str:
+    """The start of a command line that the user can paste."""
+    return "uv run train_net.py" if by_uv() else "python train_net.py"
 
 
 def _file(text: str) -> str:
