@@ -40,14 +40,19 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
             _require_working_directory()
             return main(argv)
         except _user_errors() as error:
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(str(error))
         except OSError as error:
             where = f"'{error.filename}': " if error.filename else ""
-            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            _print_error(f"{where}{error.strerror or error}")
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             return 130
         return 2
+
+
+def _print_error(message: str) -> None:
+    # A file name may contain line breaks.
+    print("error:", " ".join(message.splitlines()), file=sys.stderr)
 
 
 def _require_working_directory() -> None:

@@ -45,7 +45,9 @@ class _Parser(argparse.ArgumentParser):
         # Every process of torchrun parses: print one line per machine, without argparse's usage.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             see = " See" if message.endswith("?") else "; see"
-            print(f"error: {message}{see} train_net.py --help", file=sys.stderr)
+            # A file name may contain line breaks and what a terminal would obey.
+            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+            print(f"error: {line}{see} train_net.py --help", file=sys.stderr)
         sys.exit(2)
 
 
@@ -57,7 +59,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     parser = _Parser(
         description="Trains a model, or evaluates it with --eval-only.",
-        epilog=_EXAMPLES,
+        epilog=_EXAMPLES.replace("    train_net.py", f"    {train_command()}"),
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,6 +96,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if len(arguments.opts) % 2:
         parser.error(f"config key '{arguments.opts[-1]}' has no value")
     return arguments
+
+
+def by_uv() -> bool:
+    """Whether this process was started by ``uv run``."""
+    return "UV_RUN_RECURSION_DEPTH" in os.environ
+
+
+def train_command() -> str:
+    """The start of a command line that the user can paste."""
+    return "uv run train_net.py" if by_uv() else "python train_net.py"
 
 
 def _file(text: str) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from detectron2.utils import comm
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.engine import lock, saving
-from mask_rcnn_plus.engine.arguments import parse
+from mask_rcnn_plus.engine.arguments import by_uv, parse, train_command
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import DataCheck
 from mask_rcnn_plus.engine.console import LOG_ONLY, lasting_output
@@ -146,13 +147,17 @@ def _in_one_line(problem: str) -> Iterator[None]:
 def _print_next_steps(cfg: CfgNode) -> None:
     output = Path(cfg.OUTPUT_DIR)
     root = os.environ.get("DETECTRON2_DATASETS")
-    environment = f"DETECTRON2_DATASETS={root} " if root else ""
+    environment = f"DETECTRON2_DATASETS={shlex.quote(root)} " if root else ""
+    train, tensorboard = train_command(), "uv run tensorboard" if by_uv() else "tensorboard"
+    folder, config, weights = (
+        shlex.quote(str(output / name)) for name in ("", "config.yaml", "model_final.pth")
+    )
     print(
         "\nNext:\n"
-        f"  curves:           uv run tensorboard --logdir {output}\n"
-        f"  evaluate again:   {environment}uv run train_net.py --config-file "
-        f"{output / 'config.yaml'} --eval-only MODEL.WEIGHTS {output / 'model_final.pth'}\n"
-        "  your own data:    uv run train_net.py --config-file configs/small_data.yaml "
+        f"  curves:           {tensorboard} --logdir {folder}\n"
+        f"  evaluate again:   {environment}{train} --config-file {config} --eval-only "
+        f"MODEL.WEIGHTS {weights}\n"
+        f"  your own data:    {train} --config-file configs/small_data.yaml "
         "DATASETS.TRAIN \"('mine_train',)\" DATASETS.TEST \"('mine_val',)\"\n"
     )
     averaged = output / "model_ema_final.pth"

@@ -2,12 +2,15 @@
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mask_rcnn_tools.arguments import Parser, positive
 from mask_rcnn_tools.files import prepare_output
+
+if TYPE_CHECKING:
+    from mask_rcnn_tools.lr_range.range_test import Curve
 
 PROGRAM = "mask-rcnn-plus lr-range"
 PLOT, CSV = "lr_range.png", "lr_range.csv"
@@ -45,25 +48,28 @@ def main(argv: Sequence[str]) -> int:
             f"iterations: use a --start below {arguments.start:g}"
         )
     suggestion = curve.suggestion()
-    range_test.write_csv(curve, arguments.output / CSV)
-    range_test.plot(curve, suggestion, arguments.output / PLOT)
-    print(f"written: {arguments.output / PLOT}, {arguments.output / CSV}", file=sys.stderr)
     if suggestion is None:
         print("the loss did not fall beyond its noise: use more --iterations, or set MODEL.WEIGHTS")
-        return 1
+    else:
+        _print(suggestion, curve, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_IMS_PER_BATCH)
+    # After the result is printed, because the disk may be full.
+    range_test.write_csv(curve, arguments.output / CSV)
+    range_test.plot(curve, suggestion, arguments.output / PLOT)
+    return int(suggestion is None)
+
+
+def _print(suggestion: float, curve: "Curve", batch: int, reference: int) -> None:
     smoothed = curve.smoothed
     print(
         f"steepest fall at {suggestion:.2g}, minimum of the loss ({min(smoothed):.3f}) at "
         f"{curve.rates[int(smoothed.argmin())]:.2g}, tested up to {curve.rates[-1]:.2g}"
     )
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_IMS_PER_BATCH
     note = f"SOLVER.IMS_PER_BATCH {batch}"
     if reference not in (0, batch):
         # A run multiplies BASE_LR by batch / reference.
         note = f"for {suggestion:.2g} at {note}: SOLVER.REFERENCE_IMS_PER_BATCH is {reference}"
         suggestion *= reference / batch
     print(f"SOLVER.BASE_LR {suggestion:.2g}  ({note})")
-    return 0
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

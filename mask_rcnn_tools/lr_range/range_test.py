@@ -1,6 +1,7 @@
 """Trains briefly while the learning rate rises, and finds where the loss falls most steeply."""
 
 import csv
+import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.freezing import freeze_mode
 from mask_rcnn_plus.engine.steps import Steps, amp_dtype
+from mask_rcnn_tools.files import write_file
 
 _MOMENTUM = 0.9  # of the running loss
 _DIVERGED = 4.0  # stop when the running loss is this multiple of its minimum
@@ -124,12 +126,15 @@ def plot(curve: Curve, suggestion: float | None, path: Path) -> None:
     axes.set_ylim(0, min(_DIVERGED * min(curve.running), 1.05 * max(curve.losses)))
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=130)
+    write_file(path, image.getvalue())
 
 
 def write_csv(curve: Curve, path: Path) -> None:
     """Writes a table of rates, losses and smoothed losses."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("learning rate", "loss", "smoothed loss"))
-        writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(("learning rate", "loss", "smoothed loss"))
+    writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
+    write_file(path, table.getvalue())

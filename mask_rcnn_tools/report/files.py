@@ -5,6 +5,7 @@ Each file is checked once, against the type that it is read into. A missing file
 
 import csv
 import json
+import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -92,7 +93,16 @@ def typed(value: Any, kind: Any, where: str) -> Any:
     if type(value) is not kind or too_large:
         name = where.lstrip(".") or "the content"
         raise ValueError(f"{name} is {reprlib.repr(value)}, expected {kind.__name__}")
+    if kind is str and not _is_path(value):
+        raise ValueError(f"{where.lstrip('.')} has a character that no path may have")
     return value
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 def is_number(value: Any) -> bool:

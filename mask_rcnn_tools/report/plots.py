@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec
@@ -43,7 +44,9 @@ def _plot(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, str]:
 
     @wraps(draw)
     def plot(*args: P.args, **kwargs: P.kwargs) -> str:
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            # The browser draws the text, with a font that may have what this machine's fonts lack.
+            warnings.filterwarnings("ignore", "Glyph")
             figure = Figure(figsize=(4.9, 3.3), layout="constrained")
             axes = figure.subplots()
             draw(axes, *args, **kwargs)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from mask_rcnn_plus import load_config
+from mask_rcnn_plus import get_cfg, load_config
 from mask_rcnn_plus.engine import Trainer, main
+from mask_rcnn_plus.engine.main import _print_next_steps
 from mask_rcnn_tools.check.before_run import check_data
 
 
@@ -54,6 +56,29 @@ def test_a_run_without_a_data_check_says_so(
     assert "DATA_CHECK" not in capsys.readouterr().out
     assert main(command, check_data=check_data) == 0
     assert line not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("start", [["python"], ["uv", "run"]])
+def test_the_printed_commands_can_be_pasted(
+    start: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if start == ["uv", "run"]:
+        monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "my data"))
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "it's mine")
+    _print_next_steps(cfg)
+    printed = capsys.readouterr().out
+    (again,) = [line.split(": ", 1)[1] for line in printed.splitlines() if "--eval-only" in line]
+    environment, *command = shlex.split(again)
+    assert environment == f"DETECTRON2_DATASETS={tmp_path / 'my data'}"
+    assert command[: len(start) + 1] == [*start, "train_net.py"]
+    assert command[-1] == str(tmp_path / "it's mine" / "model_final.pth")
+    assert main(["--help"]) == 0
+    assert f"    {' '.join(start)} train_net.py --resume" in capsys.readouterr().out
 
 
 def test_the_path_of_the_picture_is_printed_last(

@@ -119,7 +119,7 @@ def test_arguments_are_checked_without_torch(
 @pytest.mark.parametrize("name", [*COMMANDS, TRAIN])
 def test_paths_that_cannot_be_opened_are_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    for path in ("x" * 300, "loop"):
+    for path in ("x" * 300, "loop", "two\nlines/x"):
         arguments = [path if word.startswith("no") else word for word in MISSING_FILE[name]]
         done = run_light(name, *arguments, folder=tmp_path)
         assert done.returncode == 2, done.stderr

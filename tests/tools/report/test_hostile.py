@@ -67,6 +67,8 @@ def test_a_sound_run_makes_a_page(run: Path) -> None:
     [
         ("evaluation.json", "json_file", 5),
         ("evaluation.json", "image_root", ["a"]),
+        ("evaluation.json", "image_root", "a\ud800"),
+        ("evaluation.json", "image_root", "a\0"),
         ("evaluation.json", "detections_per_image", "many"),
         ("evaluation.json", "detections_per_image", 10**30),
         ("evaluation.json", "score_threshold", "low"),
