@@ -240,6 +240,18 @@ def test_no_flip_map_is_set_if_the_names_do_not_determine_it(
     assert "keypoint_flip_map" not in metadata
 
 
+@pytest.mark.parametrize("skeleton", [5, "x", [[1]], [[1, 9]], [["a", "b"]], [None]])
+def test_a_skeleton_without_meaning_is_not_set(
+    root: Path, write: Fixture, pets: Fixture, skeleton: Any
+) -> None:
+    write(root, with_keypoints(pets(), "left", "left", "right", skeleton=skeleton))
+    require_dataset("pets_train")
+    metadata = MetadataCatalog.get("pets_train").as_dict()
+    assert metadata["keypoint_names"] == ["left", "left", "right"]
+    # Which "left" swaps with "right" is unknown, too.
+    assert not metadata.keys() & {"keypoint_connection_rules", "keypoint_flip_map"}
+
+
 def test_keypoints_that_differ_between_categories_are_not_set(
     root: Path, write: Fixture, pets: Fixture
 ) -> None:
