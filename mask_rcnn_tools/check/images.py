@@ -80,8 +80,9 @@ class Finder:
 
     def find(self, name: str) -> Location:
         """Finds an image by its file_name in the json."""
-        name = self.resolved.get(name, name)
-        if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        if name in self.resolved:
+            name = self.resolved[name]  # may have surrogates, see as_text
+        elif "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
             return Location("", "file-missing", "has a file_name that no file can have")
         if "://" in name or ".." in Path(name).parts:
             return _OUTSIDE

@@ -2,7 +2,6 @@
 
 import math
 import reprlib
-import unicodedata
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from mask_rcnn_plus.data.coco_json import (
     category_fault,
+    folded,
     image_fault,
     is_whole,
     outline_fault,
@@ -158,7 +158,7 @@ def _missing_field(entry: dict[str, Any], *fields: str) -> str:
 
 def _check_categories(problems: Problems, positions: dict[Any, int]) -> None:
     names: set[str] = set()
-    folded: dict[str, str] = {}  # without case and spaces -> the first name
+    similar_names: dict[str, str] = {}  # folded -> the first name
     for position, category in enumerate(problems.content["categories"]):
         if type(category) is not dict:
             continue
@@ -166,8 +166,7 @@ def _check_categories(problems: Problems, positions: dict[Any, int]) -> None:
             problems.add("category-name", "categories", position, fault)
             continue
         name = category["name"]
-        key = "".join(unicodedata.normalize("NFKC", name).casefold().split())
-        similar = folded.setdefault(key, name)
+        similar = similar_names.setdefault(folded(name), name)
         if name in names:
             detail = f"has the name {_show(name)} of an earlier category"
             problems.add("category-twin", "categories", position, detail)

@@ -209,6 +209,19 @@ def test_classes_set_by_the_user_are_not_overwritten(
     assert "feline" in message_of(lambda: require_dataset("pets_train"))
 
 
+@pytest.mark.parametrize("value", [None, False, 0.0, 0])
+def test_a_crowd_flag_of_other_types_is_taken_as_0(
+    root: Path, write: Fixture, pets: Fixture, value: Any
+) -> None:
+    content = pets()
+    content["annotations"][0]["iscrowd"] = value
+    content["annotations"][1]["iscrowd"] = True
+    write(root, content)
+    # detectron2 leaves out what is not equal to 0.
+    cat, dog = [r["annotations"][0]["iscrowd"] for r in require_dataset("pets_train")]
+    assert (cat, dog) == (1, 0) and type(dog) is int
+
+
 def with_keypoints(content: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]:
     for category in content["categories"]:
         category.update(keypoints=list(names), **more)

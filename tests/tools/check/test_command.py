@@ -194,6 +194,9 @@ def test_classes_and_keypoints_that_train_net_would_refuse_are_found(
     assert main(["check-data", "pets_train", "pets_val"]) == 1
     out = capsys.readouterr().out
     assert "classes differ: pets_train has 1 (cat), pets_val has 2 (cat, dog)" in out
+    make(lambda coco: coco["categories"][0].update(name=" Cat"), split="other")
+    assert main(["check-data", "pets_train", "pets_other"]) == 1
+    assert "only case, spaces or the Unicode form differ" in capsys.readouterr().out
     assert main(["check-data", "pets_train", "pets_test"]) == 1
     out = capsys.readouterr().out
     assert "keypoints differ: pets_train has 2 (left, right), pets_test has 2 (right, left)" in out
