@@ -222,6 +222,7 @@ RULES = {
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _either(_POSITIVE, _one_of(math.inf)),
     "TEST.EVAL_PERIOD": _COUNT_OR_ZERO,
     "TEST.DETECTIONS_PER_IMAGE": _integer(1, 2**20),
+    "TEST.KEYPOINT_OKS_SIGMAS": _list_of(_number(0, 100, above=True), least=0),
     "TEST.BEST_METRIC": _METRIC,
     "TEST.BEST_MODE": _MODE,
     "TEST.LOSS_PERIOD": _COUNT_OR_ZERO,

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import reprlib
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,11 @@ def _annotation_fault(
     if crowd_flag(annotation.get("iscrowd")) is None:
         return f"has the iscrowd {_show(annotation['iscrowd'])}, which is neither 0 nor 1"
     return mask_fault(annotation.get("segmentation"), sizes[annotation["image_id"]])
+
+
+def folded(name: str) -> str:
+    """A class name without differences in case, spaces and Unicode form."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def crowd_flag(value: object) -> int | None:

@@ -186,6 +186,11 @@ def relative_name(path: str, root: str | Path) -> str:
     return path.removeprefix(f"{root}".rstrip("/") + "/")
 
 
+def as_text(path: str) -> str:
+    """The path as a json has it; with LC_ALL=C, Python escapes letters in the names of files."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
 def resolve_names(names: Iterable[str], root: Path) -> tuple[dict[str, str], dict[str, str]]:
     """Finds the images of a data set whose file does not exist under the name in the json.
 

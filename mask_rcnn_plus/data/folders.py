@@ -18,7 +18,7 @@ from mask_rcnn_plus.data.coco_json import (
     keypoint_metadata,
     read_categories,
 )
-from mask_rcnn_plus.data.file_names import relative_name, resolve_names
+from mask_rcnn_plus.data.file_names import as_text, relative_name, resolve_names
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -122,14 +122,15 @@ class _Folder:
         for record, name in zip(records, names, strict=True):
             if name in found:
                 record["file_name"] = str(root / found[name])
-        if found and found != self.renamed:
-            name, path = next(iter(found.items()))
+        other = {name: as_text(path) for name, path in found.items() if as_text(path) != name}
+        if other and other != self.renamed:
+            name, path = next(iter(other.items()))
             logger.warning(
-                f"Data set '{self.name}': {len(found)} of {len(names)} images have other names in "
+                f"Data set '{self.name}': {len(other)} of {len(names)} images have other names in "
                 f"'{root}', the first is {path!r} for {name!r}; `mask-rcnn-plus check-data "
                 f"{self.name}` lists them"
             )
-        self.renamed = found
+        self.renamed = other
 
     @staticmethod
     def _retract(metadata: Metadata, values: dict[str, Any]) -> None:

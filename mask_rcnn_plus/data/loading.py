@@ -185,7 +185,7 @@ def _check_images(name: str, file_names: list[str]) -> None:
             advice = (
                 f"{len(found)} of them have other names in '{image_root}': `mask-rcnn-plus "
                 f"check-data --json-file {json_file} --image-root {image_root} --repair OUT.json` "
-                "writes these"
+                "writes these, and DATA_CHECK repair trains with them"
             )
     raise UserError(
         f"data set '{name}': {len(missing)} of {len(file_names)} images are missing, the first is "

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_rcnn_plus.data import class_names, coco_files, require_dataset, require_flip_map
+from mask_rcnn_plus.data.coco_json import folded
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.weights import local_weights, read_class_names
 from mask_rcnn_plus.errors import UserError
@@ -70,9 +71,11 @@ def check_datasets(
     first, *others = sources
     for other in others:
         if sources[other] != sources[first]:
+            alike = [*map(folded, sources[other])] == [*map(folded, sources[first])]
+            hint = "; only case, spaces or the Unicode form differ" if alike else ""
             raise UserError(
                 f"classes differ: {first} has {_listed(sources[first])}, "
-                f"{other} has {_listed(sources[other])}"
+                f"{other} has {_listed(sources[other])}{hint}"
             )
     names = sources[first]
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES == -1:
@@ -91,7 +94,7 @@ def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -
     if invalid := [flag for flag in flags if flag not in (0, 1)]:
         raise UserError(
             f"data set '{name}': {len(invalid)} annotations have an iscrowd that is neither 0 nor "
-            f"1, the first {invalid[0]!r}; set it to 0, or to 1 for a crowd"
+            f"1, the first {invalid[0]!r}; set it to 0, or to 1 for a crowd, or DATA_CHECK repair"
         )
     objects = [
         (record, annotation)

@@ -21,8 +21,11 @@ from mask_rcnn_tools.files import write_atomically
 logger = logging.getLogger("mask_rcnn_plus.data_check")
 
 _CHOICES = ("strict", "repair", "off")
-# Annotations of these kinds are not trained on.
-_NOT_TRAINED_ON = ("crowd-brush", "crowd", "mask-empty", "box-empty")
+# Annotations of these kinds are not evaluated, and neither they nor the next ones trained on.
+_CROWDS = ("crowd-brush", "crowd")
+_NOT_TRAINED_ON = (*_CROWDS, "mask-empty", "box-empty")
+# Not errors, but a repair makes more objects or images usable.
+_WORTH_A_REPAIR = {"crowd-brush", "crowd-type", "file-renamed"}
 # For these kinds, loading the data set raises a clearer error than the check could.
 _LEFT_TO_LOADING = {"no-json", "no-coco", "no-images", "file-missing"}
 
@@ -96,14 +99,7 @@ def _accept(cfg: CfgNode, result: CheckResult) -> Path | None:
     command = f"mask-rcnn-plus check-data {result.name}"
     if warnings := result.kinds(WARNING):
         logger.warning(f"Data set '{result.name}': {counted(warnings)}; `{command}` explains them")
-    left_out = {p.position for p in result.problems if p.kind in _NOT_TRAINED_ON}
-    if left_out:
-        brushes = warnings["crowd-brush"]
-        hint = f"; DATA_CHECK repair makes {brushes} of them objects" if brushes else ""
-        logger.warning(
-            f"Data set '{result.name}': {len(left_out)} of {result.annotations} annotations are "
-            f"not trained on{hint}"
-        )
+    _log_left_out(cfg, result)
     for problem in result.problems:
         if problem.kind == "leak-all":
             logger.warning(f"Data set '{result.name}': {problem.detail}")
@@ -113,7 +109,7 @@ def _accept(cfg: CfgNode, result: CheckResult) -> Path | None:
     if not cfg.MODEL.MASK_ON:
         del errors["mask-missing"]
     strict = cfg.DATA_CHECK == "strict"
-    needed = errors or (warnings["crowd-brush"] and not strict)
+    needed = errors or (not strict and result.kinds().keys() & _WORTH_A_REPAIR)
     if not needed or not result.is_coco() or (strict and errors.keys() <= _LEFT_TO_LOADING):
         return None
     if strict:
@@ -141,6 +137,25 @@ def _accept(cfg: CfgNode, result: CheckResult) -> Path | None:
         mark_vetted(stamp, repaired.content["categories"])
     logger.warning(f"Data set '{result.name}': the repaired json {repaired.summary()}")
     return path
+
+
+def _log_left_out(cfg: CfgNode, result: CheckResult) -> None:
+    """Counts the annotations and images that training leaves out, or evaluation does not count."""
+    training = result.name in cfg.DATASETS.TRAIN
+    kinds = _NOT_TRAINED_ON if training else _CROWDS
+    if left_out := {p.position for p in result.problems if p.kind in kinds}:
+        brushes = result.kinds()["crowd-brush"]
+        hint = f"; DATA_CHECK repair makes {brushes} of them objects" if brushes else ""
+        logger.warning(
+            f"Data set '{result.name}': {len(left_out)} of {result.annotations} annotations are "
+            f"not {'trained on' if training else 'evaluated'}{hint}"
+        )
+    empty = sum(problem.kind in ("image-empty", "crowd-only") for problem in result.problems)
+    if empty and training and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        logger.info(
+            f"Data set '{result.name}': {empty} of {result.images} images have no object and are "
+            "not trained on; DATALOADER.FILTER_EMPTY_ANNOTATIONS False uses them as background"
+        )
 
 
 def _as_list(value: object) -> list:

@@ -6,7 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_plus.data.coco_json import file_stamp, mark_vetted, parse
+from mask_rcnn_plus.data.coco_json import file_stamp, folded, mark_vetted, parse
 from mask_rcnn_plus.data.mask_rules import max_pixels
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check import cache
@@ -107,6 +107,8 @@ def note_differences(results: Sequence[CheckResult]) -> None:
                     f"{what} differ: {first.name} has {listed(mine)}, {result.name} has "
                     f"{listed(theirs)}"
                 )
+                if [*map(folded, mine)] == [*map(folded, theirs)]:
+                    detail += "; only case, spaces or the Unicode form differ"
                 result.problems.append(Problem("sets-differ", detail=detail))
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from PIL import Image
 
 from mask_rcnn_plus.data import formats
-from mask_rcnn_plus.data.file_names import resolve_names
+from mask_rcnn_plus.data.file_names import as_text, resolve_names
 from mask_rcnn_plus.data.mask_rules import max_pixels
 from mask_rcnn_plus.errors import reason
 from mask_rcnn_tools.check.cache import ImageCache, hash_file
@@ -85,8 +85,9 @@ class Finder:
 
     def find(self, name: str) -> Location:
         """Finds an image by its file_name in the json."""
-        name = self.resolved.get(name, name)
-        if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+        if name in self.resolved:
+            name = self.resolved[name]  # may have surrogates, see as_text
+        elif "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
             return Location("", "file-missing", "has a file_name that no file can have")
         if "://" in name or ".." in Path(name).parts:
             return _OUTSIDE
@@ -247,10 +248,12 @@ def check_images(
 
     Returns:
         the problems; and (height, width) as the model sees the image, after the EXIF orientation,
-        by position, for each image whose header is readable; and the paths of images with another
-        name, as ``resolve_names`` returns them.
+        by position, for each image whose header is readable; and file_name -> path of the file,
+        relative to the root, of images with another name.
     """
     finder, cache = Finder(root, [entry.file_name for entry in entries]), ImageCache(root)
+    texts = {name: as_text(path) for name, path in finder.resolved.items()}
+    renamed = {name: text for name, text in texts.items() if text != name}
     problems: list[Problem] = []
     located: list[tuple[ImageEntry, str]] = []
     facts: dict[str, Facts] = {}
@@ -258,7 +261,7 @@ def check_images(
     for entry in entries:
         location = finder.find(entry.file_name)
         path = location.path
-        if name := finder.resolved.get(entry.file_name):
+        if name := renamed.get(entry.file_name):
             problems.append(entry.problem("file-renamed", f"is found as {name!r}"))
         if location.kind:
             doubt = finder.doubts.get(entry.file_name)
@@ -284,7 +287,7 @@ def check_images(
         problems += [entry.problem(*fault) for fault in _faults(entry, fact)]
         if fact.width and not fact.kind:
             sizes[entry.position] = fact.seen()[::-1]
-    return problems, sizes, finder.resolved
+    return problems, sizes, renamed
 
 
 def _within_limit(facts: Facts) -> bool:

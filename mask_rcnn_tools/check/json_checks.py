@@ -2,7 +2,6 @@
 
 import math
 import reprlib
-import unicodedata
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -10,13 +9,18 @@ import numpy as np
 
 from mask_rcnn_plus.data.coco_json import (
     category_fault,
-    crowd_flag,
+    folded,
     image_fault,
-    is_names,
     is_whole,
-    keypoint_conflict,
-    keypoint_metadata,
     outline_fault,
+)
+from mask_rcnn_tools.check.annotations import (
+    check_crowds,
+    check_duplicates,
+    check_flags,
+    check_keypoints,
+    is_crowd,
+    keypoints_fault,
 )
 from mask_rcnn_tools.check.images import ImageEntry
 from mask_rcnn_tools.check.masks import (
@@ -25,7 +29,6 @@ from mask_rcnn_tools.check.masks import (
     Size,
     check_masks,
     place_in_image,
-    segmentation_kind,
 )
 from mask_rcnn_tools.check.problems import Annotations, Problem, Problems, by_kind, is_key
 from mask_rcnn_tools.progress import progress_bar
@@ -37,9 +40,6 @@ _PIXELS, _FRACTION = 2.0, 0.05
 # Without masks, boxes count as [x0, y0, x1, y1] only if all of them can be, and at least this many
 # (and this fraction of them) are invalid as [x, y, width, height].
 _MIN_COUNT, _MIN_FRACTION = 3, 0.1
-# Annotations with the same box that are compared with each other. A hostile json could give all
-# annotations the same box.
-_MAX_COMPARED = 20
 
 
 class Inspection(NamedTuple):
@@ -88,10 +88,10 @@ def inspect(content: Any) -> Inspection:
             mask_boxes.append(chunk)
             bar.update(len(chunk))
     boxes = _check_boxes(annotations, np.concatenate(mask_boxes))
-    _check_flags(annotations)
-    _check_crowds(annotations)
-    keypoints = _check_keypoints(annotations)
-    _check_duplicates(annotations)
+    check_flags(annotations)
+    check_crowds(annotations)
+    keypoints = check_keypoints(annotations)
+    check_duplicates(annotations)
     return Inspection(
         sorted(problems.items, key=by_kind),
         len(content["annotations"]),
@@ -158,7 +158,7 @@ def _missing_field(entry: dict[str, Any], *fields: str) -> str:
 
 def _check_categories(problems: Problems, positions: dict[Any, int]) -> None:
     names: set[str] = set()
-    folded: dict[str, str] = {}  # without case and spaces -> the first name
+    similar_names: dict[str, str] = {}  # folded -> the first name
     for position, category in enumerate(problems.content["categories"]):
         if type(category) is not dict:
             continue
@@ -166,8 +166,7 @@ def _check_categories(problems: Problems, positions: dict[Any, int]) -> None:
             problems.add("category-name", "categories", position, fault)
             continue
         name = category["name"]
-        key = "".join(unicodedata.normalize("NFKC", name).casefold().split())
-        similar = folded.setdefault(key, name)
+        similar = similar_names.setdefault(folded(name), name)
         if name in names:
             detail = f"has the name {_show(name)} of an earlier category"
             problems.add("category-twin", "categories", position, detail)
@@ -213,9 +212,9 @@ def _check_references(
             problems.add("unknown-category", "annotations", position, detail)
             continue
         used.add(category_id)
-        only_crowds[image] = _is_crowd(annotation) and only_crowds.get(image, True)
+        only_crowds[image] = is_crowd(annotation) and only_crowds.get(image, True)
         names = keypoint_names[category_id]
-        if fault := _keypoints_fault(annotation.get("keypoints"), names):
+        if fault := keypoints_fault(annotation.get("keypoints"), names):
             problems.add("keypoints", "annotations", position, fault)
         annotations.positions.append(position)
         annotations.entries.append(annotation)
@@ -229,24 +228,6 @@ def _check_references(
         elif only_crowds[position]:
             problems.add("crowd-only", "images", position)
     return annotations
-
-
-def _is_crowd(annotation: dict[str, Any]) -> bool:
-    return crowd_flag(annotation.get("iscrowd")) != 0
-
-
-def _keypoints_fault(keypoints: Any, names: Any) -> str:
-    if keypoints is None or keypoints == []:
-        return ""
-    if not isinstance(keypoints, list) or not set(map(type, keypoints)) <= {int, float}:
-        return f"has the keypoints {_show(keypoints)}, which are not a list of numbers"
-    if not all(-1e6 < value < 1e6 for value in keypoints):
-        return "has a keypoint that is NaN, infinite or extremely large"
-    if len(keypoints) % 3:
-        return f"has {len(keypoints)} numbers as keypoints, which is not a multiple of 3"
-    if names and is_names(names) and len(keypoints) != 3 * len(names):
-        return f"has {len(keypoints) // 3} keypoints, but its category names {len(names)}"
-    return ""
 
 
 def _check_boxes(annotations: Annotations, mask_boxes: Floats) -> Floats:
@@ -347,101 +328,13 @@ def _agree(boxes: Floats, mask_boxes: Floats) -> Flags:
     return ~(np.abs(boxes - mask_boxes).max(1) > allowed)
 
 
-def _check_flags(annotations: Annotations) -> None:
-    """Checks ``iscrowd``, ``ignore`` and ``area``."""
-    for index, annotation in enumerate(annotations.entries):
-        crowd, ignore, area = (annotation.get(key, 0) for key in ("iscrowd", "ignore", "area"))
-        if "iscrowd" not in annotation:
-            annotations.add_problem("crowd-missing", index)
-        elif type(crowd) is not int or crowd_flag(crowd) is None:
-            kind = "crowd-flag" if crowd_flag(crowd) is None else "crowd-type"
-            annotations.add_problem(kind, index, f"has the iscrowd {_show(crowd)}")
-        if ignore != 0:
-            annotations.add_problem("ignore", index, f"has the ignore {_show(ignore)}")
-        if "area" not in annotation:
-            annotations.add_problem("area-missing", index)
-        elif type(area) not in (int, float) or not 0 <= area < 1e12:
-            annotations.add_problem("area", index, f"has the area {_show(area)}")
-
-
-def _check_crowds(annotations: Annotations) -> None:
-    """Counts the crowds, which training leaves out, and finds those that are single objects.
-
-    CVAT marks each brush mask as a crowd, and no polygon. So crowds are taken for objects if they
-    are RLE, no other annotation is RLE, and they have CVAT's ``attributes`` with ``occluded`` or
-    the json has nothing but crowds.
-    """
-    flags = [crowd_flag(entry.get("iscrowd")) for entry in annotations.entries]
-    crowds = [index for index, flag in enumerate(flags) if flag == 1]
-    if not crowds:
-        return
-    kinds = [segmentation_kind(entry.get("segmentation")) for entry in annotations.entries]
-    brushes = {index for index in crowds if kinds[index] == "rle"}
-    only_crowds = len(crowds) == len(kinds)
-    if len(brushes) < kinds.count("rle"):
-        brushes = set()
-    for index in crowds:
-        attributes = annotations.entries[index].get("attributes")
-        from_cvat = isinstance(attributes, dict) and "occluded" in attributes
-        is_object = index in brushes and (from_cvat or only_crowds)
-        annotations.add_problem("crowd-brush" if is_object else "crowd", index)
-
-
-def _check_keypoints(annotations: Annotations) -> list[str]:
-    """Checks what a model with keypoints needs; returns the names of the keypoints."""
-    entries = annotations.entries
-    with_points = [
-        bool(points := entry.get("keypoints")) and not _keypoints_fault(points, None)
-        for entry in entries
-    ]
-    if not any(with_points):
-        return []
-    for index, entry in enumerate(entries):
-        if not entry.get("keypoints") and not _is_crowd(entry):
-            annotations.add_problem("keypoints-missing", index)
-    used = {entry["category_id"] for entry, has in zip(entries, with_points, strict=True) if has}
-    categories = annotations.problems.content["categories"]
-    annotated = [
-        c for c in categories if isinstance(c, dict) and is_key(c.get("id")) and c["id"] in used
-    ]
-    items = annotations.problems.items
-    if conflict := keypoint_conflict(annotated):
-        items.append(Problem("keypoints-differ", detail=conflict))
-        return []
-    metadata = keypoint_metadata(annotated)
-    names: list[str] = metadata.get("keypoint_names", [])
-    if "keypoint_flip_map" not in metadata:
-        detail = f"the keypoints are {', '.join(names)[:200]}" if names else "they have no names"
-        items.append(Problem("keypoints-sides", detail=detail))
-    return names
-
-
-def _check_duplicates(annotations: Annotations) -> None:
-    """Finds annotations with the image, category, box, mask and keypoints of an earlier one."""
-    seen: dict[Any, list[int]] = {}
-    for index, annotation in enumerate(annotations.entries):
-        box = annotation.get("bbox")
-        if type(box) is not list or not set(map(type, box)) <= {int, float}:
-            continue
-        earlier = seen.setdefault((annotation["image_id"], annotation["category_id"], *box), [])
-        for other in earlier:
-            first = annotations.entries[other]
-            if all(first.get(key) == annotation.get(key) for key in ("segmentation", "keypoints")):
-                detail = f"repeats annotations[{annotations.positions[other]}]"
-                annotations.add_problem("twin", index, detail)
-                break
-        else:
-            if len(earlier) < _MAX_COMPARED:
-                earlier.append(index)
-
-
 def _count_classes(categories: list[Any], annotations: Annotations) -> list[tuple[str, int, int]]:
     names: dict[Any, Any] = {}
     for category in categories:
         if type(category) is dict and is_key(key := category.get("id")):
             names.setdefault(key, category.get("name"))
     counts = Counter(entry["category_id"] for entry in annotations.entries)
-    crowds = Counter(entry["category_id"] for entry in annotations.entries if _is_crowd(entry))
+    crowds = Counter(entry["category_id"] for entry in annotations.entries if is_crowd(entry))
     ordered = sorted(names, key=lambda key: (type(key) is str, key))
     return [(str(names[key]), counts[key], crowds[key]) for key in ordered]
 

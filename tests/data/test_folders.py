@@ -210,6 +210,19 @@ def test_classes_set_by_the_user_are_not_overwritten(
     assert "feline" in message_of(lambda: require_dataset("pets_train"))
 
 
+@pytest.mark.parametrize("value", [None, False, 0.0, 0])
+def test_a_crowd_flag_of_other_types_is_taken_as_0(
+    root: Path, write: Fixture, pets: Fixture, value: Any
+) -> None:
+    content = pets()
+    content["annotations"][0]["iscrowd"] = value
+    content["annotations"][1]["iscrowd"] = True
+    write(root, content)
+    # detectron2 leaves out what is not equal to 0.
+    cat, dog = [r["annotations"][0]["iscrowd"] for r in require_dataset("pets_train")]
+    assert (cat, dog) == (1, 0) and type(dog) is int
+
+
 def with_keypoints(content: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]:
     for category in content["categories"]:
         category.update(keypoints=list(names), **more)
@@ -239,6 +252,18 @@ def test_no_flip_map_is_set_if_the_names_do_not_determine_it(
     metadata = MetadataCatalog.get("pets_train").as_dict()
     assert metadata["keypoint_names"] == list(names)
     assert "keypoint_flip_map" not in metadata
+
+
+@pytest.mark.parametrize("skeleton", [5, "x", [[1]], [[1, 9]], [["a", "b"]], [None]])
+def test_a_skeleton_without_meaning_is_not_set(
+    root: Path, write: Fixture, pets: Fixture, skeleton: Any
+) -> None:
+    write(root, with_keypoints(pets(), "left", "left", "right", skeleton=skeleton))
+    require_dataset("pets_train")
+    metadata = MetadataCatalog.get("pets_train").as_dict()
+    assert metadata["keypoint_names"] == ["left", "left", "right"]
+    # Which "left" swaps with "right" is unknown, too.
+    assert not metadata.keys() & {"keypoint_connection_rules", "keypoint_flip_map"}
 
 
 def test_keypoints_that_differ_between_categories_are_not_set(

@@ -20,7 +20,7 @@ import mask_rcnn_plus  # noqa: F401  (makes detectron2 importable)
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation import COCOEvaluator, build_coco_evaluator
 from mask_rcnn_plus.evaluation import coco as coco_module
-from mask_rcnn_plus.evaluation.metrics import read_summary
+from mask_rcnn_plus.evaluation.metrics import accumulate, complete_ground_truth, read_summary
 
 SIDE = 256  # of every image
 Register = Callable[..., str]
@@ -549,6 +549,25 @@ def test_ids_unsupported_for_boundaries_do_not_affect_other_tasks(
     assert f"No boundary AP: 1 of the 2 ids of images and categories of {name}" in log.text
     assert str(odd) in log.text
     assert set(results) == {"bbox", "segm"} and results["segm"]["AP"] == pytest.approx(100)
+
+
+def test_null_in_the_ground_truth_has_a_meaning() -> None:
+    truth = COCO()
+    square = [[2.0, 2, 12, 2, 12, 12, 2, 12]]
+    truth.dataset = {
+        "images": [{"id": 1, "height": 20, "width": 20}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10], "iscrowd": None,
+             "area": None, "segmentation": square}
+        ],
+    }  # fmt: skip
+    truth.createIndex()
+    complete_ground_truth(truth)
+    assert (truth.anns[1]["iscrowd"], truth.anns[1]["area"]) == (0, 100)
+    detection = {"image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10], "score": 1.0}
+    scores = accumulate(truth, [detection], "bbox", max_dets=(1, 10, 100))
+    assert scores.eval["precision"][0, :, 0, 0, -1].min() > 0.999
 
 
 def test_summary_has_all_metrics_of_all_classes(register: Register, tmp_path: Path) -> None:

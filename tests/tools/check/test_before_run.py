@@ -150,6 +150,18 @@ def test_brush_masks_are_counted_before_the_run_and_repaired(
     assert not any(a["iscrowd"] for a in json.loads(repaired.read_text())["annotations"])
 
 
+def test_images_without_objects_are_counted(
+    tiny_config: Path, damaged: Any, capsys: Capture
+) -> None:
+    def empty(content: dict[str, Any]) -> None:
+        first = content["images"][0]["id"]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] != first]
+
+    damaged(empty)
+    assert run(tiny_config, "SOLVER.MAX_ITER", "1", "DATASETS.TEST", "()") == 0
+    assert "1 of 4 images have no object and are not trained on" in capsys.readouterr().out
+
+
 def test_evaluating_on_training_images_is_said(
     tiny_config: Path, damaged: Any, capsys: Capture
 ) -> None:
@@ -186,6 +198,27 @@ def test_a_data_set_registered_by_the_user_is_repaired_too(
         assert run(tiny_config, *sets, "DATA_CHECK", "repair", "SOLVER.MAX_ITER", "1") == 0
         repaired = tmp_path / "output" / "data_check" / "mine.json"
         assert MetadataCatalog.get("mine").json_file == str(repaired)
+    finally:
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")
+
+
+def test_a_users_data_set_with_other_names_and_null_crowds_is_repaired(
+    tiny_config: Path, damaged: Any, capsys: Capture
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for image in content["images"]:
+            image["file_name"] = f"images/{image['file_name']}"
+        for annotation in content["annotations"]:
+            annotation["iscrowd"] = None
+
+    folder = damaged(change)
+    register_coco_instances("mine", {}, str(folder / "train.json"), str(folder / "images"))
+    try:
+        sets = ("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
+        assert run(tiny_config, *sets) == 2
+        assert "4 of them have other names" in capsys.readouterr().err
+        assert run(tiny_config, *sets, "DATA_CHECK", "repair") == 0
     finally:
         DatasetCatalog.remove("mine")
         MetadataCatalog.remove("mine")

@@ -194,6 +194,9 @@ def test_classes_and_keypoints_that_train_net_would_refuse_are_found(
     assert main(["check-data", "pets_train", "pets_val"]) == 1
     out = capsys.readouterr().out
     assert "classes differ: pets_train has 1 (cat), pets_val has 2 (cat, dog)" in out
+    make(lambda coco: coco["categories"][0].update(name=" Cat"), split="other")
+    assert main(["check-data", "pets_train", "pets_other"]) == 1
+    assert "only case, spaces or the Unicode form differ" in capsys.readouterr().out
     assert main(["check-data", "pets_train", "pets_test"]) == 1
     out = capsys.readouterr().out
     assert "keypoints differ: pets_train has 2 (left, right), pets_test has 2 (right, left)" in out
@@ -212,6 +215,35 @@ def test_class_names_cannot_control_the_terminal(
     assert main(["check-data", "pets_train"]) == 1
     out = capsys.readouterr().out
     assert "\x1b" not in out and r"\x1b[2J\nerror\ud800" in out
+
+
+@pytest.mark.slow
+def test_names_in_other_letters_work_in_any_locale(make: Make, tmp_path: Path) -> None:
+    path = make()
+    coco = content()
+    coco["images"][0]["file_name"] = "größe.png"
+    coco["categories"][0]["name"] = "corrosão"
+    path.write_text(json.dumps(coco, ensure_ascii=False), encoding="utf-8")
+    (path.parent / "images" / "a.png").rename(path.parent / "images" / "größe.png")
+    script = """if True:
+        from mask_rcnn_tools.cli import main
+        from mask_rcnn_plus.data import class_names, require_dataset
+        code = main(["check-data", "pets_train"])
+        import os
+        image = os.fsencode(require_dataset("pets_train")[0]["file_name"])
+        print("DONE", code, ascii(class_names("pets_train")), ascii(image.decode()[-9:]))
+    """
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **locale},
+        capture_output=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    last = f"DONE 0 {['corrosão']!a} {'größe.png'!a}"
+    assert last.encode() in result.stdout, result.stdout
+    assert b"file-renamed" not in result.stdout and b"other names" not in result.stdout
 
 
 HOSTILE: list[Callable[[dict[str, Any]], Any]] = [

@@ -36,6 +36,7 @@ LEAVES = st.one_of(
     st.none(),
     st.booleans(),
     st.text(max_size=5),
+    st.sampled_from(["1,2 3,4 9,9", "[[1, 2], [3, 4], [9, 9]]", '{"counts": [1]}']),
     st.sampled_from(["\ud800", "\x1b[31m", "1", "nan", "~~", "a\0b", "../a", "PPPPPPPPPPP0"]),
 )
 VALUES = st.recursive(
@@ -43,6 +44,8 @@ VALUES = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=9),
         st.lists(NUMBERS, max_size=12),
+        st.lists(st.lists(NUMBERS, min_size=2, max_size=2), max_size=4),
+        st.fixed_dictionaries({"x": inner, "y": inner}),
         st.dictionaries(
             st.sampled_from(["id", "size", "counts", "bbox", "name"]), inner, max_size=3
         ),
@@ -51,10 +54,10 @@ VALUES = st.recursive(
 )
 FIELDS = {
     "images": ["id", "file_name", "height", "width"],
-    "categories": ["id", "name", "keypoints"],
+    "categories": ["id", "name", "keypoints", "skeleton"],
     "annotations": [
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "ignore"),
-        "keypoints",
+        *("keypoints", "attributes"),
     ],
 }
 PLACES = st.sampled_from([(section, field) for section in FIELDS for field in FIELDS[section]])

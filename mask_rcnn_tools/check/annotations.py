@@ -1,0 +1,124 @@
+"""Checks flags, keypoints and duplicates of annotations; their boxes and masks are elsewhere."""
+
+import reprlib
+from typing import Any
+
+from mask_rcnn_plus.data.coco_json import (
+    crowd_flag,
+    is_names,
+    keypoint_conflict,
+    keypoint_metadata,
+)
+from mask_rcnn_tools.check.masks import segmentation_kind
+from mask_rcnn_tools.check.problems import Annotations, Problem, is_key
+
+_show = reprlib.repr
+# Annotations with the same box that are compared with each other. A hostile json could give all
+# annotations the same box.
+_MAX_COMPARED = 20
+
+
+def check_flags(annotations: Annotations) -> None:
+    """Checks ``iscrowd``, ``ignore`` and ``area``."""
+    for index, annotation in enumerate(annotations.entries):
+        crowd, ignore, area = (annotation.get(key, 0) for key in ("iscrowd", "ignore", "area"))
+        if "iscrowd" not in annotation:
+            annotations.add_problem("crowd-missing", index)
+        elif type(crowd) is not int or crowd_flag(crowd) is None:
+            kind = "crowd-flag" if crowd_flag(crowd) is None else "crowd-type"
+            annotations.add_problem(kind, index, f"has the iscrowd {_show(crowd)}")
+        if ignore != 0:
+            annotations.add_problem("ignore", index, f"has the ignore {_show(ignore)}")
+        if "area" not in annotation:
+            annotations.add_problem("area-missing", index)
+        elif type(area) not in (int, float) or not 0 <= area < 1e12:
+            annotations.add_problem("area", index, f"has the area {_show(area)}")
+
+
+def check_crowds(annotations: Annotations) -> None:
+    """Counts the crowds, which training leaves out, and finds those that are single objects.
+
+    CVAT marks each brush mask as a crowd, and no polygon. So crowds are taken for objects if they
+    are RLE, no other annotation is RLE, and they have CVAT's ``attributes`` with ``occluded`` or
+    the json has nothing but crowds.
+    """
+    flags = [crowd_flag(entry.get("iscrowd")) for entry in annotations.entries]
+    crowds = [index for index, flag in enumerate(flags) if flag == 1]
+    if not crowds:
+        return
+    kinds = [segmentation_kind(entry.get("segmentation")) for entry in annotations.entries]
+    brushes = {index for index in crowds if kinds[index] == "rle"}
+    only_crowds = len(crowds) == len(kinds)
+    if len(brushes) < kinds.count("rle"):
+        brushes = set()
+    for index in crowds:
+        attributes = annotations.entries[index].get("attributes")
+        from_cvat = isinstance(attributes, dict) and "occluded" in attributes
+        is_object = index in brushes and (from_cvat or only_crowds)
+        annotations.add_problem("crowd-brush" if is_object else "crowd", index)
+
+
+def check_keypoints(annotations: Annotations) -> list[str]:
+    """Checks what a model with keypoints needs; returns the names of the keypoints."""
+    entries = annotations.entries
+    with_points = [
+        bool(points := entry.get("keypoints")) and not keypoints_fault(points, None)
+        for entry in entries
+    ]
+    if not any(with_points):
+        return []
+    for index, entry in enumerate(entries):
+        if not entry.get("keypoints") and not is_crowd(entry):
+            annotations.add_problem("keypoints-missing", index)
+    used = {entry["category_id"] for entry, has in zip(entries, with_points, strict=True) if has}
+    categories = annotations.problems.content["categories"]
+    annotated = [
+        c for c in categories if isinstance(c, dict) and is_key(c.get("id")) and c["id"] in used
+    ]
+    items = annotations.problems.items
+    if conflict := keypoint_conflict(annotated):
+        items.append(Problem("keypoints-differ", detail=conflict))
+        return []
+    metadata = keypoint_metadata(annotated)
+    names: list[str] = metadata.get("keypoint_names", [])
+    if "keypoint_flip_map" not in metadata:
+        detail = f"the keypoints are {', '.join(names)[:200]}" if names else "they have no names"
+        items.append(Problem("keypoints-sides", detail=detail))
+    return names
+
+
+def keypoints_fault(keypoints: Any, names: Any) -> str:
+    if keypoints is None or keypoints == []:
+        return ""
+    if not isinstance(keypoints, list) or not set(map(type, keypoints)) <= {int, float}:
+        return f"has the keypoints {_show(keypoints)}, which are not a list of numbers"
+    if not all(-1e6 < value < 1e6 for value in keypoints):
+        return "has a keypoint that is NaN, infinite or extremely large"
+    if len(keypoints) % 3:
+        return f"has {len(keypoints)} numbers as keypoints, which is not a multiple of 3"
+    if names and is_names(names) and len(keypoints) != 3 * len(names):
+        return f"has {len(keypoints) // 3} keypoints, but its category names {len(names)}"
+    return ""
+
+
+def check_duplicates(annotations: Annotations) -> None:
+    """Finds annotations with the image, category, box, mask and keypoints of an earlier one."""
+    seen: dict[Any, list[int]] = {}
+    for index, annotation in enumerate(annotations.entries):
+        box = annotation.get("bbox")
+        if type(box) is not list or not set(map(type, box)) <= {int, float}:
+            continue
+        earlier = seen.setdefault((annotation["image_id"], annotation["category_id"], *box), [])
+        for other in earlier:
+            first = annotations.entries[other]
+            if all(first.get(key) == annotation.get(key) for key in ("segmentation", "keypoints")):
+                detail = f"repeats annotations[{annotations.positions[other]}]"
+                annotations.add_problem("twin", index, detail)
+                break
+        else:
+            if len(earlier) < _MAX_COMPARED:
+                earlier.append(index)
+
+
+def is_crowd(annotation: dict[str, Any]) -> bool:
+    return crowd_flag(annotation.get("iscrowd")) != 0
