@@ -23,6 +23,8 @@ from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.data.mask_rules import rle_fault
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.classes import clean_name
+from mask_rcnn_tools.convert.folders import report_rest
 from mask_rcnn_tools.convert.geometry import InvalidShape, clip, polygon, rectangle, to_number
 from mask_rcnn_tools.convert.labels import (
     LabelledImage,
@@ -56,30 +58,33 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         UserError: there is no COCO json.
     """
     reader = _Reader(source, images)
-    paths = [source]
-    if source.is_dir():
-        paths = files_below(source, ".json")
-        # COCO publishes keypoints and captions of the same images in files beside these.
-        rivals = {path.parent for path in paths if path.name.startswith("instances_")}
-        paths = [p for p in paths if p.parent not in rivals or p.name.startswith("instances_")]
-    others = {}
+    paths = files_below(source, ".json") if source.is_dir() else [source]
+    # COCO publishes keypoints and captions of the same images in files beside these.
+    instances = {path.parent for path in paths if path.name.startswith("instances_")}
+    found = 0
     for path in paths:
+        if path.parent in instances and not path.name.startswith("instances_"):
+            reader.labels.note("json files beside instances_*.json are left out", path)
+            continue
         try:
             content = read_json(path)
         except UnreadableFile as error:
-            others[path] = str(error)
+            if path == source:
+                raise UserError(f"'{path}' {error}") from error
+            reader.labels.skip("files cannot be read", f"{path} {error}")
             continue
         if fault := outline_fault(content):
-            others[path] = f"is not in COCO format: {fault}"
-        else:
-            reader.read(path, content)
-    if len(others) == len(paths):
-        if not source.is_dir():
-            raise UserError(f"'{source}' {others[source]}")
+            if path == source:
+                raise UserError(f"'{path}' is not in COCO format: {fault}")
+            reader.labels.note("json files are not COCO's and are left out", f"{path}: {fault}")
+            continue
+        found += 1
+        reader.read(path, content)
+    if not found:
         raise unknown_layout(source, _LOOKED_FOR)
-    for path, fault in others.items():
-        reader.labels.note("json files are not COCO's and are left out", f"{path} {fault}")
-    return reader.finish()
+    labels = reader.finish()
+    report_rest(labels, source, reader.top, paths, reader.seen)
+    return labels
 
 
 class _Reader:
@@ -87,9 +92,9 @@ class _Reader:
 
     def __init__(self, source: Path, images: Path | None) -> None:
         self.labels = Labels()
-        self._top = images or (source if source.is_dir() else source.parent)
-        self._files = ImageFiles(self._top)
-        self._seen: set[Path] = set()
+        self.top = images or (source if source.is_dir() else source.parent)
+        self._files = ImageFiles(self.top)
+        self.seen: set[Path] = set()
         # Objects without a mask: their image, and their place in the json.
         self._boxes: list[tuple[LabelledImage, LabelledObject, str]] = []
 
@@ -127,7 +132,7 @@ class _Reader:
         if self._boxes and not has_masks:
             labels.note("annotations are boxes without a mask", f"{len(self._boxes)} annotations")
         keep_splits(labels)
-        used = {labelled.label for image in labels.images for labelled in image.objects}
+        used = {clean_name(o.label) for image in labels.images for o in image.objects}
         # Roboflow adds a category without objects: the supercategory of the others.
         parents = {
             fields.get("supercategory", "")
@@ -150,8 +155,8 @@ class _Reader:
             if not isinstance(name, str) or not name.strip():
                 self.labels.skip("categories have no name", f"{path}: categories[{index}]")
                 continue
-            names[str(entry.get("id"))] = name = name.strip()
-            self.labels.categories.setdefault(name, _category_fields(entry))
+            names[str(entry.get("id"))] = name
+            self.labels.categories.setdefault(clean_name(name), _category_fields(entry))
         return names
 
     def _read_images(self, path: Path, entries: list[Any]) -> dict[str, LabelledImage | None]:
@@ -168,7 +173,7 @@ class _Reader:
             if (key := str(entry.get("id"))) in images:
                 self.labels.skip("images have the id of an earlier image", f"{where} '{name}'")
                 continue
-            images[key] = image = self._open(name, near, f"{path}: '{name}'", entry)
+            images[key] = image = self._open(name, near, path, entry)
             if image is not None:
                 image.id, image.split = entry.get("id"), split
                 self.labels.images.append(image)
@@ -177,10 +182,10 @@ class _Reader:
     def _image_folder(self, path: Path, entries: list[Any]) -> Path:
         """The folder that the file names of a json are probably relative to."""
         split = path.stem.split("_")[-1]  # instances_train2017
-        tops = [p for p in (path.parent, path.parent.parent) if p.is_relative_to(self._top)]
+        tops = [p for p in (path.parent, path.parent.parent) if p.is_relative_to(self.top)]
         folders = [
             (top / sub).resolve()
-            for top in (*tops, self._top)
+            for top in (*tops, self.top)
             for sub in (split, f"images/{split}", "images", "data", "")
             if (top / sub).is_dir()
         ]
@@ -188,16 +193,17 @@ class _Reader:
         return next((folder for folder in folders if _has_file(folder, names)), folders[0])
 
     def _open(
-        self, name: str, near: Path, where: str, entry: dict[str, Any]
+        self, name: str, near: Path, path: Path, entry: dict[str, Any]
     ) -> LabelledImage | None:
         """An image without objects; None if it is skipped."""
-        file = self.labels.find_file(self._files, name, where, near)
+        file = self.labels.find_file(self._files, name, path, near)
+        where = f"{path}: '{name}'"
         if file is None:
             return None
-        if file in self._seen:
+        if file in self.seen:
             self.labels.skip("images are labelled twice; the first labels count", where)
             return None
-        self._seen.add(file)
+        self.seen.add(file)
         inside = file.is_relative_to(near)
         image = self.labels.open_image(
             file, file.relative_to(near).as_posix() if inside else self._files.name_of(file)
@@ -237,7 +243,7 @@ class _Reader:
             crowd = False
         labelled.fields["iscrowd"] = int(crowd)
         if keypoints := entry.get("keypoints"):
-            names = self.labels.categories[label].get("keypoints", [])
+            names = self.labels.categories[clean_name(label)].get("keypoints", [])
             if _are_numbers(keypoints) and len(keypoints) == 3 * len(names):
                 found = sum(value > 0 for value in keypoints[2::3])
                 labelled.fields |= {"keypoints": keypoints, "num_keypoints": found}

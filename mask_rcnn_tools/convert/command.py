@@ -1,22 +1,19 @@
 """Converts the labels of other tools into a data set folder with COCO json, and checks it."""
 
 import argparse
-import os
 import re
-import shlex
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mask_rcnn_plus.data import dataset_root
-from mask_rcnn_plus.data.coco_json import parse
 from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.errors import UserError, did_you_mean
 from mask_rcnn_tools.arguments import Parser, fraction
-from mask_rcnn_tools.check import ERROR, CheckResult, check_coco, note_leaks
+from mask_rcnn_tools.check import ERROR, check_coco, note_leaks
 from mask_rcnn_tools.convert import coco, cvat, label_studio, labelme, masks, via, voc, yolo
-from mask_rcnn_tools.convert.labels import Labels, split_of
+from mask_rcnn_tools.convert.labels import Labels
+from mask_rcnn_tools.convert.next_step import next_step
 from mask_rcnn_tools.convert.writing import Plan, write_coco
 
 PROGRAM = "mask-rcnn-plus convert"
@@ -147,67 +144,8 @@ def main(argv: Sequence[str]) -> int:
     if lines := labels.lines():
         print("\n".join(lines), end="\n\n")
     print("\n\n".join(result.text() for result in results))
-    print(f"\n{_next_step(arguments.output.resolve(), results)}")
+    print(f"\n{next_step(arguments.output.resolve(), results)}")
     return int(bool(labels.skipped) or any(result.kinds(ERROR) for result in results))
-
-
-def _next_step(output: Path, results: Sequence[CheckResult]) -> str:
-    """The commands that train on the data set, and on all that were converted beside it.
-
-    Only data sets with the same classes in the same order can be trained on together.
-    """
-    classes = [name for name, _, _ in results[0].classes]
-    found = {
-        path: _converted_classes(path)
-        for path in sorted(output.parent.glob("[!.]*/[!.]*.json"))
-        if path.is_file()
-    }
-    same = [path for path in found if found[path] == classes]
-    here = [path for path in same if path.parent == output]
-    options = " MODEL.MASK_ON False" * any("no-masks" in result.kinds() for result in results)
-    if not (command := _training(here)):
-        return f"written: {output}; it has no objects to train on"
-    lines = [f"written: {output}; to train on it:", f"  {command}{options}"]
-    if len(same) > len(here):
-        lines.append("to train on all that is converted and has the same classes:")
-        lines.append(f"  {_training(same)}{options}")
-    for path in found:
-        if path.parent == output and found[path] and path not in same:
-            note = f"{path.name} has other classes; to train on it too, convert all with --classes"
-            lines.insert(0, note)
-    return "\n".join(lines)
-
-
-def _training(jsons: list[Path]) -> str:
-    """The command that trains on some jsons of one data set root; "" without one to train on."""
-    train, test = (
-        tuple(f"{path.parent.name}_{path.stem}" for path in jsons if split_of(path.stem) in splits)
-        for splits in (("train", ""), ("val",))
-    )
-    if not train:
-        return ""
-    root = jsons[0].parents[1]
-    environment = ""
-    if root != dataset_root().resolve():
-        environment = f"DETECTRON2_DATASETS={shlex.quote(str(root))} "
-    start = "uv run" if "UV_RUN_RECURSION_DEPTH" in os.environ else "python"  # uv run sets it
-    return (
-        f"{environment}{start} train_net.py --config-file configs/small_data.yaml "
-        f'DATASETS.TRAIN "{train}" DATASETS.TEST "{test}"'
-    )
-
-
-def _converted_classes(path: Path) -> list[str]:
-    """The classes of a json that this command has written; [] if it has no objects."""
-    try:
-        with path.open("rb") as file:
-            if b"converted from" not in file.read(1000):
-                return []
-        content = parse(path)
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        return [category["name"] for category in categories if content["annotations"]]
-    except (OSError, UserError, KeyError, TypeError):  # changed by hand
-        return []
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -13,6 +13,8 @@ import numpy as np
 from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.classes import clean_name
+from mask_rcnn_tools.convert.folders import report_rest
 from mask_rcnn_tools.convert.geometry import (
     InvalidShape,
     ellipse,
@@ -28,6 +30,7 @@ from mask_rcnn_tools.convert.labels import (
     Labels,
     files_below,
     keep_splits,
+    read_text,
     split_of,
     unknown_layout,
 )
@@ -52,7 +55,8 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     labels = Labels()
     classes: list[str] = []
     paths = files_below(source, ".xml") if source.is_dir() else [source]
-    files = ImageFiles(images or (source if source.is_dir() else source.parent))
+    top = images or (source if source.is_dir() else source.parent)
+    files = ImageFiles(top)
     seen: set[Path] = set()
     found = 0
     for path in paths:
@@ -65,9 +69,9 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
             continue
         found += 1
         for label in root.iterfind("meta//labels/label"):
-            name = (label.findtext("name") or "").strip()
+            name = label.findtext("name") or ""
             # The parts of a skeleton have a parent.
-            if name and label.find("parent") is None:
+            if name.strip() and label.find("parent") is None:
                 classes.append(name)
         for entry in progress_bar("reading CVAT", "image", root.findall("image")):
             image = _open(entry, path, files, seen, labels)
@@ -78,8 +82,9 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         wanted = 'an .xml in the format "CVAT for images 1.1", usually annotations.xml'
         raise unknown_layout(source, wanted)
     classes += (labelled.label for image in labels.images for labelled in image.objects)
-    labels.classes = list(dict.fromkeys(classes))
+    labels.classes = list(dict.fromkeys(map(clean_name, classes)))
     labels.note_names(files)
+    report_rest(labels, source, top, paths, seen)
     keep_splits(labels)
     return labels
 
@@ -90,12 +95,12 @@ def _read_xml(path: Path) -> ElementTree.Element:
     Raises:
         UnreadableFile: it is another file.
     """
+    text = read_text(path)
+    if "<!DOCTYPE" in text:
+        raise UnreadableFile("has a document type (DTD), which CVAT never writes")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        if "<!DOCTYPE" in text:
-            raise UnreadableFile("has a document type (DTD), which CVAT never writes")
         root = ElementTree.fromstring(text)
-    except (OSError, ValueError, ElementTree.ParseError) as error:
+    except (ValueError, ElementTree.ParseError) as error:
         raise UnreadableFile(f"is not valid XML: {reason(error, 120)}") from error
     if root.tag != "annotations" or root.find("track") is not None or root.find("image") is None:
         is_video = root.tag == "annotations" and root.find("track") is not None
@@ -111,7 +116,7 @@ def _open(
     name = entry.get("name", "")
     where = f"{path}: '{name}'"
     near = path.parent.resolve() / "images"
-    file = labels.find_file(files, name, where, near if near.is_dir() else path.parent)
+    file = labels.find_file(files, name, path, near if near.is_dir() else path.parent)
     if file is None:
         return None
     if file in seen:
@@ -142,11 +147,11 @@ def _add_objects(
     masks: dict[Any, Array] = {}
     for index, shape in enumerate(entry):
         where = f"{path}: '{entry.get('name')}' {shape.tag} {index}"
-        label = shape.get("label", "").strip()
+        label = shape.get("label", "")
         if shape.tag in _WITHOUT_AREA:
             labels.note(f"shapes of the type {shape.tag} have no area and are left out", where)
             continue
-        if not label:
+        if not label.strip():
             labels.skip("shapes have no label", where)
             continue
         group = shape.get("group_id", "0")

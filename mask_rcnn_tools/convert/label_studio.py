@@ -12,6 +12,7 @@ import numpy as np
 from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.convert.folders import report_rest
 from mask_rcnn_tools.convert.geometry import (
     InvalidShape,
     ellipse,
@@ -51,8 +52,10 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         UserError: there is no json of Label Studio.
     """
     labels = Labels()
-    paths = files_below(source, ".json") if source.is_dir() else [source]
-    files = ImageFiles(images or (source if source.is_dir() else source.parent))
+    # Cloud storage gets files without an ending.
+    paths = files_below(source, ".json", "") if source.is_dir() else [source]
+    top = images or (source if source.is_dir() else source.parent)
+    files = ImageFiles(top)
     tasks: list[tuple[str, dict[str, Any]]] = []
     found = 0
     for path in paths:
@@ -79,6 +82,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         _add_objects(results, image, where, labels)
         labels.images.append(image)
     labels.note_names(files)
+    report_rest(labels, source, top, paths, seen)
     return labels
 
 
@@ -134,12 +138,12 @@ def _open(
     name = next(
         (n for n in names if _path(n).lower().endswith(SUFFIXES)), names[0] if names else ""
     )
-    where = f"{where}: '{name}'"
     path = _path(name)
-    if "://" in name and files.find(path) is None:
-        labels.skip("images are URLs: download them, and name the folder with --images", where)
-        return None
-    file = labels.find_file(files, path, where)
+    remedy = "--images FOLDER names their folder"
+    if "://" in name:
+        remedy = f"they are URLs: download them first; {remedy}"
+    file = labels.find_file(files, path, where, remedy=remedy)
+    where = f"{where}: '{name}'"
     if file is None:
         return None
     if file in seen:
@@ -190,8 +194,8 @@ def _add_objects(results: list[Any], image: LabelledImage, where: str, labels: L
         if not any(field in region for field in _SHAPES):
             labels.note("results have no area (choices, points, relations), left out", place)
             continue
-        label = names[0].strip() if len(names) == 1 and isinstance(names[0], str) else ""
-        if not label:
+        label = names[0] if len(names) == 1 and isinstance(names[0], str) else ""
+        if not label.strip():
             labels.skip("regions do not have exactly one label", place)
             continue
         labelled = LabelledObject(label)

@@ -10,7 +10,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.convert import Labels, Plan, coco, write_coco
+from mask_rcnn_tools.convert import coco
+from mask_rcnn_tools.convert.labels import Labels
+from mask_rcnn_tools.convert.writing import Plan, write_coco
 from tests.tools.convert.drawn import box, masks_of
 
 Save = Callable[..., Path]
@@ -248,6 +250,16 @@ def test_categories_of_several_jsons_are_matched_by_name(
     result = written(coco.read(tmp_path / "source"))
     assert [name for name, _ in masks_of(result, "train.jpg")] == ["cat"]
     assert [name for name, _ in masks_of(result, "val.jpg")] == ["dog"]
+
+
+def test_a_source_is_read_without_its_unreadable_files(read: Read, tmp_path: Path) -> None:
+    read()
+    (tmp_path / "source/b.json").write_text("{")
+    (tmp_path / "source/c.json").write_text("[]")
+    labels = coco.read(tmp_path / "source")
+    assert len(labels.images) == 1
+    assert "b.json" in labels.skipped["files cannot be read"][0]
+    assert "c.json" in str(labels.noted)
 
 
 def test_an_unknown_layout_names_what_was_looked_for_and_found(tmp_path: Path) -> None:

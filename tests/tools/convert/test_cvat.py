@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.convert import Labels, cvat
+from mask_rcnn_tools.convert import cvat
+from mask_rcnn_tools.convert.labels import Labels
 from tests.tools.convert.drawn import box, disc, masks_of
 
 Save = Callable[..., Path]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.convert import Labels, label_studio
+from mask_rcnn_tools.convert import label_studio
+from mask_rcnn_tools.convert.labels import Labels
 from tests.tools.convert.drawn import box, disc, masks_of
 
 Save = Callable[..., Path]
@@ -187,12 +188,15 @@ def test_a_url_without_its_file_says_what_to_do(read: Read) -> None:
 
 
 def test_the_files_of_cloud_storage(tmp_path: Path, save: Save) -> None:
-    save("photos/0.jpg")
-    one = {**annotation("cat", ""), "task": {"data": {"image": "gs://bucket/0.jpg"}}}
-    (tmp_path / "photos/1").write_text("{}")  # without .json, so it is not read
-    (tmp_path / "photos/2.json").write_text(json.dumps(one))
+    for number, name in enumerate(("1", "2.json")):
+        save(f"photos/{number}.jpg")
+        task = {"data": {"image": f"gs://bucket/{number}.jpg"}}
+        (tmp_path / "photos" / name).write_text(json.dumps({**annotation("cat", ""), "task": task}))
+    save("photos/2.jpg")
     labels = label_studio.read(tmp_path / "photos")
-    assert [image.name for image in labels.images] == ["0.jpg"] and not labels.skipped
+    assert [image.name for image in labels.images] == ["0.jpg", "1.jpg"] and not labels.skipped
+    ((what, places),) = labels.noted.items()
+    assert "without labels" in what and "2.jpg" in places[0]
 
 
 @pytest.mark.parametrize(
