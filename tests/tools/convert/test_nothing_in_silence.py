@@ -254,9 +254,12 @@ def test_voc_names_with_dots_and_other_capitals(
 def test_regions_of_a_wrong_type_are_not_dropped(save: Save, tmp_path: Path) -> None:
     image = save("photos/a.png")
     entries = metadata(image)
-    entries["b"] = {"filename": "a.png", "regions": 5}
+    entries["b"] = {"filename": save("photos/b.png").name, "regions": 5}
     write(image.with_name("via.json"), entries)
-    assert len(places(via.read(image.parent).skipped, "")) == 1
+    labels = via.read(image.parent)
+    assert {name: len(found) for name, found in objects(labels).items()} == {"a.png": 4, "b.png": 0}
+    (place,) = places(labels.skipped, "")
+    assert "'b.png' regions[0]" in place
 
 
 def test_json_files_in_capitals_are_read(save: Save, tmp_path: Path) -> None:
