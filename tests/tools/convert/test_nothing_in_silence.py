@@ -100,6 +100,16 @@ def test_a_mask_that_may_belong_to_a_missing_image_is_noted(save: Save, tmp_path
     assert [Path(p).name for p in places(labels.noted, "longer names")] == ["img_b_1.png"]
 
 
+def test_images_outside_the_layout_are_skipped(save: Save, tmp_path: Path) -> None:
+    for name in ("train/images/a.png", "train/images/b.png", "more/images/c.png", "d.png"):
+        save(f"cells/{name}")
+    save_mask(tmp_path / "cells/train/masks/a.png", RING)
+    save_mask(tmp_path / "cells/more/masks/c.png", RING)
+    labels = masks.read(tmp_path / "cells")
+    assert sorted(objects(labels)) == ["more/c.png", "train/a.png", "train/b.png"]
+    assert [Path(place).name for place in places(labels.skipped, "")] == ["d.png"]
+
+
 def test_label_files_without_an_image_are_skipped(save: Save, tmp_path: Path) -> None:
     root = tmp_path / "pets"
     save("pets/images/a.png"), label_yolo(root, "labels/a.txt", CAT)
