@@ -28,11 +28,14 @@ def clean_classes(labels: Labels, wanted: Sequence[str] | None) -> None:
             for labelled in image.objects
             if _is_kept(labelled, image.name, labels, wanted or ())
         ]
+    labels.categories = {clean_name(name): more for name, more in labels.categories.items()}
     if labels.classes is not None:
+        originals = {clean_name(name): name for name in reversed(labels.classes)}
         labels.classes = [
-            name
-            for name in map(clean_name, labels.classes)
-            if name not in _NOT_CLASSES or name in (wanted or ())
+            clean_name(name)
+            for name in labels.classes
+            if name == originals[clean_name(name)]  # "cat " after "cat" is the same class
+            and (clean_name(name) not in _NOT_CLASSES or clean_name(name) in (wanted or ()))
         ]
     counts = Counter(labelled.label for image in labels.images for labelled in image.objects)
     twins: dict[str, list[str]] = {}

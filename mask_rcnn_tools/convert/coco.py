@@ -19,13 +19,12 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from mask_rcnn_plus.data.coco_json import is_names, outline_fault
-from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.data.mask_rules import rle_fault
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.images import UnreadableFile
 from mask_rcnn_tools.convert.classes import clean_name
-from mask_rcnn_tools.convert.folders import report_rest
 from mask_rcnn_tools.convert.geometry import InvalidShape, clip, polygon, rectangle, to_number
+from mask_rcnn_tools.convert.images import NamedImages
 from mask_rcnn_tools.convert.labels import (
     LabelledImage,
     LabelledObject,
@@ -57,7 +56,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     Raises:
         UserError: there is no COCO json.
     """
-    reader = _Reader(source, images)
+    reader = _Reader(Labels(), source, images)
     paths = files_below(source, ".json") if source.is_dir() else [source]
     # COCO publishes keypoints and captions of the same images in files beside these.
     instances = {path.parent for path in paths if path.name.startswith("instances_")}
@@ -82,19 +81,16 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         reader.read(path, content)
     if not found:
         raise unknown_layout(source, _LOOKED_FOR)
-    labels = reader.finish()
-    report_rest(labels, source, reader.top, paths, reader.seen)
-    return labels
+    reader.images.report_rest(paths)
+    return reader.finish()
 
 
 class _Reader:
     """Reads the jsons of a source one after another."""
 
-    def __init__(self, source: Path, images: Path | None) -> None:
-        self.labels = Labels()
-        self.top = images or (source if source.is_dir() else source.parent)
-        self._files = ImageFiles(self.top)
-        self.seen: set[Path] = set()
+    def __init__(self, labels: Labels, source: Path, images: Path | None) -> None:
+        self.labels = labels
+        self.images = NamedImages(source, images, labels)
         # Objects without a mask: their image, and their place in the json.
         self._boxes: list[tuple[LabelledImage, LabelledObject, str]] = []
 
@@ -144,7 +140,6 @@ class _Reader:
             del labels.categories[name]
         ids = {name: fields["id"] for name, fields in labels.categories.items()}
         labels.classes = sorted(ids, key=lambda n: ids[n] if type(ids[n]) is int else math.inf)
-        labels.note_names(self._files)
         return labels
 
     def _read_categories(self, path: Path, entries: list[Any]) -> dict[str, str]:
@@ -173,7 +168,8 @@ class _Reader:
             if (key := str(entry.get("id"))) in images:
                 self.labels.skip("images have the id of an earlier image", f"{where} '{name}'")
                 continue
-            images[key] = image = self._open(name, near, path, entry)
+            size = entry.get("width"), entry.get("height")
+            images[key] = image = self.images.open(name, path, near, size=size)
             if image is not None:
                 image.id, image.split = entry.get("id"), split
                 self.labels.images.append(image)
@@ -182,42 +178,15 @@ class _Reader:
     def _image_folder(self, path: Path, entries: list[Any]) -> Path:
         """The folder that the file names of a json are probably relative to."""
         split = path.stem.split("_")[-1]  # instances_train2017
-        tops = [p for p in (path.parent, path.parent.parent) if p.is_relative_to(self.top)]
+        tops = [p for p in (path.parent, path.parent.parent) if p.is_relative_to(self.images.top)]
         folders = [
             (top / sub).resolve()
-            for top in (*tops, self.top)
+            for top in (*tops, self.images.top)
             for sub in (split, f"images/{split}", "images", "data", "")
             if (top / sub).is_dir()
         ]
         names = [entry.get("file_name") for entry in entries[:20] if isinstance(entry, dict)]
         return next((folder for folder in folders if _has_file(folder, names)), folders[0])
-
-    def _open(
-        self, name: str, near: Path, path: Path, entry: dict[str, Any]
-    ) -> LabelledImage | None:
-        """An image without objects; None if it is skipped."""
-        file = self.labels.find_file(self._files, name, path, near)
-        where = f"{path}: '{name}'"
-        if file is None:
-            return None
-        if file in self.seen:
-            self.labels.skip("images are labelled twice; the first labels count", where)
-            return None
-        self.seen.add(file)
-        inside = file.is_relative_to(near)
-        image = self.labels.open_image(
-            file, file.relative_to(near).as_posix() if inside else self._files.name_of(file)
-        )
-        if image is None:
-            return None
-        height, width = entry.get("height"), entry.get("width")
-        if type(height) is type(width) is int and (height, width) != (image.height, image.width):
-            self.labels.skip(
-                "images have a different size than when they were labelled",
-                f"{where}: {width} x {height}, now {image.width} x {image.height}",
-            )
-            return None
-        return image
 
     def _add(
         self, entry: dict[str, Any], image: LabelledImage, label: str, where: str, from_cvat: bool

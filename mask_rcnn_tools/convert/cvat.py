@@ -10,11 +10,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check.images import UnreadableFile
 from mask_rcnn_tools.convert.classes import clean_name
-from mask_rcnn_tools.convert.folders import report_rest
 from mask_rcnn_tools.convert.geometry import (
     InvalidShape,
     ellipse,
@@ -23,6 +21,7 @@ from mask_rcnn_tools.convert.geometry import (
     to_rle,
     turned,
 )
+from mask_rcnn_tools.convert.images import NamedImages
 from mask_rcnn_tools.convert.labels import (
     Array,
     LabelledImage,
@@ -55,9 +54,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     labels = Labels()
     classes: list[str] = []
     paths = files_below(source, ".xml") if source.is_dir() else [source]
-    top = images or (source if source.is_dir() else source.parent)
-    files = ImageFiles(top)
-    seen: set[Path] = set()
+    named = NamedImages(source, images, labels)
     found = 0
     for path in paths:
         try:
@@ -74,7 +71,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
             if name.strip() and label.find("parent") is None:
                 classes.append(name)
         for entry in progress_bar("reading CVAT", "image", root.findall("image")):
-            image = _open(entry, path, files, seen, labels)
+            image = _open(entry, path, named)
             if image is not None:
                 _add_objects(entry, image, path, labels)
                 labels.images.append(image)
@@ -83,8 +80,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         raise unknown_layout(source, wanted)
     classes += (labelled.label for image in labels.images for labelled in image.objects)
     labels.classes = list(dict.fromkeys(map(clean_name, classes)))
-    labels.note_names(files)
-    report_rest(labels, source, top, paths, seen)
+    named.report_rest(paths)
     keep_splits(labels)
     return labels
 
@@ -109,35 +105,20 @@ def _read_xml(path: Path) -> ElementTree.Element:
     return root
 
 
-def _open(
-    entry: ElementTree.Element, path: Path, files: ImageFiles, seen: set[Path], labels: Labels
-) -> LabelledImage | None:
+def _open(entry: ElementTree.Element, path: Path, images: NamedImages) -> LabelledImage | None:
     """An image without objects; None if it is skipped."""
-    name = entry.get("name", "")
-    where = f"{path}: '{name}'"
     near = path.parent.resolve() / "images"
-    file = labels.find_file(files, name, path, near if near.is_dir() else path.parent)
-    if file is None:
-        return None
-    if file in seen:
-        labels.skip("images are labelled twice; the first labels count", where)
-        return None
-    seen.add(file)
-    inside = file.is_relative_to(near)
-    image = labels.open_image(
-        file, file.relative_to(near).as_posix() if inside else files.name_of(file)
+    size = (_size(entry.get("width")), _size(entry.get("height")))
+    image = images.open(
+        entry.get("name", ""), path, near if near.is_dir() else near.parent, size=size
     )
-    if image is None:
-        return None
-    size = entry.get("width"), entry.get("height")
-    if size != (str(image.width), str(image.height)):
-        labels.skip(
-            "images have a different size than when they were labelled",
-            f"{where}: {size[0]} x {size[1]}, now {image.width} x {image.height}",
-        )
-        return None
-    image.split = split_of(entry.get("subset", ""))
+    if image is not None:
+        image.split = split_of(entry.get("subset", ""))
     return image
+
+
+def _size(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() and len(text) < 10 else None
 
 
 def _add_objects(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mask_rcnn_plus.data.file_names import similar_name
 from mask_rcnn_plus.data.formats import conversion_hint
-from mask_rcnn_tools.convert.labels import SUFFIXES, Labels, files_below, images_below
+from mask_rcnn_tools.convert.labels import SUFFIXES, Labels
 
 # Files that often lie beside labels and have none.
 _COMPANIONS = (".txt", ".md", ".rst", ".yaml", ".yml", ".html", ".ini", ".db", ".log", ".cache")
@@ -61,22 +61,3 @@ def report_unread(labels: Labels, files: Iterable[Path]) -> None:
             labels.note("files are not labels and are left out", path)
         else:
             labels.skip(f"files have an unknown kind ({suffix or 'no ending'})", path)
-
-
-def report_rest(
-    labels: Labels, source: Path, images: Path, read: Iterable[Path], seen: set[Path]
-) -> None:
-    """Reports the images without labels, and the other files of a source that were not read.
-
-    Args:
-        labels: gets the reports.
-        source: a folder, or the only label file.
-        images: the folder of the images.
-        read: the label files.
-        seen: the real paths of the images that they name.
-    """
-    for path in images_below(images):
-        if path.resolve() not in seen:
-            labels.note("images without labels are left out", path)
-    if source.is_dir():
-        report_unread(labels, set(files_below(source)) - set(read))

@@ -9,10 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from mask_rcnn_plus.data.file_names import ImageFiles
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.images import UnreadableFile
-from mask_rcnn_tools.convert.folders import report_rest
 from mask_rcnn_tools.convert.geometry import (
     InvalidShape,
     ellipse,
@@ -22,6 +20,7 @@ from mask_rcnn_tools.convert.geometry import (
     to_rle,
     turned,
 )
+from mask_rcnn_tools.convert.images import NamedImages
 from mask_rcnn_tools.convert.labels import (
     SUFFIXES,
     Array,
@@ -54,8 +53,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     labels = Labels()
     # Cloud storage gets files without an ending.
     paths = files_below(source, ".json", "") if source.is_dir() else [source]
-    top = images or (source if source.is_dir() else source.parent)
-    files = ImageFiles(top)
+    named = NamedImages(source, images, labels)
     tasks: list[tuple[str, dict[str, Any]]] = []
     found = 0
     for path in paths:
@@ -70,19 +68,17 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         tasks += [(f"{path}[{index}]", task) for index, task in enumerate(content)]
     if not found:
         raise unknown_layout(source, "a .json that Label Studio exported as JSON (a list of tasks)")
-    seen: set[Path] = set()
     for where, task in progress_bar("reading Label Studio", "task", tasks):
         annotation = _choose_annotation(task, where, labels)
         if annotation is None:
             continue
         results = [result for result in annotation["result"] if isinstance(result, dict)]
-        image = _open(task, results, where, files, seen, labels)
+        image = _open(task, results, where, named)
         if image is None:
             continue
         _add_objects(results, image, where, labels)
         labels.images.append(image)
-    labels.note_names(files)
-    report_rest(labels, source, top, paths, seen)
+    named.report_rest(paths)
     return labels
 
 
@@ -125,12 +121,7 @@ def _date(annotation: dict[str, Any]) -> str:
 
 
 def _open(
-    task: dict[str, Any],
-    results: list[Any],
-    where: str,
-    files: ImageFiles,
-    seen: set[Path],
-    labels: Labels,
+    task: dict[str, Any], results: list[Any], where: str, images: NamedImages
 ) -> LabelledImage | None:
     """The image of a task without objects; None if it is skipped."""
     values = [task["data"].get("image"), *task["data"].values()]
@@ -138,30 +129,12 @@ def _open(
     name = next(
         (n for n in names if _path(n).lower().endswith(SUFFIXES)), names[0] if names else ""
     )
-    path = _path(name)
     remedy = "--images FOLDER names their folder"
     if "://" in name:
         remedy = f"they are URLs: download them first; {remedy}"
-    file = labels.find_file(files, path, where, remedy=remedy)
-    where = f"{where}: '{name}'"
-    if file is None:
-        return None
-    if file in seen:
-        labels.skip("images are labelled twice; the first labels count", where)
-        return None
-    seen.add(file)
-    image = labels.open_image(file, files.name_of(file))
-    if image is None:
-        return None
-    for result in results:
-        size = result.get("original_width"), result.get("original_height")
-        if None not in size and size != (image.width, image.height):
-            labels.skip(
-                "images have a different size than when they were labelled",
-                f"{where}: {size[0]} x {size[1]}, now {image.width} x {image.height}",
-            )
-            return None
-    return image
+    sizes = ((result.get("original_width"), result.get("original_height")) for result in results)
+    size = next((size for size in sizes if None not in size), (None, None))
+    return images.open(_path(name), where, size=size, remedy=remedy)
 
 
 def _path(name: str) -> str:

@@ -84,7 +84,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     keep_splits(labels)
     labels.note_names(files)
     if source.is_dir():
-        for path in [*images_below(source), *(images_below(images) if images else [])]:
+        for path in sorted({*images_below(source), *(images_below(images) if images else ())}):
             if path.resolve() not in seen and not path.with_suffix(".json").is_file():
                 labels.note("images have no json and are left out", path)
         report_unread(labels, set(files_below(source)) - set(jsons))

@@ -5,6 +5,8 @@ There are three layouts; the folder CLASS may be left out:
 - ``images/NAME.jpg`` and ``masks/NAME/[CLASS/]ANYTHING.png``
 - ``images/NAME.jpg`` and ``masks/[CLASS/]NAME.png`` or ``masks/[CLASS/]NAME_ANYTHING.png``
 - ``NAME/images/ANYTHING.png`` and ``NAME/masks/[CLASS/]ANYTHING.png``
+
+The first two may also be in folders ``train``, ``val`` and ``test``, which are the splits then.
 """
 
 from collections.abc import Sequence
@@ -48,9 +50,9 @@ def read(source: Path, *, class_name: str = "object") -> Labels:
     labels = Labels()
     if _has_both(source):
         found = _two_folders(source, "", labels)
-    elif parts := [folder for folder in _folders(source) if _is_split(folder)]:
+    elif any(map(_is_split, _folders(source))):
         found = {}
-        for folder in parts:
+        for folder in filter(_has_both, _folders(source)):
             found |= _two_folders(folder, f"{folder.name}/", labels)
     else:
         found = _folder_per_image(source, labels)
@@ -79,6 +81,9 @@ def read(source: Path, *, class_name: str = "object") -> Labels:
                 labels.skip("masks are empty", file)
         labels.images.append(image)
     keep_splits(labels)
+    for path in images_below(source):
+        if not {"images", "masks"} & {*path.relative_to(source).parts}:
+            labels.skip("images are in no folder images/ or masks/", path)
     report_unread(labels, files_below(source))
     return labels
 

@@ -31,7 +31,7 @@ def next_step(output: Path, results: Sequence[CheckResult]) -> str:
     here = [path for path in same if path.parent == output]
     options = " MODEL.MASK_ON False" * any("no-masks" in result.kinds() for result in results)
     if not (command := _training(here)):
-        return f"written: {output}; it has no objects to train on"
+        return f"written: {output}; it has no training split with objects"
     lines = [f"written: {output}; to train on it:", f"  {command}{options}"]
     if len(same) > len(here):
         lines.append("to train on all that is converted and has the same classes:")

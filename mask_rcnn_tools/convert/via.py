@@ -113,9 +113,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         content = content["_via_img_metadata"]
     entries = list(content.values()) if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(
-        isinstance(e, dict)
-        and isinstance(e.get("filename"), str)
-        and isinstance(e.get("regions"), (list, dict))
+        isinstance(e, dict) and isinstance(e.get("filename"), str) and "regions" in e
         for e in entries
     ):
         raise UnreadableFile("is not a VIA file: its entries have no 'filename' and 'regions'")
@@ -127,7 +125,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
             (region.get("shape_attributes"), region.get("region_attributes"))
             if isinstance(region, dict)
             else (None, None)
-            for region in regions
+            for region in (regions if isinstance(regions, list) else [None])
         ]
     return entries
 

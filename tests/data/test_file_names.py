@@ -54,7 +54,19 @@ def test_a_name_that_fits_one_file_finds_it(name: str, file: str, how: str, tmp_
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/", "..", "3.jpg", "val/1.jpg", "1.png", "train", "a\0b.jpg", "\ud800.jpg", "x" * 5000],
+    [
+        "",
+        "/",
+        "..",
+        "3.jpg",
+        "val/1.jpg",
+        "1.png",
+        "train",
+        "a\0b.jpg",
+        "\ud800.jpg",
+        "x" * 5000,
+        "20240102-1.jpg",
+    ],
 )
 def test_a_name_without_a_file_finds_nothing(name: str, tmp_path: Path) -> None:
     make(tmp_path, "train/1.jpg", "train/2.jpg")

@@ -80,6 +80,7 @@ def test_classes_that_the_user_names_are_classes(save: Save, written: Written) -
         ("[8, 1.0]", ["8", "1.0"]),
         ("[null, ~]", ["null", "~"]),
         ("[2024-01-01, 1_0]", ["2024-01-01", "1_0"]),
+        ('["cat", "cat "]', ["cat"]),
         ('["nut, M8", " bolt "]', ["nut, M8", "bolt"]),
     ],
 )

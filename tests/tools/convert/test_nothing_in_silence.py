@@ -100,6 +100,16 @@ def test_a_mask_that_may_belong_to_a_missing_image_is_noted(save: Save, tmp_path
     assert [Path(p).name for p in places(labels.noted, "longer names")] == ["img_b_1.png"]
 
 
+def test_images_outside_the_layout_are_skipped(save: Save, tmp_path: Path) -> None:
+    for name in ("train/images/a.png", "train/images/b.png", "more/images/c.png", "d.png"):
+        save(f"cells/{name}")
+    save_mask(tmp_path / "cells/train/masks/a.png", RING)
+    save_mask(tmp_path / "cells/more/masks/c.png", RING)
+    labels = masks.read(tmp_path / "cells")
+    assert sorted(objects(labels)) == ["more/c.png", "train/a.png", "train/b.png"]
+    assert [Path(place).name for place in places(labels.skipped, "")] == ["d.png"]
+
+
 def test_label_files_without_an_image_are_skipped(save: Save, tmp_path: Path) -> None:
     root = tmp_path / "pets"
     save("pets/images/a.png"), label_yolo(root, "labels/a.txt", CAT)
@@ -244,9 +254,12 @@ def test_voc_names_with_dots_and_other_capitals(
 def test_regions_of_a_wrong_type_are_not_dropped(save: Save, tmp_path: Path) -> None:
     image = save("photos/a.png")
     entries = metadata(image)
-    entries["b"] = {"filename": "a.png", "regions": 5}
+    entries["b"] = {"filename": save("photos/b.png").name, "regions": 5}
     write(image.with_name("via.json"), entries)
-    assert len(places(via.read(image.parent).skipped, "")) == 1
+    labels = via.read(image.parent)
+    assert {name: len(found) for name, found in objects(labels).items()} == {"a.png": 4, "b.png": 0}
+    (place,) = places(labels.skipped, "")
+    assert "'b.png' regions[0]" in place
 
 
 def test_json_files_in_capitals_are_read(save: Save, tmp_path: Path) -> None:
