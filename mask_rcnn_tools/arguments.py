@@ -112,6 +112,16 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_overwrite()
 
+    def add_max_pixels(self) -> None:
+        """Adds ``--max-pixels``, for ``formats.limit_pixels``."""
+        self.add_argument(
+            "--max-pixels",
+            type=positive,
+            default=0,
+            metavar="N",
+            help="read images of up to N pixels (default: Pillow's limit, 178,956,970)",
+        )
+
     def add_overwrite(self) -> None:
         """Adds ``--overwrite``."""
         self.add_argument("--overwrite", action="store_true", help="replace existing files")

@@ -13,6 +13,7 @@ from mask_rcnn_plus.config.values import (
     check_solver,
 )
 from mask_rcnn_plus.data import require_dataset
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.derived import resolve_class_weights
@@ -34,6 +35,7 @@ def training_records(cfg: CfgNode, names: Sequence[str] = ()) -> list[dict[str, 
     names = names or cfg.DATASETS.TRAIN
     if not names:
         raise UserError("DATASETS.TRAIN is empty: name a data set, e.g. \"('mine_train',)\"")
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     prepare_datasets(cfg)
     return [record for name in names for record in require_dataset(name, training=True)]
 
@@ -44,6 +46,7 @@ def prepare_training(cfg: CfgNode) -> None:
     Raises:
         UserError: the config or a data set is invalid.
     """
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     check_components(cfg)
     device = resolve_device(cfg.MODEL.DEVICE)
     check_solver(cfg, device)

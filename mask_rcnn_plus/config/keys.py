@@ -73,6 +73,19 @@ def _add_data_keys(cfg: CfgNode) -> None:
     # The same seed gives the same files, byte for byte.
     cfg.DATASETS.SHAPES.SEED = 0
 
+    # INPUT.FORMAT is detectron2's key; here it is "BGR", "RGB" or "L" (grey).
+
+    # How grey images of 16 or 32 bits become 8 bits, in training, evaluation and prediction.
+    # "image" scales from the smallest to the largest value of each image. "full" scales from 0 to
+    # 65535, which keeps the brightness of images comparable; it refuses 32 bits. A range such as
+    # "0..4095" (12 bits) or "-1000..400" scales from one value to the other. Colours of 16 bits are
+    # always reduced to their upper 8 bits, because Pillow reads only these.
+    cfg.INPUT.SIXTEEN_BIT = "image"
+
+    # The largest image, in pixels, against files that would fill the memory. 0 is Pillow's limit,
+    # 178,956,970. An image takes about 7 bytes per pixel while it is read, in each loader worker.
+    cfg.INPUT.MAX_PIXELS = 0
+
     # How to handle problems in COCO data sets before training and evaluation. "strict" refuses
     # them; "repair" repairs or removes them; "off" checks only for what would crash the process.
     # `mask-rcnn-plus check-data NAME` lists all problems.

@@ -82,6 +82,16 @@ def _list_of(
     return Rule(f"a list of {count} values, each {item.expected}{order}", allows)
 
 
+def _is_depth_rule(value: Any) -> bool:
+    if value in ("image", "full"):
+        return True
+    try:
+        low, high = map(float, value.split(".."))
+    except (AttributeError, ValueError):
+        return False
+    return -math.inf < low < high < math.inf
+
+
 _COUNT = _integer(1)
 _COUNT_OR_ZERO = _integer(0)
 _POSITIVE = _number(0, above=True)
@@ -127,6 +137,10 @@ RULES = {
     "INPUT.MIN_SIZE_TEST": _integer(0, _MAX_SIDE),
     "INPUT.MAX_SIZE_TRAIN": _COUNT,
     "INPUT.MAX_SIZE_TEST": _COUNT,
+    # What else detectron2 reads (YUV-BT.601, HSV, ...) its resizing or drawing does not support.
+    "INPUT.FORMAT": _one_of("BGR", "RGB", "L"),
+    "INPUT.SIXTEEN_BIT": Rule("image, full, or a range such as 0..4095", _is_depth_rule),
+    "INPUT.MAX_PIXELS": _COUNT_OR_ZERO,
     "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
     "INPUT.CROP.SIZE": _list_of(_POSITIVE, lengths=(2,)),
     "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
@@ -261,10 +275,10 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
     require("INPUT.CROP.ENABLED", not both, "False if INPUT.JITTER.ENABLED is True")
     for key in ("INPUT.JITTER.SCALE", "INPUT.BLUR.SIGMA"):
         require(key, values[key][0] <= values[key][1], "the smallest value, then the largest")
-    if values["INPUT.FORMAT"] not in ("RGB", "BGR"):
+    if values["INPUT.FORMAT"] == "L":
         for name in ("BRIGHTNESS", "CONTRAST", "SATURATION", "LIGHTING"):
             key = f"INPUT.COLOR.{name}"
-            require(key, values[key] == 0, "0 if INPUT.FORMAT is neither RGB nor BGR")
+            require(key, values[key] == 0, "0 if INPUT.FORMAT is L")
     if values[key := "INPUT.COPY_PASTE.PROB"] > 0:
         require(key, values["MODEL.MASK_ON"], "0 unless MODEL.MASK_ON is True")
         require(key, not values["MODEL.LOAD_PROPOSALS"], "0 unless MODEL.LOAD_PROPOSALS is False")

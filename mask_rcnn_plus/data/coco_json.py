@@ -202,7 +202,8 @@ def image_fault(image: dict[str, Any]) -> str:
         if type(image[side]) is not int or image[side] < 1:
             return f"has the {side} {_show(image[side])}, which is not a number of pixels"
     if image["height"] * image["width"] > max_pixels():
-        return f"has {image['height']} x {image['width']} pixels, more than Pillow opens"
+        size = f"{image['height']} x {image['width']} pixels"
+        return f"has {size}, above the limit of {max_pixels():,} (INPUT.MAX_PIXELS, --max-pixels)"
     return ""
 
 

@@ -23,6 +23,7 @@ from mask_rcnn_plus.config.values import (
     check_solver,
 )
 from mask_rcnn_plus.data import dataset_root, generate_shapes, register_folder_datasets
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.device import make_current, resolve_device
 from mask_rcnn_plus.engine.checks import DataCheck, check_datasets
 from mask_rcnn_plus.engine.console import setup_console
@@ -51,6 +52,7 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
         UserError: an argument, the config, a data set or a checkpoint is invalid.
     """
     cfg = load_config(args.config_file, args.opts)
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     device = resolve_device(cfg.MODEL.DEVICE)
     check_components(cfg)
     check_solver(cfg, device)

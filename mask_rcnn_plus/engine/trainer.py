@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.data import Batches
 from mask_rcnn_plus.data.build import build_test_batches, build_train_batches, build_train_mapper
-from mask_rcnn_plus.data.formats import read_image
+from mask_rcnn_plus.data.pixels import read_image
 from mask_rcnn_plus.engine import freezing, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer, check_run_state
 from mask_rcnn_plus.engine.console import quiet_threads
@@ -267,7 +268,7 @@ class Trainer(DefaultTrainer):
                     dataset_name,
                     output_dir=cfg.OUTPUT_DIR,
                     num_images=images,
-                    read_image=read_image,
+                    read_image=partial(read_image, sixteen_bit=cfg.INPUT.SIXTEEN_BIT),
                 )
             )
         return DatasetEvaluators(evaluators)

@@ -223,14 +223,15 @@ def draw_styled(
     masks = objects.masks if style.masks else None
     if masks is not None:
         outlines = {}
-        tinted = canvas.copy()
+        plain = image if image.shape == canvas.shape else canvas.copy()
         for i in order:
             (x, y), mask = _mask_at(masks[i], width, height)
-            part = tinted[y : y + mask.shape[0], x : x + mask.shape[1]]
-            part[mask > 0] = colors[i]
+            window = slice(y, y + mask.shape[0]), slice(x, x + mask.shape[1])
+            if mask.size:
+                tinted = _tinted(plain[window], colors[i])
+                np.copyto(canvas[window], tinted, where=mask[:, :, None] > 0)
             modes = cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
             outlines[i], _ = cv2.findContours(mask, *modes, offset=(x, y))
-        canvas = cv2.addWeighted(tinted, _MASK_OPACITY, canvas, 1 - _MASK_OPACITY, 0)
         for i in order:
             if style.edged and lines[i] > 1:
                 cv2.drawContours(canvas, outlines[i], -1, _EDGE, lines[i] + 2, cv2.LINE_AA)
@@ -250,6 +251,12 @@ def draw_styled(
         by_score = np.argsort(-scores, kind="stable")
         _draw_labels(canvas, boxes, labels, colors, by_score, style.text, style.small)
     return canvas
+
+
+def _tinted(image: Image, color: Color) -> Image:
+    """Blends an image with a colour."""
+    levels = np.arange(256)[:, None] * (1 - _MASK_OPACITY) + np.array(color) * _MASK_OPACITY
+    return cv2.LUT(image, np.rint(levels).astype(np.uint8)[None])
 
 
 def _label(objects: DrawnObjects, i: int, class_names: Sequence[str], score: bool) -> str:

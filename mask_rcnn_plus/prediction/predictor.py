@@ -1,9 +1,8 @@
 """Predicts on lists of images in batches."""
 
-import itertools
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,23 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms
 from detectron2.modeling import GeneralizedRCNNWithTTA
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from mask_rcnn_plus.data.pixels import BGR, in_format, to_bgr
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.evaluation.inference import can_split
 from mask_rcnn_plus.modeling import PastedMasks, RunLengthMasks, postprocess
 from mask_rcnn_plus.optimization import optimize
 from mask_rcnn_plus.prediction.building import build_model, read_config, resolve_classes
-from mask_rcnn_plus.prediction.images import BGR, to_bgr
 
-# The predictor reads this many batches at once, to find images of one size among them.
+# The predictor reads this many batches at once, to find images of one size among them, ...
 _BATCHES_AT_A_TIME = 4
+# ... but no more images when they have this many pixels.
+_PIXELS_AT_A_TIME = 2**26
+# The ratio of the sides from which test-time augmentation may shrink one side to nothing.
+_THIN = 500
 
 
 class BatchPredictor:
@@ -46,6 +49,7 @@ class BatchPredictor:
         model: in evaluation mode.
         class_names: in the order of class ids; empty if unknown.
         batch_size: largest number of images in a batch.
+        sixteen_bit: INPUT.SIXTEEN_BIT of the model.
     """
 
     @configurable
@@ -58,6 +62,7 @@ class BatchPredictor:
         augmented: GeneralizedRCNNWithTTA | None = None,
         class_names: Sequence[str] = (),
         batch_size: int = 4,
+        sixteen_bit: str = "image",
         array_format: str = "BGR",
         paste: bool = True,
     ) -> None:
@@ -65,9 +70,9 @@ class BatchPredictor:
         Args:
             model: accepts detectron2's batches; is set to evaluation mode.
             resize: resizes an image for the network.
-            input_format: channel order that the model expects, "BGR" or "RGB".
+            input_format: what the model expects, "BGR", "RGB" or "L" (grey).
             augmented: the model with test-time augmentation, or None.
-            class_names, batch_size: the attributes.
+            class_names, batch_size, sixteen_bit: the attributes.
             array_format: channel order of input arrays, "BGR" (as ``cv2.imread`` returns) or "RGB".
                 Files and PIL images do not need it.
             paste: return ``pred_masks`` as DefaultPredictor does, bool (R, H, W). Otherwise they
@@ -75,14 +80,15 @@ class BatchPredictor:
                 grow with the image; both have ``rle()`` and ``to_tensor()``.
 
         Raises:
-            UserError: a format is neither BGR nor RGB, or the batch size is less than 1.
+            UserError: a format is unknown, or the batch size is less than 1.
         """
-        if input_format not in ("BGR", "RGB"):
-            raise UserError(f"INPUT.FORMAT is '{input_format}': must be BGR or RGB")
+        if input_format not in ("BGR", "RGB", "L"):
+            raise UserError(f"INPUT.FORMAT is '{input_format}': must be BGR, RGB or L")
         _check(array_format, batch_size)
         self.model = model.eval()
         self.class_names = list(class_names)
         self.batch_size = batch_size
+        self.sixteen_bit = sixteen_bit
         self._resize = resize
         self._input_format = input_format
         self._augmented = augmented
@@ -121,6 +127,7 @@ class BatchPredictor:
             "model": model,
             "resize": transforms.ResizeShortestEdge([side, side], cfg.INPUT.MAX_SIZE_TEST),
             "input_format": cfg.INPUT.FORMAT,
+            "sixteen_bit": cfg.INPUT.get("SIXTEEN_BIT", "image"),
             "augmented": GeneralizedRCNNWithTTA(cfg, model) if cfg.TEST.AUG.ENABLED else None,
             "class_names": names,
             **kwargs,
@@ -151,11 +158,18 @@ class BatchPredictor:
         cfg = read_config(str(weights), config_file, opts, trusted=trust_checkpoint)
         return cls(cfg, trust_checkpoint=trust_checkpoint, **kwargs)
 
-    def __call__(self, images: Iterable[Any]) -> list[Instances]:
+    def __call__(
+        self,
+        images: Iterable[Any],
+        *,
+        on_error: Callable[[int, UserError], None] | None = None,
+    ) -> list[Instances]:
         """Detects the objects in each image.
 
         Args:
             images: paths, PIL images and arrays as ``to_bgr`` accepts them, in any mix.
+            on_error: called with the position and the error of each item that cannot be read. Its
+                result is an image of size (0, 0) without objects. None raises the first error.
 
         Returns:
             one Instances per image, in its pixels, on the model's device: ``pred_boxes``,
@@ -163,7 +177,7 @@ class BatchPredictor:
             such a head. Images from files are upright, by their EXIF orientation.
 
         Raises:
-            UserError: an item is not an image.
+            UserError: an item is not an image, and ``on_error`` is None.
         """
         if isinstance(images, str | os.PathLike | Image.Image):
             raise UserError(f"give a list of images, not a single {type(images).__name__}")
@@ -171,15 +185,28 @@ class BatchPredictor:
             raise UserError(
                 f"give a list of images, such as [image], not one array of shape {images.shape}"
             )
-        results: list[Instances] = []
-        arrays = (
-            to_bgr(image, array_format=self._array_format, named=f"image {i} of the list")
-            for i, image in enumerate(images)
-        )
-        # Only some of a long list of files are in memory at a time.
-        while part := list(itertools.islice(arrays, _BATCHES_AT_A_TIME * self.batch_size)):
-            results += self._predict(part)
-        return results
+        results: dict[int, Instances] = {}
+        part: dict[int, BGR] = {}
+        for i, image in enumerate(images):
+            try:
+                part[i] = to_bgr(
+                    image,
+                    array_format=self._array_format,
+                    sixteen_bit=self.sixteen_bit,
+                    named=f"image {i} of the list",
+                )
+            except UserError as error:
+                if on_error is None:
+                    raise
+                on_error(i, error)
+                results[i] = no_objects()
+            # Only some of a long list of files are in memory at a time.
+            pixels = sum(array.shape[0] * array.shape[1] for array in part.values())
+            if len(part) == _BATCHES_AT_A_TIME * self.batch_size or pixels > _PIXELS_AT_A_TIME:
+                results.update(zip(part, self._predict(list(part.values())), strict=True))
+                part = {}
+        results.update(zip(part, self._predict(list(part.values())), strict=True))
+        return [results[i] for i in sorted(results)]
 
     def _predict(self, images: Sequence[BGR]) -> list[Instances]:
         inputs = [self._to_input(image) for image in images]
@@ -193,14 +220,16 @@ class BatchPredictor:
     def _to_input(self, image: BGR) -> dict[str, Any]:
         """An image as detectron2's models expect it; the same as in DefaultPredictor."""
         height, width = image.shape[:2]
-        if self._input_format == "RGB":
-            image = image[:, :, ::-1]
+        image = in_format(image, self._input_format)
+        # The augmentation resizes by itself, and expects uint8.
+        if self._augmented is None or max(height, width) > _THIN * min(height, width):
+            resize = self._resize.get_transform(image)
+            if isinstance(resize, transforms.ResizeTransform):  # a 1 x 4000 image would vanish
+                resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+            image = resize.apply_image(image)
+        tensor = torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C"))
         if self._augmented is None:
-            image = self._resize.get_transform(image).apply_image(image)
-            tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-        else:
-            # The augmentation resizes by itself, and expects uint8.
-            tensor = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+            tensor = tensor.float()
         return {"image": tensor, "height": height, "width": width}
 
     def _batches(self, inputs: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -244,6 +273,16 @@ class BatchPredictor:
         elif masks is not None and not self._paste:
             instances.pred_masks = RunLengthMasks(encoded_masks(masks.cpu()), instances.image_size)
         return instances
+
+
+def no_objects() -> Instances:
+    """The result for an item that cannot be read: an image of size (0, 0)."""
+    return Instances(
+        (0, 0),
+        pred_boxes=Boxes(torch.zeros(0, 4)),
+        scores=torch.zeros(0),
+        pred_classes=torch.zeros(0, dtype=torch.int64),
+    )
 
 
 def _check(array_format: str, batch_size: int) -> None:

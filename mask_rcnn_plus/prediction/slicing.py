@@ -18,11 +18,12 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
 
+from mask_rcnn_plus.data.pixels import BGR, to_bgr
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.modeling import RunLengthMasks
 from mask_rcnn_plus.ops.run_lengths import Window, crop, placed, window_of
-from mask_rcnn_plus.prediction.images import BGR, to_bgr
+from mask_rcnn_plus.prediction.predictor import no_objects
 
 _MIN_TILE = 32  # pixels
 _MAX_OVERLAP = 0.9
@@ -51,6 +52,7 @@ class SlicedPredictor:
         tile: int = 1024,
         overlap: float = 0.2,
         array_format: str = "BGR",
+        sixteen_bit: str | None = None,
         tiles_at_a_time: int = 16,
     ) -> None:
         """
@@ -61,6 +63,7 @@ class SlicedPredictor:
             overlap: part of its side that a tile shares with the next one, from 0 to 0.9. The
                 shared area should be able to contain a small object. With 0, nothing is merged.
             array_format: channel order of input arrays, "BGR" or "RGB".
+            sixteen_bit: as INPUT.SIXTEEN_BIT, for the whole image; None is that of ``predict``.
             tiles_at_a_time: number of tiles that ``predict`` gets in one call.
 
         Raises:
@@ -74,13 +77,20 @@ class SlicedPredictor:
         self._tile = tile
         self._overlap = overlap
         self._array_format = array_format
+        self._sixteen_bit = sixteen_bit or getattr(predict, "sixteen_bit", "image")
         self._tiles_at_a_time = tiles_at_a_time
 
-    def __call__(self, images: Iterable[Any]) -> list[Instances]:
+    def __call__(
+        self,
+        images: Iterable[Any],
+        *,
+        on_error: Callable[[int, UserError], None] | None = None,
+    ) -> list[Instances]:
         """Detects the objects in each image.
 
         Args:
             images: paths, PIL images or arrays, as for BatchPredictor.
+            on_error: as for BatchPredictor.
 
         Returns:
             one Instances per image, in its pixels, on the CPU, best scores first: ``pred_boxes``,
@@ -88,12 +98,26 @@ class SlicedPredictor:
             masks. Without masks, boxes are merged.
 
         Raises:
-            UserError: an item is not an image, or the model predicts keypoints.
+            UserError: an item is not an image and ``on_error`` is None, or the model predicts
+                keypoints.
         """
-        return [
-            self._predict_one(to_bgr(image, array_format=self._array_format, named=f"image {i}"))
-            for i, image in enumerate(images)
-        ]
+        results = []
+        for i, image in enumerate(images):
+            try:
+                pixels = to_bgr(
+                    image,
+                    array_format=self._array_format,
+                    sixteen_bit=self._sixteen_bit,
+                    named=f"image {i}",
+                )
+            except UserError as error:
+                if on_error is None:
+                    raise
+                on_error(i, error)
+                results.append(no_objects())
+            else:
+                results.append(self._predict_one(pixels))
+        return results
 
     def _predict_one(self, image: BGR) -> Instances:
         height, width = image.shape[:2]

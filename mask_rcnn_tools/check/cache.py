@@ -10,7 +10,7 @@ from typing import Any
 from mask_rcnn_tools.files import write_atomically
 
 # Increase this number whenever the results or their format change.
-VERSION = 2
+VERSION = 3
 
 
 def cache_folder() -> Path:

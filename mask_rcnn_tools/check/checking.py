@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data.coco_json import file_stamp, mark_vetted, parse
+from mask_rcnn_plus.data.mask_rules import max_pixels
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.check import cache
 from mask_rcnn_tools.check.images import ImageEntry, check_images, shared_images
@@ -97,7 +98,7 @@ def repair_coco(result: CheckResult) -> Repaired:
 
 
 def _inspect(json_file: Path, digest: str) -> Inspection:
-    key = f"json-{digest}.json"
+    key = f"json-{digest}-{max_pixels()}.json"  # the limit decides which sizes are valid
     if (cached := _restore(cache.load(key))) is not None:
         return cached
     collect = gc.isenabled()

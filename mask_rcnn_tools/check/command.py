@@ -62,6 +62,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="YAML",
         help="compare box sizes with the anchors of this config",
     )
+    parser.add_max_pixels()
     parser.add_argument("--repair", type=any_path, metavar="OUT.json", help="write a repaired json")
     parser.add_argument("--json", type=any_path, metavar="FILE", help="write all problems as JSON")
     parser.add_overwrite()

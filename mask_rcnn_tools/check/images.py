@@ -3,9 +3,11 @@
 import hashlib
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,6 +25,9 @@ SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _ORIENTATION_TAG = 0x0112
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+# Images of more pixels are decoded one at a time, because each may take 4 bytes per pixel.
+_LARGE = 2**25
+_one_at_a_time = threading.Lock()
 _BATCH = 64  # images that a thread reads at once
 _ENDS = 4096  # bytes at the beginning and end of a file, compared before the whole file
 
@@ -144,18 +149,17 @@ def open_image(file: Path | BinaryIO) -> Image.Image:
         UnreadableFile: it is not an image, or has too many pixels.
     """
     try:
-        image = formats.open_image(file)
+        return formats.open_image(file)
     except Image.DecompressionBombError as error:
-        raise UnreadableFile(f"has more than {max_pixels():,} pixels", "file-bomb") from error
+        raise UnreadableFile(formats.too_many_pixels(error), "file-bomb") from error
     except Image.UnidentifiedImageError as error:
-        raise UnreadableFile("is not an image of a supported format") from error
+        path = file if isinstance(file, Path) else str(getattr(file, "name", ""))
+        hint = formats.conversion_hint(path)
+        raise UnreadableFile(
+            f"is not an image of a supported format{' (' + hint + ')' if hint else ''}"
+        ) from error
     except Exception as error:  # Pillow's plug-ins raise many types of errors
         raise UnreadableFile(f"cannot be read: {reason(error, 120)}") from error
-    width, height = image.size
-    if width * height > max_pixels():
-        image.close()
-        raise UnreadableFile(f"has {width} x {height} pixels", "file-bomb")
-    return image
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -209,8 +213,10 @@ def read_facts(path: str, *, decode: bool) -> Facts:
             orientation = exif_orientation(image)
             facts = Facts("", "", *image.size, image.mode, alpha, orientation, decode)
             if decode:
+                large = facts.width * facts.height > _LARGE
                 try:
-                    image.load()
+                    with _one_at_a_time if large else nullcontext():
+                        image.load()
                 except Exception as error:  # Pillow's plug-ins raise many types of errors
                     detail = f"cannot be decoded: {reason(error, 120)}"
                     return facts._replace(kind="file-truncated", detail=detail)
@@ -249,8 +255,9 @@ def check_images(
         elif mode != "none":
             located.append((entry, path))
             cached = cache.get(path, location.size, location.mtime_ns)
-            if cached and len(cached) == len(Facts._fields) and (cached[-1] or mode == "headers"):
-                facts[path] = Facts(*cached)
+            known = Facts(*cached) if cached and len(cached) == len(Facts._fields) else None
+            if known and (known.decoded or mode == "headers") and _within_limit(known):
+                facts[path] = known
             else:
                 unread[path] = location
     for path, read in zip(unread, _read_all(list(unread), mode), strict=True):
@@ -266,6 +273,11 @@ def check_images(
         if fact.width and not fact.kind:
             sizes[entry.position] = fact.seen()[::-1]
     return problems, sizes
+
+
+def _within_limit(facts: Facts) -> bool:
+    """Whether facts also hold for today's limit of pixels."""
+    return facts.kind != "file-bomb" and facts.width * facts.height <= max_pixels()
 
 
 def _read_all(paths: list[str], mode: str) -> list[Facts]:

@@ -147,7 +147,9 @@ KINDS: dict[str, Kind] = {
     "file-unreadable": Kind(ERROR, "image files cannot be read as images", _DROP_IMAGE),
     "file-truncated": Kind(ERROR, "image files are truncated or damaged", _DROP_IMAGE),
     "file-bomb": Kind(
-        ERROR, "images have more pixels than Pillow's limit (Image.MAX_IMAGE_PIXELS)", _DROP_IMAGE
+        ERROR,
+        "images have more pixels than the limit (--max-pixels, INPUT.MAX_PIXELS)",
+        _DROP_IMAGE,
     ),
     "file-size": Kind(
         ERROR,
@@ -163,8 +165,8 @@ KINDS: dict[str, Kind] = {
     "file-thin": Kind(ERROR, "images have a width or height of 1 pixel", _DROP_IMAGE),
     "file-deep": Kind(
         WARNING,
-        "images have more than 8 bits per channel; reading clips the values to 255 and does not "
-        "scale them",
+        "images have more than 8 bits per channel; reading scales them to 8 bits as "
+        "INPUT.SIXTEEN_BIT says",
     ),
     "file-cmyk": Kind(
         WARNING, "images are CMYK; reading converts them to RGB without a colour profile"

@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 
 from mask_rcnn_plus.config import load_config
 from mask_rcnn_plus.data import coco_files, require_registered
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.before_run import anchor_settings
 from mask_rcnn_tools.check.checking import check_coco, note_leaks, repair_coco
@@ -19,14 +20,14 @@ from mask_rcnn_tools.files import write_file
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks data sets: returns 1 if one has errors that --repair has not repaired, else 0."""
+    cfg = load_config(arguments.config_file) if arguments.config_file is not None else None
+    limit_pixels(arguments.max_pixels or (cfg.INPUT.MAX_PIXELS if cfg else 0))
     sets = _find_sets(arguments)
     for option in ("repair", "json"):
         path: Path | None = getattr(arguments, option)
         if path is not None and path.exists() and any(path.samefile(s[1]) for s in sets):
             raise UserError(f"--{option} {path} is the json to check; name another file")
-    anchors = None
-    if arguments.config_file is not None:
-        anchors = anchor_settings(load_config(arguments.config_file))
+    anchors = anchor_settings(cfg) if cfg else None
     results = [
         check_coco(json_file, root, name=name, images=arguments.images, anchors=anchors)
         for name, json_file, root in sets

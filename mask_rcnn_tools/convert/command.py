@@ -163,6 +163,7 @@ def _format_parser(name: str) -> Parser:
     )
     parser.add_argument("--split", metavar="NAME", help="put all images into NAME.json instead")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
+    parser.add_max_pixels()
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--copy", action="store_true", help="copy the images (default)")
     how.add_argument(

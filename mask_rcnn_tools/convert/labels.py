@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mask_rcnn_plus.data.formats import endings
 from mask_rcnn_plus.errors import printable, reason
 from mask_rcnn_tools.check.images import SIDEWAYS, UnreadableFile, exif_orientation, open_image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
+SUFFIXES = endings()
 _MAX_EXAMPLES = 3
 
 Array = npt.NDArray[Any]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data import dataset_root
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_tools.check.checking import check_coco, note_leaks
 from mask_rcnn_tools.check.problems import ERROR
 from mask_rcnn_tools.convert.labels import Labels
@@ -21,6 +22,7 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
         arguments: of the command line.
         options: the names of those that the format's ``read`` accepts.
     """
+    limit_pixels(arguments.max_pixels)
     name = arguments.format.replace("-", "_")
     reader = importlib.import_module(f"mask_rcnn_tools.convert.{name}")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in options}

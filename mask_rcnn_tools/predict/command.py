@@ -24,6 +24,7 @@ PROGRAM = "mask-rcnn-plus predict"
 _OPTIONS = {
     "MODEL.WEIGHTS": "--weights",
     "MODEL.DEVICE": "--device",
+    "INPUT.MAX_PIXELS": "--max-pixels",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "--score-threshold",
     "MODEL.RETINANET.SCORE_THRESH_TEST": "--score-threshold",
 }
@@ -144,6 +145,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PART",
         help="part of a tile that it shares with the next one (default: 0.2)",
     )
+    parser.add_max_pixels()
     parser.add_output("FOLDER", "where to write", default=Path("output/predictions"))
     add("--pictures", action=switch, default=True, help="write images and videos with the objects")
     add("--masks", action=switch, help="draw masks (default: yes)")

@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 
@@ -16,7 +15,8 @@ from mask_rcnn_tools.predict.sources import Skip, Source
 # A video may announce slightly more frames than it has.
 _MISSING_FRAMES = 0.02
 
-T = TypeVar("T")
+# Images of this many bytes (BGR) are read one by one.
+_LARGE = 2**27
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,25 @@ def open_camera(number: str) -> Any:
     return camera
 
 
-def read_frames(sources: Sequence[Source], cameras: dict[str, Any], skip: Skip) -> Iterator[Frame]:
+def read_frames(
+    sources: Sequence[Source],
+    cameras: dict[str, Any],
+    skip: Skip,
+    *,
+    sixteen_bit: str = "image",
+) -> Iterator[Frame]:
     """Reads all images and frames, in order.
 
     Args:
         sources: what to read.
         cameras: number -> opened camera.
         skip: called with the reason for each file that cannot be read completely.
+        sixteen_bit: as INPUT.SIXTEEN_BIT.
     """
     for source in sources:
         if source.kind == "image":
             try:
-                yield Frame(source, None, to_bgr(source.path))
+                yield Frame(source, None, to_bgr(source.path, sixteen_bit=sixteen_bit))
             except (UserError, OSError) as error:
                 skip(str(error), 1)
         else:
@@ -108,10 +115,26 @@ def count_frames(sources: Sequence[Source]) -> int | None:
     )
 
 
-def prefetch_batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Splits items into lists of a size, and reads the next list while the caller uses one."""
+def prefetch_batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
+    """Splits frames into lists of a size, and reads the next list while the caller uses one.
+
+    Large images come one by one, and the next is read when the caller asks for it.
+    """
+
+    def read() -> list[Frame]:
+        batch: list[Frame] = []
+        while len(batch) < size and sum(f.image.size for f in batch) < _LARGE:
+            frame = next(frames, None)
+            if frame is None:
+                break
+            batch.append(frame)
+        return batch
+
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(lambda: list(islice(items, size)))
-        while batch := following.result():
-            following = pool.submit(lambda: list(islice(items, size)))
+        batch = pool.submit(read).result()
+        while batch:
+            large = sum(frame.image.size for frame in batch) >= _LARGE
+            following = None if large else pool.submit(read)
             yield batch
+            batch.clear()  # frees large images before the next ones are read
+            batch = (following or pool.submit(read)).result()

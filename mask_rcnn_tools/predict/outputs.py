@@ -322,4 +322,4 @@ def write_image(path: Path, image: BGR) -> None:
     """Writes an image in the format of the path's suffix."""
     _, data = cv2.imencode(path.suffix, image, _JPEG_QUALITY if path.suffix != ".png" else [])
     with complete_file(path) as part:
-        part.write_bytes(data.tobytes())
+        part.write_bytes(data)

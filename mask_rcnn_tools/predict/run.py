@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.device import resolve_device
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor
@@ -47,6 +48,7 @@ def run(
     left_out: Sequence[tuple[str, int]],
 ) -> int:
     """Predicts and writes: returns 1 if something was left out or could not be read, else 0."""
+    limit_pixels(arguments.max_pixels)
     skipped = frames = objects = 0
 
     def skip(message: str, count: int) -> None:
@@ -78,7 +80,7 @@ def run(
         bar = files.enter_context(tqdm(total=total, unit=unit, disable=None, dynamic_ncols=True))
         hint = "" if arguments.slice else None
         try:
-            frames_read = read_frames(sources, cameras, skip)
+            frames_read = read_frames(sources, cameras, skip, sixteen_bit=predictor.sixteen_bit)
             for batch in prefetch_batches(frames_read, arguments.batch_size):
                 for frame, instances in _predict(predict, batch, skip):
                     if hint is None and (hint := _slice_hint(cfg, frame)):
@@ -89,6 +91,7 @@ def run(
                     frames += 1
                     objects += len(kept)
                     bar.update()
+                    del frame, instances  # frees a large image before the next one is read
         except (KeyboardInterrupt, SystemExit) as error:
             files.close()  # completes the files, with what is finished
             if not cameras or isinstance(error, SystemExit):

@@ -13,8 +13,12 @@ from pathlib import Path
 
 from mask_rcnn_tools.arguments import UsageError
 
+# The same as endings() in data/formats.py of the plugin, which imports torch. A test compares them.
 IMAGE_SUFFIXES = {
-    *(".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".gif")
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".tif", ".tiff", ".bmp", ".dib"),
+    *(".webp", ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".gif"),
+    *(".pbm", ".pgm", ".ppm", ".pnm", ".pfm", ".tga", ".icb", ".vda", ".vst", ".ico", ".qoi"),
+    *(".bw", ".rgb", ".rgba", ".sgi", ".pcx"),
 }
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 # Windows writes them into folders of images.

@@ -38,9 +38,11 @@ def main(argv: Sequence[str]) -> int:
     if arguments.output:
         _require_replaceable(arguments.output)
     import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
+    from mask_rcnn_plus.data.formats import limit_pixels
     from mask_rcnn_tools.report.page import render
     from mask_rcnn_tools.report.run import read_run
 
+    limit_pixels(arguments.max_pixels)
     runs = [
         read_run(
             folder,
@@ -89,6 +91,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FOLDER",
         help="the images, if they were moved",
     )
+    parser.add_max_pixels()
     arguments = parser.parse_args(argv)
     if arguments.images > 100:
         parser.error("--images must be at most 100, to keep the page below 20 MB")

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
-from mask_rcnn_plus.data.formats import read_image
+from mask_rcnn_plus.data.pixels import read_image
 from mask_rcnn_plus.evaluation.drawing import Color, DrawnObjects, Image, class_name, draw_objects
 from mask_rcnn_plus.ops.run_lengths import crop
 from mask_rcnn_tools.check.images import Finder
@@ -183,7 +183,8 @@ class Pictures:
         pixels = None
         if path := self._finders.setdefault(key[0], Finder(run.image_root)).find(name).path:
             with suppress(Exception):  # Pillow's decoders raise many types of errors
-                pixels = read_image(path, "BGR")
+                rule = str(run.settings.get("INPUT.SIXTEEN_BIT", "image"))
+                pixels = read_image(path, sixteen_bit=rule)
         if pixels is None or pixels.shape[:2] != (record["height"], record["width"]):
             pixels = None
             self.missing.add(name)

@@ -56,6 +56,8 @@ def test_settings_of_the_model_zoo_are_in_range(config: Path) -> None:
         "MODEL.RPN.CONV_DIMS": "[-1, -1]",
         "MODEL.ROI_HEADS.NUM_CLASSES": "-1",
         "INPUT.MIN_SIZE_TEST": "0",  # the image's own size
+        "INPUT.FORMAT": "L",
+        "INPUT.SIXTEEN_BIT": "-1000..400",  # a computed tomography scan
         "TEST.EXPECTED_RESULTS": "[['bbox', 'AP', 38.5, 0.2]]",
     }
     load_config(config, [part for pair in zoo.items() for part in pair])
@@ -97,6 +99,12 @@ def test_settings_of_the_model_zoo_are_in_range(config: Path) -> None:
         ("SOLVER.CLIP_GRADIENTS.NORM_TYPE", "-1.0", "above 0"),
         ("INPUT.MIN_SIZE_TRAIN", "()", "a list of 1 or more"),
         ("INPUT.MIN_SIZE_TRAIN", "(100000,)", "0 to 32767"),
+        ("INPUT.FORMAT", "YUV-BT.601", "BGR, RGB or L"),
+        ("INPUT.FORMAT", "HSV", "BGR, RGB or L"),
+        ("INPUT.SIXTEEN_BIT", "fulll", "image, full, or a range"),
+        ("INPUT.SIXTEEN_BIT", "4095..0", "image, full, or a range"),
+        ("INPUT.SIXTEEN_BIT", "0..1e999", "image, full, or a range"),
+        ("INPUT.MAX_PIXELS", "-1", "0 or more"),
         ("INPUT.RANDOM_FLIP", "diagonal", "horizontal, vertical or none"),
         ("INPUT.CROP.SIZE", "[2.0, 0.5]", "at most 1 if"),
         ("INPUT.JITTER.SCALE", "(0.0, 2.0)", "0.01 to 100"),

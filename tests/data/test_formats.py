@@ -7,11 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import detection_utils
-from PIL import EpsImagePlugin, Image, ImageFile, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from mask_rcnn_plus import UserError
 from mask_rcnn_plus.data import generate_shapes
-from mask_rcnn_plus.data.formats import formats, open_image, read_image
+from mask_rcnn_plus.data.formats import (
+    conversion_hint,
+    endings,
+    formats,
+    limit_pixels,
+    open_image,
+)
+from mask_rcnn_plus.data.pixels import read_image
 from mask_rcnn_plus.engine import main
 from mask_rcnn_plus.prediction.images import to_bgr
 
@@ -71,8 +78,9 @@ def test_neither_training_nor_evaluation_runs_postscript(
 def test_all_images_are_opened_with_the_supported_formats() -> None:
     root = Path(__file__).parents[2]
     files = [*(root / "mask_rcnn_plus").rglob("*.py"), *(root / "mask_rcnn_tools").rglob("*.py")]
-    unrestricted = re.compile(r"Image\.open\((?![^)\n]*formats=)|utils\.read_image\(")
-    assert [path.name for path in files if unrestricted.search(path.read_text())] == ["formats.py"]
+    unrestricted = re.compile(r"Image\.open\((?![^)\n]*formats=)|utils\.read_image\(|cv2\.imread\(")
+    # The hook reads a preview that the run has drawn itself.
+    assert [path.name for path in files if unrestricted.search(path.read_text())] == ["hooks.py"]
 
 
 class _Heif(ImageFile.ImageFile):
@@ -99,10 +107,66 @@ def test_an_applications_own_formats_keep_working(
     with Image.open(path) as image:
         assert image.format == "FAKE_HEIF"
     assert detection_utils.read_image(str(path), "RGB").tolist() == [[[0, 255, 0]]]
-    with pytest.raises(UserError, match=r"photo.heic': unsupported format"):
+    with pytest.raises(UserError, match=r"photo.heic' .*unsupported format.*heif-convert"):
         read_image(str(path))
 
 
 def test_pillow_and_detectron2_are_unchanged() -> None:
     assert detection_utils.read_image.__module__ == "detectron2.data.detection_utils"
     assert Image.open.__module__ == "PIL.Image"
+
+
+def test_every_ending_of_a_supported_format_is_known() -> None:
+    common = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
+    assert {*common, ".bmp", ".webp", ".avif", ".jp2", ".gif", ".tga", ".qoi"} <= set(endings())
+    assert not {".eps", ".ps", ".pdf", ".heic", ".dng", ".mp4", ".txt", ""} & set(endings())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("photo.HEIC", b"", "heif-convert"),
+        ("photo.jpg", b"\0\0\0\x18ftypheic\0\0\0\0", "HEIF.*heif-convert"),
+        ("photo.NEF", b"MM\0*", "camera raw.*darktable"),
+        ("scan.pdf", b"%PDF-1.7", "pdftoppm"),
+        ("drawing.svg", b"<svg/>", "rsvg-convert"),
+        ("xray.dcm", b"\0" * 132, "DICOM.*dcm2img"),
+        ("cells.czi", b"ZISRAWFILE", "bfconvert"),
+    ],
+)
+def test_well_known_formats_say_how_to_convert_them(
+    name: str, content: bytes, advice: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content + bytes(20))
+    assert re.search(advice, conversion_hint(path))
+    for read in (to_bgr, lambda path: read_image(str(path))):
+        with pytest.raises(UserError, match=rf"{name}.*{advice}"):
+            read(path)
+    assert conversion_hint(tmp_path / "photo.png") == ""
+
+
+def test_the_preview_in_a_raw_photo_is_not_taken_for_the_photo(tmp_path: Path) -> None:
+    dng = TiffImagePlugin.ImageFileDirectory_v2()
+    dng[50706] = b"\1\4\0\0"  # DNGVersion
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.tif", tiffinfo=dng)
+    Image.new("RGB", (8, 6)).save(tmp_path / "b.nef", "TIFF")
+    for name in ("a.tif", "b.nef"):
+        with pytest.raises(UnidentifiedImageError):
+            open_image(tmp_path / name)
+
+
+def test_an_image_above_the_limit_names_the_limit_and_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
+    for read in (to_bgr, lambda path: read_image(str(path))):
+        with pytest.raises(
+            UserError, match=r"large\.png.* 1,200 .* 1,000.*--max-pixels.*INPUT\.MAX_PIXELS"
+        ):
+            read(tmp_path / "large.png")
+    limit_pixels(0)
+    assert Image.MAX_IMAGE_PIXELS == 500
+    limit_pixels(1200)
+    assert to_bgr(tmp_path / "large.png").shape == (30, 40, 3)

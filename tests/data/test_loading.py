@@ -139,7 +139,7 @@ BAD_JSON: list[tuple[Any, str]] = [
     (at("annotations.0.segmentation", [[0, 0, 9e5, 9e5] * 20]), "pixels long"),
     (at("annotations.0.segmentation", "text"), "neither polygons nor an RLE"),
     (at("annotations.0.bbox", [1, 2, 3, 10**400]), "not [x, y, width, height]"),
-    (at("images.0.height", 10**8), "more than Pillow opens"),
+    (at("images.0.height", 10**8), "(INPUT.MAX_PIXELS, --max-pixels)"),
     (at("annotations.0.keypoints", ["a"]), "could not be loaded"),
 ]
 

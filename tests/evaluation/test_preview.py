@@ -461,3 +461,21 @@ def test_exif_rotated_images_are_drawn_upright(register: Registered, tmp_path: P
         assert panel.shape[:2] == (360, 480)
         # The object is at (8, 8, 32, 32) of 64 x 48, drawn 7.5 times as large.
         assert drawn(panel)[70:230, 70:230].all() and not drawn(panel)[260:, 260:].any()
+
+
+def test_an_overlap_shows_the_image_through_the_topmost_mask_only() -> None:
+    size = (60, 80)
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    # The last mask is empty, as a model may predict it.
+    corners = (0, 0, 80, 60), (10, 10, 50, 50), (30, 20, 60, 45), (5, 5, 5, 5)
+    objects = boxes_of(*corners, size=size)
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9)]
+    style = Style(boxes=False, labels=False, line=1)
+    canvas = draw_styled(image, objects, ["a"], style, colors=colors)
+    for place, color in (
+        ((slice(3, 8), slice(3, 70)), colors[0]),
+        ((slice(13, 48), slice(13, 28)), colors[1]),
+        ((slice(23, 43), slice(33, 46)), colors[2]),  # the smallest object is drawn last
+    ):
+        expected = cv2.addWeighted(np.full_like(image, color), 0.4, image, 0.6, 0)
+        assert np.array_equal(canvas[place], expected[place])

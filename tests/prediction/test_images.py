@@ -1,5 +1,6 @@
 """Images of every kind become (H, W, 3), uint8, BGR, upright; errors name what is wrong."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +56,11 @@ def test_every_mode_of_a_file(mode: str, suffix: str, tmp_path: Path) -> None:
     white = Image.new("RGB", (5, 4), (255, 255, 255))
     if mode == "I;16":
         white = Image.fromarray(np.full((4, 5), 65535, np.uint16))
-        white.putpixel((0, 0), 256 * 100)
+        white.putpixel((0, 0), 257 * 100)
     else:
         white = white.convert(mode)
     white.save(tmp_path / f"white{suffix}")
-    read = to_bgr(tmp_path / f"white{suffix}")
+    read = to_bgr(tmp_path / f"white{suffix}", sixteen_bit="full")
     assert read.shape == (4, 5, 3) and read.dtype == np.uint8
     assert (read[2, 2] == 255).all()
     assert mode != "I;16" or (read[0, 0] == 100).all()
@@ -82,10 +83,13 @@ def test_arrays() -> None:
         (np.zeros((4, 4, 3), np.float32), "image is an array of float32: give uint8"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
-        (Image.new("F", (3, 3)), "32 bits per pixel"),
         ([1, 2], "image is a list: give a path"),
         ("missing.jpg", "missing.jpg does not exist"),
+        (Path("photos/missing.jpg"), "photos/missing.jpg does not exist"),
         (".", "is a folder"),
+        ("a\0.jpg", "cannot be read"),
+        ("a" * 300 + ".jpg", "cannot be read: File name too long"),
+        (Image.new("RGB", (0, 5)), "image has 0 x 5 pixels"),
     ],
 )
 def test_an_unsupported_image_is_named(image: object, message: str) -> None:
@@ -106,3 +110,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=rf"{name} .*{message}"):
             to_bgr(tmp_path / name)
+    with Image.open(tmp_path / "cut.png") as cut, pytest.raises(UserError, match="cannot be read"):
+        to_bgr(cut)  # not decoded yet
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is not a regular file"):
+        to_bgr(tmp_path / "pipe.png")

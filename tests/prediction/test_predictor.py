@@ -15,7 +15,9 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Instances
 from PIL import Image
 
-from mask_rcnn_plus import BatchPredictor, UserError, load_config
+from mask_rcnn_plus import BatchPredictor, SlicedPredictor, UserError, load_config
+from mask_rcnn_plus.data import SafeDatasetMapper
+from mask_rcnn_plus.prediction import predictor as predictor_module
 from mask_rcnn_plus.prediction.building import read_config
 from tests.modeling import models
 
@@ -165,6 +167,68 @@ def test_a_model_without_masks() -> None:
     assert detections.image_size == (50, 60) and not detections.has("pred_masks")
 
 
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (3, 6000), (1, 1)])
+@pytest.mark.parametrize("augment", ["False", "True"])
+def test_a_thin_image_does_not_end_the_batch(
+    size: tuple[int, int], augment: str, weights: str, images: list[np.ndarray]
+) -> None:
+    opts = ["MODEL.DEVICE", "cpu", "TEST.AUG.ENABLED", augment, "TEST.AUG.MIN_SIZES", "(48,)"]
+    predictor = BatchPredictor.from_checkpoint(weights, opts=[*opts, "TEST.AUG.MAX_SIZE", "1000"])
+    thin = np.zeros((*size, 3), np.uint8)
+    for predict in (predictor, SlicedPredictor(predictor)):
+        before, result, after = predict([images[0], thin, images[0]])
+        assert result.image_size == size
+        assert torch.equal(before.scores, after.scores) and len(before) > 0
+
+
+def test_items_that_cannot_be_read_are_counted_if_asked(
+    predictor: BatchPredictor, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
+    given = [images[0], tmp_path / "text.jpg", None, images[0], tmp_path / "missing.png"]
+    for predict in (predictor, SlicedPredictor(predictor)):
+        errors = {}
+        results = predict(given, on_error=errors.__setitem__)
+        assert list(errors) == [1, 2, 4]
+        assert "text.jpg is not an image" in str(errors[1]) and "missing.png" in str(errors[4])
+        assert [len(result) > 0 for result in results] == [True, False, False, True, False]
+        assert results[1].image_size == (0, 0) and len(results[1].pred_boxes) == 0
+        with pytest.raises(UserError, match=r"text\.jpg"):
+            predict(given)
+
+
+def test_few_large_images_are_in_memory_at_a_time(
+    predictor: BatchPredictor, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    predict = predictor._predict
+    monkeypatch.setattr(
+        predictor, "_predict", lambda part: sizes.append(len(part)) or predict(part)
+    )
+    monkeypatch.setattr(predictor_module, "_PIXELS_AT_A_TIME", 64 * 64)
+    results = predictor([images[0], images[4], images[4], images[0]])
+    assert sizes == [2, 1, 1] and len(results) == 4
+
+
+@pytest.mark.parametrize("order", ["RGB", "L"])
+def test_a_model_of_another_format_predicts_what_it_evaluates(
+    order: str, weights: str, tmp_path: Path
+) -> None:
+    opts = ["MODEL.DEVICE", "cpu", "INPUT.FORMAT", order]
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 60000, (70, 80), dtype=np.uint16)).save(tmp_path / "a.png")
+    predictor = BatchPredictor.from_checkpoint(weights, opts=opts)
+    sample = SafeDatasetMapper(read_config(weights, opts=opts), is_train=False)(
+        {"file_name": str(tmp_path / "a.png"), "height": 70, "width": 80}
+    )
+    with torch.no_grad():
+        evaluated = predictor.model([sample])[0]["instances"]
+    (predicted,) = predictor([tmp_path / "a.png"])
+    assert len(evaluated) > 0 and torch.equal(predicted.scores, evaluated.scores)
+    augmented = BatchPredictor.from_checkpoint(weights, opts=[*opts, "TEST.AUG.ENABLED", "True"])
+    assert len(augmented([tmp_path / "a.png"])) == 1
+
+
 def test_errors_name_the_value(
     predictor: BatchPredictor, weights: str, trained: Path, tmp_path: Path
 ) -> None:
@@ -196,7 +260,7 @@ def test_errors_name_the_value(
         with pytest.raises(UserError, match=next(iter(wrong))):
             BatchPredictor(cfg, **wrong)
     for key, value, message in (
-        ("INPUT.FORMAT", "L", "INPUT.FORMAT"),
+        ("INPUT.FORMAT", "YUV-BT.601", "INPUT.FORMAT"),
         ("MODEL.ROI_HEADS.NAME", "NoHeads", "not registered"),
     ):
         with pytest.raises(UserError, match=message):
