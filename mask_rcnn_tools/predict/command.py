@@ -63,14 +63,14 @@ are wrong; 130 after Ctrl-C, which leaves complete files of the finished images 
 def main(argv: Sequence[str]) -> int:
     """Runs the command: returns 1 if a file was not read, else 0."""
     arguments = _parse(argv)
-    sources, left_out = find_sources(
-        arguments.inputs, recursive=arguments.recursive, output=arguments.output
-    )
-    check_output(arguments, sources)
     # OpenCV's own messages about broken files would repeat ours. It reads the first variable when
     # it is imported.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    sources, left_out = find_sources(
+        arguments.inputs, recursive=arguments.recursive, output=arguments.output
+    )
+    check_output(arguments, sources)
     import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
     from mask_rcnn_tools.predict.run import run
 
