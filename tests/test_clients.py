@@ -81,6 +81,35 @@ def test_supervision(folder: Path) -> None:
     assert not np.array_equal(sv.MaskAnnotator().annotate(image.copy(), detections), image)
 
 
+def test_detectree2(folder: Path) -> None:
+    pytest.importorskip("detectree2.models.predict")
+    (folder / "tiles").mkdir()
+    cv2.imwrite("tiles/photo.png", cv2.imread("photo.jpg"))
+    (snippet,) = snippets("detectree2")
+    exec(snippet, {})
+    (crowns,) = (folder / "crowns").glob("*.json")
+    assert json.loads(crowns.read_text())
+
+
+def test_layoutparser(folder: Path) -> None:
+    pytest.importorskip("layoutparser")
+    for name in [name for name in sys.modules if name.split(".")[0] == "layoutparser"]:
+        del sys.modules[name]  # imported above, without the snippet's answer
+    (snippet,) = snippets("layoutparser")
+    variables: dict[str, Any] = {}
+    exec(snippet, variables)
+    assert {block.type for block in variables["layout"]} <= {"circle", "square", "triangle"}
+    assert len(variables["layout"]) > 0
+
+
+def test_deepdoctection(folder: Path) -> None:
+    pytest.importorskip("deepdoctection")
+    (snippet,) = snippets("deepdoctection")
+    variables: dict[str, Any] = {}
+    exec(snippet, variables)
+    assert variables["results"]
+
+
 def test_the_balloon_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The notebook's calls on drawn balloons, with small images, random weights and two steps."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))

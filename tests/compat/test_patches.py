@@ -4,6 +4,7 @@ The processes are forked from a server that has imported torch but not detectron
 """
 
 import multiprocessing
+import pkgutil
 import runpy
 import sys
 import tempfile
@@ -333,6 +334,28 @@ def _import_beside_others() -> list[str]:
 
 def test_import_changes_no_other_package_and_is_silent(fresh) -> None:
     assert fresh.apply(_import_beside_others) == []
+
+
+def _unimportable() -> dict[str, str]:
+    """Which modules of detectron2 cannot be imported, and the package that each one lacks."""
+    import_module("mask_rcnn_plus")
+    detectron2, missing = import_module("detectron2"), {}
+
+    def note(name: str) -> None:
+        missing[name] = getattr(sys.exc_info()[1], "name", "") or repr(sys.exc_info()[1])
+
+    for module in pkgutil.walk_packages(detectron2.__path__, "detectron2.", onerror=note):
+        try:
+            import_module(module.name)
+        except Exception:
+            note(module.name)
+    return missing
+
+
+@pytest.mark.slow
+def test_every_module_of_detectron2_imports_or_lacks_an_optional_package(fresh) -> None:
+    missing = fresh.apply(_unimportable)
+    assert set(missing.values()) <= {"onnx", "panopticapi", "lvis", "cityscapesscripts"}, missing
 
 
 def _missing_extension(capture: Path) -> str | None:

@@ -255,6 +255,7 @@ def test_a_hostile_archive_is_refused_or_harmless(tmp_path: Path) -> None:
     assert read(path)["model"]["w"].tolist() == [0]
     torch.save({"model": Reduces(print, "x")}, path)
     assert "may run code" in refusal(path) and "--trust-checkpoint" in refusal(path)
+    assert "trust_checkpoint=True" in refusal(path)
     torch.save({"model": Reduces(print, "x")}, path, _use_new_zipfile_serialization=False)
     assert "may run code" in refusal(path)
     path.write_bytes(path.read_bytes()[:40])

@@ -245,7 +245,7 @@ def test_errors_name_the_value(
         BatchPredictor.from_checkpoint(weights.replace("final", "fnal"))
     bare = {"model": torch.load(weights, weights_only=True)["model"]}
     torch.save(bare, tmp_path / "bare.pth")
-    with pytest.raises(UserError, match=r"contain no config.*--config-file"):
+    with pytest.raises(UserError, match=r"contain no config.*--config-file.*config_file"):
         BatchPredictor.from_checkpoint(tmp_path / "bare.pth")
     cfg = load_config(trained / "config.yaml", ["MODEL.ROI_HEADS.NUM_CLASSES", "-1"])
     with pytest.raises(UserError, match="NUM_CLASSES is -1"):
