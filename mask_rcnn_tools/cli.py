@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -29,6 +30,16 @@ LIGHT = {"predict", "show-data", "fit-anchors", "lr-range", "doctor"}
 _MOVED = {"benchmark": "benchmarks.model", "ablate": "benchmarks.ablate"}
 
 
+def _prepare_environment() -> None:
+    """Sets what libraries read when they are imported."""
+    # OpenMP threads that wait soon sleep, so that other processes can run.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # A container started with --user has no home folder, where libraries keep caches.
+    if os.path.expanduser("~") in ("~", "/"):  # noqa: PTH111
+        os.environ["HOME"] = f"{tempfile.gettempdir()}/mask_rcnn_plus_{os.getuid()}"
+        os.environ.setdefault("USER", str(os.getuid()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -39,9 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code, see :func:`mask_rcnn_tools.arguments.run_command`.
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:  # torch would abort
+        print("error: the working directory was deleted: change to another", file=sys.stderr)
+        return 2
     if name in COMMANDS:
-        # Before torch: OpenMP threads that wait soon sleep, so that other processes can run.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        _prepare_environment()
         if name not in LIGHT:
             # Before anything else imports detectron2, because the plugin repairs it.
             importlib.import_module("mask_rcnn_plus")

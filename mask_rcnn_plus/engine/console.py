@@ -17,6 +17,11 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+from mask_rcnn_plus.engine.launch import lost_process
+from mask_rcnn_plus.errors import UserError, reason
+
+logger = logging.getLogger(__name__)
+
 _LOGGERS = ("detectron2", "fvcore", "mask_rcnn_plus")
 
 LOG_ONLY = {"log_only": True}
@@ -64,6 +69,22 @@ def _on_screen(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING or record.getMessage().startswith(_SHOWN)
     ours = record.name.startswith("mask_rcnn_plus")
     return ours or record.levelno >= logging.WARNING or record.getMessage().startswith(_SHOWN)
+
+
+@contextmanager
+def in_one_line(problem: str) -> Iterator[None]:
+    """Raises any error of detectron2, such as incompatible settings, as a UserError."""
+    try:
+        yield
+    except (UserError, FloatingPointError):
+        raise
+    except Exception as error:
+        if lost_process(error):
+            raise
+        logger.error(problem, exc_info=True, extra=LOG_ONLY)
+        raise UserError(
+            f"{problem}: {type(error).__name__}: {reason(error, 300)} (traceback: see log.txt)"
+        ) from error
 
 
 @contextmanager
