@@ -46,10 +46,9 @@ def setup_console(output_dir: str, rank: int) -> None:
     for name in _LOGGERS:
         for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
             if getattr(handler, "stream", None) is not sys.stdout:
-                # On a full disk logging would print a traceback for each line; the run reports it
-                # once. setup_logger creates the handler, so it cannot be a subclass.
-                handler.handleError = lambda record: None  # type: ignore[method-assign]
+                # A full disk must not print a traceback for each line; the run reports it once.
                 handler.stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+                handler.setStream(_LastingStream(handler.stream))
             elif isinstance(handler, logging.StreamHandler):
                 handler.addFilter(_on_screen)
                 if _is_terminal():

@@ -143,7 +143,7 @@ def _as_user_error(error: Exception) -> UserError | None:
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in saving.NO_WRITING:
-        return saving.SaveError(f"cannot write {error.filename or ''}: {reason(error)}")
+        return saving.SaveError(f"cannot write '{error.filename or 'a file'}': {reason(error)}")
     if lost_process(error):
         return LostProcessError(
             "another process of the run has ended; its own message says why; --resume continues "
