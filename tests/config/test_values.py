@@ -133,7 +133,7 @@ def test_settings_of_the_model_zoo_are_in_range(config: Path) -> None:
         ("OUTPUT_DIR", "None", "a value like './output'"),
         ("OUTPUT_DIR", "a\0b", "text without NUL"),
         ("MODEL.WEIGHTS", "a\udc80.pth", "broken Unicode"),
-        ("DATASETS.TRAIN", "('a\udc80',)", "broken Unicode"),
+        ("DATASETS.TRAIN", "('a\\udc80',)", "broken Unicode"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[1e-30]]", "0.1 to 100000"),
         ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1e300]]", "0.01 to 100"),
         ("MODEL.RPN.BBOX_REG_WEIGHTS", "()", "a list of 4 or 5 values"),
