@@ -4,7 +4,19 @@ import importlib.util
 import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
+
+try:
+    os.getcwd()  # noqa: PTH109
+except FileNotFoundError:  # torch would abort
+    print("error: the working directory was deleted: change to another", file=sys.stderr)
+    sys.exit(2)
+
+# A container started with --user has no home folder, where libraries keep caches.
+if os.path.expanduser("~") in ("~", "/"):  # noqa: PTH111
+    os.environ["HOME"] = f"{tempfile.gettempdir()}/mask_rcnn_plus_{os.getuid()}"
+    os.environ.setdefault("USER", str(os.getuid()))
 
 # Before torch: OpenMP threads that wait soon sleep. By default they spin for milliseconds, which
 # slows down every process on a busy machine.

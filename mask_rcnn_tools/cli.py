@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -40,6 +41,16 @@ _NO_EXPORT = (
 )
 
 
+def _prepare_environment() -> None:
+    """Sets what libraries read when they are imported."""
+    # OpenMP threads that wait soon sleep, so that other processes can run.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # A container started with --user has no home folder, where libraries keep caches.
+    if os.path.expanduser("~") in ("~", "/"):  # noqa: PTH111
+        os.environ["HOME"] = f"{tempfile.gettempdir()}/mask_rcnn_plus_{os.getuid()}"
+        os.environ.setdefault("USER", str(os.getuid()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -50,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code, see :func:`mask_rcnn_tools.arguments.run_command`.
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:  # torch would abort
+        print("error: the working directory was deleted: change to another", file=sys.stderr)
+        return 2
     if name in COMMANDS:
-        # Before torch: OpenMP threads that wait soon sleep, so that other processes can run.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        _prepare_environment()
         module = importlib.import_module(f"mask_rcnn_tools.{COMMANDS[name][0]}.command")
         return run_command(module.main, rest)
     return run_command(_without_command, [name])

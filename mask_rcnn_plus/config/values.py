@@ -101,8 +101,14 @@ _SHARE = _number(0, 1, above=True)
 _BELOW_ONE = Rule("0 or more and below 1", lambda v: _FRACTION.allows(v) and v < 1)
 _CHANNELS = _integer(1, _MAX_CHANNELS)
 _RESOLUTION = _integer(1, 1024)
+_LAYERS = _integer(0, 100)
 _NAMES = _list_of(Rule("a name", lambda v: isinstance(v, str) and v != ""), least=0)
-_ANCHORS = _list_of(_either(_POSITIVE, _list_of(_POSITIVE)))
+# Beyond these ranges, the areas of anchors are 0 or infinite in float32.
+_ANCHOR_SIZE = Rule("above 0 (0.1 to 100000 pixels)", _number(0.1, 1e5).allows)
+_ANCHOR_RATIO = Rule("above 0 (0.01 to 100)", _number(0.01, 100).allows)
+_BOX_WEIGHTS = _list_of(_number(1e-3, 1e6), lengths=(4, 5))  # 5 for rotated boxes
+# The samples per bin and direction; 0 or -1 chooses it by the RoI's size.
+_SAMPLING = _integer(-1, 100)
 _BOX_LOSS = _one_of("smooth_l1", "giou", "diou", "ciou")
 _IOUS = _list_of(_FRACTION, rising=True)
 _IOU_LABELS = _list_of(_one_of(-1, 0, 1))
@@ -163,8 +169,18 @@ RULES = {
     "MODEL.FREEZE": _NAMES,
     "MODEL.TIMM.DROP_PATH_RATE": _BELOW_ONE,
     "MODEL.TIMM.OUT_FEATURES": _NAMES,
-    "MODEL.ANCHOR_GENERATOR.SIZES": _ANCHORS,
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _ANCHORS,
+    "MODEL.RESNETS.NUM_GROUPS": _CHANNELS,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": _CHANNELS,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": _CHANNELS,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": _CHANNELS,
+    "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
+    "MODEL.ANCHOR_GENERATOR.SIZES": _list_of(_either(_ANCHOR_SIZE, _list_of(_ANCHOR_SIZE))),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _list_of(
+        _either(_ANCHOR_RATIO, _list_of(_ANCHOR_RATIO))
+    ),
+    "MODEL.RPN.BOUNDARY_THRESH": _integer(-1),
+    "MODEL.RPN.CONV_DIMS": _list_of(_either(_one_of(-1), _CHANNELS)),
+    "MODEL.RPN.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
     "MODEL.RPN.IOU_THRESHOLDS": _IOUS,
     "MODEL.RPN.IOU_LABELS": _IOU_LABELS,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": _COUNT,
@@ -184,7 +200,15 @@ RULES = {
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": _FRACTION,
     "MODEL.ROI_HEADS.NMS_THRESH_TEST": _FRACTION,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSS,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,
+    "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": _list_of(_BOX_WEIGHTS),
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO": _SAMPLING,
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO": _SAMPLING,
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_SAMPLING_RATIO": _SAMPLING,
+    "MODEL.ROI_BOX_HEAD.NUM_FC": _LAYERS,
     "MODEL.ROI_BOX_HEAD.FC_DIM": _CHANNELS,
+    "MODEL.ROI_BOX_HEAD.NUM_CONV": _LAYERS,
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": _CHANNELS,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": _RESOLUTION,
     "MODEL.ROI_BOX_HEAD.LOSS_CLS": _one_of("cross_entropy", "focal"),
     # The paper goes up to 5. From about 10, only completely wrong predictions count.
@@ -192,7 +216,9 @@ RULES = {
     "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTS": _list_of(_WEIGHT, least=0),
     "MODEL.ROI_BOX_HEAD.CLASS_WEIGHTING": _one_of("none", "inverse_frequency"),
     "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION": _RESOLUTION,
-    "MODEL.ROI_MASK_HEAD.MLP.NUM_FC": _integer(0, 100),
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": _LAYERS,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": _CHANNELS,
+    "MODEL.ROI_MASK_HEAD.MLP.NUM_FC": _LAYERS,
     "MODEL.ROI_MASK_HEAD.MLP.FC_DIM": _CHANNELS,
     "MODEL.ROI_MASK_HEAD.MLP.OUTPUT_RESOLUTION": _RESOLUTION,
     "MODEL.ROI_KEYPOINT_HEAD.POOLER_RESOLUTION": _RESOLUTION,
@@ -200,7 +226,7 @@ RULES = {
     "SOLVER.AMP.DTYPE": _one_of("fp16", "bf16"),
     "SOLVER.ACCUMULATE_STEPS": _COUNT,
     "SOLVER.MAX_ITER": _COUNT,
-    "SOLVER.BASE_LR": _POSITIVE,
+    "SOLVER.BASE_LR": _number(0, 1e6, above=True),  # above, weights overflow float32
     "SOLVER.MOMENTUM": _BELOW_ONE,
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY_NORM": _NOT_NEGATIVE,
@@ -212,7 +238,7 @@ RULES = {
     "SOLVER.WARMUP_METHOD": _one_of("linear", "constant"),
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.KEEP_CHECKPOINTS": _COUNT_OR_ZERO,
-    "SOLVER.IMS_PER_BATCH": _COUNT,
+    "SOLVER.IMS_PER_BATCH": Rule("1 or more (at most 65536)", _integer(1, 2**16).allows),
     "SOLVER.REFERENCE_WORLD_SIZE": _COUNT_OR_ZERO,
     "SOLVER.REFERENCE_IMS_PER_BATCH": _COUNT_OR_ZERO,
     "SOLVER.EMA.DECAY": _BELOW_ONE,

@@ -180,7 +180,8 @@ class Batches:
             return LoaderError(
                 f"a loader worker returned no batch for {self._timeout:g} seconds "
                 f"(DATALOADER.TIMEOUT) while loading {files}: check whether these images can be "
-                "read, or raise the timeout (0 for no limit)"
+                "read, and whether 'ulimit -n' allows 1024 open files, or raise the timeout (0 for "
+                "no limit)"
             )
         return LoaderError(
             f"a loader worker died; the next images were {files}: {why}; if memory or /dev/shm "

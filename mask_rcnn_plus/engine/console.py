@@ -17,6 +17,11 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+from mask_rcnn_plus.engine.launch import lost_process
+from mask_rcnn_plus.errors import UserError, reason
+
+logger = logging.getLogger(__name__)
+
 _LOGGERS = ("detectron2", "fvcore", "mask_rcnn_plus")
 
 LOG_ONLY = {"log_only": True}
@@ -41,10 +46,9 @@ def setup_console(output_dir: str, rank: int) -> None:
     for name in _LOGGERS:
         for handler in setup_logger(output_dir, distributed_rank=rank, name=name).handlers:
             if getattr(handler, "stream", None) is not sys.stdout:
-                # On a full disk logging would print a traceback for each line; the run reports it
-                # once. setup_logger creates the handler, so it cannot be a subclass.
-                handler.handleError = lambda record: None  # type: ignore[method-assign]
+                # A full disk must not print a traceback for each line; the run reports it once.
                 handler.stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+                handler.setStream(_LastingStream(handler.stream))
             elif isinstance(handler, logging.StreamHandler):
                 handler.addFilter(_on_screen)
                 if _is_terminal():
@@ -64,6 +68,22 @@ def _on_screen(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING or record.getMessage().startswith(_SHOWN)
     ours = record.name.startswith("mask_rcnn_plus")
     return ours or record.levelno >= logging.WARNING or record.getMessage().startswith(_SHOWN)
+
+
+@contextmanager
+def in_one_line(problem: str) -> Iterator[None]:
+    """Raises any error of detectron2, such as incompatible settings, as a UserError."""
+    try:
+        yield
+    except (UserError, FloatingPointError):
+        raise
+    except Exception as error:
+        if lost_process(error):
+            raise
+        logger.error(problem, exc_info=True, extra=LOG_ONLY)
+        raise UserError(
+            f"{problem}: {type(error).__name__}: {reason(error, 300)} (traceback: see log.txt)"
+        ) from error
 
 
 @contextmanager

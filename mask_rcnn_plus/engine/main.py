@@ -1,12 +1,12 @@
 """The command train_net.py."""
 
 import argparse
-import logging
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,14 +20,12 @@ from mask_rcnn_plus.engine import lock, saving
 from mask_rcnn_plus.engine.arguments import by_uv, parse, train_command
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.checks import DataCheck
-from mask_rcnn_plus.engine.console import LOG_ONLY, lasting_output
+from mask_rcnn_plus.engine.console import in_one_line, lasting_output
 from mask_rcnn_plus.engine.launch import LostProcessError, launch, lost_process
 from mask_rcnn_plus.engine.setup import setup
 from mask_rcnn_plus.engine.stops import Interrupt
 from mask_rcnn_plus.engine.trainer import Trainer
 from mask_rcnn_plus.errors import UserError, reason
-
-logger = logging.getLogger(__name__)
 
 
 @lasting_output()
@@ -63,6 +61,9 @@ def main(argv: Sequence[str] | None = None, *, check_data: DataCheck | None = No
 @lasting_output()
 def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> None:
     """Runs in each process; prints a UserError in one line and raises an Interrupt instead."""
+    # detectron2's gather of Python objects causes it in each process.
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    _allow_open_files()
     running = False
     try:
         cfg = setup(args, check_data=check_data)
@@ -80,25 +81,36 @@ def _run(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> No
         lock.release()
 
 
+def _allow_open_files() -> None:
+    """Raises the limit of open files, since loader workers pass each tensor as one."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # missing on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+        if soft != resource.RLIM_INFINITY:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
 def _as_user_error(error: Exception) -> UserError | None:
     """The error in one line, if it is the user's or the machine's; None for a bug."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in saving.NO_WRITING:
-        return saving.SaveError(f"cannot write {error.filename or ''}: {reason(error)}")
+        return saving.SaveError(f"cannot write '{error.filename or 'a file'}': {reason(error)}")
     if lost_process(error):
         return LostProcessError(
-            f"another process of the run has ended ({reason(error, 100)}): its own message says "
-            "why; --resume continues from the last checkpoint"
+            "another process of the run has ended; its own message says why; --resume continues "
+            "from the last checkpoint"
         )
     return None
 
 
 def _prepare_training(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], None]:
-    with _in_one_line("the config cannot be built"):
+    with in_one_line("the config cannot be built"):
         trainer = Trainer(cfg)
     trainer.checkpointer.trusted = _trusted(cfg, args)
-    with _in_one_line("the checkpoint cannot be used"):
+    with in_one_line("the checkpoint cannot be used"):
         trainer.resume_or_load(resume=args.resume)
 
     def train() -> None:
@@ -110,7 +122,7 @@ def _prepare_training(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], No
 
 
 def _prepare_evaluation(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], None]:
-    with _in_one_line("the config cannot be built"):
+    with in_one_line("the config cannot be built"):
         model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, strict=True)
     checkpointer.trusted = _trusted(cfg, args)
@@ -128,20 +140,6 @@ def _prepare_evaluation(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], 
 def _trusted(cfg: CfgNode, args: argparse.Namespace) -> str:
     # detectron2's own parser, which a caller may use, does not have the option.
     return cfg.MODEL.WEIGHTS if getattr(args, "trust_checkpoint", False) else ""
-
-
-@contextmanager
-def _in_one_line(problem: str) -> Iterator[None]:
-    """Raises any error of detectron2, such as incompatible settings, as a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        logger.error(problem, exc_info=True, extra=LOG_ONLY)
-        raise UserError(
-            f"{problem}: {type(error).__name__}: {reason(error, 300)} (traceback: see log.txt)"
-        ) from error
 
 
 def _print_next_steps(cfg: CfgNode) -> None:

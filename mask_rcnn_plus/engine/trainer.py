@@ -5,6 +5,7 @@ import sys
 import time
 import warnings
 import weakref
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mask_rcnn_plus.data.pixels import read_image
 from mask_rcnn_plus.engine import freezing, lock, saving
 from mask_rcnn_plus.engine.checkpoint import Checkpointer, check_run_state
 from mask_rcnn_plus.engine.checks import describe_data, log_changes
-from mask_rcnn_plus.engine.console import quiet_threads
+from mask_rcnn_plus.engine.console import in_one_line, quiet_threads
 from mask_rcnn_plus.engine.divergence import DivergedError, Step, report
 from mask_rcnn_plus.engine.hooks import extend_hooks
 from mask_rcnn_plus.engine.optimizer import build_optimizer
@@ -144,8 +145,11 @@ class Trainer(DefaultTrainer):
         self._end_together(problem)
         self._batches.begin_step(batch)
         self._trainer.iter = self.iter
+        # Settings that do not fit together may only fail here.
+        first = self.iter == self.start_iter
         try:
-            self._trainer.train_on(batch, data_time)
+            with in_one_line("the first step fails") if first else nullcontext():
+                self._trainer.train_on(batch, data_time)
         except FloatingPointError as error:
             # Either the losses of all processes, after the step, or a value of this process, in the
             # middle of it.

@@ -7,6 +7,7 @@ import yaml
 from detectron2.config import get_cfg as detectron2_config
 
 from mask_rcnn_plus import UserError, get_cfg, load_config
+from mask_rcnn_plus.config import with_values
 from tests.test_configs import leaves
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,26 @@ def test_a_broken_override_is_refused_in_one_line(
     with pytest.raises(UserError, match=expected.replace("?", r"\?")) as refusal:
         load_config(write(tmp_path, "SEED: 1\n"), opts)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_copy_with_other_values_leaves_the_config(tmp_path: Path) -> None:
+    cfg = load_config(write(tmp_path, "SEED: 1\n"))
+    cfg.freeze()
+    copy = with_values(cfg, {"MODEL.ROI_HEADS.NUM_CLASSES": 3, "SEED": 2})
+    assert (copy.MODEL.ROI_HEADS.NUM_CLASSES, copy.SEED, copy.is_frozen()) == (3, 2, True)
+    assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.SEED, cfg.is_frozen()) == (80, 1, True)
+
+
+def test_only_near_names_of_files_are_suggested(tmp_path: Path) -> None:
+    near = write(tmp_path, "SEED: 1\n", "small_data.yaml")
+    for name, suggested in (
+        ("smal_data.yaml", True),
+        ("small_data.yml", True),
+        ("nope.yaml", False),
+    ):
+        with pytest.raises(UserError) as refusal:
+            load_config(tmp_path / name)
+        assert (f"did you mean '{near}'?" in str(refusal.value)) is suggested
 
 
 @pytest.mark.parametrize(

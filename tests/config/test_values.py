@@ -139,6 +139,15 @@ def test_settings_of_the_model_zoo_are_in_range(config: Path) -> None:
         ("MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", "0", "1 to 1024"),
         ("GLOBAL.HACK", "-1e999", "finite"),
         ("OUTPUT_DIR", "None", "a value like './output'"),
+        ("OUTPUT_DIR", "a\0b", "text without NUL"),
+        ("MODEL.WEIGHTS", "a\udc80.pth", "broken Unicode"),
+        ("DATASETS.TRAIN", "('a\\udc80',)", "broken Unicode"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[1e-30]]", "0.1 to 100000"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[1e300]]", "0.01 to 100"),
+        ("MODEL.RPN.BBOX_REG_WEIGHTS", "()", "a list of 4 or 5 values"),
+        ("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "2147483647", "-1 to 100"),
+        ("MODEL.ROI_MASK_HEAD.NUM_CONV", "1000000", "0 to 100"),
+        ("INPUT.JITTER.SIZE", "(8,)", "(), or a list of 2"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_range(
@@ -157,9 +166,22 @@ def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_an_integer_is_a_number_also_where_the_default_is_one(config: Path) -> None:
+    cfg = load_config(config, ["SOLVER.BASE_LR", "1"])
+    assert cfg.SOLVER.BASE_LR == 1.0 and isinstance(cfg.SOLVER.BASE_LR, float)
+    config.write_text("SOLVER: {BASE_LR: 1}\n")
+    assert isinstance(load_config(config).SOLVER.BASE_LR, float)
+    with pytest.raises(UserError, match="must be an integer"):
+        load_config(config, ["SOLVER.MAX_ITER", "1.5"])
+
+
 def test_contradictory_keys_are_refused(config: Path) -> None:
     for expected, *opts in (
         ("False if", "INPUT.CROP.ENABLED", "True", "INPUT.JITTER.ENABLED", "True"),
+        (
+            "given if INPUT.MIN_SIZE_TRAIN is 0",
+            *("INPUT.JITTER.ENABLED", "True", "INPUT.MIN_SIZE_TRAIN", "(0,)"),
+        ),
         ("0 if INPUT.FORMAT", "INPUT.COLOR.LIGHTING", "10.0", "INPUT.FORMAT", "L"),
         (
             "0 unless MODEL.LOAD_PROPOSALS is False",

@@ -262,6 +262,29 @@ def test_blur_spreads_a_point_and_keeps_the_masks(channels: int) -> None:
     assert 30 < sum(kind is not T.NoOpTransform for kind in kinds) < 70
 
 
+@pytest.mark.parametrize(
+    ("shorter", "longest", "size", "expected"),
+    [
+        ((640, 800), 1333, (), (1024, 1024)),  # COCO's sizes, and the recipes with jitter
+        ((128,), 1333, (), (160, 160)),
+        ((800,), 640, (), (640, 640)),
+        ((8,), 1333, (), (32, 32)),
+        ((800,), 1333, (96, 64), (96, 64)),
+    ],
+)
+def test_without_a_size_the_jitter_follows_the_other_sizes(
+    shorter: tuple[int, ...], longest: int, size: tuple[int, ...], expected: tuple[int, int]
+) -> None:
+    cfg = config(
+        INPUT__JITTER__ENABLED=True,
+        INPUT__JITTER__SIZE=size,
+        INPUT__MIN_SIZE_TRAIN=shorter,
+        INPUT__MAX_SIZE_TRAIN=longest,
+    )
+    first, *_, last = build_augmentations(cfg)
+    assert first.size == last.size == expected
+
+
 def test_padding_comes_after_the_colours() -> None:
     cfg = config(INPUT__JITTER__ENABLED=True, INPUT__COLOR__BRIGHTNESS=0.9)
     kinds = [type(a) for a in build_augmentations(cfg)]

@@ -103,6 +103,38 @@ def test_a_full_disk_ends_in_one_line(
     assert differing(*[tmp_path / n / "model_final.pth" for n in ("larger", "whole")]) == []
 
 
+def test_a_full_disk_keeps_the_last_whole_files(
+    small_config: Path, tmp_path: Path, tmpfs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--config-file", str(small_config), "SOLVER.MAX_ITER", "1"]) == 0
+    weights = tmp_path / "output" / "model_final.pth"
+    folder = tmpfs / "inference" / "shapes_val"
+    folder.mkdir(parents=True)
+    old = [tmpfs / "config.yaml", tmpfs / "preview_shapes_val.png"]
+    old += [folder / n for n in ("metrics.json", "summary.csv", "coco_instances_results.json")]
+    for path in old:
+        path.write_text("old")
+    command = ["--config-file", str(small_config), "--eval-only", "OUTPUT_DIR", str(tmpfs)]
+    command += ["MODEL.WEIGHTS", str(weights), "DATASETS.TEST", "('shapes_val',)"]
+    command += ["TEST.PREVIEW_IMAGES", "1"]
+    capsys.readouterr()
+    with (tmpfs / "fill").open("wb") as fill:  # all but a few kB, for the log and config.yaml
+        fill.truncate(0)
+        while True:
+            try:
+                fill.write(b"0" * 4096)
+                fill.flush()
+            except OSError:
+                break
+    for free in (0, 40_000):
+        os.truncate(tmpfs / "fill", (tmpfs / "fill").stat().st_size - free)
+        assert main(command) == 4
+        assert "No space left" in error_of(capsys)
+        whole = [path for path in old if path.read_text(errors="replace") == "old"]
+        assert len(whole) >= (5 if not free else 2)
+        assert not list(tmpfs.rglob("*.part"))
+
+
 def test_a_folder_that_vanishes_ends_in_one_line(
     small_config: Path,
     tmp_path: Path,

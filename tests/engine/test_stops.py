@@ -106,5 +106,49 @@ def test_two_processes_stop_together(small_config: Path, tmp_path: Path) -> None
     assert len(stored["batch"]) == 2
 
 
+KILLED = """
+import os, signal, sys
+import mask_rcnn_plus
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from mask_rcnn_plus.engine import Trainer, main
+
+torch.set_num_threads(1)
+
+class Die(HookBase):
+    def after_step(self):
+        if self.trainer.iter == 3 and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+build = Trainer.build_hooks
+Trainer.build_hooks = lambda self: [*build(self), Die()]
+code = main(["--config-file", sys.argv[1], "SOLVER.IMS_PER_BATCH", "4"])
+print(f"CODE {code}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_with_one_line(small_config: Path, tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun += ["--redirects", "3", "--log-dir", str(tmp_path / "logs")]
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(script), str(small_config)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode != 0
+    (errors,) = (tmp_path / "logs").rglob("0/stderr.log")
+    lines = [line for line in errors.read_text().splitlines() if "SIGTERM" not in line and line]
+    assert len(lines) == 1 and "another process of the run has ended" in lines[0]
+    assert "Traceback" not in errors.with_name("stdout.log").read_text()
+    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000001.pth"
+
+
 def _codes(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("CODE ")]
