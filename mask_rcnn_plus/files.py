@@ -20,9 +20,8 @@ def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
         OSError: the file cannot be written. The old one is unchanged.
     """
     part = path.with_name(f"{path.name}.part")
-    options.setdefault("encoding", None if "b" in mode else "utf-8")
     try:
-        with part.open(mode, **options) as file:
+        with part.open(mode, encoding=None if "b" in mode else "utf-8", **options) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

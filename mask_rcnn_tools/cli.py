@@ -61,11 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code, see :func:`mask_rcnn_tools.arguments.run_command`.
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
-    try:
-        os.getcwd()  # noqa: PTH109
-    except FileNotFoundError:  # torch would abort
-        print("error: the working directory was deleted: change to another", file=sys.stderr)
-        return 2
     if name in COMMANDS:
         _prepare_environment()
         module = importlib.import_module(f"mask_rcnn_tools.{COMMANDS[name][0]}.command")

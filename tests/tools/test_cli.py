@@ -50,6 +50,7 @@ MISSING_FILE = {
     "fit-anchors": ["--config-file", "no.yaml"],
     "lr-range": ["--config-file", "no.yaml"],
     "convert-torchvision": ["no.pth", "out.pth"],
+    "stock-config": ["--weights", "no.pth", "--output", "out.yaml"],
     "doctor": ["--json", "no/doctor.json"],
     TRAIN: ["--config-file", "no.yaml"],
 }

@@ -101,6 +101,7 @@ def test_predict_takes_the_limit_from_its_option(
 def test_convert_takes_the_limit_from_its_option(
     pets: Path, limit: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (pets / "train.json").unlink()
     (pets / "labels").mkdir()
     (pets / "labels" / "a.txt").write_text("0 0.1 0.1 0.6 0.1 0.6 0.6 0.1 0.6\n")
     (pets / "data.yaml").write_text("names: [cat]\n")

@@ -75,7 +75,7 @@ def test_a_checkpoint_is_enough(trained: Path, tmp_path: Path) -> None:
     assert cfg.MODEL.DEVICE in ("cpu", "cuda")
     with pytest.raises(UsageError, match=r"stock\.yaml exists"):
         main(command)
-    with pytest.raises(UserError, match="nothing"):
+    with pytest.raises(UsageError, match="nothing"):
         main(["--weights", str(tmp_path / "nothing.pth"), "--output", str(tmp_path / "x.yaml")])
     assert not (tmp_path / "x.yaml").exists()
 

@@ -162,7 +162,7 @@ def test_odd_values_that_a_page_can_show(run: Path, tmp_path: Path) -> None:
     truth = tmp_path / "val.json"
     for key, value in (
         ("annotations.0.area", "large"),
-        ("categories.0.name", "\x1b[2J\x00 \u202e \ud800 猫"),
+        ("categories.0.name", "\x1b[2J\x00 \u202e 猫"),
         ("images.0.file_name", "a\x00b\ud800.png"),
     ):
         change(truth, key, value)
