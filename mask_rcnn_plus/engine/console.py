@@ -89,7 +89,9 @@ def in_one_line(problem: str) -> Iterator[None]:
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Inside, output that nobody reads any more (``| head``, a closed terminal) ends no run."""
-    with Path(os.devnull).open("w") as null:  # for a process that started without streams
+    with Path(os.devnull).open(
+        "w", encoding="utf-8"
+    ) as null:  # for a process that started without streams
         out, err = (_LastingStream(stream or null) for stream in (sys.stdout, sys.stderr))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
             try:
