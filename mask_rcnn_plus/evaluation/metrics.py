@@ -56,9 +56,10 @@ def complete_ground_truth(ground_truth: COCO) -> int:
     num_keypoints = max((len(ann.get("keypoints") or ()) // 3 for ann in anns), default=0)
     for ann in anns:
         ann["iscrowd"] = int(bool(ann.get("iscrowd")))  # some tools write null
-        if ann.get("area") is None and ann.get("segmentation"):
+        has_area = isinstance(area := ann.get("area"), int | float) and 0 <= area < math.inf
+        if not has_area and ann.get("segmentation"):
             ann["area"] = float(mask_util.area(ground_truth.annToRLE(ann)))
-        elif ann.get("area") is None:
+        elif not has_area:
             ann["area"] = ann["bbox"][2] * ann["bbox"][3]
         if num_keypoints:
             # As in COCO's own files, an object without keypoints does not count as missed.

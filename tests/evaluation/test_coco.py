@@ -551,7 +551,8 @@ def test_ids_unsupported_for_boundaries_do_not_affect_other_tasks(
     assert set(results) == {"bbox", "segm"} and results["segm"]["AP"] == pytest.approx(100)
 
 
-def test_null_in_the_ground_truth_has_a_meaning() -> None:
+@pytest.mark.parametrize("area", [None, "x", math.nan, -1, []])
+def test_null_in_the_ground_truth_has_a_meaning(area: Any) -> None:
     truth = COCO()
     square = [[2.0, 2, 12, 2, 12, 12, 2, 12]]
     truth.dataset = {
@@ -559,7 +560,7 @@ def test_null_in_the_ground_truth_has_a_meaning() -> None:
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [
             {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 10, 10], "iscrowd": None,
-             "area": None, "segmentation": square}
+             "area": area, "segmentation": square}
         ],
     }  # fmt: skip
     truth.createIndex()
