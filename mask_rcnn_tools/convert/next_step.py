@@ -1,7 +1,5 @@
 """The training command for data sets that were converted."""
 
-import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from mask_rcnn_plus.data.coco_json import parse
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.result import CheckResult
 from mask_rcnn_tools.convert.labels import split_of
+from mask_rcnn_tools.terminal import quote, shell_command
 
 
 def next_step(output: Path, results: Sequence[CheckResult]) -> str:
@@ -54,12 +53,10 @@ def _training(jsons: list[Path]) -> str:
     root = jsons[0].parents[1]
     environment = ""
     if root != dataset_root().resolve():
-        environment = f"DETECTRON2_DATASETS={shlex.quote(str(root))} "
-    start = "uv run" if "UV_RUN_RECURSION_DEPTH" in os.environ else "python"  # uv run sets it
-    return (
-        f"{environment}{start} train_net.py --config-file configs/small_data.yaml "
-        f'DATASETS.TRAIN "{train}" DATASETS.TEST "{test}"'
-    )
+        environment = f"DETECTRON2_DATASETS={quote(str(root))} "
+    keys = ("DATASETS.TRAIN", train, "DATASETS.TEST", test)
+    command = shell_command("train_net.py", "--config-file", "configs/small_data.yaml", *keys)
+    return environment + command
 
 
 def _converted_classes(path: Path) -> list[str]:
