@@ -118,13 +118,17 @@ def _from_pil(image: Image.Image, sixteen_bit: str, named: str) -> BGR:
             result[rows] = _scaled(np.asarray(part), low, high)[:, :, None]
     else:
         for rows, part in _strips(upright):
-            result[rows] = np.asarray(part.convert("RGB"))[:, :, ::-1]
+            part = part if part.mode == "RGB" else part.convert("RGB")
+            result[rows] = np.asarray(part)[:, :, ::-1]
     return result
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
     """Parts of an image, each with its rows."""
     step = max(1, _STRIP // image.width)
+    if step >= image.height:
+        yield slice(None), image
+        return
     for top in range(0, image.height, step):
         bottom = min(image.height, top + step)
         yield slice(top, bottom), image.crop((0, top, image.width, bottom))
