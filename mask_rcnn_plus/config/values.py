@@ -64,6 +64,10 @@ def _either(first: Rule, second: Rule) -> Rule:
     return Rule(expected, lambda value: first.allows(value) or second.allows(value))
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
+
+
 def _list_of(
     item: Rule, *, least: int = 1, lengths: Sequence[int] = (), rising: bool = False
 ) -> Rule:
@@ -247,6 +251,10 @@ RULES = {
     # Infinity has a meaning here: the largest gradient.
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _either(_POSITIVE, _one_of(math.inf)),
     "TEST.EVAL_PERIOD": _COUNT_OR_ZERO,
+    "TEST.EXPECTED_RESULTS": _list_of(
+        Rule("[task, metric, value, tolerance]", lambda v: _is_list(v) and len(v) == 4), least=0
+    ),
+    "TEST.PRECISE_BN.NUM_ITER": _COUNT,
     "TEST.DETECTIONS_PER_IMAGE": _integer(1, 2**20),
     "TEST.KEYPOINT_OKS_SIGMAS": _list_of(_number(0, 100, above=True), least=0),
     "TEST.BEST_METRIC": _METRIC,

@@ -148,6 +148,8 @@ def test_settings_of_the_model_zoo_are_in_range(config: Path) -> None:
         ("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "2147483647", "-1 to 100"),
         ("MODEL.ROI_MASK_HEAD.NUM_CONV", "1000000", "0 to 100"),
         ("INPUT.JITTER.SIZE", "(8,)", "(), or a list of 2"),
+        ("TEST.EXPECTED_RESULTS", "(1,)", "[task, metric, value, tolerance]"),
+        ("TEST.PRECISE_BN.NUM_ITER", "-1", "1 or more"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_the_range(

@@ -147,7 +147,7 @@ def test_a_killed_process_ends_the_others_with_one_line(small_config: Path, tmp_
     lines = [line for line in errors.read_text().splitlines() if "SIGTERM" not in line and line]
     assert len(lines) == 1 and "another process of the run has ended" in lines[0]
     assert "Traceback" not in errors.with_name("stdout.log").read_text()
-    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000001.pth"
+    assert (tmp_path / "output" / "last_checkpoint").read_text() == "model_0000003.pth"
 
 
 def _codes(text: str) -> list[str]:
