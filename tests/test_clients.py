@@ -135,7 +135,7 @@ def test_the_balloon_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("balloon_train",), ()
         cfg.DATALOADER.NUM_WORKERS = 2
         assert model_zoo.get_checkpoint_url(name).startswith("https://")
-        # The notebook loads weights from this URL, but tests use no network. Random weights need a norm.
+        # The notebook loads this URL, but tests use no network. Random weights need a norm.
         cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.NORM = "", "GN"
         cfg.MODEL.DEVICE = "cpu"
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64

@@ -23,7 +23,7 @@ def _unlocked() -> Iterator[None]:
 
 
 def other_process(folder: Path) -> tuple[int, int]:
-    """Starts a process that locks a folder. Returns its id, and a pipe; closing it ends the process."""
+    """Starts a process that locks a folder; returns its id, and a pipe that ends it when closed."""
     ready, told = os.pipe()
     end, hold = os.pipe()
     pid = os.fork()
