@@ -84,7 +84,7 @@ def complete_file(path: Path) -> Iterator[Path]:
 
     So no reader ever sees a part of the content. After an error, the file is removed. Creates the
     folder. A link is replaced, not followed. For a path that is not a regular file, such as
-    /dev/stdout, returns the path itself.
+    /dev/stdout, yields the path itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():

@@ -135,10 +135,8 @@ def _load(path: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 def _font_file(text: str) -> str | None:
     """A font file that has all letters: matplotlib's own, or one of the system."""
-    if _right_to_left(text) and not features.check(
-        "raqm"
-    ):  # Pillow would draw the letters in the wrong order
-        return None
+    if _right_to_left(text) and not features.check("raqm"):
+        return None  # without raqm, Pillow draws the letters in the wrong order
     return _font_with(frozenset(letter for letter in text if not letter.isascii()))
 
 

@@ -1,4 +1,4 @@
-"""Prints the training command for converted data sets."""
+"""Builds the training command for converted data sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
