@@ -16,7 +16,7 @@ def unknown(*args):
     raise KeyError("uid not found")
 pwd.getpwuid = unknown
 """
-# The environment that a command prepares, without the seconds that its imports take.
+# Code that prepares the environment of a command, without its slow imports.
 PREPARE = {
     "train_net.py": (
         f"text = open({str(ROOT / 'train_net.py')!r}).read()\n"
