@@ -107,6 +107,7 @@ def opens_text(call: ast.Call) -> bool:
         "distribution",
         "files",
         "formats",
+        "images",
         "read_text",
         "saving",
         "write_text",
