@@ -20,7 +20,7 @@ pwd.getpwuid = unknown
 PREPARE = {
     "train_net.py": (
         f"text = open({str(ROOT / 'train_net.py')!r}).read()\n"
-        "exec(compile(text.split('import mask_rcnn_plus')[0], 'train_net.py', 'exec'))\n"
+        "exec(compile(text.split('if __name__')[0], 'train_net.py', 'exec'))\n"
     ),
     "mask-rcnn-plus": "from mask_rcnn_tools import cli\ncli._prepare_environment()\n",
 }
