@@ -101,8 +101,16 @@ def opens_text(call: ast.Call) -> bool:
     binary = any(isinstance(c, str) and "b" in c and set(c) <= set("rwxab+") for c in constants)
     owner = ast.unparse(call.func).split(".")[0]
     # Not files: images, file descriptors, metadata of a distribution, and our own functions.
-    ours = ("files", "formats", "saving", "read_text", "write_text")
-    other = owner in ("Image", "os", "distribution", *ours)
+    other = owner in (
+        "Image",
+        "os",
+        "distribution",
+        "files",
+        "formats",
+        "read_text",
+        "saving",
+        "write_text",
+    )
     return (
         name in ("open", "read_text", "write_text")
         and not (binary or other)
