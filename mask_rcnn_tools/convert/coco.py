@@ -173,7 +173,7 @@ class _Reader:
                 self.labels.skip("images have the id of an earlier image", f"{where} '{name}'")
                 continue
             size = entry.get("width"), entry.get("height")
-            images[key] = image = self.images.open(name, path, near, size=size)
+            images[key] = image = self.images.open_named(name, path, near, size=size)
             if image is not None:
                 image.id, image.split = entry.get("id"), split
                 self.labels.images.append(image)

@@ -109,7 +109,7 @@ def _open(entry: ElementTree.Element, path: Path, images: NamedImages) -> Labell
     """An image without objects; None if it is skipped."""
     near = path.parent.resolve() / "images"
     size = (_size(entry.get("width")), _size(entry.get("height")))
-    image = images.open(
+    image = images.open_named(
         entry.get("name", ""), path, near if near.is_dir() else near.parent, size=size
     )
     if image is not None:

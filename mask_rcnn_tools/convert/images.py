@@ -28,7 +28,7 @@ class NamedImages:
         self._files = ImageFiles(self.top)
         self._seen: set[Path] = set()
 
-    def open(
+    def open_named(
         self,
         name: str,
         where: object,

@@ -134,7 +134,7 @@ def _open(
         remedy = f"they are URLs: download them first; {remedy}"
     sizes = ((result.get("original_width"), result.get("original_height")) for result in results)
     size = next((size for size in sizes if None not in size), (None, None))
-    return images.open(_path(name), where, size=size, remedy=remedy)
+    return images.open_named(_path(name), where, size=size, remedy=remedy)
 
 
 def _path(name: str) -> str:
