@@ -47,7 +47,10 @@ class _Parser(argparse.ArgumentParser):
             see = " See" if message.endswith("?") else "; see"
             # A file name may contain line breaks and control characters.
             line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-            print(f"error: {line}{see} train_net.py --help", file=sys.stderr)
+            try:
+                print(f"error: {line}{see} train_net.py --help", file=sys.stderr, flush=True)
+            except OSError:  # nobody reads it; Python would write it once more when it exits
+                sys.stderr = None
         sys.exit(2)
 
 

