@@ -86,6 +86,12 @@ def _list_of(
     return Rule(f"a list of {count} values, each {item.expected}{order}", allows)
 
 
+def _per_level(item: Rule) -> Rule:
+    """A list of values for each level. detectron2 also accepts one list, for all levels."""
+    allows = _list_of(_either(item, _list_of(item))).allows
+    return Rule(f"a list of lists of values, each {item.expected}", allows)
+
+
 def _is_depth_rule(value: Any) -> bool:
     if value in ("image", "full"):
         return True
@@ -110,6 +116,8 @@ _NAMES = _list_of(Rule("a name", lambda v: isinstance(v, str) and v != ""), leas
 # Beyond these ranges, the areas of anchors are 0 or infinite in float32.
 _ANCHOR_SIZE = Rule("above 0 (0.1 to 100000 pixels)", _number(0.1, 1e5).allows)
 _ANCHOR_RATIO = Rule("above 0 (0.01 to 100)", _number(0.01, 100).allows)
+# Beyond this range, pixels become infinite or 0 in float32.
+_PIXEL_STD = Rule("above 0 (1e-06 to 1e+06)", _number(1e-6, 1e6).allows)
 _BOX_WEIGHTS = _list_of(_number(1e-3, 1e6), lengths=(4, 5))  # 5 for rotated boxes
 # The samples per bin and direction; 0 or -1 chooses it by the RoI's size.
 _SAMPLING = _integer(-1, 100)
@@ -169,7 +177,7 @@ RULES = {
     "INPUT.COPY_PASTE.PROB": _FRACTION,
     "INPUT.COPY_PASTE.MAX_OBJECTS": _COUNT,
     "MODEL.PIXEL_MEAN": _list_of(_number(-1e6, 1e6)),
-    "MODEL.PIXEL_STD": _list_of(_POSITIVE),
+    "MODEL.PIXEL_STD": _list_of(_PIXEL_STD),
     "MODEL.FREEZE": _NAMES,
     "MODEL.TIMM.DROP_PATH_RATE": _BELOW_ONE,
     "MODEL.TIMM.OUT_FEATURES": _NAMES,
@@ -178,10 +186,8 @@ RULES = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": _CHANNELS,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": _CHANNELS,
     "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
-    "MODEL.ANCHOR_GENERATOR.SIZES": _list_of(_either(_ANCHOR_SIZE, _list_of(_ANCHOR_SIZE))),
-    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _list_of(
-        _either(_ANCHOR_RATIO, _list_of(_ANCHOR_RATIO))
-    ),
+    "MODEL.ANCHOR_GENERATOR.SIZES": _per_level(_ANCHOR_SIZE),
+    "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _per_level(_ANCHOR_RATIO),
     "MODEL.RPN.BOUNDARY_THRESH": _integer(-1),
     "MODEL.RPN.CONV_DIMS": _list_of(_either(_one_of(-1), _CHANNELS)),
     "MODEL.RPN.BBOX_REG_WEIGHTS": _BOX_WEIGHTS,

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -261,9 +262,18 @@ def files_below(folder: Path, *suffixes: str) -> list[Path]:
         path
         for path in folder.rglob("*")
         if (not suffixes or path.suffix.lower() in suffixes)
-        and path.is_file()
+        and os.path.isfile(path)  # noqa: PTH113  (Path's method raises errors for some links)
         and not any(p.startswith(".") for p in path.relative_to(folder).parts)
     )
+
+
+def report_irregular(labels: Labels, source: Path) -> None:
+    """Reports what ``files_below`` leaves out: links that lead nowhere, pipes and devices."""
+    for path in sorted(source.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(source).parts):
+            continue
+        if not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
+            labels.skip("files are links that lead nowhere, pipes or devices", path)
 
 
 def split_of(*names: str) -> str:

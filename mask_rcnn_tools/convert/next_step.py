@@ -1,5 +1,6 @@
 """Builds the training command for converted data sets."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def next_step(output: Path, results: Sequence[CheckResult]) -> str:
     found = {
         path: _converted_classes(path)
         for path in sorted(output.parent.glob("[!.]*/[!.]*.json"))
-        if path.is_file()
+        if os.path.isfile(path)  # noqa: PTH113  (Path's method raises errors for some links)
     }
     same = [path for path in found if found[path] == classes]
     here = [path for path in same if path.parent == output]

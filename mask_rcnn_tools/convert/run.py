@@ -8,7 +8,7 @@ from typing import Any
 from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_tools.check.checking import check_coco, note_leaks
 from mask_rcnn_tools.check.problems import ERROR
-from mask_rcnn_tools.convert.labels import Labels
+from mask_rcnn_tools.convert.labels import Labels, report_irregular
 from mask_rcnn_tools.convert.next_step import next_step
 from mask_rcnn_tools.convert.writing import Plan, write_coco
 
@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     reader = importlib.import_module(f"mask_rcnn_tools.convert.{name}")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in options}
     labels: Labels = reader.read(arguments.source, **given)
+    report_irregular(labels, arguments.source)  # nothing, if the source is a file
     plan = Plan(
         arguments.output,
         arguments.format,

@@ -94,10 +94,9 @@ def write_coco(labels: Labels, plan: Plan) -> list[Path]:
 
 
 def _nothing(what: str, labels: Labels) -> str:
-    reasons = [
-        f"{text} ({len(places)}, such as {places[0]})"
-        for text, places in [*labels.skipped.items(), *labels.noted.items()]
-    ]
+    causes = [*labels.skipped.items(), *labels.noted.items()]
+    causes.sort(key=lambda cause: "--classes" not in cause[0])  # first, since the rest is cut off
+    reasons = [f"{text} ({len(places)}, such as {places[0]})" for text, places in causes]
     return f"there are no {what} to convert" + (f": {'; '.join(reasons)[:600]}" if reasons else "")
 
 

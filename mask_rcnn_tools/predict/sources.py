@@ -142,7 +142,9 @@ def _folders_in(text: str, output: str) -> str:
     if not Path(text).is_dir():
         return ""
     with os.scandir(text) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not _is_hidden(entry.name)]
+        names = [
+            entry.name for entry in entries if _is_folder(entry) and not _is_hidden(entry.name)
+        ]
     names = [n for n in names if os.path.realpath(Path(text, n, "_")) != f"{output}_"]
     return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
 
@@ -164,11 +166,16 @@ def _split(files: Sequence[Path], suffixes: set[str], others: list[Path]) -> lis
     kept = []
     for file in files:
         # Programs write hidden files: on USB sticks, macOS adds a ._photo.jpg to each photo.
-        if _is_hidden(file.name) or file.name.lower() in _SYSTEM_FILES or file.is_dir():
+        if _is_hidden(file.name) or file.name.lower() in _SYSTEM_FILES or _is_folder(file):
             continue
-        is_read = file.suffix.lower() in suffixes and file.is_file()
+        is_read = file.suffix.lower() in suffixes and os.path.isfile(file)  # noqa: PTH113
         (kept if is_read else others).append(file)
     return kept
+
+
+def _is_folder(path: os.PathLike[str]) -> bool:
+    """Also answers for a link that leads nowhere; Path and DirEntry raise errors for some."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,6 +1,7 @@
 """The command mask-rcnn-plus convert, and training on its result."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -55,6 +56,21 @@ def test_training_on_converted_labels(
     assert train(["--config-file", str(config)]) == 0
     metrics = json.loads((tmp_path / "output/inference/things_val/metrics.json").read_text())
     assert "segm" in str(metrics)
+
+
+def test_links_that_lead_nowhere_and_pipes_are_skipped_and_named(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "gone.json").symlink_to("nowhere")  # as git-annex leaves it
+    (photos / "circle.json").symlink_to("circle.json")
+    (photos / "long.json").symlink_to("x" * 300)
+    os.mkfifo(photos / "pipe.json")
+    (photos / ".hidden.json").symlink_to("nowhere")
+    arguments = ["labelme", str(photos), "--output", str(tmp_path / "out"), "--split", "train"]
+    assert main(["convert", *arguments]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"skipped +4 x  .* links that lead nowhere, pipes", out) and "gone.json" in out
+    assert "out_train: 4 images" in out
 
 
 def test_a_shell_can_run_the_next_command(

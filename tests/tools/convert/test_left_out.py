@@ -269,5 +269,8 @@ def test_json_files_in_capitals_are_read(save: Save, tmp_path: Path) -> None:
 
 def test_an_error_says_why_no_object_is_left(save: Save, written: Written, tmp_path: Path) -> None:
     label_labelme(save("photos/a.png"), [BOX])
+    # Many other reasons do not hide the one that is a typing error.
+    for suffix in ("heic", "dng", "xyz", "abc", "def", "ghi", "jkl", "mno", "pqr"):
+        (tmp_path / "photos" / f"{'long' * 20}.{suffix}").write_bytes(b"")
     with pytest.raises(UserError, match=r"'cat'.*--classes.*a\.png"):
         written(labelme.read(tmp_path / "photos"), classes=["cta"])

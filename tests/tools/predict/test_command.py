@@ -345,6 +345,18 @@ def test_links_in_circles_end(folder: Path) -> None:
     assert "one" in find_sources(["photos"], recursive=True, output=Path("out"))[1][0][0]
 
 
+@pytest.mark.parametrize("name", ["self", "self.png"])
+@pytest.mark.parametrize("target", ["circle", "too long"])
+@pytest.mark.parametrize("given", ["photos", "photos/*"])
+def test_a_link_that_leads_nowhere_does_not_end_the_run(
+    folder: Path, name: str, target: str, given: str
+) -> None:
+    (folder / "photos" / name).symlink_to(name if target == "circle" else "x" * 300)
+    sources, left_out = find_sources([given], recursive=False, output=Path("out"))
+    assert [s.path for s in sources] == ["photos/y.jpg"]
+    assert any(name in message and count == 1 for message, count in left_out)
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes the model raise an error for images of a width."""
