@@ -5,6 +5,7 @@ doctor need neither. A command imports its implementation after it has parsed it
 """
 
 import argparse
+import re
 import signal
 import sys
 import threading
@@ -191,6 +192,13 @@ def _existing(text: str, kind: str, is_kind: Callable[[Path], bool]) -> Path:
 def weights(text: str) -> str:
     """Argument ``type``: a file, a URL or a ``detectron2://`` name."""
     return text if "://" in text else str(existing_file(text))
+
+
+def device(text: str) -> str:
+    """Argument ``type``: "auto", or a device of torch that computes, perhaps with a number."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu|hpu|mtia|xla)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is unknown; set auto, cpu, cuda or cuda:1")
+    return text
 
 
 def positive(text: str) -> int:
