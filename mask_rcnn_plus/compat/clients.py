@@ -67,6 +67,8 @@ def model_zoo_configs() -> bool:
         try:
             return original(config_path)
         except RuntimeError as error:
+            if Path(config_path).is_file():  # sahi tries the zoo before the file
+                raise
             hint = "give the path of the YAML in a clone of detectron2 (docs/clients.md)"
             raise RuntimeError(f"{error} Instead, {hint}") from error
 
