@@ -1,4 +1,4 @@
-"""Writes files that appear whole or not at all."""
+"""Writes files completely or not at all."""
 
 import contextlib
 import os
@@ -12,9 +12,9 @@ def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Opens a temporary file that replaces ``path`` when the block ends without an error.
 
     Args:
-        path: the file; at any moment it is the old one or the new one. Its folder must exist.
+        path: the file. Readers see the old or the new content, never a part. Its folder must exist.
         mode: "w" for text in UTF-8, "wb" for bytes.
-        options: of ``open``.
+        options: further arguments of ``open``.
 
     Raises:
         OSError: the file cannot be written. The old one is unchanged.

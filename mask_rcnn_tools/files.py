@@ -1,4 +1,4 @@
-"""The files that commands write: checked before the work, written whole or not at all."""
+"""Writes the files of commands: checked before the work, written completely or not at all."""
 
 import os
 import sys
@@ -31,8 +31,8 @@ def prepare_output(folder: Path, names: Sequence[str], *, overwrite: bool) -> No
 
     Args:
         folder: created if it does not exist.
-        names: the files to write into it.
-        overwrite: whether the files may exist.
+        names: the files that will be written into it.
+        overwrite: whether existing files may be replaced.
 
     Raises:
         UsageError: the folder cannot be created or written into, or a file exists.
@@ -57,7 +57,7 @@ def writing(path: Path, action: str = "write") -> Iterator[None]:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Writes an output file, whole or not at all, and says so on standard error.
+    """Writes an output file completely or not at all, and prints its path on standard error.
 
     Raises:
         UsageError: the file cannot be written; an existing file is unchanged.
@@ -82,18 +82,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def complete_file(path: Path) -> Iterator[Path]:
     """The path of an empty file to write, which takes the name ``path`` at the end of the block.
 
-    So no reader ever sees a part of the content; after an error, the file is removed. Creates the
-    folder. A link is replaced, not followed. What is not a regular file, such as /dev/stdout, is
-    itself the path to write.
+    So no reader ever sees a part of the content. After an error, the file is removed. Creates the
+    folder. A link is replaced, not followed. For a path that is not a regular file, such as
+    /dev/stdout, yields the path itself.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         yield path
         return
-    # A short name, because a long one with an ending may be too long.
+    # Shortened, because a long name with an ending may exceed the file system's limit.
     part = path.with_name(f".{path.name[:40]}-{os.getpid()}.part{path.suffix[:8]}")
     try:
-        part.touch(exist_ok=False)  # a link there may lead anywhere
+        part.touch(exist_ok=False)  # an existing link may point anywhere
         yield part
         if path.is_file():
             part.chmod(path.stat().st_mode & 0o777)

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported when they are used."""
+"""Imports the public names of a package only when they are used."""
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -6,17 +6,17 @@ from typing import Any
 
 
 def names_of(package: str, **modules: Iterable[str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package, which must not import torch to parse a command's arguments.
+    """Returns the ``__getattr__`` of a package that must not import torch to parse arguments.
 
     Args:
-        package: its name.
-        modules: the public names of each of its modules.
+        package: the name of the package.
+        modules: module of the package -> its public names.
     """
-    homes = {name: module for module, names in modules.items() for name in names}
+    module_of = {name: module for module, names in modules.items() for name in names}
 
     def find(name: str) -> Any:
-        if name not in homes:
+        if name not in module_of:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        return getattr(import_module(f"{package}.{module_of[name]}"), name)
 
     return find

@@ -1,6 +1,6 @@
-"""What the commands print: safe on any terminal, in any pipe, and ready to be pasted into a shell.
+"""Prints text that is safe on any terminal and in any pipe, and commands that can be pasted.
 
-Imports nothing but the standard library.
+Imports only the standard library.
 """
 
 import os
@@ -18,7 +18,7 @@ PROGRAM = "mask-rcnn-plus"
 
 @contextmanager
 def safe_output() -> Iterator[None]:
-    """Inside, standard output and standard error are :class:`Output`."""
+    """Inside the block, standard output and standard error are :class:`Output`."""
     streams = sys.stdout, sys.stderr
     if None in streams:  # the process started without them (`>&-`)
         _open_missing_streams()
@@ -43,17 +43,17 @@ def _open_missing_streams() -> None:
 class Output:
     """A text stream that accepts any text at any time.
 
-    It escapes what a terminal would obey (control characters, ANSI sequences, changes of the
-    writing direction) and what the encoding lacks, because class and file names come from others.
-    If the stream breaks, because `| head` has closed it or the disk is full, it drops the rest, so
-    that the command still writes its files.
+    Class and file names may come from others. So it escapes characters that control a terminal
+    (control characters, ANSI sequences, changes of the writing direction), and characters that the
+    encoding lacks. If the stream breaks, because `| head` has closed it or the disk is full, it
+    drops the rest, so that the command still writes its files.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes a text, or as much of it as the stream takes."""
+        """Writes a text, or as much of it as the stream accepts."""
         encoding = self._stream.encoding or "utf-8"
         escaped = "".join(c if c.isprintable() or c in "\n\r\t" else ascii(c)[1:-1] for c in text)
         try:
@@ -70,7 +70,7 @@ class Output:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        # Also the text in the buffer, which Python would write again when it exits.
+        # Drops the text in the buffer too; Python would try to write it again when it exits.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
@@ -82,7 +82,7 @@ class Output:
 
 
 def shell_command(program: str, *words: Any) -> str:
-    """A command line that the user can paste, started as this process was.
+    """A command line that the user can paste. It starts as this process was started.
 
     Args:
         program: "mask-rcnn-plus", or a script such as "train_net.py".
@@ -101,7 +101,7 @@ def shell_command(program: str, *words: Any) -> str:
 
 
 def _as_typed(program: str) -> str:
-    """The name of a program if the shell finds it by its name, else its path."""
+    """The name of a program if the shell finds this program by its name, else its path."""
     name = Path(program).name
     return name if shutil.which(name) == program else quote(program)
 

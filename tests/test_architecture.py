@@ -101,7 +101,17 @@ def opens_text(call: ast.Call) -> bool:
     binary = any(isinstance(c, str) and "b" in c and set(c) <= set("rwxab+") for c in constants)
     owner = ast.unparse(call.func).split(".")[0]
     # Not files: images, file descriptors, metadata of a distribution, and our own functions.
-    other = owner in ("Image", "os", "distribution", "files", "formats", "read_text", "write_text")
+    other = owner in (
+        "Image",
+        "os",
+        "distribution",
+        "files",
+        "formats",
+        "images",
+        "read_text",
+        "saving",
+        "write_text",
+    )
     return (
         name in ("open", "read_text", "write_text")
         and not (binary or other)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def snippets(title: str) -> list[str]:
-    """The Python of a section of the page."""
+    """The Python code in a section of the page."""
     section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
@@ -94,7 +94,7 @@ def test_detectree2(folder: Path) -> None:
 def test_layoutparser(folder: Path) -> None:
     pytest.importorskip("layoutparser")
     for name in [name for name in sys.modules if name.split(".")[0] == "layoutparser"]:
-        del sys.modules[name]  # imported above, without the snippet's answer
+        del sys.modules[name]  # imported above, without the patch in the snippet
     (snippet,) = snippets("layoutparser")
     variables: dict[str, Any] = {}
     exec(snippet, variables)
@@ -115,7 +115,7 @@ def test_the_balloon_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     for split, count in (("train", 4), ("val", 2)):
         draw_balloons(tmp_path / "balloon" / split, count)
-        # The same names exist as data sets by folder, which a look-up registers.
+        # Data sets by folder have the same names; the look-up registers them.
         (tmp_path / "balloon" / f"{split}.json").write_text("{}")
     folders.register_folder_datasets()
     assert folders.is_by_folder("balloon_train")
@@ -135,7 +135,7 @@ def test_the_balloon_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("balloon_train",), ()
         cfg.DATALOADER.NUM_WORKERS = 2
         assert model_zoo.get_checkpoint_url(name).startswith("https://")
-        # The notebook loads that URL; tests use no network, and random weights need a norm.
+        # The notebook loads this URL, but tests use no network. Random weights need a norm.
         cfg.MODEL.WEIGHTS, cfg.MODEL.RESNETS.NORM = "", "GN"
         cfg.MODEL.DEVICE = "cpu"
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64

@@ -1,4 +1,4 @@
-"""Damaged files of every kind that a user may get from others: one line each, never a traceback.
+"""Damaged files that a user may get from others: each is one line, never a traceback.
 
 Each reader gets files with random changes, for 5 seconds or for MRP_FUZZ_SECONDS.
 """
@@ -26,7 +26,7 @@ from tests.tools.report.conftest import MakeRun, make_run  # noqa: F401  (a fixt
 pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("MRP_FUZZ_SECONDS", "5"))
-# Values that a careless reader trips over.
+# Values that make a careless reader fail.
 VALUES = [
     *(None, True, False, 0, -1, 1, 2.5, 1e308, -1e-308, 10**400, 2**63, float("nan"), float("inf")),
     *(
@@ -113,7 +113,7 @@ def change_file(path: Path, draw: random.Random) -> None:
 
 
 def fuzz(folder: Path, draw: random.Random, read: Callable[[Path], object]) -> None:
-    """Calls ``read`` with copies of a folder of which one file is changed; collects tracebacks."""
+    """Calls ``read`` with copies of a folder in which one file is changed; collects tracebacks."""
     failures: dict[str, str] = {}
     work = folder.with_name("changed")
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -137,7 +137,7 @@ def fuzz(folder: Path, draw: random.Random, read: Callable[[Path], object]) -> N
 
 
 def command(*arguments: str) -> Callable[[Path], object]:
-    """Runs a command on the changed folder, which stands for {} in its arguments."""
+    """Runs a command on the changed folder, which replaces {} in its arguments."""
 
     def read(folder: Path) -> None:
         out = folder.with_name("out")

@@ -1,4 +1,4 @@
-"""Patches for programs on top of detectron2: its model zoo and its export. See patches.py."""
+"""Patches that programs on top of detectron2 need: model zoo and export. See patches.py."""
 
 import contextlib
 import importlib.resources
@@ -9,7 +9,7 @@ from typing import Any
 
 from mask_rcnn_plus.compat.tools import Stub, lent_module, load, source
 
-# A link to configs/coco, whose files have the settings and names of the zoo's; a wheel has copies.
+# A link to configs/coco; in a wheel, a copy. Names and settings are those of detectron2's zoo.
 _CONFIGS = Path(__file__).with_name("model_zoo")
 # The start of a config's name -> its folder in the zoo.
 _ZOO_FOLDERS = {
@@ -25,11 +25,11 @@ def model_zoo_without_pkg_resources() -> bool:
     """model_zoo/model_zoo.py:4 imports ``pkg_resources``, which setuptools 82 removed.
 
     Symptom: ModuleNotFoundError from ``detectron2.model_zoo``, which looks up COCO weights. Fix:
-    during that import there is a ``pkg_resources`` with the one function that it calls.
+    during that import, a stub of ``pkg_resources`` with the only function that the module calls.
     """
     name = "pkg_resources"
-    there = name in sys.modules or importlib.util.find_spec(name)
-    if there or f"import {name}" not in source("model_zoo/model_zoo.py"):
+    exists = name in sys.modules or importlib.util.find_spec(name)
+    if exists or f"import {name}" not in source("model_zoo/model_zoo.py"):
         return False
 
     def resource_filename(package: str, resource: str) -> str:
@@ -45,8 +45,8 @@ def model_zoo_without_pkg_resources() -> bool:
 def model_zoo_configs() -> bool:
     """model_zoo/model_zoo.py:119 looks for YAMLs beside itself, which redistributions leave out.
 
-    Symptom: RuntimeError "not available in Model Zoo" for every name. Fix: for the zoo's R-CNNs,
-    the paths of our own configs. Their keys are detectron2's; their ROI heads are our faster ones.
+    Symptom: RuntimeError "not available in Model Zoo" for every name. Fix: return the
+    paths of our own configs of the zoo's R-CNNs, which have detectron2's keys and our ROI heads.
     """
     load("model_zoo")
     zoo = sys.modules["detectron2.model_zoo.model_zoo"]
@@ -84,7 +84,10 @@ class _Caffe2(Stub):
             return super().__getattr__(name)
 
         def use(*_: Any, **__: Any) -> None:
-            raise ImportError(f"{self.__name__}.{name} is needed, but torch has no Caffe2 any more")
+            raise ImportError(
+                f"{self.__name__}.{name} needs Caffe2, which PyTorch no longer contains: use "
+                "detectron2.export.TracingAdapter instead"
+            )
 
         return type(name, (), {"__new__": use})
 
@@ -92,9 +95,9 @@ class _Caffe2(Stub):
 def export_without_caffe2() -> bool:
     """export/api.py:6 and others import Caffe2, which torch no longer contains.
 
-    Symptom: ModuleNotFoundError from ``detectron2.export``, and so from ``utils.analysis``: no
-    TracingAdapter, no FlopCountAnalysis. Fix: stubs during that import. What exports to Caffe2
-    raises an ImportError when it is called.
+    Symptom: ModuleNotFoundError from ``detectron2.export`` and ``utils.analysis``, so
+    TracingAdapter and FlopCountAnalysis cannot be imported. Fix: stubs during that import.
+    Functions that export to Caffe2 raise an ImportError when they are called.
     """
     unguarded = "\nfrom caffe2.proto import" in source("export/api.py")
     if not unguarded or importlib.util.find_spec("caffe2"):

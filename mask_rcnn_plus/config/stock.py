@@ -1,4 +1,4 @@
-"""A config for programs that only know detectron2: its own keys, and its own ROI heads."""
+"""Converts a config for programs that know only detectron2's keys and ROI heads."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from mask_rcnn_plus.config.keys import complete, get_cfg
 from mask_rcnn_plus.errors import UserError
 
 STOCK_CONFIG = "config_detectron2.yaml"
-# The same parameters, losses and detections.
+# Our heads -> detectron2's, with the same parameters, losses and detections.
 _COUNTERPARTS = {
     "FusedROIHeads": "StandardROIHeads",
     "FusedRes5ROIHeads": "Res5ROIHeads",
@@ -20,7 +20,7 @@ _POOLERS = ("", "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 
 def stock_config(cfg: CfgNode) -> CfgNode:
-    """The same model, with the same detections, in keys and components of detectron2.
+    """A config of the same model, with the same detections, in detectron2's keys and components.
 
     Args:
         cfg: any config. Not modified.
@@ -54,9 +54,11 @@ def write_stock_config(cfg: CfgNode, path: Path) -> None:
         UserError: as :func:`stock_config`.
         OSError: the file cannot be written.
     """
-    lines = ["For programs that use detectron2 without mask_rcnn_plus: the same detections."]
+    lines = [
+        "For programs that use detectron2 without mask_rcnn_plus. The detections are the same."
+    ]
     if changed := _changed(complete(cfg), get_cfg(), get_detectron2_cfg()):
-        lines.append(f"Left out, because detectron2 does not have these: {', '.join(changed)}.")
+        lines.append(f"Left out, because detectron2 lacks these keys: {', '.join(changed)}.")
     text = "".join(f"# {line}\n" for line in lines) + stock_config(cfg).dump()
     path.write_text(text, encoding="utf-8")
 
@@ -84,6 +86,6 @@ def _changed(cfg: CfgNode, ours: CfgNode, theirs: CfgNode, prefix: str = "") -> 
 
 def _no_counterpart(key: str, value: str) -> UserError:
     return UserError(
-        f"MODEL.{key} is '{value}', which detectron2 does not have: the model needs "
-        "`import mask_rcnn_plus` and its config.yaml"
+        f"MODEL.{key} is '{value}', which detectron2 does not have: use the "
+        "run's config.yaml with `import mask_rcnn_plus` instead"
     )

@@ -1,8 +1,8 @@
-"""Finds the one image file that a name in a label file can mean.
+"""Finds the image file that a name in a label file refers to.
 
 Label files are moved, renamed and uploaded: their names have folders of another machine, drive
 letters, other capitals, another Unicode form, or the prefix of an upload. A name is resolved only
-if exactly one file can be meant.
+if exactly one file fits.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ def _unicode_form(path: str) -> str:
     return unicodedata.normalize("NFC", path)
 
 
-def _letters(path: str) -> str:
+def _ignoring_case(path: str) -> str:
     """Without differences in case, and with one ending for JPEG and one for TIFF."""
     stem, dot, ending = _unicode_form(path).casefold().rpartition(".")
     return stem + dot + _ENDINGS.get(ending, ending)
@@ -32,22 +32,23 @@ def _without_upload(path: str) -> str:
     """Without URL escapes, and without what Label Studio (``1a2b3c4d-NAME.jpg``) and Roboflow
     (``NAME_jpg.rf.HASH.jpg``) add to a name.
     """
-    folder, slash, name = _letters(unquote(path)).rpartition("/")
+    folder, slash, name = _ignoring_case(unquote(path)).rpartition("/")
     name = re.sub(r"^(?=\d*[a-f])[0-9a-f]{8}-(?=.)", "", name)  # with a letter: not a date
     name = re.sub(r"[_.](?:jpe?g|png|bmp|tiff?|webp)\.rf\.[0-9a-z]{16,}(?=\.)", "", name)
     return folder + slash + name
 
 
 def similar_name(stem: str) -> str:
-    """The same text for all names without ending that the rules below take for the same file."""
+    """A key that is equal for names, without ending, that the rules below treat as one file."""
     return _without_upload(f"{stem}.")
 
 
-# How a name differs from its file -> what makes both equal. The first rule that fits counts.
+# How a name differs from its file -> a function that makes both equal. The first one that finds a
+# file is used.
 _RULES: dict[str, Callable[[str], str]] = {
     "in another folder": str,
     "in another Unicode form": _unicode_form,
-    "with other capitals or another ending (.jpg, .jpeg)": _letters,
+    "with other capitals or another ending (.jpg, .jpeg)": _ignoring_case,
     "without the prefix, hash or URL escapes of an upload": _without_upload,
 }
 
@@ -67,7 +68,7 @@ class ImageFiles:
         self.resolved: dict[str, list[str]] = {}
         self.ambiguous: dict[str, list[Path]] = {}
         self._roots = [Path(os.path.realpath(root)) for root in roots]
-        self._answers: dict[tuple[str, Path], Path | None] = {}
+        self._found: dict[tuple[str, Path], Path | None] = {}
         # For each rule: the last part of a path, as the rule changes it -> files.
         self._by_name: dict[str, dict[str, list[Path]]] = {}
 
@@ -79,18 +80,18 @@ class ImageFiles:
             near: the folder that the name is relative to, if it is not the first root.
         """
         try:
-            # As the system lists names in UTF-8 under this locale, perhaps with surrogates.
+            # UTF-8 as os.listdir returns it in this locale, perhaps with surrogates.
             name = os.fsdecode(name.encode("utf-8", "surrogateescape"))
         except UnicodeError:
             return None
         bases = [*([Path(os.path.realpath(near))] if near else []), *self._roots]
         key = (name, bases[0])
-        if key not in self._answers:
-            self._answers[key] = self.find_exact(name, near) or self._find_similar(name, bases)
-        return self._answers[key]
+        if key not in self._found:
+            self._found[key] = self.find_exact(name, near) or self._find_similar(name, bases)
+        return self._found[key]
 
     def find_exact(self, name: str, near: Path | None = None) -> Path | None:
-        """As ``find``, but only a file with exactly this name."""
+        """As ``find``, but only if a file has exactly this name."""
         name = name.replace("\\", "/")
         try:
             for base in [near, *self._roots] if near else self._roots:
@@ -162,7 +163,7 @@ def _parts(path: str) -> list[str]:
 
 
 def missing_files(paths: Iterable[str]) -> list[str]:
-    """The paths without a file, each once. Lists each folder once, which is fast."""
+    """The paths where no file exists, each once. Lists folders, which is faster than many stats."""
     paths = list(dict.fromkeys(paths))
     listed: set[str] = set()
     for folder in {os.path.split(path)[0] for path in paths}:
@@ -182,12 +183,12 @@ def _exists(path: str) -> bool:
 
 
 def relative_name(path: str, root: str | Path) -> str:
-    """The name that ``os.path.join`` has joined to a root; a path elsewhere stays as it is."""
+    """A path relative to the root; unchanged if it is not below the root."""
     return path.removeprefix(f"{root}".rstrip("/") + "/")
 
 
 def as_text(path: str) -> str:
-    """The path as a json has it; with LC_ALL=C, Python escapes letters in the names of files."""
+    """The path as a json contains it. With LC_ALL=C, Python escapes letters in file names."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
@@ -199,8 +200,8 @@ def resolve_names(names: Iterable[str], root: Path) -> tuple[dict[str, str], dic
         root: the image folder.
 
     Returns:
-        the path of the file that a name means, relative to the root; and for names that could mean
-        several files, or one that is another image, the reason as a clause.
+        name -> the path of its file, relative to the root; and name -> the reason, as a clause, why
+        it has no file: several files fit, or the file is that of another image.
     """
     paths = {str(Path(root, name)): name for name in names}
     lost = [paths[path] for path in missing_files(paths)]

@@ -23,13 +23,13 @@ from mask_rcnn_plus.errors import UserError
 logger = logging.getLogger(__name__)
 
 BGR = npt.NDArray[np.uint8]
-# Formats in which several images are a series. In a JPEG, the others are previews.
+# Formats whose files may contain a series of images. In a JPEG, further images are previews.
 _SERIES = ("GIF", "TIFF", "WEBP", "PNG")
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's names
 _32_BIT_MODES = ("I", "F")
 # Pillow reads 16-bit files of these formats as 32 bits, with white at 65535.
 _WIDENED = ("PNG", "PPM")
-_STRIP = 2**22  # pixels that are converted at once: less memory for large images
+_STRIP = 2**22  # pixels converted at a time, to limit the memory for large images
 
 
 def read_image(file_name: str, format: str = "BGR", *, sixteen_bit: str = "image") -> BGR:
@@ -58,7 +58,7 @@ def read_image(file_name: str, format: str = "BGR", *, sixteen_bit: str = "image
 def to_bgr(
     image: Any, *, array_format: str = "BGR", sixteen_bit: str = "image", named: str = "image"
 ) -> BGR:
-    """The pixels of any image in BGR, as for a model with INPUT.FORMAT BGR.
+    """The pixels of an image file, PIL image or array, as for a model with INPUT.FORMAT BGR.
 
     If a file contains several images, the first one is used, and a warning is logged.
 
@@ -113,7 +113,7 @@ def in_format(image: BGR, format: str) -> BGR:
 
 def _from_pil(image: Image.Image, sixteen_bit: str, named: str) -> BGR:
     if 0 in image.size:
-        raise UserError(f"{named} has {image.width} x {image.height} pixels")
+        raise UserError(f"{named} has {image.width} x {image.height} pixels: replace or remove it")
     # detectron2's own function. It ignores damaged EXIF data.
     upright = detection_utils._apply_exif_orientation(image)
     result = np.empty((upright.height, upright.width, 3), np.uint8)
@@ -132,7 +132,7 @@ def _from_pil(image: Image.Image, sixteen_bit: str, named: str) -> BGR:
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
-    """Parts of an image, each with its rows."""
+    """Horizontal parts of an image, each with the slice of its rows."""
     step = max(1, _STRIP // image.width)
     if step >= image.height:
         yield slice(None), image
@@ -145,7 +145,7 @@ def _strips(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
 def _value_range(
     rule: str, parts: Iterator[Any], *, sixteen: bool, named: str
 ) -> tuple[float, float]:
-    """The values that become 0 and 255, by INPUT.SIXTEEN_BIT.
+    """The input values that become 0 and 255, according to INPUT.SIXTEEN_BIT.
 
     Args:
         parts: all pixels, as images or arrays.

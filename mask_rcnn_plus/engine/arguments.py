@@ -35,8 +35,8 @@ Exit codes:
     2  an invalid argument, config, data set or checkpoint
     3  training diverged; OUTPUT_DIR/divergence.pt has the batch
     4  a checkpoint could not be written; the last one is intact
-    5  a worker of the data loader died or hangs; the run is saved.
-       Or another process of the run died; the last checkpoint is intact
+    5  a worker of the data loader died or hangs; the run is saved. Or
+       another process of the run died; the last checkpoint is intact
   130  SIGINT (Ctrl-C), 143  SIGTERM, 129  SIGHUP (a closed terminal): the run
        is saved after the current step; a second signal ends it at once
 """
@@ -47,14 +47,14 @@ class _Parser(argparse.ArgumentParser):
         # Every process of torchrun parses: print one line per machine, without argparse's usage.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             see = " See" if message.endswith("?") else "; see"
-            # A file name may contain line breaks and what a terminal would obey.
+            # A file name may contain line breaks and control characters.
             line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
             print(f"error: {line}{see} {train_command()} --help", file=sys.stderr)
         sys.exit(2)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the arguments: those of detectron2's train_net.py, and ``--trust-checkpoint``.
+    """Parses the arguments of detectron2's train_net.py, and ``--trust-checkpoint``.
 
     Raises:
         SystemExit: after ``--help``, or with code 2 after one line about a mistake.
@@ -78,19 +78,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num-gpus", type=int, default=1, metavar="N", help="GPUs per machine (default: 1)")
     add("--num-machines", type=int, default=1, metavar="N", help="machines (default: 1)")
     add("--machine-rank", type=int, default=0, metavar="I", help="this machine, from 0")
-    # The same port for all runs of a user, as in detectron2: processes that a run left behind are
-    # noticed because they occupy it.
+    # As in detectron2, all runs of a user have the same port: if an earlier run left processes
+    # behind, the port is in use, and the new run reports it.
     port = 2**15 + 2**14 + (os.getuid() if hasattr(os, "getuid") else 1) % 2**14
     add(
         "--dist-url",
         default=f"tcp://127.0.0.1:{port}",
         metavar="URL",
-        help="where the processes of several GPUs or machines meet",
+        help="address where the processes of several GPUs or machines connect",
     )
     text = "config keys and values, after all options"
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=text)
     arguments = parser.parse_args(argv)
-    if arguments.config_file is None:  # not by argparse, which would say it before a wrong option
+    if arguments.config_file is None:  # argparse would report it before a wrong option
         parser.error(_NO_CONFIG)
     for key in arguments.opts[0::2]:
         if key.startswith("-"):
@@ -108,7 +108,7 @@ def by_uv() -> bool:
 
 
 def train_command() -> str:
-    """The start of a command line that the user can paste."""
+    """How the user starts train_net.py: the first words of a command to paste."""
     if by_uv():
         return "uv run train_net.py"
     # The Python that runs now, because another one may not have the packages.

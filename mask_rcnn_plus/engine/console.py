@@ -192,7 +192,7 @@ class ProgressBar(HookBase):
 
 
 def _is_terminal() -> bool:
-    # tqdm draws on standard error; some pseudo-terminals have no width.
+    # tqdm draws on standard error; some pseudo-terminals have no width or height.
     if not (sys.stderr.isatty() and sys.stdout.isatty()):
         return False
-    return shutil.get_terminal_size(fallback=(0, 0)).columns > 0
+    return min(shutil.get_terminal_size(fallback=(0, 0))) > 0

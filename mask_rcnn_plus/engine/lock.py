@@ -1,4 +1,4 @@
-"""One run at a time in an OUTPUT_DIR: a lock that ends with the process that holds it."""
+"""Locks an OUTPUT_DIR, so that two runs cannot use it. The lock ends with its process."""
 
 import errno
 import logging
@@ -17,17 +17,17 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 _FILE = ".lock"
-# Folder -> the open lock file and the thread that locked it. A forked process holds no lock.
+# Folder -> the open lock file and the thread that locked it. Forked processes do not hold locks.
 _held: dict[str, tuple[int, threading.Thread]] = {}
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_held.clear)
 
 
 def acquire(folder: str) -> None:
-    """Locks the folder of a run for this process; again in the same thread, it does nothing.
+    """Locks the folder of a run. Does nothing if this thread has locked it already.
 
-    A record lock, since loader workers would inherit a ``flock`` and keep it for seconds after
-    their run was killed. Where the file system or the system has no locks, the log says so.
+    Uses a record lock, because loader workers would inherit a ``flock`` and keep it for seconds
+    after their run was killed. Logs a warning if the system or the file system has no locks.
 
     Raises:
         UserError: another run uses the folder, in another process or in a thread of this one.
@@ -60,11 +60,11 @@ def acquire(folder: str) -> None:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {platform.node()}\n".encode())
     except OSError:
-        pass  # only for the message; on a full disk the run itself reports the error
+        pass  # only the message needs the content; on a full disk, the run itself reports the error
 
 
 def release() -> None:
-    """Unlocks the folders that this thread has locked."""
+    """Unlocks all folders that this thread has locked."""
     for key, (file, thread) in list(_held.items()):
         if thread is threading.current_thread():
             del _held[key]
@@ -73,5 +73,5 @@ def release() -> None:
 
 def _in_use(folder: str, holder: str) -> UserError:
     return UserError(
-        f"OUTPUT_DIR '{folder}' is in use by {holder}: wait for its end, or set another OUTPUT_DIR"
+        f"OUTPUT_DIR '{folder}' is in use by {holder}: wait until it ends, or set another folder"
     )

@@ -1,7 +1,7 @@
-"""Text drawn into images: with OpenCV's font, or with another one for the letters that it lacks.
+"""Draws text into images: with OpenCV's font, or with another font for letters that it lacks.
 
 OpenCV 5 contains Latin, Greek, Cyrillic, Chinese, Japanese and Korean letters, OpenCV 4 only ASCII.
-Neither writes from right to left. Pillow does, and uses any font file.
+Neither draws right-to-left scripts. Pillow does, with any font file.
 """
 
 import functools
@@ -27,16 +27,17 @@ _logger = logging.getLogger(__name__)
 
 
 def class_name(class_names: Sequence[str], index: int) -> str:
-    """The name of a class as it can be drawn, or "class <index>" if no font has its letters."""
+    """The name of a class in drawable letters, or "class <index>" if no font has its letters."""
     name = class_names[index] if index < len(class_names) else ""
     return drawable(name, otherwise=f"class {index}") or f"class {index}"
 
 
 @functools.cache
 def drawable(text: str, *, otherwise: str) -> str:
-    """The text on one line, without accents if no font has them; ``otherwise`` without a font.
+    """The text on one line, in letters that a font has.
 
-    A warning says which letters need a font.
+    Accents are removed if no font has them. If no font has the letters either, returns
+    ``otherwise``, and a warning says what to install.
     """
     text = " ".join(unicodedata.normalize("NFC", text).split())
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -120,7 +121,7 @@ def _opencv_has(letter: str) -> bool:
 
 
 def _pillow_font(text: str, scale: float) -> ImageFont.FreeTypeFont | None:
-    """A font of Pillow, if OpenCV cannot draw the text."""
+    """The font for Pillow to draw with; None if OpenCV can draw the text, or if no font can."""
     if text.isascii() or _opencv_draws(text):
         return None
     path = _font_file(text)
@@ -133,9 +134,9 @@ def _load(path: str, pixels: int) -> ImageFont.FreeTypeFont:
 
 
 def _font_file(text: str) -> str | None:
-    """A font that has all letters: matplotlib's own, or one of the system."""
-    if _right_to_left(text) and not features.check("raqm"):  # Pillow would not order the letters
-        return None
+    """A font file that has all letters: matplotlib's own, or one of the system."""
+    if _right_to_left(text) and not features.check("raqm"):
+        return None  # without raqm, Pillow draws the letters in the wrong order
     return _font_with(frozenset(letter for letter in text if not letter.isascii()))
 
 

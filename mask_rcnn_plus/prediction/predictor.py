@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,22 +189,15 @@ class BatchPredictor:
             )
         results: dict[int, Instances] = {}
         part: dict[int, BGR] = {}
-        for i, image in enumerate(images):
-            try:
-                part[i] = to_bgr(
-                    image,
-                    array_format=self._array_format,
-                    sixteen_bit=self.sixteen_bit,
-                    named=f"image {i} of the list",
-                )
-            except UserError as error:
-                if on_error is None:
-                    raise
-                on_error(i, error)
+        read = read_all(images, self._array_format, self.sixteen_bit, on_error)
+        for i, pixels in enumerate(read):
+            if pixels is None:
                 results[i] = no_objects()
+                continue
+            part[i] = pixels
             # Only some of a long list of files are in memory at a time.
-            pixels = sum(array.shape[0] * array.shape[1] for array in part.values())
-            if len(part) == _BATCHES_AT_A_TIME * self.batch_size or pixels > _PIXELS_AT_A_TIME:
+            area = sum(array.shape[0] * array.shape[1] for array in part.values())
+            if len(part) == _BATCHES_AT_A_TIME * self.batch_size or area > _PIXELS_AT_A_TIME:
                 results.update(zip(part, self._predict(list(part.values())), strict=True))
                 part = {}
         results.update(zip(part, self._predict(list(part.values())), strict=True))
@@ -275,6 +268,25 @@ class BatchPredictor:
         elif masks is not None and not self._paste:
             instances.pred_masks = RunLengthMasks(encoded_masks(masks.cpu()), instances.image_size)
         return instances
+
+
+def read_all(
+    images: Iterable[Any],
+    array_format: str,
+    sixteen_bit: str,
+    on_error: Callable[[int, UserError], None] | None,
+) -> Iterator[BGR | None]:
+    """The pixels of each item; None after a call of ``on_error``, as in BatchPredictor."""
+    for i, image in enumerate(images):
+        pixels = None
+        try:
+            named = f"image {i} of the list"
+            pixels = to_bgr(image, array_format=array_format, sixteen_bit=sixteen_bit, named=named)
+        except UserError as error:
+            if on_error is None:
+                raise
+            on_error(i, error)
+        yield pixels
 
 
 def no_objects() -> Instances:

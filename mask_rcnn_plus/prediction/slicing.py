@@ -18,12 +18,12 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
 
-from mask_rcnn_plus.data.pixels import BGR, check_array_format, to_bgr
+from mask_rcnn_plus.data.pixels import BGR, check_array_format
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.modeling import RunLengthMasks
 from mask_rcnn_plus.ops.run_lengths import Window, crop, placed, window_of
-from mask_rcnn_plus.prediction.predictor import no_objects
+from mask_rcnn_plus.prediction.predictor import no_objects, read_all
 
 _MIN_TILE = 32  # pixels
 _MAX_OVERLAP = 0.9
@@ -104,23 +104,10 @@ class SlicedPredictor:
 
         @public
         """
-        results = []
-        for i, image in enumerate(images):
-            try:
-                pixels = to_bgr(
-                    image,
-                    array_format=self._array_format,
-                    sixteen_bit=self._sixteen_bit,
-                    named=f"image {i}",
-                )
-            except UserError as error:
-                if on_error is None:
-                    raise
-                on_error(i, error)
-                results.append(no_objects())
-            else:
-                results.append(self._predict_one(pixels))
-        return results
+        return [
+            no_objects() if pixels is None else self._predict_one(pixels)
+            for pixels in read_all(images, self._array_format, self._sixteen_bit, on_error)
+        ]
 
     def _predict_one(self, image: BGR) -> Instances:
         height, width = image.shape[:2]

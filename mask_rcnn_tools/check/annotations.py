@@ -1,4 +1,4 @@
-"""Checks flags, keypoints and duplicates of annotations; their boxes and masks are elsewhere."""
+"""Checks flags, keypoints and duplicates of annotations. json_checks.py checks boxes and masks."""
 
 import reprlib
 from typing import Any
@@ -13,8 +13,8 @@ from mask_rcnn_tools.check.masks import segmentation_kind
 from mask_rcnn_tools.check.problems import Annotations, Problem, is_key
 
 _show = reprlib.repr
-# Annotations with the same box that are compared with each other. A hostile json could give all
-# annotations the same box.
+# The most annotations with the same box that are compared with each other: a hostile json could
+# give all annotations the same box.
 _MAX_COMPARED = 20
 
 
@@ -38,9 +38,9 @@ def check_flags(annotations: Annotations) -> None:
 def check_crowds(annotations: Annotations) -> None:
     """Counts the crowds, which training leaves out, and finds those that are single objects.
 
-    CVAT marks each brush mask as a crowd, and no polygon. So crowds are taken for objects if they
-    are RLE, no other annotation is RLE, and they have CVAT's ``attributes`` with ``occluded`` or
-    the json has nothing but crowds.
+    CVAT exports each brush mask as a crowd, but no polygon. So a crowd with an RLE counts as an
+    object if all RLEs of the json are crowds, and either it has CVAT's ``attributes`` with
+    ``occluded``, or all annotations of the json are crowds.
     """
     flags = [crowd_flag(entry.get("iscrowd")) for entry in annotations.entries]
     crowds = [index for index, flag in enumerate(flags) if flag == 1]
@@ -59,7 +59,11 @@ def check_crowds(annotations: Annotations) -> None:
 
 
 def check_keypoints(annotations: Annotations) -> list[str]:
-    """Checks what a model with keypoints needs; returns the names of the keypoints."""
+    """Checks what a keypoint model needs: one list of names, with left and right, for all objects.
+
+    Returns:
+        the names; [] if there are no keypoints, no names, or different lists of names.
+    """
     entries = annotations.entries
     with_points = [
         bool(points := entry.get("keypoints")) and not keypoints_fault(points, None)
@@ -88,6 +92,12 @@ def check_keypoints(annotations: Annotations) -> list[str]:
 
 
 def keypoints_fault(keypoints: Any, names: Any) -> str:
+    """The fault of an annotation's keypoints, as the end of a sentence; "" if they are valid.
+
+    Args:
+        keypoints: of the annotation.
+        names: the keypoint names of its category; None to ignore them.
+    """
     if keypoints is None or keypoints == []:
         return ""
     if not isinstance(keypoints, list) or not set(map(type, keypoints)) <= {int, float}:
@@ -121,4 +131,5 @@ def check_duplicates(annotations: Annotations) -> None:
 
 
 def is_crowd(annotation: dict[str, Any]) -> bool:
+    """Whether an annotation is a crowd. One with an invalid ``iscrowd`` counts as a crowd."""
     return crowd_flag(annotation.get("iscrowd")) != 0

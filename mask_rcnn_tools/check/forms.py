@@ -1,4 +1,4 @@
-"""Segmentations as other tools write them: points as pairs, as objects, or as text."""
+"""Converts segmentations of other tools to COCO: points as pairs, objects or text."""
 
 import contextlib
 import json
@@ -9,17 +9,17 @@ _X_Y = (("x", "y"), ("all_points_x", "all_points_y"))
 
 
 def to_coco(segmentation: Any) -> Any:
-    """Polygons [[x0, y0, x1, y1, ...], ...] or an RLE from a segmentation in another form.
+    """Converts a segmentation in another form to polygons [[x0, y0, x1, y1, ...], ...] or an RLE.
 
-    The forms of a polygon are a list of points [x, y], [[x, y]] or {"x": x, "y": y}; an object
-    {"x": [...], "y": [...]}; and text such as "x,y x,y x,y". The whole may also be json in a text.
+    A polygon may be a list of points [x, y], [[x, y]] or {"x": x, "y": y}; an object
+    {"x": [...], "y": [...]}; or text such as "x,y x,y x,y". All may also be json in a string.
 
     Returns:
-        None if the segmentation is in COCO's form already, or in none of these.
+        None if the segmentation already has COCO's form, or an unknown form.
     """
     value = segmentation
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):  # else perhaps numbers
+        with contextlib.suppress(ValueError, RecursionError):  # not json; it may be numbers
             value = json.loads(value)
         if isinstance(value, dict) and "counts" in value:
             return value

@@ -17,7 +17,7 @@ from mask_rcnn_tools.check.problems import ERROR
 from mask_rcnn_tools.check.result import CheckResult, describe
 from mask_rcnn_tools.files import write_file
 
-_MAX_LEFT = 10
+_MAX_LISTED = 10
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _find_sets(arguments: argparse.Namespace) -> list[tuple[str, Path, Path]]:
-    """(name, json, image folder) of each data set to check."""
+    """Returns (name, json, image folder) of each data set to check."""
     if arguments.json_file is not None:
         json_file, root = arguments.json_file.absolute(), arguments.image_root.absolute()
         return [(str(arguments.json_file), json_file, root)]
@@ -57,7 +57,7 @@ def _find_sets(arguments: argparse.Namespace) -> list[tuple[str, Path, Path]]:
         if files is None:
             json_file = MetadataCatalog.get(name).get("json_file")
             raise UserError(
-                f"data set '{name}' is registered, but its json '{json_file}' is missing"
+                f"data set '{name}' is registered, but its json is missing: put it at '{json_file}'"
                 if json_file
                 else f"data set '{name}' is not in COCO format; check-data supports no other format"
             )
@@ -67,16 +67,19 @@ def _find_sets(arguments: argparse.Namespace) -> list[tuple[str, Path, Path]]:
 
 def _repair(result: CheckResult, path: Path) -> int:
     if not result.is_coco():
-        print(f"\nnot written: {path}, since the json cannot be repaired", file=sys.stderr)
+        print(
+            f"\nnot written: {path}: the json cannot be repaired; correct it by hand",
+            file=sys.stderr,
+        )
         return 1
     repaired = repair_coco(result)
     if lost := repaired.lost():
-        print(f"\nnot written: {path}, since the repair {lost}", file=sys.stderr)
+        print(f"\nnot written: {path}: the repair {lost}", file=sys.stderr)
         return 1
     write_file(path, repaired.text())
     print(f"\n{path} {repaired.summary()}")
-    for problem in repaired.left[:_MAX_LEFT]:
+    for problem in repaired.left[:_MAX_LISTED]:
         print(f"not repaired: {problem.kind}: {describe(problem)}")
-    if len(repaired.left) > _MAX_LEFT:
-        print(f"not repaired: {len(repaired.left) - _MAX_LEFT} more")
+    if len(repaired.left) > _MAX_LISTED:
+        print(f"not repaired: {len(repaired.left) - _MAX_LISTED} more problems")
     return int(bool(repaired.left))

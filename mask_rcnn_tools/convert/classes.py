@@ -1,4 +1,4 @@
-"""Class names as people type them: spaces, capitals, and labels that are not classes."""
+"""Cleans class names that people typed: spaces, capitals, labels that are not classes."""
 
 import unicodedata
 from collections import Counter
@@ -16,11 +16,11 @@ def clean_name(name: str) -> str:
 
 
 def clean_classes(labels: Labels, wanted: Sequence[str] | None) -> None:
-    """Cleans the class names of all objects, leaves out what is not a class, and notes both.
+    """Cleans the class names, removes objects whose label is not a class, and notes both.
 
     Args:
         labels: changed in place.
-        wanted: the classes that the user names; these are classes in any case.
+        wanted: the names in --classes, which always count as classes.
     """
     for image in labels.images:
         image.objects = [
@@ -46,19 +46,22 @@ def clean_classes(labels: Labels, wanted: Sequence[str] | None) -> None:
             what = "classes differ only in capitals; if they are one class, rename it in the source"
             labels.note(what, ", ".join(names))
     if wanted and len(wanted) == 1 and "," in wanted[0]:
-        labels.note("--classes names one class; separate several names with spaces", wanted[0])
+        labels.note(
+            "--classes has one name, with a comma; separate several names with spaces", wanted[0]
+        )
 
 
 def _is_kept(labelled: LabelledObject, image: str, labels: Labels, wanted: Sequence[str]) -> bool:
-    """Cleans the class name of an object; whether it is the name of a class."""
+    """Cleans the class name of an object. Returns whether the object is kept."""
     name = clean_name(labelled.label)
     if name != labelled.label:
-        what = "labels have spaces around them, or another Unicode form (removed)"
+        what = "labels have extra spaces or another Unicode form (corrected)"
         labels.note(what, f"{image}: '{labelled.label}'")
         labelled.label = name
     if not name:
         labels.skip("objects have no class name", image)
     elif name in _NOT_CLASSES and name not in wanted:
-        labels.note(f"objects with the label {name} are left out; it is not a class", image)
+        what = f"objects with the label {name}, which is not a class, are left out"
+        labels.note(what, image)
         return False
     return bool(name)

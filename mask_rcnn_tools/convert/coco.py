@@ -1,4 +1,4 @@
-"""Reads COCO json, as labelling tools export it, with its images anywhere in the source.
+"""Reads COCO jsons of labelling tools. The images may be anywhere in the source.
 
 Known layouts:
 
@@ -8,8 +8,8 @@ Known layouts:
 - Label Studio: ``result.json`` and ``images``
 - FiftyOne: ``labels.json`` and ``data``
 
-Kept are polygons, RLE, boxes of objects without a mask, iscrowd, keypoints, and all ids that are
-valid. The box and the area of an object with a mask are computed from it.
+Polygons, RLE, boxes of objects without a mask, iscrowd, keypoints and valid ids are kept. The box
+and the area of an object with a mask are computed from the mask.
 """
 
 import math
@@ -44,10 +44,10 @@ _LOOKED_FOR = (
 
 
 def read(source: Path, *, images: Path | None = None) -> Labels:
-    """Reads a COCO json, or all in a folder and its subfolders.
+    """Reads a COCO json, or all COCO jsons in a folder and its subfolders.
 
-    The split of an image is that in the name of its json (or of the json's folder), if there are
-    several. Categories with the same name are one class.
+    If the source has several splits, the name of a json, or of its folder, is the split of its
+    images. Categories with the same name are one class.
 
     Args:
         source: the folder or json.
@@ -75,7 +75,9 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         if fault := outline_fault(content):
             if path == source:
                 raise UserError(f"'{path}' is not in COCO format: {fault}")
-            reader.labels.note("json files are not COCO's and are left out", f"{path}: {fault}")
+            reader.labels.note(
+                "json files that are not in COCO format are left out", f"{path}: {fault}"
+            )
             continue
         found += 1
         reader.read(path, content)
@@ -91,7 +93,7 @@ class _Reader:
     def __init__(self, labels: Labels, source: Path, images: Path | None) -> None:
         self.labels = labels
         self.images = NamedImages(source, images, labels)
-        # Objects without a mask: their image, and their place in the json.
+        # Objects without a mask: (image, object, place in the json).
         self._boxes: list[tuple[LabelledImage, LabelledObject, str]] = []
 
     def read(self, path: Path, content: dict[str, Any]) -> None:
@@ -122,7 +124,7 @@ class _Reader:
         has_masks = any(image.objects for image in labels.images)
         for image, labelled, where in self._boxes:
             if has_masks:
-                labels.skip("annotations have no mask, although others have one", where)
+                labels.skip("annotations have no mask, although other annotations have one", where)
             else:
                 image.objects.append(labelled)
         if self._boxes and not has_masks:
@@ -136,7 +138,9 @@ class _Reader:
             if fields.get("supercategory") != name
         }
         for name in sorted((parents & labels.categories.keys()) - used):
-            labels.note("categories without objects group others and are left out", f"'{name}'")
+            labels.note(
+                "categories that have no objects and only group others are left out", f"'{name}'"
+            )
             del labels.categories[name]
         ids = {name: fields["id"] for name, fields in labels.categories.items()}
         labels.classes = sorted(ids, key=lambda n: ids[n] if type(ids[n]) is int else math.inf)
@@ -169,7 +173,7 @@ class _Reader:
                 self.labels.skip("images have the id of an earlier image", f"{where} '{name}'")
                 continue
             size = entry.get("width"), entry.get("height")
-            images[key] = image = self.images.open(name, path, near, size=size)
+            images[key] = image = self.images.open_named(name, path, near, size=size)
             if image is not None:
                 image.id, image.split = entry.get("id"), split
                 self.labels.images.append(image)
@@ -199,7 +203,7 @@ class _Reader:
         elif segmentation:
             labelled.polygons, faults = _polygons(segmentation)
             for fault in faults:
-                what = "polygons are invalid, of objects with other polygons"
+                what = "polygons are invalid; the valid polygons of the object are kept"
                 self.labels.skip(what, f"{where} {fault}")
         else:
             labelled.fields |= _box(entry.get("bbox"), image)
@@ -227,7 +231,7 @@ _FALSE = (0, None, "", "0", "false", "False")
 
 
 def _category_fields(entry: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a category that are kept."""
+    """The fields of a category that the new json keeps."""
     fields = {"id": entry.get("id")}
     if isinstance(entry.get("supercategory"), str):
         fields["supercategory"] = entry["supercategory"]

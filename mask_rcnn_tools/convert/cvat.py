@@ -1,6 +1,6 @@
 """Reads "CVAT for images 1.1": ``annotations.xml``, with the images in ``images`` beside it.
 
-The XML is read without a document type, so without entities: CVAT writes none.
+An XML with a document type is refused, because it could define entities. CVAT never writes one.
 """
 
 from collections.abc import Mapping
@@ -39,10 +39,10 @@ _WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid", "tag")
 
 
 def read(source: Path, *, images: Path | None = None) -> Labels:
-    """Reads an XML, or all in a folder and its subfolders.
+    """Reads an XML file, or all XML files in a folder and its subfolders.
 
-    Shapes of an image with the same label and ``group_id`` are one object. The ``subset`` of the
-    images is their split, if there are several. An image without shapes is one without objects.
+    Shapes of an image with the same label and ``group_id`` are one object. If there are
+    several subsets, the ``subset`` of an image is its split. Images without shapes are kept.
 
     Args:
         source: the XML or the folder.
@@ -86,10 +86,10 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
 
 
 def _read_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML of CVAT.
+    """The root of an XML in the format CVAT for images 1.1.
 
     Raises:
-        UnreadableFile: it is another file.
+        UnreadableFile: the file has another format.
     """
     text = read_text(path)
     if "<!DOCTYPE" in text:
@@ -109,7 +109,7 @@ def _open(entry: ElementTree.Element, path: Path, images: NamedImages) -> Labell
     """An image without objects; None if it is skipped."""
     near = path.parent.resolve() / "images"
     size = (_size(entry.get("width")), _size(entry.get("height")))
-    image = images.open(
+    image = images.open_named(
         entry.get("name", ""), path, near if near.is_dir() else near.parent, size=size
     )
     if image is not None:
@@ -170,12 +170,12 @@ def _outline(kind: str, values: Mapping[str, str]) -> list[float]:
 
 
 def _read_mask(values: Mapping[str, str], image: LabelledImage) -> Array:
-    """The mask (H, W) of a brush: lengths of runs outside and inside, row by row of its box."""
+    """The mask (H, W) of a brush. ``rle`` has run lengths in its box, row by row, outside first."""
     try:
         left, top, width, height = (int(values[key]) for key in ("left", "top", "width", "height"))
         counts = [int(count) for count in values["rle"].split(",")]
     except (KeyError, ValueError) as error:
-        raise InvalidShape("has no left, top, width, height and rle of whole numbers") from error
+        raise InvalidShape("needs left, top, width, height and rle as whole numbers") from error
     inside = 0 <= left <= left + width <= image.width and 0 <= top <= top + height <= image.height
     if not inside or min(counts) < 0 or sum(counts) != width * height:
         raise InvalidShape("has run lengths that do not fit its box, or a box outside the image")
@@ -189,4 +189,4 @@ def _number(text: str | None) -> float:
     try:
         return float(text or "")
     except ValueError as error:
-        raise InvalidShape(f"has the coordinate {text!r:.40}") from error
+        raise InvalidShape(f"has the coordinate {text!r:.40}, which is not a number") from error

@@ -1,4 +1,4 @@
-"""What is in the folders of a source: pairs of files with the same name, and unknown files."""
+"""Pairs files of the same name in the folders of a source, and reports unknown files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from mask_rcnn_plus.data.file_names import similar_name
 from mask_rcnn_plus.data.formats import conversion_hint
 from mask_rcnn_tools.convert.labels import SUFFIXES, Labels
 
-# Files that often lie beside labels and have none.
+# Endings of files that are often beside labels and contain no labels.
 _COMPANIONS = (".txt", ".md", ".rst", ".yaml", ".yml", ".html", ".ini", ".db", ".log", ".cache")
 
 
@@ -17,7 +17,7 @@ class Stems:
     Args:
         folder: the folder that the paths are relative to.
         files: files below it. Of files that differ only in their ending, the first counts.
-        labels: gets what is skipped and noted.
+        labels: collects what is skipped and noted.
     """
 
     def __init__(self, folder: Path, files: Iterable[Path], labels: Labels) -> None:
@@ -27,7 +27,7 @@ class Stems:
         for path in files:
             stem = path.relative_to(folder).with_suffix("").as_posix()
             if stem in self.paths:
-                labels.skip("files have the name of another file, except for the ending", path)
+                labels.skip("files differ from another file only in the ending", path)
                 continue
             self.paths[stem] = path
             self._similar.setdefault(similar_name(stem), []).append(stem)
@@ -45,10 +45,10 @@ class Stems:
 
 
 def report_unread(labels: Labels, files: Iterable[Path]) -> None:
-    """Reports files that the reader of a format has not read; images of known formats are its task.
+    """Reports files that were not read, except images of supported formats.
 
     Args:
-        labels: gets the reports.
+        labels: collects the reports.
         files: the files that were not read.
     """
     for path in sorted(files):
@@ -56,7 +56,7 @@ def report_unread(labels: Labels, files: Iterable[Path]) -> None:
         if suffix in SUFFIXES:
             continue
         if hint := conversion_hint(path):
-            labels.skip("images have a format that is not read", f"{path} is {hint}")
+            labels.skip("images have an unsupported format", f"{path} is {hint}")
         elif suffix in _COMPANIONS:
             labels.note("files are not labels and are left out", path)
         else:

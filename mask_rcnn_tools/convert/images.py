@@ -1,4 +1,4 @@
-"""Opens the images that label files name, each once, and reports what else is in the source."""
+"""Opens the images that label files name, each once, and reports the other files of a source."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ class NamedImages:
     Args:
         source: the folder of the label files, or the only label file.
         images: the folder of the images; None if they are in the folder of the label files.
-        labels: gets what is skipped and noted.
+        labels: collects what is skipped and noted.
 
     Attributes:
         top: the folder of the images.
@@ -28,7 +28,7 @@ class NamedImages:
         self._files = ImageFiles(self.top)
         self._seen: set[Path] = set()
 
-    def open(
+    def open_named(
         self,
         name: str,
         where: object,
@@ -37,11 +37,13 @@ class NamedImages:
         size: tuple[Any, Any] = (None, None),
         remedy: str = "--images FOLDER names their folder",
     ) -> LabelledImage | None:
-        """An image without objects, named relative to ``near`` if it is there; None if skipped.
+        """An image, still without objects; None if it is skipped.
+
+        Its name is relative to ``near`` if its file is there, otherwise to its root.
 
         Args:
             name, near: as in ``ImageFiles.find``; near is a real path.
-            where: the place of the name, for messages.
+            where: the place of the name in the label files, for messages.
             size: width and height when the image was labelled; ignored unless both are integers.
             remedy: what to do about missing images.
         """

@@ -33,14 +33,14 @@ from mask_rcnn_tools.convert.labels import (
 )
 from mask_rcnn_tools.progress import progress_bar
 
-# The field of a region that only one of its shapes has: polygon, brush, ellipse, rectangle.
+# Fields that tell the shape of a region: polygon, brush, ellipse, rectangle, bitmask.
 _SHAPES = ("points", "rle", "radiusX", "height", "imageDataURL")
 
 
 def read(source: Path, *, images: Path | None = None) -> Labels:
-    """Reads a JSON export, or all in a folder and its subfolders.
+    """Reads a JSON export, or all exports in a folder and its subfolders.
 
-    Of several annotations of a task, the ground truth counts, or else the latest. A task whose
+    If a task has several annotations, the ground truth is used, or else the latest. A task whose
     annotation is empty is an image without objects; a task without an annotation is left out.
 
     Args:
@@ -51,7 +51,7 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         UserError: there is no json of Label Studio.
     """
     labels = Labels()
-    # Cloud storage gets files without an ending.
+    # Exports to cloud storage have no file ending.
     paths = files_below(source, ".json", "") if source.is_dir() else [source]
     named = NamedImages(source, images, labels)
     tasks: list[tuple[str, dict[str, Any]]] = []
@@ -96,7 +96,7 @@ def _tasks(content: Any) -> list[dict[str, Any]]:
 
 
 def _choose_annotation(task: dict[str, Any], where: str, labels: Labels) -> dict[str, Any] | None:
-    """The annotation of a task that counts; None if there is none."""
+    """The annotation of a task to convert; None if the task has no valid annotation."""
     entries = task.get("annotations", task.get("completions"))  # the name before version 1
     valid = [
         entry
@@ -106,11 +106,11 @@ def _choose_annotation(task: dict[str, Any], where: str, labels: Labels) -> dict
         and not entry.get("was_cancelled")
     ]
     if not valid:
-        labels.note("tasks have no annotation (or were skipped by the annotator), left out", where)
+        labels.note("tasks without an annotation, or skipped by the annotator, are left out", where)
         return None
     if len(valid) > 1:
         labels.note(
-            "tasks have several annotations; the ground truth counts, or else the latest", where
+            "tasks have several annotations; the ground truth is used, or else the latest", where
         )
     numbered = enumerate(valid)
     return max(numbered, key=lambda e: (e[1].get("ground_truth") is True, _date(e[1]), e[0]))[1]
@@ -123,7 +123,7 @@ def _date(annotation: dict[str, Any]) -> str:
 def _open(
     task: dict[str, Any], results: list[Any], where: str, images: NamedImages
 ) -> LabelledImage | None:
-    """The image of a task without objects; None if it is skipped."""
+    """The image of a task, still without objects; None if it is skipped."""
     values = [task["data"].get("image"), *task["data"].values()]
     names = [value for value in values if isinstance(value, str)]
     name = next(
@@ -134,7 +134,7 @@ def _open(
         remedy = f"they are URLs: download them first; {remedy}"
     sizes = ((result.get("original_width"), result.get("original_height")) for result in results)
     size = next((size for size in sizes if None not in size), (None, None))
-    return images.open(_path(name), where, size=size, remedy=remedy)
+    return images.open_named(_path(name), where, size=size, remedy=remedy)
 
 
 def _path(name: str) -> str:
@@ -149,7 +149,7 @@ def _path(name: str) -> str:
 
 
 def _add_objects(results: list[Any], image: LabelledImage, where: str, labels: Labels) -> None:
-    """Adds the regions; one region has several results if its label is chosen apart."""
+    """Adds the regions. A region has two results if its label is a result of its own."""
     regions: dict[Any, dict[str, Any]] = {}
     for index, result in enumerate(results):
         value = result.get("value")
@@ -165,7 +165,7 @@ def _add_objects(results: list[Any], image: LabelledImage, where: str, labels: L
             for name in value
         ]
         if not any(field in region for field in _SHAPES):
-            labels.note("results have no area (choices, points, relations), left out", place)
+            labels.note("results without an area (choices, points, relations) are left out", place)
             continue
         label = names[0] if len(names) == 1 and isinstance(names[0], str) else ""
         if not label.strip():
@@ -186,9 +186,11 @@ def _add_objects(results: list[Any], image: LabelledImage, where: str, labels: L
 def _outline(region: dict[str, Any], image: LabelledImage) -> list[float]:
     """The polygon of a region."""
     if region["turned"]:
-        raise InvalidShape(f"was drawn on the image turned by {region['turned']} degrees")
+        raise InvalidShape(
+            f"was drawn on the image rotated by {region['turned']} degrees; rotate the file instead"
+        )
     if "imageDataURL" in region:
-        raise InvalidShape("is a bitmask, which is not supported; use a brush")
+        raise InvalidShape("is a bitmask, which is not supported; draw it with a brush")
     across, down = image.width / 100, image.height / 100
     if "points" in region:
         corners = polygon(region["points"])
@@ -207,7 +209,7 @@ def _read_brush(rle: Any, image: LabelledImage) -> Array:
     Label Studio packs the RGBA values of the image into bits: their number (32 bits), the bits per
     value less 1 (5), and four widths of a length less 1 (4 each). Then follow blocks: 1 for a run
     or 0 for single values (1), which width its length has (2), the length less 1, and the value or
-    values. The mask is where alpha is not 0.
+    values; in brackets, the bits of each. The mask is where alpha is not 0.
     """
     try:
         packed = bytes(rle if isinstance(rle, list) else ())

@@ -1,4 +1,4 @@
-"""The training command for data sets that were converted."""
+"""Builds the training command for converted data sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,14 +30,19 @@ def next_step(output: Path, results: Sequence[CheckResult]) -> str:
     here = [path for path in same if path.parent == output]
     options = " MODEL.MASK_ON False" * any("no-masks" in result.kinds() for result in results)
     if not (command := _training(here)):
-        return f"written: {output}; it has no training split with objects"
+        return (
+            f"written: {output}; it has no training split with objects, so it cannot be trained on"
+        )
     lines = [f"written: {output}; to train on it:", f"  {command}{options}"]
     if len(same) > len(here):
         lines.append("to train on all that is converted and has the same classes:")
         lines.append(f"  {_training(same)}{options}")
     for path in found:
         if path.parent == output and found[path] and path not in same:
-            note = f"{path.name} has other classes; to train on it too, convert all with --classes"
+            note = (
+                f"{path.name} has other classes; to train on it too, convert all sources with the "
+                "same --classes"
+            )
             lines.insert(0, note)
     return "\n".join(lines)
 

@@ -17,8 +17,8 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Converts labels: returns 1 if something was skipped or the data check finds an error.
 
     Args:
-        arguments: of the command line.
-        options: the names of those that the format's ``read`` accepts.
+        arguments: the parsed command line.
+        options: names of the arguments that the format's ``read`` accepts.
     """
     limit_pixels(arguments.max_pixels)
     name = arguments.format.replace("-", "_")

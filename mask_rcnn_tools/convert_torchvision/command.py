@@ -17,8 +17,8 @@ example:
 The command changes:
   - the names of the parameters
   - the order of the input channels, from RGB to BGR
-  - the position of the background class: first in torchvision, last in detectron2's box head, and
-    without boxes and masks
+  - the position of the background class: first in torchvision, last in detectron2's class scores;
+    it has no boxes and masks in detectron2
   - the weights of batch norm, for detectron2's epsilon
 {CONFIG} contains the settings that the weights need: the mean and
 standard deviation of pixels, RoIAlign with aligned=False and 2 x 2 samples, and strides in the

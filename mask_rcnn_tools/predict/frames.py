@@ -12,10 +12,10 @@ from mask_rcnn_plus.prediction import to_bgr
 from mask_rcnn_plus.prediction.images import BGR
 from mask_rcnn_tools.predict.sources import Skip, Source
 
-# A video may announce slightly more frames than it has.
+# The fraction of announced frames that may be missing: some videos announce too many.
 _MISSING_FRAMES = 0.02
 
-# Images of this many bytes (BGR) are read one by one.
+# Images of at least this many bytes (BGR) are read one by one.
 _LARGE = 2**27
 
 
@@ -51,7 +51,7 @@ def read_frames(
     """Reads all images and frames, in order.
 
     Args:
-        sources: what to read.
+        sources: the inputs, from ``find_sources``.
         cameras: number -> opened camera.
         skip: called with the reason for each file that cannot be read completely.
         sixteen_bit: as INPUT.SIXTEEN_BIT.
@@ -86,11 +86,11 @@ def _read_video(source: Source, capture: Any, skip: Skip) -> Iterator[Frame]:
     elif source.kind == "camera":
         skip(f"camera {source.path} stopped after {count} frames", 1)
     elif announced - count > max(1, _MISSING_FRAMES * announced):
-        skip(f"{source.path} ends after {count} of {announced} frames: the rest is unreadable", 1)
+        skip(f"{source.path} ends after {count} of {announced} frames: the rest cannot be read", 1)
 
 
 def _open(path: str) -> Any:
-    """A video; closed if OpenCV cannot read it."""
+    """Opens a video. The result is not opened if OpenCV cannot read the file."""
     try:
         return cv2.VideoCapture(path)
     except UnicodeError:  # bytes that are not text
@@ -112,9 +112,9 @@ def count_frames(sources: Sequence[Source]) -> int | None:
 
 
 def prefetch_batches(frames: Iterator[Frame], size: int) -> Iterator[list[Frame]]:
-    """Splits frames into lists of a size, and reads the next list while the caller uses one.
+    """Splits frames into lists, and reads the next list while the caller uses the current one.
 
-    Large images come one by one, and the next is read when the caller asks for it.
+    Large images come one by one, and the next one is read only when the caller asks for it.
     """
 
     def read() -> list[Frame]:

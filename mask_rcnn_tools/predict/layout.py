@@ -1,4 +1,4 @@
-"""The names of the files that ``predict`` writes, and the check that they may be written."""
+"""The names of the files that ``predict`` writes, and a check before they are written."""
 
 import argparse
 import hashlib
@@ -25,7 +25,7 @@ def drawing_path(source: Source, folder: Path) -> Path:
 
 
 def fitting(path: Path) -> Path:
-    """The path; if its name is too long for a file system, a digest replaces the name's end."""
+    """The path. If its name is too long for a file system, a digest replaces its end."""
     name = os.fsencode(path.name)
     if len(name) <= _LONGEST_NAME:
         return path
@@ -35,10 +35,10 @@ def fitting(path: Path) -> Path:
 
 
 def check_output(arguments: argparse.Namespace, sources: Sequence[Source]) -> None:
-    """Checks that no input would be replaced, and no existing file without --overwrite.
+    """Checks that the output replaces no input, and existing files only with --overwrite.
 
     Raises:
-        UsageError: one would be.
+        UsageError: a file or folder would be replaced.
     """
     folder = arguments.output
     names = []

@@ -71,8 +71,9 @@ class Output:
         """A text file that stays open until the end."""
         part = self._files.enter_context(complete_file(self._folder / name))
         # Names of files may contain bytes that are not text.
-        options: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-        return self._files.enter_context(part.open("w", **options))
+        return self._files.enter_context(
+            part.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        )
 
 
 def class_label(class_names: Sequence[str], index: int) -> str:

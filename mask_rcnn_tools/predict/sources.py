@@ -1,6 +1,6 @@
-"""Finds what ``predict`` is given: images, folders, patterns, videos and cameras.
+"""Finds the inputs of ``predict``: images, folders, patterns, videos and cameras.
 
-Imports the plugin only to list a folder or pattern, so that a wrong path is answered at once.
+Imports the plugin only to list a folder or pattern, so that a wrong path is reported at once.
 """
 
 import glob
@@ -33,7 +33,7 @@ class Source:
 def find_sources(
     inputs: Sequence[str], *, recursive: bool, output: Path
 ) -> tuple[list[Source], list[tuple[str, int]]]:
-    """Finds everything that the command line names, in its order, each file once.
+    """Finds the files and cameras that the command line names, in its order, each once.
 
     Args:
         inputs: files; folders, for their images (not hidden ones); patterns such as
@@ -42,8 +42,8 @@ def find_sources(
         output: folders and patterns skip the files in it, which come from an earlier run.
 
     Returns:
-        the sources; and for each folder and pattern with other files, a message and their number
-        (0 for the folders inside a folder).
+        the sources; and (message, number of files) for files of folders and patterns that are left
+        out. The number is 0 for folders inside a folder.
 
     Raises:
         UsageError: an input does not exist or contains no image.
@@ -121,7 +121,7 @@ def _image_suffixes() -> set[str]:
 
 
 def _files_in(folder: Path, recursive: bool, others: list[Path]) -> list[Path]:
-    """The files in a folder; linked and unreadable folders inside it join the others."""
+    """The files in a folder. Adds linked and unreadable folders inside it to ``others``."""
 
     def unreadable(error: OSError) -> None:
         if error.filename == str(folder):
@@ -160,10 +160,10 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _split(files: Sequence[Path], suffixes: set[str], others: list[Path]) -> list[Path]:
-    """The files with these suffixes. The rest joins the others, but not hidden files."""
+    """The files with these suffixes. Adds the rest to ``others``, except hidden files."""
     kept = []
     for file in files:
-        # Hidden files are not the user's: on USB sticks, macOS adds a ._photo.jpg to each photo.
+        # Programs write hidden files: on USB sticks, macOS adds a ._photo.jpg to each photo.
         if _is_hidden(file.name) or file.name.lower() in _SYSTEM_FILES or file.is_dir():
             continue
         is_read = file.suffix.lower() in suffixes and file.is_file()

@@ -13,10 +13,10 @@ from mask_rcnn_plus.data.mask_rules import mask_fault
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.report import files
 
-AGAIN = "evaluate again with train_net.py --eval-only"
+EVALUATE_AGAIN = "evaluate again with train_net.py --eval-only"
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\n\r]*")
-# Far more than a mask of the largest image needs.
+# Characters; far more than the mask of the largest image needs.
 _MAX_DETECTION = 1 << 28
 
 
@@ -25,7 +25,7 @@ def checked_results(path: Path, ground_truth: Mapping[str, Any]) -> Iterator[dic
     sizes = {i["id"]: [i["height"], i["width"]] for i in ground_truth["images"]}
     for entry in read_results(path):
         if fault := _fault(entry, sizes):
-            raise UserError(f"{path}: a detection {fault}; {AGAIN}")
+            raise UserError(f"{path}: a detection {fault}; {EVALUATE_AGAIN}")
         yield entry
 
 

@@ -1,6 +1,6 @@
-"""Reads a run's small files into typed values: a stranger may have written them.
+"""Reads the small files of a run, which may come from someone else, into typed values.
 
-Each file is checked once, against the type that it is read into. A missing file is empty.
+Each file is checked once, against the type that it is read into. A missing file counts as empty.
 """
 
 import csv
@@ -63,12 +63,12 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def typed(value: Any, kind: Any, where: str) -> Any:
-    """Returns a value of a json as a type; integers become floats where floats are expected.
+    """Checks and converts a value of a json. Integers become floats where floats are expected.
 
     Args:
         value: the value.
-        kind: a dataclass, dict[str, X], X | None, str, int or float.
-        where: the keys that lead to the value, each after a dot.
+        kind: the expected type: a dataclass, dict[str, X], X | None, str, int or float.
+        where: the keys that lead to the value, each after a dot, for messages.
 
     Raises:
         ValueError: the value has another type, or a key without a default is missing.
@@ -152,9 +152,9 @@ def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def read_training(path: Path) -> list[dict[str, float]]:
-    """The numbers of each logged iteration, in order, without lines that are not complete.
+    """The numbers of each logged iteration, in order. Skips incomplete lines.
 
-    If a resumed run repeated an iteration, its last line counts.
+    If a resumed run repeated an iteration, the last value is used.
     """
     rows: dict[int, dict[str, float]] = {}
     for line in read_text(path).splitlines():
@@ -179,7 +179,7 @@ def read_text(path: Path) -> str:
         if not path.exists():
             return ""
         if not path.is_file():
-            raise OSError(None, "it is not a file")
+            raise OSError(None, "it is not a regular file")
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {reason(error)}") from error

@@ -9,7 +9,7 @@ from typing import Any
 from mask_rcnn_plus.data.coco_json import read_coco_json
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.report import files
-from mask_rcnn_tools.report.detections import AGAIN, checked_results
+from mask_rcnn_tools.report.detections import EVALUATE_AGAIN, checked_results
 from mask_rcnn_tools.report.folders import results_folder
 from mask_rcnn_tools.report.matching import Analysis, analyse
 
@@ -56,8 +56,8 @@ def read_run(
     evaluation = files.read_json(results / "evaluation.json", files.Evaluation)
     if json_file is None and not evaluation.json_file:
         raise UserError(
-            f"{results} does not say which data it was evaluated on: {AGAIN}, or give --json-file "
-            "and --image-root"
+            f"{results} does not say which data it was evaluated on: {EVALUATE_AGAIN}, or give "
+            "--json-file and --image-root"
         )
     json_file = json_file or Path(evaluation.json_file)
     if not json_file.is_file():

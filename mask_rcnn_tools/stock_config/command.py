@@ -15,7 +15,7 @@ example:
   {PROGRAM} --weights output/balloons/model_final.pth --output balloons_detectron2.yaml
 
 The file has detectron2's keys and ROI heads only, so `cfg.merge_from_file` of any program accepts
-it, and the detections are the same. A run writes one itself, OUTPUT_DIR/config_detectron2.yaml.
+it, and the detections are the same. Each run writes one to OUTPUT_DIR/config_detectron2.yaml.
 """
 
 
@@ -47,7 +47,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--weights", type=weights, required=True, metavar="FILE", help="checkpoint, or its URL"
     )
     parser.add_argument(
-        "--config-file", type=existing_file, metavar="YAML", help="config, if FILE has none"
+        "--config-file",
+        type=existing_file,
+        metavar="YAML",
+        help="config, if FILE does not contain one",
     )
     parser.add_output("YAML", "file to write")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""The one file that a name in a label file can mean."""
+"""The file that a name in a label file refers to."""
 
 import unicodedata
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_a_name_that_fits_several_files_finds_none(tmp_path: Path) -> None:
     files = ImageFiles(tmp_path)
     assert files.find("1.jpg") is None
     assert [path.parent.name for path in files.ambiguous["1.jpg"]] == ["a", "b", "images"]
-    # More of the path decides, and so does the folder of the label file.
+    # A longer common path decides, and so does the folder of the label file.
     assert files.find("x/b/1.jpg") == (tmp_path / "b" / "1.jpg").resolve()
     assert files.find("D:/x/1.jpg", near=tmp_path / "a") == (tmp_path / "a" / "1.jpg").resolve()
     assert files.find("images/1.jpg") == (tmp_path / "b/images/1.jpg").resolve()

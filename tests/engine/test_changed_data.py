@@ -105,7 +105,7 @@ def test_a_checkpoint_without_digests_resumes_silently(caplog: pytest.LogCapture
     assert not caplog.records
 
 
-def test_weights_that_fit_partly_are_one_sentence(
+def test_weights_that_fit_partly_are_reported_in_one_sentence(
     trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = torch.load(trained / "model_final.pth", weights_only=True)

@@ -1,4 +1,4 @@
-"""Keypoints: what a run needs to know is said before the first step, or trained on."""
+"""Keypoints: wrong settings are refused before the first step; objects without any train too."""
 
 import argparse
 import json
@@ -128,7 +128,7 @@ def test_different_skeletons_in_use_are_refused(
 
 
 @pytest.mark.parametrize("without", [{}, {"keypoints": []}, {"keypoints": None}])
-def test_objects_without_keypoints_are_trained_on_as_not_visible(
+def test_objects_without_keypoints_train_as_objects_with_invisible_keypoints(
     run: Run, without: Content, tmp_path: Path, tiny_config: Path
 ) -> None:
     def strip(content: Content, split: str) -> None:
@@ -142,7 +142,7 @@ def test_objects_without_keypoints_are_trained_on_as_not_visible(
                 annotation.update(without)
             seen.add(annotation["image_id"])
 
-    # MIN_KEYPOINTS_PER_IMAGE 0 keeps the image without any.
+    # MIN_KEYPOINTS_PER_IMAGE 0 keeps the image without keypoints.
     keep = ("MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", "0")
     assert run(strip, *SIX, *keep) == 0
     register_folder_datasets()

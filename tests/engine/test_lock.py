@@ -23,7 +23,7 @@ def _unlocked() -> Iterator[None]:
 
 
 def other_process(folder: Path) -> tuple[int, int]:
-    """A process that has locked a folder: its id, and the pipe whose end makes it exit."""
+    """Starts a process that locks a folder; returns its id, and a pipe that ends it when closed."""
     ready, told = os.pipe()
     end, hold = os.pipe()
     pid = os.fork()
@@ -45,7 +45,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     os.waitpid(pid, 0)
     lock.acquire(str(tmp_path))
     lock.release()
-    pid, hold = other_process(tmp_path)  # which could not lock it otherwise
+    pid, hold = other_process(tmp_path)  # fails if the folder is still locked
     os.close(hold)
     assert os.waitpid(pid, 0)[1] == 0
 
@@ -94,7 +94,7 @@ def in_thread(act: Callable[[], Any]) -> str:
     return "".join(errors)
 
 
-def test_a_file_system_without_locks_is_said(
+def test_a_file_system_without_locks_is_warned_about(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*args: object) -> None:

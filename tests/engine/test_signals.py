@@ -9,7 +9,7 @@ from mask_rcnn_plus.engine import stops
 
 
 def send(*numbers: int) -> int:
-    """Sends signals to this process; the exit code that they request."""
+    """Sends signals to this process. Returns the exit code that they request."""
     signals = stops.StopSignals()
     with signals.recorded():
         for number in numbers:

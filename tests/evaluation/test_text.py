@@ -34,7 +34,7 @@ def drawing(text: str, scale: float = 0.45) -> np.ndarray:
 
 
 @pytest.mark.skipif(not OPENCV_5, reason="OpenCV 4 draws only ASCII")
-def test_names_in_any_script_are_drawn_as_such(caplog: pytest.LogCaptureFixture) -> None:
+def test_names_in_any_script_are_drawn(caplog: pytest.LogCaptureFixture) -> None:
     for name in (CAT, ACCENTED, "\N{CYRILLIC CAPITAL LETTER KA}", GEORGIAN):
         assert class_name(["thing", name], 1) == name
         image, unknown = drawing(name), drawing("?" * len(name))
@@ -45,7 +45,7 @@ def test_names_in_any_script_are_drawn_as_such(caplog: pytest.LogCaptureFixture)
     assert class_name(["thing"], 5) == class_name(["thing", ""], 5) == "class 5"
 
 
-def test_a_name_that_no_font_has_is_said_once(
+def test_a_name_without_a_font_is_warned_about_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(text_module, "_font_with", lambda letters: None)
@@ -59,7 +59,7 @@ def test_a_name_that_no_font_has_is_said_once(
 def test_an_opencv_without_the_letters(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As OpenCV 4: fonts of matplotlib and the system, then names without accents."""
+    """OpenCV 4 has only ASCII: other fonts are used, then names without accents."""
     monkeypatch.setattr(text_module, "_opencv_has", str.isascii)
     text_module.drawable.cache_clear()
     assert drawable(ACCENTED, otherwise="") == ACCENTED
@@ -72,7 +72,7 @@ def test_an_opencv_without_the_letters(
     text_module.drawable.cache_clear()
 
 
-def test_right_to_left_letters_come_in_their_order() -> None:
+def test_right_to_left_letters_are_drawn_in_order() -> None:
     text_module.drawable.cache_clear()
     if not text_module.features.check("raqm"):
         assert drawable(HEBREW, otherwise="class 0") == "class 0"

@@ -1,4 +1,4 @@
-"""Output files of the commands: checked before the work, written whole or not at all."""
+"""Output files of the commands: checked before the work, written completely or not at all."""
 
 import errno
 import os

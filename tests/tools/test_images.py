@@ -26,12 +26,12 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data set pets_train: one image of 40 x 30 pixels with one object."""
+    """The data set few_train: one image of 40 x 30 pixels with one object."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setenv("MASK_RCNN_PLUS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "pets" / "images").mkdir(parents=True)
+    (tmp_path / "few" / "images").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "pets" / "images" / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "few" / "images" / "a.png")
     square = [5, 5, 25, 5, 25, 15, 5, 15]
     annotation = {"bbox": [5, 5, 20, 10], "segmentation": [square], "area": 200, "iscrowd": 0}
     content = {
@@ -39,8 +39,8 @@ def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, **annotation}],
         "categories": [{"id": 1, "name": "cat"}],
     }
-    (tmp_path / "pets" / "train.json").write_text(json.dumps(content))
-    return tmp_path / "pets"
+    (tmp_path / "few" / "train.json").write_text(json.dumps(content))
+    return tmp_path / "few"
 
 
 def test_every_ending_is_found_in_a_folder_by_all_commands(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_check_data_takes_the_limit_from_its_option(
 ) -> None:
     # Twice, because results are cached.
     for _ in range(2):
-        assert main(["check-data", "pets_train"]) == 1
+        assert main(["check-data", "few_train"]) == 1
         assert f"{limit:,}" in capsys.readouterr().out
-        assert main(["check-data", "pets_train", "--max-pixels", "1200"]) == 0
+        assert main(["check-data", "few_train", "--max-pixels", "1200"]) == 0
         capsys.readouterr()
         Image.MAX_IMAGE_PIXELS = 500
 
@@ -72,8 +72,8 @@ def test_training_takes_the_limit_from_the_config(
 ) -> None:
     from mask_rcnn_plus.engine import main as train
 
-    run = ["--config-file", str(tiny_config), "DATASETS.TRAIN", "('pets_train',)"]
-    run += ["DATASETS.TEST", "('pets_train',)", "SOLVER.MAX_ITER", "1", "TEST.LOSS_PERIOD", "1"]
+    run = ["--config-file", str(tiny_config), "DATASETS.TRAIN", "('few_train',)"]
+    run += ["DATASETS.TEST", "('few_train',)", "SOLVER.MAX_ITER", "1", "TEST.LOSS_PERIOD", "1"]
     assert train(run) == 2
     assert "INPUT.MAX_PIXELS" in capsys.readouterr().err
     assert train([*run, "INPUT.MAX_PIXELS", "1200"]) == 0

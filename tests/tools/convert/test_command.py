@@ -64,7 +64,7 @@ def test_a_shell_can_run_the_next_command(
     assert main(["convert", "labelme", str(photos), "--output", str(output)]) == 0
     tokens = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert tokens[0] == f"DETECTRON2_DATASETS={tmp_path / 'my data'}"
-    assert tokens[tokens.index("train_net.py") - 1] in ("run", "python")
+    assert Path(tokens[tokens.index("train_net.py") - 1]).name.startswith(("run", "python"))
     assert tokens[-4:] == [
         "DATASETS.TRAIN",
         "('things_train',)",

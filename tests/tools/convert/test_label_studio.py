@@ -34,7 +34,7 @@ def region(kind: str, **value: Any) -> dict[str, Any]:
 
 
 def brush(mask: np.ndarray) -> dict[str, Any]:
-    """A brush region: its RGBA values in runs, and short runs as single values."""
+    """A brush region: long runs of RGBA values as runs, short ones as single values."""
     values = np.repeat(mask.ravel(), 4).astype(int) * 255
     bits = f"{values.size:032b}{7:05b}" + "".join(f"{width - 1:04b}" for width in (3, 4, 8, 16))
     for value, group in groupby(values.tolist()):
@@ -153,7 +153,9 @@ def annotation(label: str, updated: str, **fields: Any) -> dict[str, Any]:
         ([annotation("first", ""), annotation("last", "")], "last"),
     ],
 )
-def test_one_annotation_of_a_task_counts(annotations: list[Any], expected: str, read: Read) -> None:
+def test_one_annotation_of_a_task_is_used(
+    annotations: list[Any], expected: str, read: Read
+) -> None:
     labels = read(annotations=annotations)
     assert [labelled.label for labelled in labels.images[0].objects] == [expected]
     is_noted = any("several annotations" in what for what in labels.noted)

@@ -15,7 +15,7 @@ from mask_rcnn_plus import UserError
 from mask_rcnn_tools.convert import labelme, masks, via, voc, yolo
 from tests.tools.convert.test_labelme import label as label_labelme
 from tests.tools.convert.test_labelme import shape
-from tests.tools.convert.test_nothing_in_silence import BOX, objects, places
+from tests.tools.convert.test_left_out import BOX, objects, places
 from tests.tools.convert.test_pixels import RING, save_mask
 from tests.tools.convert.test_via import metadata, write, write_csv
 from tests.tools.convert.test_yolo import CAT
@@ -54,7 +54,7 @@ def test_classes_that_differ_only_in_capitals_are_noted(save: Save, written: Wri
     assert places(labels.noted, "capitals") == ["'Cat' (1 objects), 'cat' (2 objects)"]
 
 
-def test_labels_that_are_not_classes(save: Save, written: Written) -> None:
+def test_labels_that_are_not_classes_are_left_out(save: Save, written: Written) -> None:
     path = save("photos/a.png")
     names = ["__ignore__", "_background_", "cat", "__ignore__"]
     label_labelme(path, [shape(name, TRIANGLE) for name in names])

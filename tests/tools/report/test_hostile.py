@@ -1,4 +1,4 @@
-"""A run's folder may come from a stranger: whatever it contains, one line or a page."""
+"""A run's folder may come from someone else: any content gives a page or one error line."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_a_page_stays_in_the_folder_of_its_run(
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report_mine_val.html'}\n"
     assert not list(tmp_path.rglob("*ESC*"))
-    # Neither does a link lead out of it.
+    # A link does not lead out of it either.
     (run / "report_mine_val.html").unlink()
     (run / "report_mine_val.html").symlink_to(tmp_path / "elsewhere.html")
     assert main(["report", str(run)]) == 0

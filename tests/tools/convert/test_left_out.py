@@ -1,4 +1,4 @@
-"""What a reader leaves out is counted and named: unknown files, missing images, splits."""
+"""Everything that a reader leaves out is counted and named: unknown files, missing images."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ BOX = shape("cat", [[2, 3], [12, 8]], "rectangle")
 
 
 def places(group: dict[str, list[str]], what: str) -> list[str]:
-    """The places with a reason that contains a text."""
+    """The places whose reason contains a text."""
     return [place for reason, found in group.items() if what in reason for place in found]
 
 
@@ -216,7 +216,7 @@ def test_folders_named_train_and_val_are_the_splits(name: str, save: Save, tmp_p
         f"{split}/{stem}.png": split for split in ("train", "val") for stem in ("a", "b")
     }
     assert all(image.objects for image in labels.images) and not labels.skipped
-    if name == "via":  # one folder says nothing
+    if name == "via":  # a single such folder is not a split
         labels = via.read(root / "val")
         assert {image.split for image in labels.images} == {""}
     if name == "labelme":
@@ -267,7 +267,7 @@ def test_json_files_in_capitals_are_read(save: Save, tmp_path: Path) -> None:
     assert objects(labelme.read(tmp_path / "photos")) == {"a.png": ["cat"]}
 
 
-def test_why_nothing_is_left(save: Save, written: Written, tmp_path: Path) -> None:
+def test_an_error_says_why_no_object_is_left(save: Save, written: Written, tmp_path: Path) -> None:
     label_labelme(save("photos/a.png"), [BOX])
     with pytest.raises(UserError, match=r"'cat'.*--classes.*a\.png"):
         written(labelme.read(tmp_path / "photos"), classes=["cta"])
