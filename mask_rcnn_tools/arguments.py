@@ -5,6 +5,7 @@ doctor need neither. A command imports its implementation after it has parsed it
 """
 
 import argparse
+import re
 import signal
 import sys
 import threading
@@ -40,6 +41,10 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> in
             _require_working_directory()
             return main(argv)
         except _user_errors() as error:
+            _print_error(str(error))
+        except ModuleNotFoundError as error:
+            if error.name != "detectron2":
+                raise
             _print_error(str(error))
         except OSError as error:
             where = f"'{error.filename}': " if error.filename else ""
@@ -191,6 +196,13 @@ def _existing(text: str, kind: str, is_kind: Callable[[Path], bool]) -> Path:
 def weights(text: str) -> str:
     """Argument ``type``: a file, a URL or a ``detectron2://`` name."""
     return text if "://" in text else str(existing_file(text))
+
+
+def device(text: str) -> str:
+    """Argument ``type``: "auto", or a device of torch that computes, perhaps with a number."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu|hpu|mtia|xla)(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is unknown; set auto, cpu, cuda or cuda:1")
+    return text
 
 
 def positive(text: str) -> int:

@@ -20,12 +20,24 @@ PROGRAM = "mask-rcnn-plus"
 def safe_output() -> Iterator[None]:
     """Inside the block, standard output and standard error are :class:`Output`."""
     streams = sys.stdout, sys.stderr
+    if None in streams:  # the process started without them (`>&-`)
+        _open_missing_streams()
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)  # type: ignore[assignment]
     try:
         yield
     finally:
         sys.stdout.flush()
         sys.stdout, sys.stderr = streams
+
+
+def _open_missing_streams() -> None:
+    """Drops what goes to a closed stream, which would else go to the next file that is opened."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:  # the system takes the lowest free number
+        pass
+    os.close(null)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 class Output:

@@ -62,7 +62,15 @@ def model_zoo_configs() -> bool:
             for start, folder in _ZOO_FOLDERS.items()
             if file.name.startswith(start)
         ]
-        return str(file) if Path(config_path) in known and file.is_file() else original(config_path)
+        if Path(config_path) in known and file.is_file():
+            return str(file)
+        try:
+            return original(config_path)
+        except RuntimeError as error:
+            if Path(config_path).is_file():  # sahi tries the zoo before the file
+                raise
+            hint = "give the path of the YAML in a clone of detectron2 (docs/clients.md)"
+            raise RuntimeError(f"{error} Instead, {hint}") from error
 
     zoo.get_config_file = sys.modules["detectron2.model_zoo"].get_config_file = get_config_file
     return True

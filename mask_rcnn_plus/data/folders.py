@@ -10,6 +10,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from detectron2.utils.logger import log_first_n
 
 from mask_rcnn_plus.data.coco_json import (
     Stamp,
@@ -178,7 +179,8 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
             _folders[name].rival = json_file
             continue
         if name in DatasetCatalog and not is_by_folder(name):
-            logger.warning(f"'{json_file}' is not registered: '{name}' is registered already")
+            message = f"'{json_file}' is not registered: '{name}' is registered already"
+            log_first_n(logging.WARNING, message, key="message")
             continue
         split_folder = json_file.with_suffix("")
         images = split_folder if split_folder.is_dir() else json_file.parent / "images"

@@ -73,8 +73,10 @@ def to_bgr(
         (H, W, 3), uint8, BGR; the array itself if it already has this form.
 
     Raises:
-        UserError: a file is missing, damaged or not an image; the type or shape is unsupported.
+        UserError: a file is missing, damaged or not an image; the type or shape is unsupported;
+            the channel order is unknown.
     """
+    check_array_format(array_format)
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         with reading(path, str(path)), path.open("rb") as file, open_image(file) as opened:
@@ -90,6 +92,12 @@ def to_bgr(
         f"{named} is a {type(image).__name__}: give a path, a PIL image, or a NumPy array (height, "
         "width, 3)"
     )
+
+
+def check_array_format(array_format: str) -> None:
+    """Raises a UserError for an unknown channel order of arrays."""
+    if array_format not in ("BGR", "RGB"):
+        raise UserError(f"array_format is '{array_format}': must be BGR or RGB")
 
 
 def in_format(image: BGR, format: str) -> BGR:

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -48,7 +50,7 @@ class _Parser(argparse.ArgumentParser):
             # A file name may contain line breaks and control characters.
             line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
             try:
-                print(f"error: {line}{see} train_net.py --help", file=sys.stderr, flush=True)
+                print(f"error: {line}{see} {train_command()} --help", file=sys.stderr, flush=True)
             except OSError:  # nobody reads it; Python would write it once more when it exits
                 sys.stderr = None
         sys.exit(2)
@@ -98,6 +100,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"option '{key}' follows a config key: put options first")
     if len(arguments.opts) % 2:
         parser.error(f"config key '{arguments.opts[-1]}' has no value")
+    if arguments.num_gpus < 1 or arguments.num_machines < 1:
+        parser.error("--num-gpus and --num-machines must be 1 or more (1 on a CPU)")
     return arguments
 
 
@@ -108,7 +112,12 @@ def by_uv() -> bool:
 
 def train_command() -> str:
     """How the user starts train_net.py: the first words of a command to paste."""
-    return "uv run train_net.py" if by_uv() else "python train_net.py"
+    if by_uv():
+        return "uv run train_net.py"
+    # The Python that runs now, because another one may not have the packages.
+    name = Path(sys.executable).name
+    found = shutil.which(name) == sys.executable
+    return f"{name if found else shlex.quote(sys.executable)} train_net.py"
 
 
 def _file(text: str) -> str:

@@ -172,6 +172,8 @@ class ProgressBar(HookBase):
         if self.trainer.iter % 10 == 0:
             self._bar.set_postfix(self._metrics(), refresh=False)
         self._bar.update()
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self._bar.close()  # else the time of the evaluation would count
 
     def after_train(self) -> None:
         if self._bar is not None:

@@ -5,6 +5,7 @@ all images together. RoIs, random draws, losses and logged metrics are the same.
 """
 
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -81,14 +82,22 @@ class _FusedHeads(ROIHeads):
         _log_sizes(sampled, self.num_classes, "roi_head")
         return sampled
 
-    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]) -> Any:
-        trains = self.training and self.mask_on and self.mask_pooler is not None
-        if not (trains and _uses_stock_loss(self.mask_head)):
-            return super()._forward_mask(features, instances)
-        positives, _ = select_foreground_proposals(instances, self.num_classes)
-        boxes = [i.proposal_boxes for i in positives]
-        pooled = self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
-        return _mask_losses(self.mask_head, pooled, positives)
+    # TorchScript knows no super(), and compiles a method by its own name.
+    _stock_forward_mask = FunctionType(
+        StandardROIHeads._forward_mask.__code__,
+        StandardROIHeads._forward_mask.__globals__,
+        "_stock_forward_mask",
+    )
+
+    # As in detectron2, without a return type: TorchScript infers that of inference.
+    def _forward_mask(self, features: dict[str, Tensor], instances: list[Instances]):
+        if self.training:  # noqa: SIM102  (TorchScript leaves out the block only in this form)
+            if self.mask_on and self.mask_pooler is not None and _uses_stock_loss(self.mask_head):
+                positives, _ = select_foreground_proposals(instances, self.num_classes)
+                boxes = [i.proposal_boxes for i in positives]
+                pooled = self.mask_pooler([features[name] for name in self.mask_in_features], boxes)
+                return _mask_losses(self.mask_head, pooled, positives)
+        return self._stock_forward_mask(features, instances)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -97,8 +106,12 @@ class FusedROIHeads(_FusedHeads, StandardROIHeads):
 
     Config keys, losses, parameters and their names are the same, so each can load the other's
     weights. ``POOLER_TYPE`` may be any key of ``POOLER_TYPES`` as well; with ``ROIAlignRotated``,
-    detectron2's pooler stays.
+    detectron2's pooler stays. ``scripting_with_instances`` of detectron2 compiles it.
     """
+
+    # detectron2 declares them for its own class when it compiles it.
+    mask_on: torch.jit.Final[bool]  # type: ignore[misc]
+    keypoint_on: torch.jit.Final[bool]  # type: ignore[misc]
 
 
 @ROI_HEADS_REGISTRY.register()

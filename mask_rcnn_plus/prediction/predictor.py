@@ -14,7 +14,7 @@ from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from mask_rcnn_plus.data.pixels import BGR, in_format, to_bgr
+from mask_rcnn_plus.data.pixels import BGR, check_array_format, in_format, to_bgr
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.evaluation.inference import can_split
@@ -301,7 +301,6 @@ def no_objects() -> Instances:
 
 def _check(array_format: str, batch_size: int) -> None:
     """Raises a UserError for a wrong argument, before the weights are read."""
-    if array_format not in ("BGR", "RGB"):
-        raise UserError(f"array_format is '{array_format}': must be BGR or RGB")
+    check_array_format(array_format)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")

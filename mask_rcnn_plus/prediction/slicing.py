@@ -18,7 +18,7 @@ import pycocotools.mask as mask_util
 import torch
 from detectron2.structures import Boxes, Instances
 
-from mask_rcnn_plus.data.pixels import BGR
+from mask_rcnn_plus.data.pixels import BGR, check_array_format
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_plus.evaluation.coco_json import encoded_masks
 from mask_rcnn_plus.modeling import RunLengthMasks
@@ -67,12 +67,13 @@ class SlicedPredictor:
             tiles_at_a_time: number of tiles that ``predict`` gets in one call.
 
         Raises:
-            UserError: tile or overlap are out of range.
+            UserError: tile or overlap are out of range, or the channel order is unknown.
         """
         if tile < _MIN_TILE:
             raise UserError(f"tiles (--slice) must have at least {_MIN_TILE} pixels, got {tile}")
         if not 0 <= overlap <= _MAX_OVERLAP:
             raise UserError(f"overlap must be between 0 and {_MAX_OVERLAP}, got {overlap}")
+        check_array_format(array_format)
         self._predict = predict
         self._tile = tile
         self._overlap = overlap

@@ -8,7 +8,10 @@ from mask_rcnn_plus.data.formats import conversion_hint
 from mask_rcnn_tools.convert.labels import SUFFIXES, Labels
 
 # Endings of files that are often beside labels and contain no labels.
-_COMPANIONS = (".txt", ".md", ".rst", ".yaml", ".yml", ".html", ".ini", ".db", ".log", ".cache")
+_COMPANIONS = {
+    *(".txt", ".md", ".rst", ".yaml", ".yml", ".html", ".ini", ".db", ".log", ".cache"),
+    *(".mp4", ".avi", ".mov", ".mkv", ".webm"),
+}
 
 
 class Stems:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mask_rcnn_tools.arguments import (
     Parser,
+    device,
     existing_file,
     existing_path,
     fraction,
@@ -116,7 +117,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="read FILE as a full pickle, which may run any code",
     )
-    add("--device", default="auto", metavar="NAME", help="auto (default), cpu, cuda, cuda:1")
+    add(
+        "--device",
+        type=device,
+        default="auto",
+        metavar="NAME",
+        help="auto (default), cpu, cuda, cuda:1",
+    )
     add(
         "--optimize",
         choices=("fp32", "bf16", "fp16"),

@@ -13,6 +13,7 @@ from mask_rcnn_tools.arguments import (
     positive,
 )
 from mask_rcnn_tools.files import require_new, write_atomically, writing
+from mask_rcnn_tools.report.folders import results_folder
 
 PROGRAM = "mask-rcnn-plus report"
 # Identifies a page that may be overwritten.
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     labels = _labels(folders)
     if arguments.output:
         _require_replaceable(arguments.output)
+    for folder in folders:
+        results_folder(folder, arguments.data)
     import mask_rcnn_plus  # noqa: F401  (first, because it repairs detectron2)
     from mask_rcnn_plus.data.formats import limit_pixels
     from mask_rcnn_tools.report.page import render

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data.coco_json import read_coco_json
-from mask_rcnn_plus.errors import UserError, did_you_mean
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.report import files
 from mask_rcnn_tools.report.detections import EVALUATE_AGAIN, checked_results
+from mask_rcnn_tools.report.folders import results_folder
 from mask_rcnn_tools.report.matching import Analysis, analyse
 
 
@@ -51,7 +52,7 @@ def read_run(
     Raises:
         UserError: the folder has no evaluation, or its data is missing.
     """
-    results = _results_folder(folder, data_set)
+    results = results_folder(folder, data_set)
     evaluation = files.read_json(results / "evaluation.json", files.Evaluation)
     if json_file is None and not evaluation.json_file:
         raise UserError(
@@ -97,24 +98,4 @@ def read_run(
         settings=settings,
         training=files.read_training(folder / "metrics.json"),
         limit=limit,
-    )
-
-
-def _results_folder(folder: Path, data_set: str | None) -> Path:
-    if not folder.is_dir():
-        raise UserError(f"there is no run '{folder}'")
-    inference = folder / "inference"
-    names = sorted(path.parent.name for path in inference.glob("*/coco_instances_results.json"))
-    if data_set is not None and names and data_set not in names:
-        hint = did_you_mean(data_set, names) or f"; known test sets: {', '.join(names)}"
-        raise UserError(f"'{folder}' was not evaluated on '{data_set}'{hint}")
-    if len(names) > 1 and data_set is None:
-        raise UserError(f"'{folder}' was evaluated on {', '.join(names)}: choose one with --data")
-    if names:
-        return inference / (data_set or names[0])
-    if (inference / "coco_instances_results.json").is_file():  # as detectron2's tools write it
-        return inference
-    raise UserError(
-        f"'{folder}' has no inference/*/coco_instances_results.json: name the OUTPUT_DIR of a run "
-        "that train_net.py has evaluated"
     )

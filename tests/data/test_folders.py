@@ -178,7 +178,9 @@ def test_a_data_set_without_its_json_is_removed(
     assert "pets_train" not in MetadataCatalog
 
 
-def test_names_registered_by_others_are_not_changed(root: Path, write: Fixture) -> None:
+def test_names_registered_by_others_are_not_changed(
+    root: Path, write: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
     def loader() -> list[dict[str, Any]]:
         return []
 
@@ -186,7 +188,9 @@ def test_names_registered_by_others_are_not_changed(root: Path, write: Fixture) 
     builtin = DatasetCatalog["coco_2017_val"]
     write(root)
     write(root, name="coco", split="2017_val")
-    assert register_folder_datasets() == []
+    for _ in range(2):
+        assert register_folder_datasets() == []
+    assert caplog.text.count("'pets_train' is registered already") == 1
     assert DatasetCatalog["pets_train"] is loader
     assert DatasetCatalog["coco_2017_val"] is builtin
     assert "json_file" not in MetadataCatalog.get("pets_train").as_dict()

@@ -5,9 +5,11 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus.engine import console, main
 
@@ -94,3 +96,16 @@ def test_text_that_the_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch
     with console.lasting_output():
         print("1 \u732b")
     assert written.getvalue() == b"1 \\u732b\n"
+
+
+def test_the_bar_ends_with_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "_is_terminal", lambda: True)
+    bar = console.ProgressBar()
+    bar.trainer = types.SimpleNamespace(max_iter=2, start_iter=0, iter=0, storage=EventStorage())
+    bar.before_train()
+    bar.after_step()
+    assert not bar._bar.disable
+    bar.trainer.iter = 1
+    bar.after_step()
+    assert bar._bar.disable  # closed: an evaluation that follows draws its own bar
+    bar.after_train()

@@ -5,6 +5,7 @@ import os
 import pickle
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_run_without_a_data_check_says_so(
     assert line not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("start", [["python"], ["uv", "run"]])
+@pytest.mark.parametrize("start", [[Path(sys.executable).name], [sys.executable], ["uv", "run"]])
 def test_the_printed_commands_can_be_pasted(
     start: list[str],
     tmp_path: Path,
@@ -67,6 +68,8 @@ def test_the_printed_commands_can_be_pasted(
 ) -> None:
     if start == ["uv", "run"]:
         monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    activated = start != [sys.executable]
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent) if activated else "")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "my data"))
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(tmp_path / "it's mine")

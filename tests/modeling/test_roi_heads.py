@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from detectron2.export import scripting_with_instances
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError
@@ -102,3 +104,25 @@ def test_batch_without_objects_keeps_the_graph(architecture: str) -> None:
     assert all(torch.isfinite(loss) for loss in losses.values())
     # Distributed training would wait forever for a parameter without gradient.
     assert all(p.grad is not None for p in model.roi_heads.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["fpn", "dc5"])
+def test_detectron2_compiles_the_heads_with_torchscript(architecture: str) -> None:
+    model = build(architecture, ROI_HEADS__SCORE_THRESH_TEST=0.0).eval()
+    fields = {
+        "proposal_boxes": Boxes,
+        "objectness_logits": torch.Tensor,
+        "pred_boxes": Boxes,
+        "scores": torch.Tensor,
+        "pred_classes": torch.Tensor,
+        "pred_masks": torch.Tensor,
+    }
+    scripted = scripting_with_instances(model, fields)
+    inputs = [{"image": sample["image"]} for sample in batch()]
+    with torch.no_grad():
+        expected = model.inference(inputs, do_postprocess=False)
+        results = scripted.inference(inputs, do_postprocess=False)
+    for instances, result in zip(expected, results, strict=True):
+        assert len(instances) > 0
+        assert torch.equal(result.pred_boxes.tensor, instances.pred_boxes.tensor)
+        assert torch.equal(result.pred_masks, instances.pred_masks)

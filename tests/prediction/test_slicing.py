@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -160,8 +161,9 @@ def test_no_detections_and_order_by_score() -> None:
     [
         ({"tile": 31}, "at least 32 pixels, got 31"),
         ({"overlap": 0.95}, "overlap must be between 0 and 0.9, got 0.95"),
+        ({"array_format": "rgb"}, "array_format is 'rgb'"),
     ],
 )
-def test_options_out_of_range(options: dict[str, float], message: str) -> None:
+def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SlicedPredictor(Stub(), **options)

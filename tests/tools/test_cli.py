@@ -103,6 +103,9 @@ def test_help_and_mistakes_are_answered_without_torch(name: str, tmp_path: Path)
         ([TRAIN, "--config-file", "photos"], "'photos' is a folder"),
         ([TRAIN, "--config-file", CONFIG, "SEED", "1", "--resume"], "--resume"),
         ([TRAIN, "--config-file", CONFIG, "SEED"], "SEED"),
+        ([TRAIN, "--config-file", CONFIG, "--num-gpus", "0"], "--num-gpus"),
+        (["predict", "--weights", CONFIG, "photos", "--device", "gpu"], "'gpu'"),
+        (["report", "photos"], "evaluated"),
     ],
 )
 def test_arguments_are_checked_without_torch(
@@ -259,6 +262,30 @@ def test_output_that_nobody_can_read_does_not_stop_a_command(sink: str, tmp_path
         assert done.stderr == ""
     else:
         assert "incomplete" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_needs_no_open_streams(closed: str, tmp_path: Path) -> None:
+    program = """if True:
+        import os, sys
+        from pathlib import Path
+        from mask_rcnn_tools.arguments import run_command
+
+        def work(arguments):
+            with open(arguments[0], "w") as file:
+                print("to the screen", flush=True)
+                print("to the screen", file=sys.stderr, flush=True)
+                os.write(1, b"a library's message")
+                file.write("whole")
+            return 3
+
+        sys.exit(run_command(work, sys.argv[1:]))
+    """
+    shell = f'"$@" {closed}'
+    command = ["sh", "-c", shell, "sh", sys.executable, "-c", program, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "file").read_text() == "whole"
 
 
 def test_output_cannot_control_the_terminal(
