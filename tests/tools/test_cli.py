@@ -373,3 +373,11 @@ def test_the_commands_in_the_pages_exist() -> None:
     assert len(named) > 15
     for command in named:
         assert any(command.strip() == n or command.startswith(f"{n} ") for n in COMMANDS), command
+
+
+def test_a_missing_detectron2_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    done = run_light("check-data", "--json-file", "a.json", "--image-root", ".", folder=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "detectron2" in done.stderr
