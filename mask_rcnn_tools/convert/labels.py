@@ -267,12 +267,23 @@ def files_below(folder: Path, *suffixes: str) -> list[Path]:
     )
 
 
+# The readers open these folders by their name, so they may be links.
+_LABEL_FOLDERS = {"labels", "masks", "annotations", "SegmentationObject", "SegmentationClass"}
+
+
 def report_irregular(labels: Labels, source: Path) -> None:
-    """Reports what ``files_below`` leaves out: links that lead nowhere, pipes and devices."""
+    """Reports what ``files_below`` leaves out: links to folders or nowhere, pipes and devices."""
+    read = [os.path.realpath(image.path) for image in labels.images if image.path]
     for path in sorted(source.rglob("*")):
         if any(part.startswith(".") for part in path.relative_to(source).parts):
             continue
-        if not (os.path.isfile(path) or os.path.isdir(path)):  # noqa: PTH112, PTH113
+        if os.path.isdir(path):  # noqa: PTH112  (Path's method raises errors for some links)
+            inside = os.path.join(os.path.realpath(path), "")  # noqa: PTH118  (ends with "/")
+            used = path.name in _LABEL_FOLDERS or any(name.startswith(inside) for name in read)
+            if path.is_symlink() and not used:
+                what = "links to folders are not followed; name the folders as SOURCE"
+                labels.skip(what, path)
+        elif not os.path.isfile(path):  # noqa: PTH113
             labels.skip("files are links that lead nowhere, pipes or devices", path)
 
 

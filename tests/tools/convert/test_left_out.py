@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mask_rcnn_plus import UserError
+from mask_rcnn_tools.cli import main
 from mask_rcnn_tools.convert import Labels, Plan, labelme, masks, via, voc, write_coco, yolo
 from tests.tools.convert.drawn import masks_of
 from tests.tools.convert.test_labelme import label as label_labelme
@@ -274,3 +275,25 @@ def test_an_error_says_why_no_object_is_left(save: Save, written: Written, tmp_p
         (tmp_path / "photos" / f"{'long' * 20}.{suffix}").write_bytes(b"")
     with pytest.raises(UserError, match=r"'cat'.*--classes.*a\.png"):
         written(labelme.read(tmp_path / "photos"), classes=["cta"])
+
+
+def test_a_link_to_a_folder_is_named_unless_a_reader_follows_it(
+    tmp_path: Path, save: Save, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    shapes = [{"label": "cat", "points": [[2, 3], [12, 3], [12, 8]], "shape_type": "polygon"}]
+    for folder in ("photos", "elsewhere"):
+        image = save(f"{folder}/{folder}.png")
+        content = {"imagePath": image.name, "imageHeight": 30, "imageWidth": 40, "shapes": shapes}
+        image.with_suffix(".json").write_text(json.dumps(content))
+    (tmp_path / "photos" / "more").symlink_to(elsewhere)
+    run = ["convert", "labelme", str(tmp_path / "photos"), "--output", str(tmp_path / "new")]
+    assert main([*run, "--split", "train"]) == 1
+    assert "photos/more" in capsys.readouterr().out
+
+    nuclei = tmp_path / "nuclei"
+    save_mask(nuclei / "masks" / "elsewhere" / "1.png", BLOCK)
+    (elsewhere / "elsewhere.json").unlink()
+    (nuclei / "images").symlink_to(elsewhere)
+    run = ["convert", "masks", str(nuclei), "--output", str(tmp_path / "new2")]
+    assert main([*run, "--class-name", "nucleus", "--split", "train"]) == 0
