@@ -46,7 +46,8 @@ Each run writes into OUTPUT/DATA/FAMILY/ROW/seed_N. After each run {TABLE}, {CSV
 {PLOT} in OUTPUT/DATA/FAMILY are updated. The same command continues where it stopped: it does not
 repeat finished runs, and runs rows with the same config once. NAME may also be a folder of your own
 configs. Its family.json may contain "title", "baseline", "order", "paper", "rows" (the paper's
-values) and "classes" (classes whose own AP is shown). "all" skips a family with "alone": true.
+values) and "classes" (classes whose own AP is shown). "all" skips a family with
+"only_by_name": true.
 """
 
 

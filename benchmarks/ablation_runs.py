@@ -27,7 +27,7 @@ _METRICS = ("AP", "AP50", "AP75")
 METRICS = tuple(f"{task} {name}" for task in ("box", "mask") for name in _METRICS)
 
 _CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
-_KEYS = {"title", "baseline", "order", "paper", "rows", "alone", "classes"}
+_KEYS = {"title", "baseline", "order", "paper", "rows", "only_by_name", "classes"}
 # Otherwise glibc returns blocks of some megabytes to the system after each use and requests them
 # again, which costs a seventh of a run's CPU time.
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
@@ -53,7 +53,7 @@ class Family:
         title: the table's title.
         paper: the source of the paper's values, or "".
         paper_rows: row -> metric, e.g. "mask AP" -> the paper's value in percent.
-        alone: "all" skips this family: it is not a table of the paper, or needs other data.
+        only_by_name: "all" skips this family: it is not a table of the paper, or needs other data.
         classes: the classes whose own AP the table shows.
     """
 
@@ -64,7 +64,7 @@ class Family:
     title: str
     paper: str
     paper_rows: dict[str, dict[str, float]]
-    alone: bool = False
+    only_by_name: bool = False
     classes: tuple[str, ...] = ()
 
     def paper_difference(self, row: str, metric: str) -> float | None:
@@ -85,7 +85,7 @@ def find_families(name: str) -> list[Family]:
 
     Args:
         name: a folder of configs/ablations, the path of any folder with configs, or "all": the
-            families of configs/ablations that are not ``alone``.
+            families of configs/ablations that are not ``only_by_name``.
 
     Raises:
         UserError: the folder or its configs are missing, or its family.json is invalid.
@@ -93,7 +93,7 @@ def find_families(name: str) -> list[Family]:
     names = known_families()
     if name == "all":
         families = [_load_family(_CONFIGS / known) for known in names]
-        return [family for family in families if not family.alone]
+        return [family for family in families if not family.only_by_name]
     folder = _CONFIGS / name if name in names else Path(name)
     if not folder.is_dir():
         hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, or name a folder"
@@ -140,7 +140,7 @@ def _load_family(folder: Path) -> Family:
         title=content.get("title", folder.resolve().name),
         paper=content.get("paper", ""),
         paper_rows=paper_rows,
-        alone=content.get("alone", False),
+        only_by_name=content.get("only_by_name", False),
         classes=tuple(dict.fromkeys(classes)),
     )
 
