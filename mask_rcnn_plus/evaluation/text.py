@@ -17,6 +17,8 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont, features
 
+from mask_rcnn_plus.errors import printable
+
 Image = npt.NDArray[Any]  # (H, W, 3), BGR, 0 to 255
 Color = tuple[int, int, int]
 
@@ -39,8 +41,7 @@ def drawable(text: str, *, otherwise: str) -> str:
     Accents are removed if no font has them. If no font has the letters either, returns
     ``otherwise``, and a warning says what to install.
     """
-    text = " ".join(unicodedata.normalize("NFC", text).split())
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    text = printable(" ".join(unicodedata.normalize("NFC", text).split()))
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     for candidate in (text, plain):
         if _opencv_draws(candidate) or _font_file(candidate):

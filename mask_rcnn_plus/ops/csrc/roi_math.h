@@ -296,18 +296,4 @@ ROI_HD void merged_taps(const Axis<R>& a, int bin, Emit&& emit) {
   if (a.bin >= R(0) && high != R(0)) emit(cell + 1, high);
 }
 
-// The weight of one cell in a bin, bit for bit as merged_taps emits it. The gathering backward needs it by cell.
-template <class R>
-ROI_HD R weight_of(const Axis<R>& a, int bin, int cell) {
-  R begin = bin_start(a, bin);
-  Range range = samples_inside(a, begin);
-  R weight = R(0);
-  for (int i = range.begin; i < range.end; i++) {
-    Cells<R> c = cells_of(a, sample_at(a, begin, i));
-    if (c.low == cell) weight = add(weight, c.low_weight);
-    if (c.low + 1 == cell) weight = add(weight, c.high_weight);
-  }
-  return weight;
-}
-
 }  // namespace roi
