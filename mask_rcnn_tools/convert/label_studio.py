@@ -65,7 +65,12 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
             labels.skip("files cannot be read as Label Studio's", f"{path} {error}")
             continue
         found += 1
-        tasks += [(f"{path}[{index}]", task) for index, task in enumerate(content)]
+        for index, task in enumerate(content):
+            where = f"{path}[{index}]"
+            if _is_task(task):
+                tasks.append((where, task))
+            else:
+                labels.skip("entries are not tasks with 'data'", where)
     if not found:
         raise unknown_layout(source, "a .json that Label Studio exported as JSON (a list of tasks)")
     for where, task in progress_bar("reading Label Studio", "task", tasks):
@@ -82,17 +87,23 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     return labels
 
 
-def _tasks(content: Any) -> list[dict[str, Any]]:
-    """The tasks of a json; cloud storage gets one file per task, or per annotation."""
+def _is_task(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("data"), dict)
+
+
+def _tasks(content: Any) -> list[Any]:
+    """The entries of a json, at least one of them a task.
+
+    Cloud storage gets one file per task, or per annotation.
+    """
     if isinstance(content, dict) and isinstance(content.get("task"), dict):
         content = {**content["task"], "annotations": [content]}
-    tasks = content if isinstance(content, list) else [content]
-    for task in tasks:
-        if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
-            is_coco = isinstance(task, dict) and "categories" in task
-            hint = "; for COCO, use mask-rcnn-plus convert coco" if is_coco else ""
-            raise UnreadableFile(f"is not Label Studio's: a task has no 'data'{hint}")
-    return tasks
+    entries = content if isinstance(content, list) else [content]
+    if entries and not any(map(_is_task, entries)):
+        is_coco = isinstance(content, dict) and "categories" in content
+        hint = "; for COCO, use mask-rcnn-plus convert coco" if is_coco else ""
+        raise UnreadableFile(f"is not Label Studio's: no task has 'data'{hint}")
+    return entries
 
 
 def _choose_annotation(task: dict[str, Any], where: str, labels: Labels) -> dict[str, Any] | None:

@@ -212,3 +212,13 @@ def test_other_json_is_refused(body: Any, fault: str, tmp_path: Path) -> None:
         label_studio.read(path)
     with pytest.raises(UserError, match=r"list of tasks.*found a\.json"):
         label_studio.read(tmp_path)
+
+
+def test_an_entry_that_is_not_a_task_is_named(tmp_path: Path, save: Save) -> None:
+    save("photos/0.jpg")
+    task = {"id": 1, "data": {"image": "0.jpg"}, "annotations": [annotation("cat", "")]}
+    path = tmp_path / "photos" / "project.json"
+    path.write_text(json.dumps([task, "x", {"data": 3}]))
+    labels = label_studio.read(path)
+    assert [image.name for image in labels.images] == ["0.jpg"]
+    assert [len(places) for places in labels.skipped.values()] == [2]
