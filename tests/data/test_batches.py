@@ -153,6 +153,7 @@ def test_a_death_that_a_thread_waits_for_does_not_interrupt_the_main_thread() ->
         worker_deaths._pending = False
 
 
+@pytest.mark.slow
 def test_the_error_of_a_hanging_worker_names_its_images() -> None:
     def slow(record: dict[str, Any]) -> str:
         time.sleep(60)

@@ -310,6 +310,7 @@ def test_real_data_sets_load() -> None:
     assert len(require_dataset("nuclei_val_rle")) == 32
 
 
+@pytest.mark.slow
 def test_the_import_reads_no_folder_and_the_catalogs_find_data_sets_when_asked(
     root: Path, write: Fixture
 ) -> None:

@@ -210,6 +210,7 @@ def test_few_large_images_are_in_memory_at_a_time(
     assert sizes == [2, 1, 1] and len(results) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["RGB", "L"])
 def test_a_model_of_another_format_predicts_what_it_evaluates(
     order: str, weights: str, tmp_path: Path
@@ -224,7 +225,9 @@ def test_a_model_of_another_format_predicts_what_it_evaluates(
     with torch.no_grad():
         evaluated = predictor.model([sample])[0]["instances"]
     (predicted,) = predictor([tmp_path / "a.png"])
-    assert len(evaluated) > 0 and torch.equal(predicted.scores, evaluated.scores)
+    assert len(evaluated) > 0
+    # Memory alignment may change the last bits; other pixels would change far more.
+    torch.testing.assert_close(predicted.scores, evaluated.scores)
     augmented = BatchPredictor.from_checkpoint(weights, opts=[*opts, "TEST.AUG.ENABLED", "True"])
     assert len(augmented([tmp_path / "a.png"])) == 1
 

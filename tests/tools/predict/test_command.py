@@ -434,6 +434,7 @@ def test_very_long_names(folder: Path, weights: str, capsys: pytest.CaptureFixtu
     assert "File name too long" in refusal(capsys, "--weights", weights, f"{'a' * 300}.jpg")
 
 
+@pytest.mark.slow
 def test_many_files_need_few_descriptors(folder: Path, weights: str) -> None:
     for number in range(40):
         cv2.imwrite(f"photos/a/{number}.png", random_image(number, 32, 32))
