@@ -230,6 +230,7 @@ def test_another_config_in_the_same_folder_is_refused(
         ("ablation.yaml", "a: " + "[" * 3000, False),
     ],
 )
+@pytest.mark.slow
 def test_damaged_files_of_a_run_cause_no_traceback(
     folder: Path,
     fake: type[FakeProcesses],

@@ -283,6 +283,7 @@ def test_peak_memory_of_a_call() -> None:
     assert peak is None or math.isclose(peak, 64, abs_tol=16)
 
 
+@pytest.mark.slow
 def test_a_data_set_provides_images_and_ap(trained: Path, shapes: Path, tmp_path: Path) -> None:
     arguments = [
         *("--config-file", str(trained / "config.yaml"), "--data", "shapes_val"),

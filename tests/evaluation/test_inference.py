@@ -596,6 +596,7 @@ def _worker(rank: int, rendezvous: str, folders: list[Path], outputs: list[Path]
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     # With a single image, the second process has no image.

@@ -49,6 +49,7 @@ def randomise(model: nn.Module) -> None:
                 normal(value, 0.0, (6 / value.shape[1]) ** 0.5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_same_detections() -> None:
     torch.manual_seed(0)
