@@ -13,6 +13,7 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.console import LOG_ONLY
+from mask_rcnn_plus.engine.fitting import config_of, match_classes, stored_classes
 from mask_rcnn_plus.engine.weights import (
     cannot_load,
     listed,
@@ -180,8 +181,20 @@ class Checkpointer(DetectionCheckpointer):
         if self._resuming:
             for key, kind in (("class_names", "classes"), ("keypoint_names", "keypoints")):
                 _require_same(kind, checkpoint.get(key), self._extra[key])
-        names = list(filter(_matters, self.model.state_dict()))
+        own = self.model.state_dict()
+        names = list(filter(_matters, own))
         total = len(names)
+        if not self._strict:
+            by_name = match_classes(
+                checkpoint["model"],
+                own,
+                stored_names=stored_classes(checkpoint),
+                names=self._extra["class_names"],
+            )
+            if by_name:
+                logger.info(f"weights '{self._path}': {by_name}")
+        config = config_of(checkpoint["model"])
+        belongs = f"they belong to {config}" if config else "they belong to another config"
         try:
             incompatible = super()._load_model(checkpoint)
         except (ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
@@ -193,7 +206,9 @@ class Checkpointer(DetectionCheckpointer):
         # Keys of another shape are also reported as missing.
         missing = [k for k in incompatible.missing_keys if _matters(k) and k not in shapes]
         if len(missing) + len(shapes) >= total:
-            raise UserError(f"weights '{self._path}' do not fit this model: no parameter fits")
+            raise UserError(
+                f"weights '{self._path}' do not fit this model: no parameter fits; {belongs}"
+            )
         counts = []
         for title, keys in (("missing", missing), ("of another shape", list(shapes.values()))):
             if self._strict and keys:
@@ -203,13 +218,15 @@ class Checkpointer(DetectionCheckpointer):
                 counts.append(f"{len(keys)} of {total} parameters are {title}: {listed(keys, 3)}")
         if counts:
             raise UserError(
-                f"weights '{self._path}' do not fit this model: {'; '.join(counts)}; they belong "
-                "to another config"
+                f"weights '{self._path}' do not fit this model: {'; '.join(counts)}; {belongs}"
             )
         if absent := [*missing, *shapes]:
+            # A missing class head is expected; other missing parts may be a mistake.
+            unused = config and any("predictor" not in key for key in missing)
             logger.info(
                 f"weights '{self._path}': {total - len(absent)} of {total} parameters loaded; the "
                 f"rest starts random: {_grouped(absent, names)} (names: see log.txt)"
+                f"{f'; {belongs}' if unused else ''}"
             )
         return incompatible
 
