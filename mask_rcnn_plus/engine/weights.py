@@ -1,24 +1,23 @@
 """Reads weights files as data: they may come from an untrusted source, so no code in them runs."""
 
 import codecs
-import contextlib
 import logging
 import pickle
 import re
-import sys
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
+from detectron2.checkpoint.catalog import ModelCatalog
+from detectron2.utils.file_io import Detectron2Handler, PathManager
 
 from mask_rcnn_plus.engine.arguments import TRUST_FLAG
+from mask_rcnn_plus.engine.downloads import download
 from mask_rcnn_plus.engine.package_weights import PREFIX, is_efficientnet, package_file, to_timm
 from mask_rcnn_plus.errors import UserError, did_you_mean_file, reason
 
@@ -52,7 +51,7 @@ def local_weights(weights: str) -> Path:
     if weights.startswith(PREFIX):
         return package_file(weights)
     if "://" in weights:
-        return _download(weights)
+        return _remote(weights)
     file = Path(weights)
     if file.is_dir():
         raise UserError(f"weights '{weights}' are a folder: name a .pth or .pkl file")
@@ -168,6 +167,25 @@ def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -
             if match := re.search(r"GLOBAL (\S+)", str(error)):
                 raise UnsafePickleError(match[1]) from error
             raise
+
+
+def _remote(weights: str) -> Path:
+    """A remote file, in a cache on this machine."""
+    url = weights
+    if url.startswith("catalog://"):
+        try:
+            url = ModelCatalog.get(url.removeprefix("catalog://"))
+        except RuntimeError as error:
+            raise UserError(f"weights '{weights}': {error}") from error
+    zoo = Detectron2Handler.PREFIX
+    if url.startswith(zoo):
+        url = Detectron2Handler.S3_DETECTRON2_PREFIX + url.removeprefix(zoo)
+    if url.startswith(("http://", "https://")):
+        return download(url)
+    try:  # what a program has registered with detectron2
+        return Path(PathManager.get_local_path(url))
+    except Exception as error:
+        raise UserError(f"cannot download the weights '{weights}': {reason(error)}") from error
 
 
 def cannot_load(name: str, error: Exception, path: Path | None = None) -> UserError:
@@ -348,33 +366,3 @@ class _ZooUnpickler(pickle.Unpickler):
         if (full := f"{module}.{name}") not in _ALLOWED:
             raise UnsafePickleError(full)
         return _ALLOWED[full]
-
-
-def _download(url: str) -> Path:
-    """Downloads with a progress bar on standard error, which appears with the first byte."""
-    log = logging.getLogger("iopath.common.download")  # repeats the error that it raises
-    disabled, log.disabled = log.disabled, True
-    try:
-        with contextlib.redirect_stderr(_StartedBars(sys.stderr)):  # type: ignore[type-var]
-            return Path(PathManager.get_local_path(url))
-    except Exception as error:
-        # urllib wraps the cause in its own error; only an HTTP status says more than the cause.
-        cause = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
-        raise UserError(f"cannot download the weights '{url}': {cause!s:.200}") from error
-    finally:
-        log.disabled = disabled
-
-
-class _StartedBars:
-    """A text stream that hides the progress bar of a download until its first byte."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._started = False
-
-    def write(self, text: str) -> int:
-        self._started = self._started or bool(text.strip() and "0.00B [" not in text)
-        return self._file.write(text) if self._started else len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)

@@ -16,6 +16,7 @@ from mask_rcnn_tools.arguments import (
     positive,
     weights,
 )
+from mask_rcnn_tools.models import zoo
 from mask_rcnn_tools.predict.layout import check_output
 from mask_rcnn_tools.predict.sources import find_sources
 
@@ -32,13 +33,14 @@ _OPTIONS = {
 
 _EPILOG = f"""
 examples:
+  COCO's 80 classes, without a training:
+    {PROGRAM} photo.jpg
   a checkpoint of train_net.py, which contains its config and class names:
     {PROGRAM} --weights output/model_final.pth photo.jpg
   folders, patterns and videos together, with COCO results and a table:
     {PROGRAM} --weights output/model_final.pth photos "more/*.png" clip.mp4 --json --csv
-  a model from detectron2's zoo, only people and dogs:
-    {PROGRAM} --weights model_final_f10217.pkl \\
-        --config-file configs/coco/mask_rcnn_R_50_FPN_3x.yaml --classes person,dog street.jpg
+  another model from detectron2's zoo, only people and dogs:
+    {PROGRAM} --model mask_rcnn_R_101_FPN_3x --classes person,dog street.jpg
   small objects in a large image:
     {PROGRAM} --weights output/model_final.pth --slice 1024 --overlap 0.2 aerial.tif
   the first camera, until Ctrl-C:
@@ -92,10 +94,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--weights",
-        required=True,
         type=weights,
         metavar="FILE",
         help="checkpoint: .pth, or .pkl from the zoo",
+    )
+    add(
+        "--model",
+        metavar="NAME",
+        help="instead of --weights: a model of detectron2's zoo, which knows COCO's classes "
+        f"(default: {zoo.DEFAULT}; `{PROGRAM.split()[0]} models` lists all); downloaded once",
     )
     add(
         "--config-file",
@@ -184,6 +191,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for key, _ in arguments.set:
         if key in _OPTIONS:
             parser.error(f"--set {key} would have no effect: use {_OPTIONS[key]}")
+    if arguments.weights and arguments.model:
+        parser.error("--weights and --model exclude each other")
+    if not arguments.weights:
+        if arguments.config_file:
+            parser.error("--config-file needs --weights")
+        name = zoo.model_name(arguments.model or zoo.DEFAULT)
+        arguments.weights, arguments.config_file = zoo.weights(name), zoo.config_file(name)
     arguments.overlap = 0.2 if arguments.overlap is None else arguments.overlap
     return arguments
 

@@ -1,0 +1,1 @@
+"""The command ``mask-rcnn-plus models``, and what is known of detectron2's model zoo."""
