@@ -70,9 +70,9 @@ def _auto(rule: Rule, auto: Any = -1) -> Rule:
 
 
 def is_auto(value: Any) -> bool:
-    """Whether a value is -1, or a list of one such value: train_net.py chooses by the data."""
-    while _is_list(value) and len(value) == 1:
-        value = value[0]
+    """Whether a value is -1, or a list of such values: train_net.py chooses by the data."""
+    if _is_list(value):
+        return len(value) > 0 and all(map(is_auto, value))
     return type(value) in (int, float) and value == -1
 
 
@@ -147,6 +147,7 @@ _WEIGHT = Rule(
 AUTO = (
     "INPUT.MIN_SIZE_TEST",
     "INPUT.MAX_SIZE_TEST",
+    "INPUT.CROP.SIZE",
     "INPUT.MIN_SIZE_TRAIN",
     "INPUT.MAX_SIZE_TRAIN",
     "MODEL.ANCHOR_GENERATOR.SIZES",
@@ -189,7 +190,7 @@ RULES = {
     "INPUT.SIXTEEN_BIT": Rule("image, full, or a range such as 0..4095", _is_depth_rule),
     "INPUT.MAX_PIXELS": _COUNT_OR_ZERO,
     "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
-    "INPUT.CROP.SIZE": _list_of(_POSITIVE, lengths=(2,)),
+    "INPUT.CROP.SIZE": _auto(_list_of(_POSITIVE, lengths=(2,)), [-1.0, -1.0]),
     "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
     # Smaller scales make objects too small to see, larger ones show only parts of them.
     "INPUT.JITTER.SCALE": _list_of(_number(0.01, 100), lengths=(2,)),
@@ -352,6 +353,8 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
         require(labels, valid, f"a list of {count}, one more than {thresholds} has")
     fits = max(values["INPUT.CROP.SIZE"]) <= 1 or values["INPUT.CROP.TYPE"].startswith("absolute")
     require("INPUT.CROP.SIZE", fits, "at most 1 if INPUT.CROP.TYPE is relative")
+    fits = not is_auto(values["INPUT.CROP.SIZE"]) or values["INPUT.CROP.TYPE"] == "relative"
+    require("INPUT.CROP.SIZE", fits, "given unless INPUT.CROP.TYPE is relative")
     # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
     both = values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]
     require("INPUT.CROP.ENABLED", not both, "False if INPUT.JITTER.ENABLED is True")

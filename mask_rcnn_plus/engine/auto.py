@@ -28,9 +28,11 @@ logger = logging.getLogger(__name__)
 Records = Sequence[dict[str, Any]]
 
 _STEP = 32  # image sizes are multiples of it
-_SMALLEST, _LARGEST = 224, 384  # shorter sides of images to train on from random weights
+# Shorter sides of images to train on from random weights, and to test on.
+_SMALLEST, _LARGEST, _LARGEST_TEST = 224, 384, 800
 _WANTED = 64  # pixels: the size of the median object
-_MOST_ENLARGED = 1.5
+_WINDOW = 256  # pixels: the shorter side of a window of a larger image
+_ENLARGED = 2  # at most
 _SAMPLED = 4000  # images whose objects are measured
 _FITTED = 1000  # boxes that anchors are fitted to
 _GAIN = 0.03  # of a recall, for which fitted anchors are used
@@ -79,10 +81,19 @@ class Data:
         return float(np.median([_shorter_side(record) for record in self.sample]))
 
     @cached_property
-    def median_size(self) -> float:
-        """The median of the objects' sizes: root of the box's area / shorter side of the image."""
-        sizes = [s for r in self.sample for s in _sizes(r)]
-        return max(float(np.median(sizes)), 1e-4)
+    def largest_for_windows(self) -> float:
+        """The largest shorter side at which windows suit: they show objects, and show them whole.
+
+        A window shows 1.5 objects on average, and 9 of 10 objects are at most half as wide.
+        """
+        objects = float(np.mean([len(_objects(record)) for record in self.sample]))
+        return min(_WINDOW * math.sqrt(objects / 1.5), _WINDOW / 2 / max(self.sizes[1], 1e-4))
+
+    @cached_property
+    def sizes(self) -> tuple[float, float]:
+        """Median and 9th decile of the objects' sizes: root of the box's area / shorter side."""
+        median, large = np.quantile([s for r in self.sample for s in _sizes(r)], (0.5, 0.9))
+        return max(float(median), 1e-4), float(large)
 
 
 Rule = Callable[[CfgNode, Data], tuple[Any, str]]
@@ -174,7 +185,7 @@ def warn_of_little_data(cfg: CfgNode, records: Records, names: Sequence[str]) ->
             f"DATASETS.TRAIN has no object of {len(empty)} of {len(names)} classes ({listed}): the "
             "model will never predict them; label some, or remove the classes from the json files"
         )
-    if cfg.INPUT.JITTER.ENABLED or cfg.INPUT.CROP.ENABLED:
+    if cfg.INPUT.JITTER.ENABLED:
         return
     sized = [r for r in records if r.get("width") and r.get("height")]
     if any(size * _training_side(cfg, r) >= _CELL for r in sized for size in _sizes(r)):
@@ -190,30 +201,44 @@ def warn_of_little_data(cfg: CfgNode, records: Records, names: Sequence[str]) ->
 
 
 def _training_side(cfg: CfgNode, record: dict[str, Any]) -> float:
-    """The largest shorter side that training resizes an image to, in pixels."""
-    own = _shorter_side(record)
+    """The largest shorter side that training resizes an image to, in pixels, before a crop."""
+    own, crop = _shorter_side(record), cfg.INPUT.CROP
     longest = cfg.INPUT.MAX_SIZE_TRAIN * own / max(record["width"], record["height"])
-    return min(max(cfg.INPUT.MIN_SIZE_TRAIN) or own, longest)
+    shown = min(crop.SIZE) if crop.ENABLED and crop.TYPE == "relative" else 1
+    return min(max(cfg.INPUT.MIN_SIZE_TRAIN) or own, longest) / shown
 
 
 def _test_size(cfg: CfgNode, data: Data) -> tuple[int, str]:
     if not is_auto(cfg.INPUT.MIN_SIZE_TRAIN):
         return max(cfg.INPUT.MIN_SIZE_TRAIN), "the largest MIN_SIZE_TRAIN"
-    own, size = data.shorter_side, data.median_size
-    largest = min(_LARGEST, _MOST_ENLARGED * own)
-    side = _rounded(min(max(_WANTED / size, min(_SMALLEST, own)), largest))
+    own, (size, _) = data.shorter_side, data.sizes
+    wanted = max(_WANTED / size, min(_SMALLEST, own))
+    side = _rounded(min(wanted, _LARGEST, _ENLARGED * own))
+    if cfg.INPUT.CROP.ENABLED and is_auto(cfg.INPUT.CROP.SIZE):
+        windowed = min(wanted, _LARGEST_TEST, _ENLARGED * own, data.largest_for_windows)
+        side = max(side, _rounded(windowed))
     return side, (
-        f"the median object is {size:.0%} of the shorter side of its image ({own:.0f} pixels): "
+        f"the median object is {size:.1%} of the shorter side of its image ({own:.0f} pixels): "
         f"{size * side:.0f} pixels at this size"
     )
 
 
-def _train_sizes(cfg: CfgNode, data: Data) -> tuple[tuple[int, ...], str]:
+def _crop_size(cfg: CfgNode, data: Data) -> tuple[tuple[float, float], str]:
     side = cfg.INPUT.MIN_SIZE_TEST
+    if not _LARGEST <= side <= data.largest_for_windows + _STEP:
+        return (1.0, 1.0), "whole images: small enough, or windows would cut or miss objects"
+    share = round(_WINDOW / side, 3)
+    return (share, share), f"windows of {_WINDOW} pixels at the scale of MIN_SIZE_TEST"
+
+
+def _train_sizes(cfg: CfgNode, data: Data) -> tuple[tuple[int, ...], str]:
+    side, crop = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.CROP
     if not side:
         return (0,), "MIN_SIZE_TEST keeps the images' own sizes, too"
+    if crop.ENABLED and crop.TYPE == "relative":
+        side = side * min(crop.SIZE)
     sizes = tuple(range(_rounded(0.75 * side), _rounded(1.1 * side) + 1, _STEP))
-    return sizes, "about 0.75 to 1.1 times MIN_SIZE_TEST"
+    return sizes, f"about 0.75 to 1.1 times {side:.0f}, for a variety of sizes"
 
 
 def _longer_side(key: str) -> Rule:
@@ -237,7 +262,7 @@ def _anchor_sizes(cfg: CfgNode, data: Data) -> tuple[list[list[float]], str]:
     after = coverage(seen, fitted)
     gain = max(after.recall_50 - before.recall_50, after.recall_70 - before.recall_70)
     recalls = " to ".join(f"{c.recall_50:.0%} and {c.recall_70:.0%}" for c in (before, after))
-    if gain < _GAIN:
+    if gain < _GAIN or after.recall_50 < before.recall_50 - 0.005:
         return value, f"4 cells of each feature map; fitting would gain too little ({recalls})"
     value = [list(level) for level in fitted.sizes]
     return value, f"recall at IoU 0.5 and 0.7 rises from {recalls}"
@@ -298,9 +323,11 @@ def _checkpoint_period(cfg: CfgNode, data: Data) -> tuple[int, str]:
 def _eval_period(cfg: CfgNode, data: Data) -> tuple[int, str]:
     if not data.tests:
         return 0, "DATASETS.TEST is empty"
-    seen = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-    # A test image takes about a third of the time of a training image.
-    count = min(5, max(2, int(0.1 * seen / (data.tests / 3))))
+    # A test image takes about a third of the time of a training image of the same size.
+    areas = (cfg.INPUT.MIN_SIZE_TEST / float(np.mean(cfg.INPUT.MIN_SIZE_TRAIN) or 1)) ** 2
+    evaluation = data.tests / 3 * max(1.0, areas)
+    count = int(0.1 * cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH / evaluation)
+    count = min(5, max(2, count))
     return math.ceil(cfg.SOLVER.MAX_ITER / count), (
         f"{count} evaluations of {data.tests} images, up to a tenth of the training's time"
     )
@@ -319,6 +346,7 @@ _RULES: dict[str, Rule] = dict(
         (
             _test_size,
             _longer_side("INPUT.MIN_SIZE_TEST"),
+            _crop_size,
             _train_sizes,
             _longer_side("INPUT.MIN_SIZE_TRAIN"),
             _anchor_sizes,
