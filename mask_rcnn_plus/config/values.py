@@ -66,7 +66,8 @@ def _either(first: Rule, second: Rule) -> Rule:
 
 def _auto(rule: Rule, auto: Any = -1) -> Rule:
     """The rule, or -1 for a value that follows from the training data."""
-    return Rule(f"{auto}, or {rule.expected}", lambda v: is_auto(v) or rule.allows(v))
+    expected = f"{rule.expected}, or {auto} (from the data)"
+    return Rule(expected, lambda v: is_auto(v) or rule.allows(v))
 
 
 def is_auto(value: Any) -> bool:
@@ -230,7 +231,8 @@ RULES = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": _COUNT,
     "MODEL.RPN.POST_NMS_TOPK_TEST": _COUNT,
     "MODEL.RPN.NMS_THRESH": _FRACTION,
-    "MODEL.ROI_HEADS.NUM_CLASSES": _auto(_CHANNELS),
+    # -1 means as many as the training set has.
+    "MODEL.ROI_HEADS.NUM_CLASSES": _either(_one_of(-1), _CHANNELS),
     "MODEL.ROI_HEADS.IOU_THRESHOLDS": _IOUS,
     "MODEL.ROI_HEADS.IOU_LABELS": _IOU_LABELS,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": _COUNT,
