@@ -15,7 +15,8 @@ from detectron2.structures import BoxMode
 from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.config.values import AUTO, is_auto
 from mask_rcnn_plus.engine import main
-from mask_rcnn_plus.engine.auto import images_to_see, resolve, warn_of_little_data
+from mask_rcnn_plus.engine.auto import resolve, warn_of_little_data
+from mask_rcnn_plus.engine.auto_rules import images_to_see
 from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.derived import scale_schedule
 from mask_rcnn_plus.prediction.building import resolve_classes
@@ -256,9 +257,11 @@ def test_a_run_saves_its_values_and_keeps_them(auto_config: Path, tmp_path: Path
 
 def test_weights_without_a_config_do_not_tell_the_values(auto_config: Path, tmp_path: Path) -> None:
     torch.save({"model": {}, "class_names": ["a"]}, tmp_path / "bare.pth")
-    cfg = load_config(auto_config, ["MODEL.WEIGHTS", str(tmp_path / "bare.pth")])
-    with pytest.raises(UserError, match=r"TEST\.DETECTIONS_PER_IMAGE is -1 .*config\.yaml"):
-        resolve_classes(cfg)
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "bare.pth")]
+    cfg, _ = resolve_classes(load_config(auto_config, opts))
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == -1  # all, as in detectron2
+    with pytest.raises(UserError, match=r"INPUT\.MIN_SIZE_TEST is -1 .*config\.yaml"):
+        resolve_classes(load_config(auto_config, [*opts, "INPUT.MIN_SIZE_TEST", "-1"]))
 
 
 @pytest.mark.parametrize(
