@@ -15,6 +15,7 @@ from mask_rcnn_plus.config.values import (
 from mask_rcnn_plus.data import require_dataset
 from mask_rcnn_plus.data.formats import limit_pixels
 from mask_rcnn_plus.device import make_current, resolve_device
+from mask_rcnn_plus.engine.auto import resolve
 from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.derived import resolve_class_weights
 from mask_rcnn_plus.engine.setup import prepare_datasets
@@ -26,7 +27,7 @@ def training_records(cfg: CfgNode, names: Sequence[str] = ()) -> list[dict[str, 
     """Registers the config's data sets; returns detectron2's records of the named ones.
 
     Args:
-        cfg: from ``load_config``.
+        cfg: from ``load_config``. Settings that follow from the records (-1) are replaced in place.
         names: data sets; default: DATASETS.TRAIN.
 
     Raises:
@@ -37,7 +38,9 @@ def training_records(cfg: CfgNode, names: Sequence[str] = ()) -> list[dict[str, 
         raise UserError("DATASETS.TRAIN is empty: name a data set, e.g. \"('mine_train',)\"")
     limit_pixels(cfg.INPUT.MAX_PIXELS)
     prepare_datasets(cfg)
-    return [record for name in names for record in require_dataset(name, training=True)]
+    records = [record for name in names for record in require_dataset(name, training=True)]
+    resolve(cfg, records)
+    return records
 
 
 def prepare_training(cfg: CfgNode) -> None:

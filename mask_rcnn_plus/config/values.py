@@ -4,6 +4,7 @@ Every key of this project has its rule here. detectron2's keys have one only whe
 would otherwise fail late, or silently train something else. All checks raise a UserError.
 """
 
+import importlib.util
 import math
 import re
 import reprlib
@@ -62,6 +63,19 @@ def _one_of(*choices: Any) -> Rule:
 def _either(first: Rule, second: Rule) -> Rule:
     expected = f"{first.expected}, or {second.expected}"
     return Rule(expected, lambda value: first.allows(value) or second.allows(value))
+
+
+def _auto(rule: Rule, auto: Any = -1) -> Rule:
+    """The rule, or -1 for a value that follows from the training data."""
+    expected = f"{rule.expected}, or {auto} (from the data)"
+    return Rule(expected, lambda v: is_auto(v) or rule.allows(v))
+
+
+def is_auto(value: Any) -> bool:
+    """Whether a value is -1, or a list of such values: train_net.py chooses by the data."""
+    if _is_list(value):
+        return len(value) > 0 and all(map(is_auto, value))
+    return type(value) in (int, float) and value == -1
 
 
 def _is_list(value: Any) -> bool:
@@ -125,17 +139,35 @@ _BOX_LOSS = _one_of("smooth_l1", "giou", "diou", "ciou")
 _IOUS = _list_of(_FRACTION, rising=True)
 _IOU_LABELS = _list_of(_one_of(-1, 0, 1))
 _METRIC = Rule('the name of a metric, such as "segm/AP", or ""', lambda v: isinstance(v, str))
+_LOGGERS = ("mlflow", "wandb")
 _MODE = _one_of("auto", "max", "min")
 # Smaller weights, or their gradients, may be 0 in float32.
 _WEIGHT = Rule(
     "0, or 1e-06 to 1e+06", lambda v: _number(0, 0).allows(v) or _number(1e-6, 1e6).allows(v)
 )
 
+# The keys that engine/auto.py sets if they are -1, each after those that its rule needs.
+AUTO = (
+    "INPUT.MIN_SIZE_TEST",
+    "INPUT.MAX_SIZE_TEST",
+    "INPUT.CROP.SIZE",
+    "INPUT.MIN_SIZE_TRAIN",
+    "INPUT.MAX_SIZE_TRAIN",
+    "MODEL.ANCHOR_GENERATOR.SIZES",
+    "DATALOADER.REPEAT_THRESHOLD",
+    "SOLVER.MAX_ITER",
+    "SOLVER.STEPS",
+    "SOLVER.WARMUP_ITERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST.EVAL_PERIOD",
+    "TEST.DETECTIONS_PER_IMAGE",
+)
+
 RULES = {
     "VERSION": _one_of(2),
     "SEED": _integer(-_MAX_INTEGER),
     "DATALOADER.NUM_WORKERS": _integer(0, 512),
-    "DATALOADER.REPEAT_THRESHOLD": _FRACTION,
+    "DATALOADER.REPEAT_THRESHOLD": _auto(_FRACTION, -1.0),
     "DATALOADER.TIMEOUT": _NOT_NEGATIVE,
     "DATALOADER.MAX_BAD_SAMPLES": _COUNT_OR_ZERO,
     "DATALOADER.RANDOM_SUBSET_RATIO": _SHARE,
@@ -152,16 +184,16 @@ RULES = {
     "DATASETS.SHAPES.FREQUENCIES": _list_of(_number(0, 1e6, above=True), lengths=(3,)),
     "DATASETS.SHAPES.SEED": _COUNT_OR_ZERO,
     # 0 keeps the image's own size.
-    "INPUT.MIN_SIZE_TRAIN": _list_of(_integer(0, _MAX_SIDE)),
-    "INPUT.MIN_SIZE_TEST": _integer(0, _MAX_SIDE),
-    "INPUT.MAX_SIZE_TRAIN": _COUNT,
-    "INPUT.MAX_SIZE_TEST": _COUNT,
+    "INPUT.MIN_SIZE_TRAIN": _auto(_list_of(_integer(0, _MAX_SIDE)), (-1,)),
+    "INPUT.MIN_SIZE_TEST": _auto(_integer(0, _MAX_SIDE)),
+    "INPUT.MAX_SIZE_TRAIN": _auto(_COUNT),
+    "INPUT.MAX_SIZE_TEST": _auto(_COUNT),
     # What else detectron2 reads (YUV-BT.601, HSV, ...) its resizing or drawing does not support.
     "INPUT.FORMAT": _one_of("BGR", "RGB", "L"),
     "INPUT.SIXTEEN_BIT": Rule("image, full, or a range such as 0..4095", _is_depth_rule),
     "INPUT.MAX_PIXELS": _COUNT_OR_ZERO,
     "INPUT.RANDOM_FLIP": _one_of("horizontal", "vertical", "none"),
-    "INPUT.CROP.SIZE": _list_of(_POSITIVE, lengths=(2,)),
+    "INPUT.CROP.SIZE": _auto(_list_of(_POSITIVE, lengths=(2,)), [-1.0, -1.0]),
     "INPUT.MASK_FORMAT": _one_of("polygon", "bitmask"),
     # Smaller scales make objects too small to see, larger ones show only parts of them.
     "INPUT.JITTER.SCALE": _list_of(_number(0.01, 100), lengths=(2,)),
@@ -186,7 +218,7 @@ RULES = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": _CHANNELS,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": _CHANNELS,
     "MODEL.FPN.OUT_CHANNELS": _CHANNELS,
-    "MODEL.ANCHOR_GENERATOR.SIZES": _per_level(_ANCHOR_SIZE),
+    "MODEL.ANCHOR_GENERATOR.SIZES": _auto(_per_level(_ANCHOR_SIZE), [[-1]]),
     "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": _per_level(_ANCHOR_RATIO),
     "MODEL.RPN.BOUNDARY_THRESH": _integer(-1),
     "MODEL.RPN.CONV_DIMS": _list_of(_either(_one_of(-1), _CHANNELS)),
@@ -235,19 +267,20 @@ RULES = {
     "SOLVER.OPTIMIZER": _one_of("SGD", "ADAMW"),
     "SOLVER.AMP.DTYPE": _one_of("fp16", "bf16"),
     "SOLVER.ACCUMULATE_STEPS": _COUNT,
-    "SOLVER.MAX_ITER": _COUNT,
+    "SOLVER.MAX_ITER": _auto(_COUNT),
     "SOLVER.BASE_LR": _number(0, 1e6, above=True),  # above, weights overflow float32
     "SOLVER.MOMENTUM": _BELOW_ONE,
     "SOLVER.WEIGHT_DECAY": _NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY_NORM": _NOT_NEGATIVE,
     "SOLVER.WEIGHT_DECAY_BIAS": _either(_one_of(None), _NOT_NEGATIVE),
     "SOLVER.GAMMA": _SHARE,
-    "SOLVER.STEPS": _list_of(_COUNT, least=0, rising=True),
+    "SOLVER.STEPS": _auto(_list_of(_COUNT, least=0, rising=True), (-1,)),
     "SOLVER.WARMUP_FACTOR": _FRACTION,
-    "SOLVER.WARMUP_ITERS": _COUNT_OR_ZERO,
+    "SOLVER.WARMUP_ITERS": _auto(_COUNT_OR_ZERO),
     "SOLVER.WARMUP_METHOD": _one_of("linear", "constant"),
-    "SOLVER.CHECKPOINT_PERIOD": _COUNT,
+    "SOLVER.CHECKPOINT_PERIOD": _auto(_COUNT),
     "SOLVER.KEEP_CHECKPOINTS": _COUNT_OR_ZERO,
+    "SOLVER.LOGGERS": _NAMES,
     "SOLVER.IMS_PER_BATCH": Rule("1 or more (at most 65536)", _integer(1, 2**16).allows),
     "SOLVER.REFERENCE_WORLD_SIZE": _COUNT_OR_ZERO,
     "SOLVER.REFERENCE_IMS_PER_BATCH": _COUNT_OR_ZERO,
@@ -256,12 +289,12 @@ RULES = {
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
     # Infinity has a meaning here: the largest gradient.
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _either(_POSITIVE, _one_of(math.inf)),
-    "TEST.EVAL_PERIOD": _COUNT_OR_ZERO,
+    "TEST.EVAL_PERIOD": _auto(_COUNT_OR_ZERO),
     "TEST.EXPECTED_RESULTS": _list_of(
         Rule("[task, metric, value, tolerance]", lambda v: _is_list(v) and len(v) == 4), least=0
     ),
     "TEST.PRECISE_BN.NUM_ITER": _COUNT,
-    "TEST.DETECTIONS_PER_IMAGE": _integer(1, 2**20),
+    "TEST.DETECTIONS_PER_IMAGE": _auto(_integer(1, 2**20)),
     "TEST.KEYPOINT_OKS_SIGMAS": _list_of(_number(0, 100, above=True), least=0),
     "TEST.BEST_METRIC": _METRIC,
     "TEST.BEST_MODE": _MODE,
@@ -325,6 +358,8 @@ def _check_combinations(values: Mapping[str, Any]) -> None:
         require(labels, valid, f"a list of {count}, one more than {thresholds} has")
     fits = max(values["INPUT.CROP.SIZE"]) <= 1 or values["INPUT.CROP.TYPE"].startswith("absolute")
     require("INPUT.CROP.SIZE", fits, "at most 1 if INPUT.CROP.TYPE is relative")
+    fits = not is_auto(values["INPUT.CROP.SIZE"]) or values["INPUT.CROP.TYPE"] == "relative"
+    require("INPUT.CROP.SIZE", fits, "given unless INPUT.CROP.TYPE is relative")
     # Padding after a crop would bring back boxes and keypoints that the crop has cut off.
     both = values["INPUT.JITTER.ENABLED"] and values["INPUT.CROP.ENABLED"]
     require("INPUT.CROP.ENABLED", not both, "False if INPUT.JITTER.ENABLED is True")
@@ -454,6 +489,22 @@ def check_sampler(cfg: CfgNode) -> None:
             "repeats no image: set the share of the images below which a class counts as rare, "
             "such as 0.001 for LVIS"
         )
+
+
+def check_loggers(cfg: CfgNode) -> None:
+    """Refuses loggers that are unknown or not installed."""
+    for name in cfg.SOLVER.LOGGERS:
+        if name not in _LOGGERS:
+            known = "TensorBoard is always on; others: " + " and ".join(_LOGGERS)
+            raise UserError(
+                f"SOLVER.LOGGERS: unknown '{name}'{did_you_mean(name, _LOGGERS) or f'; {known}'}"
+            )
+        # A folder of that name, which the services themselves create, is not the package.
+        if not (spec := importlib.util.find_spec(name)) or not spec.origin:
+            raise UserError(
+                f"SOLVER.LOGGERS names '{name}', which is not installed: "
+                f"`uv sync --extra {name}`, or `pip install {name}`"
+            )
 
 
 def check_metrics(cfg: CfgNode) -> None:

@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.modeling import build_anchor_generator, build_backbone
 from detectron2.structures import BoxMode
 
+from mask_rcnn_plus.config.values import is_auto
 from mask_rcnn_plus.data.seeding import seed_all
+from mask_rcnn_plus.errors import UserError
 
 Floats = npt.NDArray[np.float64]
 
@@ -130,6 +134,57 @@ class Anchors:
         return replace(self, sizes=sizes, ratios=ratios)
 
 
+def config_anchors(cfg: CfgNode) -> Anchors:
+    """The anchors of a config's RPN. Sizes [[-1]] are four cells of each feature map, as for COCO.
+
+    Raises:
+        UserError: the anchors have another type, or their number differs between feature maps.
+    """
+    generator = cfg.MODEL.ANCHOR_GENERATOR
+    if generator.NAME != "DefaultAnchorGenerator":
+        raise UserError(
+            f"MODEL.ANCHOR_GENERATOR.NAME is '{generator.NAME}': can fit only "
+            "DefaultAnchorGenerator"
+        )
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.TIMM.PRETRAINED = False  # the weights do not matter
+    maps = build_backbone(cfg).output_shape()
+    missing = [name for name in cfg.MODEL.RPN.IN_FEATURES if name not in maps]
+    if missing:
+        raise UserError(
+            f"MODEL.RPN.IN_FEATURES names '{missing[0]}'; the backbone has {', '.join(maps)}"
+        )
+    shapes = [maps[name] for name in cfg.MODEL.RPN.IN_FEATURES]
+    levels = len(shapes)
+    strides = tuple(int(shape.stride) for shape in shapes)
+    if is_auto(generator.SIZES):
+        generator = cfg.MODEL.ANCHOR_GENERATOR
+        generator.SIZES = [[4 * stride] for stride in strides]
+    try:
+        build_anchor_generator(cfg, shapes)
+    except AssertionError as error:
+        raise UserError(
+            "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS must be lists of 1 list, or of "
+            f"{levels}: one per name in MODEL.RPN.IN_FEATURES"
+        ) from error
+
+    def per_level(values: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
+        """Repeats a single list for all feature maps, as detectron2 does."""
+        lists = values if isinstance(values[0], list | tuple) else [values]
+        rows = [tuple(float(value) for value in row) for row in lists]
+        return tuple(rows * levels if len(rows) == 1 else rows)
+
+    sizes, ratios = per_level(generator.SIZES), per_level(generator.ASPECT_RATIOS)
+    if len(set(map(len, sizes))) > 1 or len(set(map(len, ratios))) > 1:
+        raise UserError(
+            "MODEL.ANCHOR_GENERATOR: SIZES and ASPECT_RATIOS must have the same number of values "
+            "on each feature map"
+        )
+    return Anchors(sizes, ratios, strides, float(generator.OFFSET))
+
+
 @dataclass(frozen=True)
 class Coverage:
     """The quality of anchors for a set of boxes.
@@ -170,7 +225,13 @@ def best_ious(seen: SeenBoxes, anchors: Anchors) -> Floats:
     return best
 
 
-def fit(seen: SeenBoxes, start: Anchors, *, tick: Callable[[], object] = lambda: None) -> Anchors:
+def fit(
+    seen: SeenBoxes,
+    start: Anchors,
+    *,
+    fit_ratios: bool = True,
+    tick: Callable[[], object] = lambda: None,
+) -> Anchors:
     """Searches for anchors with a larger sum of both recalls and the mean, and no lower recall.
 
     The search starts from quantiles of the boxes' sizes and ratios, and from ``start``. It changes
@@ -180,6 +241,7 @@ def fit(seen: SeenBoxes, start: Anchors, *, tick: Callable[[], object] = lambda:
     Args:
         seen: at least one box.
         start: has the same number of sizes and ratios on each map.
+        fit_ratios: False keeps those of the start.
         tick: called before each trial.
 
     Returns:
@@ -196,10 +258,12 @@ def fit(seen: SeenBoxes, start: Anchors, *, tick: Callable[[], object] = lambda:
     sides = seen.boxes[:, 2:] - seen.boxes[:, :2]
     levels, count = len(start.sizes), len(start.sizes[0])
     sizes = _quantiles(np.sqrt(sides.prod(1)), levels * count).reshape(levels, count)
-    ratios = _quantiles(sides[:, 1] / sides[:, 0], len(start.ratios[0]))
+    ratios = own_ratios = np.array(start.ratios[0])
+    if fit_ratios:
+        ratios = _quantiles(sides[:, 1] / sides[:, 0], len(own_ratios))
     results = [
-        _climb(_with_values(start, *values), score).rounded()
-        for values in ((sizes, ratios), (np.array(start.sizes), np.array(start.ratios[0])))
+        _climb(_with_values(start, *values), score, fit_ratios).rounded()
+        for values in ((sizes, ratios), (np.array(start.sizes), own_ratios))
     ]
     return max((start, *results), key=score)
 
@@ -218,9 +282,10 @@ def _with_values(anchors: Anchors, sizes: Floats, ratios: Floats) -> Anchors:
     )
 
 
-def _climb(anchors: Anchors, score: Callable[[Anchors], float]) -> Anchors:
+def _climb(anchors: Anchors, score: Callable[[Anchors], float], fit_ratios: bool) -> Anchors:
     sizes, ratios = np.array(anchors.sizes), np.array(anchors.ratios[0])
-    places = [(values, place) for values in (sizes, ratios) for place in np.ndindex(values.shape)]
+    free = (sizes, ratios) if fit_ratios else (sizes,)
+    places = [(values, place) for values in free for place in np.ndindex(values.shape)]
     best = score(anchors)
     for step in _FACTORS:
         for _ in range(_MAX_ROUNDS):

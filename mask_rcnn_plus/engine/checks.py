@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from mask_rcnn_plus.data import class_names, coco_files, require_dataset, require_flip_map
 from mask_rcnn_plus.data.coco_json import folded
 from mask_rcnn_plus.engine import saving
+from mask_rcnn_plus.engine.auto import resolve, resolve_from_checkpoint, warn_of_little_data
 from mask_rcnn_plus.engine.weights import local_weights, read_class_names
 from mask_rcnn_plus.errors import UserError
 
@@ -28,7 +29,7 @@ def check_datasets(
 ) -> list[str]:
     """Loads each data set once and compares the classes of data, checkpoint and config.
 
-    It sets a MODEL.ROI_HEADS.NUM_CLASSES of -1 in place, and calls ``check_data`` first.
+    It calls ``check_data`` first, and replaces settings of -1 in place.
 
     Returns:
         the class names, in the order of class ids; empty for a model without classes.
@@ -49,22 +50,31 @@ def check_datasets(
     used = list(dict.fromkeys(train + test))
     if check_data is not None:
         check_data(cfg, used)
+    training: list[dict[str, Any]] = []
+    tests = 0
     for name in used:
         records = require_dataset(name, training=name in train)
+        tests += len(records) if name in test else 0
         if name in train:
             _check_annotations(cfg, name, records)
+            training += records
         if cfg.MODEL.KEYPOINT_ON:
             _check_keypoints(cfg, name, records)
     if cfg.MODEL.KEYPOINT_ON:
         _compare_keypoints(used)
         if not args.eval_only and cfg.INPUT.RANDOM_FLIP == "horizontal":
             require_flip_map(train)
+    if args.eval_only:
+        resolve_from_checkpoint(cfg, weights, trusted=_is_trusted(cfg, args, weights))
+    else:
+        resolve(cfg, training, tests=tests, resume=args.resume)
+        warn_of_little_data(cfg, training, class_names(train[0]))
     if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         return []  # a proposal network does not have classes
 
     sources = {f"data set '{name}'": class_names(name) for name in used}
     if args.eval_only:
-        trusted = getattr(args, "trust_checkpoint", False) and weights == cfg.MODEL.WEIGHTS
+        trusted = _is_trusted(cfg, args, weights)
         if stored := read_class_names(weights, trusted=trusted):
             # First, so that the data sets are compared with the model.
             sources = {f"checkpoint '{weights}'": stored, **sources}
@@ -86,6 +96,10 @@ def check_datasets(
             f"{_listed(names)}: set it to {len(names)}, or to -1 to take it from the data"
         )
     return names
+
+
+def _is_trusted(cfg: CfgNode, args: argparse.Namespace, weights: str) -> bool:
+    return getattr(args, "trust_checkpoint", False) and weights == cfg.MODEL.WEIGHTS
 
 
 def _check_annotations(cfg: CfgNode, name: str, records: list[dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
+from mask_rcnn_plus.config.values import is_auto
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -53,17 +54,19 @@ def scale_schedule(cfg: CfgNode) -> None:
         change("SOLVER", "BASE_LR_END", solver.BASE_LR_END * scale)
     for group, names in _LENGTHS.items():
         for name in names:
-            if before := cfg[group][name]:
+            if (before := cfg[group][name]) > 0:  # -1 follows from the data and the batch size
                 change(group, name, max(1, round(before / scale)))
+    auto = max_iter == -1 or is_auto(solver.STEPS)
     # detectron2 ignores steps after the end.
     steps = tuple(round(step / scale) for step in solver.STEPS if step < max_iter)
-    if any(a >= b for a, b in pairwise((0, *steps, solver.MAX_ITER))):
+    if not auto and any(a >= b for a, b in pairwise((0, *steps, solver.MAX_ITER))):
         raise UserError(
             f"SOLVER.IMS_PER_BATCH is {batch}, {scale:g} times REFERENCE_IMS_PER_BATCH: "
             f"MAX_ITER {max_iter} and STEPS {tuple(solver.STEPS)} become {solver.MAX_ITER} and "
             f"{steps}, which do not increase from 1 on: set a smaller batch, or other STEPS"
         )
-    change("SOLVER", "STEPS", steps)
+    if not auto:
+        change("SOLVER", "STEPS", steps)
     solver.REFERENCE_IMS_PER_BATCH = batch
     logger.info(
         f"SOLVER.IMS_PER_BATCH is {batch}, {scale:g} times the reference {reference}: "

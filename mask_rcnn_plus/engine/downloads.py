@@ -110,11 +110,10 @@ def _download(url: str, file: Path) -> None:
             _remove(part, etag)  # longer than the file
             continue
         except (OSError, HTTPException) as error:
-            broken = isinstance(error, ConnectionError | TimeoutError | HTTPException)
-            if broken and etag.is_file() and _size(part) > start:
-                continue
             if _is_full(error) or not etag.is_file():
                 _remove(part, etag)
+            elif _size(part) > start:
+                continue
             raise
         if not (fault := _fault(url, part)):
             break

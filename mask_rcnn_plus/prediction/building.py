@@ -12,6 +12,7 @@ from detectron2.model_zoo.model_zoo import _ModelZooUrls
 
 from mask_rcnn_plus.config import complete, load_config, parse_config, with_values
 from mask_rcnn_plus.config.values import check_components
+from mask_rcnn_plus.engine.auto import resolve_from_checkpoint
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.weights import (
     local_weights,
@@ -72,13 +73,13 @@ def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, li
         trusted: read the weights as a full pickle, which may run any code.
 
     Returns:
-        a frozen copy, in which the number of classes replaces a MODEL.ROI_HEADS.NUM_CLASSES of -1;
-        and the class names in the order of class ids: from the checkpoint, else from a registered
-        data set in DATASETS, else an empty list.
+        a frozen copy, in which the number of classes replaces a MODEL.ROI_HEADS.NUM_CLASSES of -1,
+        and the checkpoint's config other values of -1; and the class names in the order of class
+        ids: from the checkpoint, else from a registered data set in DATASETS, else an empty list.
 
     Raises:
         UserError: MODEL.WEIGHTS is empty, missing or not a checkpoint; or NUM_CLASSES is -1 and the
-            checkpoint contains no class names.
+            checkpoint contains no class names; or its config lacks other values of -1.
     """
     cfg = complete(cfg).clone()
     weights = cfg.MODEL.WEIGHTS
@@ -95,6 +96,7 @@ def resolve_classes(cfg: CfgNode, *, trusted: bool = False) -> tuple[CfgNode, li
                 "OUTPUT_DIR"
             )
         values["MODEL.ROI_HEADS.NUM_CLASSES"] = count = len(names)
+    resolve_from_checkpoint(cfg, weights, trusted=trusted)
     values["MODEL.TIMM.PRETRAINED"] = False  # do not download weights that the checkpoint replaces
     cfg = with_values(cfg, values)
     cfg.freeze()

@@ -8,6 +8,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
+from mask_rcnn_plus.config.values import is_auto
 from mask_rcnn_plus.data import coco_files, use_json
 from mask_rcnn_plus.data.coco_json import file_stamp, mark_vetted
 from mask_rcnn_plus.errors import UserError, did_you_mean, reason
@@ -80,14 +81,15 @@ def anchor_settings(cfg: CfgNode) -> AnchorSettings | None:
     """The anchors and the resizing of a config.
 
     Returns:
-        None if the config has no anchors, or uses jitter, for which there is
-        ``mask-rcnn-plus fit-anchors``.
+        None if the config has no anchors, takes them or the sizes from the data (-1), or uses
+        jitter, for which there is ``mask-rcnn-plus fit-anchors``.
     """
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     sizes = [float(size) for level in anchors.SIZES for size in _as_list(level)]
     ratios = sorted({float(ratio) for level in anchors.ASPECT_RATIOS for ratio in _as_list(level)})
     shorter = sorted(_as_list(cfg.INPUT.MIN_SIZE_TRAIN))
-    if not sizes or not ratios or not shorter or cfg.INPUT.JITTER.ENABLED:
+    auto = is_auto(anchors.SIZES) or is_auto(cfg.INPUT.MIN_SIZE_TRAIN)
+    if not sizes or not ratios or not shorter or cfg.INPUT.JITTER.ENABLED or auto:
         return None
     return AnchorSettings(
         sizes, ratios, int(shorter[len(shorter) // 2]), int(cfg.INPUT.MAX_SIZE_TRAIN)

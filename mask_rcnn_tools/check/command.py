@@ -13,7 +13,7 @@ examples:
   check the sets of a training together: their classes, and images that are in both:
     {PROGRAM} balloons_train balloons_val
   compare box sizes with the anchors of the training config:
-    {PROGRAM} balloons_train --config-file configs/small_data.yaml
+    {PROGRAM} balloons_train --config-file configs/coco/mask_rcnn_R_50_FPN_1x.yaml
   check a json that is not in the data set folder, and write a repaired copy:
     {PROGRAM} --json-file annotations.json --image-root photos --repair repaired.json
 
@@ -60,7 +60,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--config-file",
         type=existing_file,
         metavar="YAML",
-        help="compare box sizes with the anchors of this config",
+        help="compare box sizes with the anchors of this config, if it has sizes",
     )
     parser.add_max_pixels()
     parser.add_argument("--repair", type=any_path, metavar="OUT.json", help="write a repaired json")

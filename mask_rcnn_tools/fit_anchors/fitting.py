@@ -6,10 +6,16 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
-from detectron2.modeling import build_anchor_generator, build_backbone
 from tqdm import tqdm
 
-from mask_rcnn_plus.data.anchors import Anchors, SeenBoxes, coverage, fit, seen_boxes
+from mask_rcnn_plus.data.anchors import (
+    Anchors,
+    SeenBoxes,
+    config_anchors,
+    coverage,
+    fit,
+    seen_boxes,
+)
 from mask_rcnn_plus.data.augmentation import build_augmentations
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.config_run import training_records
@@ -28,7 +34,7 @@ def fit_to_datasets(cfg: CfgNode, names: Sequence[str]) -> tuple[str, str]:
     Raises:
         UserError: the config's anchors cannot be fitted, or a data set cannot be used.
     """
-    now = config_anchors(cfg)
+    now = config_anchors(cfg)  # before [[-1]] is replaced by fitted sizes
     records = training_records(cfg, names)
     title = ", ".join(names or cfg.DATASETS.TRAIN)
     training = _boxes(cfg, records, train=True)
@@ -40,53 +46,6 @@ def fit_to_datasets(cfg: CfgNode, names: Sequence[str]) -> tuple[str, str]:
     if fitted == now:
         table += "\n\nFound nothing better: keep the anchors of the config."
     return table, _yaml(fitted)
-
-
-def config_anchors(cfg: CfgNode) -> Anchors:
-    """The anchors of a config's RPN.
-
-    Raises:
-        UserError: the anchors have another type, or their number differs between feature maps.
-    """
-    generator = cfg.MODEL.ANCHOR_GENERATOR
-    if generator.NAME != "DefaultAnchorGenerator":
-        raise UserError(
-            f"MODEL.ANCHOR_GENERATOR.NAME is '{generator.NAME}': can fit only "
-            "DefaultAnchorGenerator"
-        )
-    cfg = cfg.clone()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.TIMM.PRETRAINED = False  # the weights do not matter
-    maps = build_backbone(cfg).output_shape()
-    missing = [name for name in cfg.MODEL.RPN.IN_FEATURES if name not in maps]
-    if missing:
-        raise UserError(
-            f"MODEL.RPN.IN_FEATURES names '{missing[0]}'; the backbone has {', '.join(maps)}"
-        )
-    shapes = [maps[name] for name in cfg.MODEL.RPN.IN_FEATURES]
-    levels = len(shapes)
-    try:
-        build_anchor_generator(cfg, shapes)
-    except AssertionError as error:
-        raise UserError(
-            "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS must be lists of 1 list, or of "
-            f"{levels}: one per name in MODEL.RPN.IN_FEATURES"
-        ) from error
-
-    def per_level(values: Sequence[Any]) -> tuple[tuple[float, ...], ...]:
-        """Repeats a single list for all feature maps, as detectron2 does."""
-        lists = values if isinstance(values[0], list | tuple) else [values]
-        rows = [tuple(float(value) for value in row) for row in lists]
-        return tuple(rows * levels if len(rows) == 1 else rows)
-
-    sizes, ratios = per_level(generator.SIZES), per_level(generator.ASPECT_RATIOS)
-    if len(set(map(len, sizes))) > 1 or len(set(map(len, ratios))) > 1:
-        raise UserError(
-            "MODEL.ANCHOR_GENERATOR: SIZES and ASPECT_RATIOS must have the same number of values "
-            "on each feature map"
-        )
-    strides = tuple(int(shape.stride) for shape in shapes)
-    return Anchors(sizes, ratios, strides, float(generator.OFFSET))
 
 
 def _boxes(cfg: CfgNode, records: list[dict[str, Any]], *, train: bool) -> SeenBoxes:

@@ -130,7 +130,7 @@ def _config(arguments: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     for group in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         group.SCORE_THRESH_TEST = arguments.score_threshold
     if arguments.classes:
-        cfg.TEST.DETECTIONS_PER_IMAGE = -1  # other classes must not use up the limit
+        cfg.TEST.DETECTIONS_PER_IMAGE = 2**20  # other classes must not use up the limit
     elif arguments.max_detections and not arguments.slice:
         cfg.TEST.DETECTIONS_PER_IMAGE = arguments.max_detections
     if arguments.cutouts and not cfg.MODEL.MASK_ON:

@@ -169,7 +169,7 @@ def test_data_sets_are_compared_with_each_other_and_with_anchors(
 ) -> None:
     make()
     make(split="val")
-    config = str(ROOT / "configs" / "small_data.yaml")
+    config = str(ROOT / "configs" / "quickstart.yaml")
     assert main(["check-data", "pets_train", "pets_val", "--config-file", config]) == 0
     out = capsys.readouterr().out
     assert "all images of pets_val (1) are also in pets_train" in out
