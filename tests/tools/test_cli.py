@@ -53,7 +53,6 @@ MISSING_FILE = {
     "convert-torchvision": ["no.pth", "out.pth"],
     "stock-config": ["--weights", "no.pth", "--output", "out.yaml"],
     "doctor": ["--json", "no/doctor.json"],
-    "models": ["no"],
     TRAIN: ["--config-file", "no.yaml"],
 }
 
