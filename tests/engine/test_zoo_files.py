@@ -4,7 +4,7 @@ import io
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ class Model(torch.nn.Module):
 class Python2(pickle._Pickler):
     """Writes as Python 2 and an old NumPy did: strings of bytes, numpy.core.multiarray."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar[dict] = dict(pickle._Pickler.dispatch)
 
     def string(self, value: Any) -> None:
         data = value.encode("latin1") if isinstance(value, str) else value

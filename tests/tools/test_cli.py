@@ -87,7 +87,6 @@ def test_help_and_mistakes_are_answered_without_torch(name: str, tmp_path: Path)
         (["predict", "--weights", CONFIG, "photos", "--config-file", "no.yaml"], "no.yaml"),
         (["predict", "--weights", CONFIG, "photos", "--score-threshold", "2"], "from 0 to 1"),
         (["predict", "photos", "--config-file", CONFIG], "--weights"),
-        (["predict", "photos", "--weights", CONFIG, "--model", "x"], "--model"),
         (["report", "photos", "--output", "file"], "not a report"),
         (["report", "photos", "--json-file", "no.json"], "no.json"),
         (["report", "photos", "./photos"], "same folder"),

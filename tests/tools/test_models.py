@@ -71,6 +71,7 @@ def test_names_of_models_are_accepted_in_several_forms() -> None:
     [
         ([], "model_final_f10217.pkl'"),
         (["--model", "keypoint_rcnn_R_50_FPN_3x"], "model_final_a6e10b.pkl'"),
+        (["--model", "mask_rcnn_R_50_FPN", "--weights", __file__], "--model"),
         (["--model", "keypoint_rcnn_R50_FPN_3x"], "'keypoint_rcnn_R_50_FPN_3x'?"),
         (["--model", "retinanet_R_50_FPN_3x"], "retinanet_R_50_FPN_3x.yaml not available"),
     ],
