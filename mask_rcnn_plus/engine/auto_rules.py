@@ -157,18 +157,11 @@ def _repeat_threshold(cfg: CfgNode, data: Data) -> tuple[float, str]:
     threshold = round(middle / 2, 4)
     rare = sum(share < threshold for share in data.shares)
     if not rare:
-        repeat_nothing(cfg)
         return 0.0, "no class is in less than half as many images as the median class"
     return threshold, (
         f"half the share of images with the median class, {middle:.0%}; {rare} of "
         f"{len(data.shares)} classes are rarer"
     )
-
-
-def repeat_nothing(cfg: CfgNode) -> None:
-    """Without rare classes, another sampler does the same without a threshold above 0."""
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        cfg.DATALOADER["SAMPLER_TRAIN"] = "TrainingSampler"
 
 
 def _max_iter(cfg: CfgNode, data: Data) -> tuple[int, str]:

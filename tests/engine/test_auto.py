@@ -139,7 +139,7 @@ def test_large_and_small_objects() -> None:
     assert (large.MIN_SIZE_TEST, large.CROP.SIZE) == (256, (1.0, 1.0))
     # Windows of 256 pixels of the enlarged image.
     small = chosen(records(20, size=15, side=256, objects=9)).INPUT
-    assert (small.MIN_SIZE_TEST, small.CROP.SIZE) == (512, (0.5, 0.5))
+    assert (small.MIN_SIZE_TEST, small.CROP.SIZE, small.CROP.ENABLED) == (512, (0.5, 0.5), True)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,7 @@ def test_large_and_small_objects() -> None:
 def test_windows_must_show_objects_and_show_them_whole(data: list[dict[str, Any]]) -> None:
     inputs = chosen(data).INPUT
     assert (inputs.MIN_SIZE_TEST, inputs.CROP.SIZE) == (384, (1.0, 1.0))
+    assert not inputs.CROP.ENABLED
 
 
 def test_without_crops_images_are_whole() -> None:
