@@ -105,11 +105,11 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.FREEZE_BATCH_NORM = False
 
     # MODEL.ROI_HEADS.NUM_CLASSES is detectron2's key; train_net.py reads -1 as "as many as the
-    # training set has". In the same way, -1 (in lists (-1,), [[-1]] or [-1.0, -1.0]) means "from the
-    # training data" for SOLVER.MAX_ITER, STEPS, WARMUP_ITERS and CHECKPOINT_PERIOD, TEST.EVAL_PERIOD
-    # and DETECTIONS_PER_IMAGE, INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, MIN_SIZE_TEST, MAX_SIZE_TEST
-    # and CROP.SIZE, MODEL.ANCHOR_GENERATOR.SIZES and DATALOADER.REPEAT_THRESHOLD. The run logs the
-    # values with their reasons, and saves them in config.yaml (docs/auto_settings.md).
+    # training set has". In the same way, -1, or a list of -1, means "from the training data" for
+    # SOLVER.MAX_ITER, STEPS, WARMUP_ITERS and CHECKPOINT_PERIOD; TEST.EVAL_PERIOD and
+    # DETECTIONS_PER_IMAGE; INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, MIN_SIZE_TEST, MAX_SIZE_TEST and
+    # CROP.SIZE; MODEL.ANCHOR_GENERATOR.SIZES; DATALOADER.REPEAT_THRESHOLD. The run logs the values
+    # with their reasons, and saves them in config.yaml (docs/auto_settings.md).
 
     # MLPMaskHead (Mask R-CNN, table 2e): NUM_FC layers of FC_DIM, then one layer that predicts a
     # mask of OUTPUT_RESOLUTION x OUTPUT_RESOLUTION per class. The paper has NUM_FC 2 and 3.
@@ -272,6 +272,10 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # How many of the newest periodic checkpoints (every SOLVER.CHECKPOINT_PERIOD iterations) to
     # keep, besides model_final.pth and model_best.pth. 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 0
+
+    # Services that receive the metrics besides TensorBoard: "wandb" and "mlflow", each a package of
+    # its own. Their environment variables apply, such as WANDB_MODE=offline.
+    cfg.SOLVER.LOGGERS = []
 
 
 def _add_test_keys(cfg: CfgNode) -> None:

@@ -7,13 +7,12 @@ import csv
 import json
 import os
 import reprlib
-from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from mask_rcnn_plus.config.reading import parse_plain
+from mask_rcnn_plus.config.reading import flatten, parse_plain
 from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, are_numbers, is_number
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.metrics import read_summary as read_rows
@@ -128,33 +127,7 @@ def read_settings(text: str, subject: str) -> dict[str, Any]:
     Raises:
         UserError: the text is not plain YAML, or is too large.
     """
-    return dict(_flat(parse_plain(text, subject))) if text else {}
-
-
-def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def read_training(path: Path) -> list[dict[str, float]]:
-    """The numbers of each logged iteration, in order. Skips incomplete lines.
-
-    If a resumed run repeated an iteration, the last value is used.
-    """
-    rows: dict[int, dict[str, float]] = {}
-    for line in read_text(path).splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        iteration = row.get("iteration") if isinstance(row, dict) else None
-        if type(iteration) is int and is_number(iteration):
-            numbers = {key: float(value) for key, value in row.items() if is_number(value)}
-            rows.setdefault(iteration, {}).update(numbers)
-    return [rows[iteration] for iteration in sorted(rows)]
+    return dict(flatten(parse_plain(text, subject))) if text else {}
 
 
 def read_text(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mask_rcnn_plus.data.coco_json import read_coco_json
 from mask_rcnn_plus.data.mask_rules import is_number
+from mask_rcnn_plus.engine.curves import read_metrics
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.report import files
 from mask_rcnn_tools.report.detections import EVALUATE_AGAIN, checked_results
@@ -97,6 +98,6 @@ def read_run(
         evaluation=evaluation,
         config=config,
         settings=settings,
-        training=files.read_training(folder / "metrics.json"),
+        training=read_metrics(files.read_text(folder / "metrics.json")),
         limit=limit,
     )
