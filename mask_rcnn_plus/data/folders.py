@@ -150,6 +150,13 @@ def dataset_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:  # the folder may be listed, but not entered
+        return False
+
+
 def register_folder_datasets(root: Path | None = None) -> list[str]:
     """Registers every ``NAME/SPLIT.json`` below a folder in detectron2's catalogs as NAME_SPLIT.
 
@@ -167,13 +174,13 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
     for name, folder in list(_folders.items()):
         if not is_by_folder(name):
             del _folders[name]
-        elif not folder.json_file.is_file():
+        elif not _is_file(folder.json_file):
             folder.withdraw()
             MetadataCatalog.remove(name)
     names: list[str] = []
     root = dataset_root() if root is None else root
     json_files = root.absolute().glob("[!.]*/[!.]*.json")
-    for json_file in sorted(path for path in json_files if path.is_file()):
+    for json_file in sorted(filter(_is_file, json_files)):
         name = f"{json_file.parent.name}_{json_file.stem}"
         if name in names:
             _folders[name].rival = json_file

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
 from mask_rcnn_plus.engine.launch import lost_process
+from mask_rcnn_plus.engine.saving import NO_WRITING
 from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
@@ -72,13 +73,16 @@ def _on_screen(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def in_one_line(problem: str) -> Iterator[None]:
-    """Raises any error of detectron2, such as incompatible settings, as a UserError."""
+    """Raises any error of detectron2, such as incompatible settings, as a UserError.
+
+    Errors with an exit code of their own pass: a full disk, a lost process, divergence.
+    """
     try:
         yield
     except (UserError, FloatingPointError):
         raise
     except Exception as error:
-        if lost_process(error):
+        if lost_process(error) or (isinstance(error, OSError) and error.errno in NO_WRITING):
             raise
         logger.error(problem, exc_info=True, extra=LOG_ONLY)
         raise UserError(

@@ -114,6 +114,9 @@ class BatchPredictor:
             kwargs: for the constructor, such as ``batch_size``.
         """
         _check(kwargs.get("array_format", "BGR"), kwargs.get("batch_size", 1))
+        names = kwargs.get("class_names", [])
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise UserError(f"class_names must be a list of strings, got {names!r:.80}")
         cfg, names = resolve_classes(cfg, trusted=trust_checkpoint)
         if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
             raise UserError(

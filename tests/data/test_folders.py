@@ -409,3 +409,20 @@ def test_catalogs_are_extended_once() -> None:
     before = catalog.get, catalog.register, type(MetadataCatalog).get
     folders.extend_catalogs()
     assert (catalog.get, catalog.register, type(MetadataCatalog).get) == before
+
+
+def test_a_folder_that_cannot_be_entered_is_skipped(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("open", "closed"):
+        (root / name).mkdir(parents=True)
+        (root / name / "train.json").write_text("{}")
+    original = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path.parent.name == "closed":  # as a user without rights; root may enter every folder
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert register_folder_datasets() == ["open_train"]

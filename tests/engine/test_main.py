@@ -1,5 +1,6 @@
 """train_net.py as a user runs it: training, resuming, evaluating, and every error."""
 
+import errno
 import json
 import os
 import pickle
@@ -483,3 +484,28 @@ def test_a_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and arguments[0] in error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("sizes do not match"), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "x.json"), 4),
+    ],
+)
+def test_an_evaluation_that_fails_is_one_line(
+    trained: Path,
+    tmp_path: Path,
+    error: Exception,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "test", fail)
+    weights = ("MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "o"))
+    assert run(trained / "config.yaml", "--eval-only", *weights) == code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err and str(error.args[-1]) in err

@@ -270,3 +270,9 @@ def test_errors_name_the_value(
             BatchPredictor.from_checkpoint(weights, opts=[key, value])
     with pytest.raises(UserError, match="array_format"):
         BatchPredictor.from_checkpoint(weights, array_format="GBR")
+
+
+@pytest.mark.parametrize("names", [3, "cat", {"cat": 1}])
+def test_class_names_are_a_list(trained: Path, names: object) -> None:
+    with pytest.raises(UserError, match="class_names must be a list"):
+        BatchPredictor.from_checkpoint(trained / "model_final.pth", class_names=names)

@@ -224,7 +224,7 @@ def classes_that_differ() -> object:
     ("content", "options", "expected"),
     [
         (None, [], "in.pth' does not exist"),
-        (b"not a checkpoint", [], "in.pth' cannot be loaded: "),
+        (b"not a checkpoint", [], "in.pth' cannot be loaded: the file is text"),
         ([torch.zeros(1)], [], "are not a state dict: save model.state_dict()"),
         ({"a": 1}, [], "are not a state dict: save model.state_dict()"),
         (resnet, [], "missing: 295 keys (backbone.body.conv1.weight, "),
