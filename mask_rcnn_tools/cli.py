@@ -14,6 +14,7 @@ from mask_rcnn_tools.terminal import PROGRAM, shell_command
 # Command -> its folder in mask_rcnn_tools, whose command.py defines main(argv), and a description.
 COMMANDS = {
     "predict": ("predict", "find and draw objects in images, folders and videos"),
+    "models": ("models", "list the pretrained models that predict and train can start from"),
     "report": ("report", "make an HTML page of an evaluation, or compare two"),
     "convert": ("convert", "convert labels of Roboflow, CVAT, labelme, YOLO, ... to a data set"),
     "check-data": ("check", "find errors in data sets, and repair their json"),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from detectron2.model_zoo.model_zoo import _ModelZooUrls
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
@@ -124,6 +125,16 @@ def test_a_config_with_a_model_zoo_name_has_the_zoos_settings(path: Path) -> Non
     assert ("keypoint" in name) == cfg.MODEL.KEYPOINT_ON
     assert ("Cascade" in cfg.MODEL.ROI_HEADS.NAME) == ("cascade" in name)
     assert cfg.MODEL.ROI_HEADS.NAME.startswith("Fused")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "finetune").glob("*_rcnn_*.yaml")), ids=lambda path: path.stem
+)
+def test_fine_tuning_starts_from_the_zoos_3x_model_of_its_name(path: Path) -> None:
+    weights = load_config(path).MODEL.WEIGHTS
+    table = _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX
+    (name,) = (name for name in table if name.endswith(f"/{path.stem}_3x"))
+    assert weights == f"detectron2://{name}/{table[name]}"
 
 
 # The number of rows in each of the paper's tables (arXiv:1703.06870).

@@ -273,6 +273,10 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # keep, besides model_final.pth and model_best.pth. 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 0
 
+    # Services that receive the metrics besides TensorBoard: "wandb" and "mlflow", each a package of
+    # its own. Their environment variables apply, such as WANDB_MODE=offline.
+    cfg.SOLVER.LOGGERS = []
+
 
 def _add_test_keys(cfg: CfgNode) -> None:
     # The metric that selects OUTPUT_DIR/model_best.pth, such as "segm/AP"; with several test sets
@@ -329,5 +333,5 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # torch.compile the backbone and the RPN head. The first images take minutes; on CPUs it has not
     # paid off.
     cfg.TEST.OPTIMIZE.COMPILE = False
-    # On a GPU, replay the backbone as a CUDA graph for image sizes that repeat.
+    # On a GPU, replay the backbone as a CUDA graph for image sizes that repeat (the first four).
     cfg.TEST.OPTIMIZE.CUDA_GRAPHS = False

@@ -1,24 +1,23 @@
 """Reads weights files as data: they may come from an untrusted source, so no code in them runs."""
 
 import codecs
-import contextlib
 import logging
 import pickle
 import re
-import sys
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
 
 import numpy as np
 import torch
 from detectron2.utils.file_io import PathManager
 
+from mask_rcnn_plus.engine import downloads  # noqa: F401  (registers itself)
 from mask_rcnn_plus.engine.arguments import TRUST_FLAG
+from mask_rcnn_plus.engine.package_weights import PREFIX, is_efficientnet, package_file, to_timm
 from mask_rcnn_plus.errors import UserError, did_you_mean_file, reason
 
 logger = logging.getLogger(__name__)
@@ -42,11 +41,14 @@ def local_weights(weights: str) -> Path:
     """The local file of some weights; a remote file is downloaded into iopath's cache.
 
     Args:
-        weights: a file, a URL or a ``detectron2://`` name.
+        weights: a file, a URL, a ``detectron2://`` name, or ``package://`` and the name of a Python
+            package (see ``package_weights``).
 
     Raises:
         UserError: the file does not exist or cannot be downloaded.
     """
+    if weights.startswith(PREFIX):
+        return package_file(weights)
     if "://" in weights:
         return _download(weights)
     file = Path(weights)
@@ -232,6 +234,8 @@ def _in_detectron2s_format(path: Path, content: Any) -> dict[str, Any]:
             return content
         # Caffe2's detection models have "blobs", its ImageNet models do not.
         return _to_match(content.get("blobs", content), "Caffe2", unused="_momentum")
+    if is_efficientnet(content):
+        return _to_match(to_timm(content), "efficientnet_lite_pytorch", unused="_tracked")
     return content if "model" in content else {"model": content}
 
 
@@ -345,30 +349,12 @@ class _ZooUnpickler(pickle.Unpickler):
 
 
 def _download(url: str) -> Path:
-    """Downloads with a progress bar on standard error, which appears with the first byte."""
-    log = logging.getLogger("iopath.common.download")  # repeats the error that it raises
-    disabled, log.disabled = log.disabled, True
     try:
-        with contextlib.redirect_stderr(_StartedBars(sys.stderr)):  # type: ignore[type-var]
-            return Path(PathManager.get_local_path(url))
-    except Exception as error:
-        # urllib wraps the cause in its own error; only an HTTP status says more than the cause.
-        cause = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
-        raise UserError(f"cannot download the weights '{url}': {cause!s:.200}") from error
-    finally:
-        log.disabled = disabled
-
-
-class _StartedBars:
-    """A text stream that hides the progress bar of a download until its first byte."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self._started = False
-
-    def write(self, text: str) -> int:
-        self._started = self._started or bool(text.strip() and "0.00B [" not in text)
-        return self._file.write(text) if self._started else len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+        file = Path(PathManager.get_local_path(url))
+    except UserError:
+        raise
+    except Exception as error:  # an unknown name of detectron2's catalog, a handler of the user
+        raise UserError(f"cannot find the weights '{url}': {reason(error)}") from error
+    if not file.is_file():
+        raise UserError(f"weights '{url}' do not exist")
+    return file
