@@ -132,7 +132,7 @@ def test_small_objects_get_large_images_within_bounds(side: int, crop: str) -> N
         for share in shares
     ]
     sizes = [each.MIN_SIZE_TEST for each in inputs]
-    most = 384 if crop == "[1.0, 1.0]" else 800
+    most = 320 if crop == "[1.0, 1.0]" else 800
     assert sizes == sorted(sizes, reverse=True)
     assert min(side, 256) <= min(sizes) and max(sizes) <= max(64, min(most, 2 * side))
     for each in inputs:
@@ -147,27 +147,27 @@ def test_large_and_small_objects() -> None:
     large = chosen(records(20, size=150)).INPUT
     assert (large.MIN_SIZE_TEST, large.CROP.SIZE) == (256, (1.0, 1.0))
     # Windows of 256 pixels of the enlarged image.
-    small = chosen(records(20, size=15, side=256, objects=9)).INPUT
+    small = chosen(records(20, size=15, side=256, objects=30)).INPUT
     assert (small.MIN_SIZE_TEST, small.CROP.SIZE, small.CROP.ENABLED) == (512, (0.5, 0.5), True)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        [*records(20, size=15, objects=9), *records(5, size=300, objects=9)],  # some do not fit
-        records(20, size=15, objects=1),  # most windows would be empty
+        [*records(20, size=15, objects=30), *records(5, size=300, objects=30)],  # some do not fit
+        records(20, size=15, objects=4),  # windows would show few
     ],
 )
 def test_windows_must_show_objects_and_show_them_whole(data: list[dict[str, Any]]) -> None:
     inputs = chosen(data).INPUT
-    assert (inputs.MIN_SIZE_TEST, inputs.CROP.SIZE) == (384, (1.0, 1.0))
+    assert (inputs.MIN_SIZE_TEST, inputs.CROP.SIZE) == (320, (1.0, 1.0))
     assert not inputs.CROP.ENABLED
 
 
 def test_without_crops_images_are_whole() -> None:
-    dense = records(20, size=15, objects=9)
+    dense = records(20, size=15, objects=30)
     inputs = chosen(dense, "INPUT.CROP.ENABLED", "False").INPUT
-    assert inputs.MIN_SIZE_TEST == 384 <= max(inputs.MIN_SIZE_TRAIN)
+    assert inputs.MIN_SIZE_TEST == 320 <= max(inputs.MIN_SIZE_TRAIN)
 
 
 def test_the_densest_image_decides_the_detections() -> None:
