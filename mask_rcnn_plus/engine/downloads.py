@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import re
+import ssl
 import sys
 from http.client import HTTPException
 from pathlib import Path
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUT = 30  # seconds without a byte
 _BLOCK = 1 << 20
+_ATTEMPTS = 50  # requests for one file
+_BROKEN = (ConnectionError, TimeoutError, HTTPException, ssl.SSLError)
 
 
 class NoSpaceError(UserError):
@@ -100,25 +103,25 @@ def _relative(url: str) -> str:
 def _download(url: str, file: Path) -> None:
     """Downloads a file; after a break the rest, as long as each attempt brings some of it."""
     part, etag = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.part.etag")
-    while True:
+    for left in reversed(range(_ATTEMPTS)):
         start = _size(part) if etag.is_file() else 0
         try:
             _receive(url, part, etag, start)
         except HTTPError as error:
-            if error.code != 416 or not start:
+            if error.code != 416 or not start or not left:
                 raise
             _remove(part, etag)  # longer than the file
             continue
         except (OSError, HTTPException) as error:
             if _is_full(error) or not etag.is_file():
                 _remove(part, etag)
-            elif _size(part) > start:
+            elif isinstance(error, _BROKEN) and _size(part) > start and left:
                 continue
             raise
         if not (fault := _fault(url, part)):
             break
         _remove(part, etag)
-        if not start:
+        if not start or not left:
             raise URLError(fault)
     if not _promised(url)[0]:
         with replacing(_record(file)) as record:

@@ -101,7 +101,9 @@ def test_a_later_attempt_continues_unless_the_file_has_changed(server: Server, c
     server.breaks["/b.pth"] = [300_000, 0]
     refusal(f"{server.address}/b.pth")
     server.files["/b.pth"] = CONTENT[::-1]
+    server.ranges.clear()
     assert local_weights(f"{server.address}/b.pth").read_bytes() == CONTENT[::-1]
+    assert server.ranges == ["bytes=300000-"]
     # A part that is longer than the file.
     server.files["/c.pth"] = CONTENT
     server.breaks["/c.pth"] = [300_000, 0]
@@ -222,6 +224,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         local_weights(f"{server.address}/a/large.pth")
     assert error.value.exit_code == 4 and "FVCORE_CACHE" in str(error.value)
     assert kept(cache / "a") == []
+
+
+def test_a_disk_error_ends_the_download(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", broken)
+    assert "Input/output error" in refusal(f"{server.address}/a/large.pth")
+    assert len(server.ranges) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:

@@ -538,7 +538,7 @@ def test_a_wrong_argument_gives_a_one_line_error(
         (("--weights", weights, "pipe"), "'pipe' is a pipe or a device"),
         (("--weights", "no.pth", "photos/y.jpg"), "'no.pth' does not exist"),
         (("--weights", "notes.txt", "photos/y.jpg"), "text that begins with 'mine'"),
-        (("photos/y.jpg",), "--weights"),
+        (("photos/y.jpg", "--config-file", __file__), "--weights"),
         ((*good, "--classes", "circl"), "no class 'circl'; did you mean 'circle'?"),
         ((*good, "--set", "MODEL.DEVICE", "cpu"), "no effect: use --device"),
         (
