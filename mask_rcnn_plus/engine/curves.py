@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mask_rcnn_plus.data.mask_rules import is_number
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.errors import printable, reason
 from mask_rcnn_plus.files import replacing
@@ -57,19 +58,15 @@ def read_metrics(text: str) -> list[dict[str, float]]:
         except (ValueError, RecursionError):
             continue
         iteration = row.get("iteration") if isinstance(row, dict) else None
-        if type(iteration) is not int or not _is_number(iteration):
+        if type(iteration) is not int or not is_number(iteration):
             continue
         if "lr" in row:  # in order, unlike metrics, which may be written later
             if iteration <= newest:
                 rows = {i: numbers for i, numbers in rows.items() if i < iteration}
             newest = iteration
-        numbers = {key: float(value) for key, value in row.items() if _is_number(value)}
+        numbers = {key: float(value) for key, value in row.items() if is_number(value)}
         rows.setdefault(iteration, {}).update(numbers)
     return [rows[iteration] for iteration in sorted(rows)]
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e15 < value < 1e15
 
 
 def panels(rows: Sequence[Mapping[str, float]]) -> list[Panel]:

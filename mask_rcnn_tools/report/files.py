@@ -13,13 +13,10 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mask_rcnn_plus.config.reading import flatten, parse_plain
-from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE
+from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, are_numbers, is_number
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.metrics import read_summary as read_rows
 from mask_rcnn_plus.evaluation.speed import InferenceSpeed
-
-# Larger numbers are not sizes, scores or losses, and some libraries fail on them.
-_MAX_NUMBER = 1e15
 
 T = TypeVar("T")
 
@@ -104,18 +101,9 @@ def _is_path(text: str) -> bool:
         return False
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a json is a finite number of a usable size."""
-    return type(value) in (int, float) and -_MAX_NUMBER < value < _MAX_NUMBER
-
-
 def is_box(value: Any) -> bool:
     """Whether a value of a json is a box that can be drawn."""
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(is_number(number) and abs(number) <= MAX_COORDINATE for number in value)
-    )
+    return are_numbers(value, 4) and all(abs(number) <= MAX_COORDINATE for number in value)
 
 
 def read_summary(path: Path) -> list[dict[str, Any]]:
