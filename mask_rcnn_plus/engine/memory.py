@@ -6,12 +6,12 @@ from typing import Any
 
 from detectron2.engine import HookBase
 
-_PERIOD = 10
+_PERIOD = 5
 _VALUES = 10_000
 
 
 class FreedMemory(HookBase):
-    """Every 10 iterations, returns freed memory to the operating system, and forgets old metrics.
+    """Every 5 iterations, returns freed memory to the operating system, and forgets old metrics.
 
     Features and RoIs of changing sizes leave gaps in the heap. glibc keeps them, and they grow to
     hundreds of MiB. detectron2 also keeps every value of every metric, 2 KB per iteration; the last
