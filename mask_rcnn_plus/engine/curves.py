@@ -167,6 +167,8 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     if panel.ylabel == "loss" and max(tops) > 0:
         axes.set_ylim(min(0.0, axes.get_ylim()[0]) if min(tops) < 0 else 0, 1.15 * max(tops))
+    if panel.ylabel == "AP":
+        axes.set_ylim(bottom=0)
     if panel.ylabel != "learning rate":
         axes.legend(fontsize=8, ncols=1 + (len(panel.lines) > 8))
 
