@@ -27,7 +27,7 @@ COMMANDS = {
 }
 _TRAIN = ("train_net.py", "--config-file", "YAML")
 _EVALUATE = (*_TRAIN, "--eval-only", "MODEL.WEIGHTS", "FILE")
-_PREDICT = (PROGRAM, "predict", "INPUT")
+_PREDICT = (PROGRAM, "predict", "--weights", "FILE", "INPUT")
 # What people type -> the command line that does it. The benchmarks run from a clone.
 _ELSEWHERE = {
     **dict.fromkeys(("train", "fit"), _TRAIN),

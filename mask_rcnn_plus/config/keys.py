@@ -333,5 +333,5 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # torch.compile the backbone and the RPN head. The first images take minutes; on CPUs it has not
     # paid off.
     cfg.TEST.OPTIMIZE.COMPILE = False
-    # On a GPU, replay the backbone as a CUDA graph for image sizes that repeat.
+    # On a GPU, replay the backbone as a CUDA graph for image sizes that repeat (the first four).
     cfg.TEST.OPTIMIZE.CUDA_GRAPHS = False

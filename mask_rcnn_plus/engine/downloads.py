@@ -110,11 +110,10 @@ def _download(url: str, file: Path) -> None:
             _remove(part, etag)  # longer than the file
             continue
         except (OSError, HTTPException) as error:
-            broken = isinstance(error, ConnectionError | TimeoutError | HTTPException)
-            if broken and etag.is_file() and _size(part) > start:
-                continue
             if _is_full(error) or not etag.is_file():
                 _remove(part, etag)
+            elif _size(part) > start:
+                continue
             raise
         if not (fault := _fault(url, part)):
             break
@@ -130,7 +129,9 @@ def _download(url: str, file: Path) -> None:
 
 def _receive(url: str, part: Path, etag: Path, start: int) -> None:
     """Appends what is missing to the first ``start`` bytes, or begins again if it has changed."""
-    headers = {"Range": f"bytes={start}-", "If-Range": etag.read_text("utf-8")} if start else {}
+    headers = (
+        {"Range": f"bytes={start}-", "If-Range": etag.read_text(encoding="utf-8")} if start else {}
+    )
     with request.urlopen(request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
         if response.headers.get_content_type() == "text/html" and not url.endswith(
             (".html", "htm")
@@ -141,7 +142,7 @@ def _receive(url: str, part: Path, etag: Path, start: int) -> None:
             _remove(etag, part)
             # A weak ETag may be the same for other bytes.
             if (tag := response.headers.get("ETag", "")).startswith('"'):
-                etag.write_text(tag, "utf-8")
+                etag.write_text(tag, encoding="utf-8")
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         with (
@@ -190,7 +191,7 @@ def _as_recorded(url: str, file: Path) -> bool:
     record = _record(file)
     if _promised(url)[0] or not record.is_file():  # iopath makes no record
         return True
-    return record.read_text("utf-8") == f"{file_digest(file)}  {file.name}\n# {url}\n"
+    return record.read_text(encoding="utf-8") == f"{file_digest(file)}  {file.name}\n# {url}\n"
 
 
 def _record(file: Path) -> Path:

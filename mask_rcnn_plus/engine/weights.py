@@ -17,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 
 from mask_rcnn_plus.engine import downloads  # noqa: F401  (registers itself)
 from mask_rcnn_plus.engine.arguments import TRUST_FLAG
+from mask_rcnn_plus.engine.package_weights import PREFIX, is_efficientnet, package_file, to_timm
 from mask_rcnn_plus.errors import UserError, did_you_mean_file, reason
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,14 @@ def local_weights(weights: str) -> Path:
     """The local file of some weights; a remote file is downloaded into iopath's cache.
 
     Args:
-        weights: a file, a URL or a ``detectron2://`` name.
+        weights: a file, a URL, a ``detectron2://`` name, or ``package://`` and the name of a Python
+            package (see ``package_weights``).
 
     Raises:
         UserError: the file does not exist or cannot be downloaded.
     """
+    if weights.startswith(PREFIX):
+        return package_file(weights)
     if "://" in weights:
         return _download(weights)
     file = Path(weights)
@@ -230,6 +234,8 @@ def _in_detectron2s_format(path: Path, content: Any) -> dict[str, Any]:
             return content
         # Caffe2's detection models have "blobs", its ImageNet models do not.
         return _to_match(content.get("blobs", content), "Caffe2", unused="_momentum")
+    if is_efficientnet(content):
+        return _to_match(to_timm(content), "efficientnet_lite_pytorch", unused="_tracked")
     return content if "model" in content else {"model": content}
 
 

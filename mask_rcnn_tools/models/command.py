@@ -8,13 +8,14 @@ from mask_rcnn_tools.models.zoo import DEFAULT, PUBLISHED, cached_file, checkpoi
 PROGRAM = "mask-rcnn-plus models"
 
 _EPILOG = f"""
-AP is what detectron2 published for COCO val2017. MB are of the file, if it is cached, else 4 bytes
-per parameter. Weights are downloaded when they are first used, into $FVCORE_CACHE (default:
-~/.torch/iopath_cache).
-
 examples:
+  {PROGRAM}
   mask-rcnn-plus predict --model keypoint_rcnn_R_50_FPN_3x photo.jpg
   mask-rcnn-plus predict photo.jpg        (uses {DEFAULT})
+
+AP is what detectron2 published for COCO val2017. MB are of the file, if it is cached, else 4 bytes
+per parameter. Weights are downloaded when they are first used, into $FVCORE_CACHE (default:
+~/.torch/iopath_cache). To fine-tune one, see configs/finetune.
 """
 
 

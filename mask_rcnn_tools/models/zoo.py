@@ -65,12 +65,15 @@ def zoo_weights(text: str) -> str:
     """Argument ``type``: the ``detectron2://`` name of a model of the zoo.
 
     Args:
-        text: the name, with or without its folder and ".yaml".
+        text: the name, with or without its folder, ".yaml" and "_3x".
     """
     zoo = checkpoints()
-    by_name = {name.rpartition("/")[2]: name for name in (*zoo, *PUBLISHED)}
+    by_name = {name.rpartition("/")[2]: name for name in zoo}
+    for end in ("_3x", ""):  # before models of the same name for other data sets
+        by_name |= {name.rpartition("/")[2].removesuffix(end): name for name in PUBLISHED}
     name = text.removesuffix(".yaml")
-    if (name := by_name.get(name, name)) not in zoo:
+    name = by_name.get(name, name)
+    if name not in zoo:
         close = get_close_matches(text, [*by_name, *zoo], n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         raise argparse.ArgumentTypeError(f"detectron2's zoo has no model '{text}'{hint}")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,26 +170,45 @@ def test_names_are_checked_before_the_run(
         check_loggers(cfg)
 
 
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of a file of an offline run: LevelDB's log format after a header of 7 bytes."""
+    data, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (rest := 32768 - position % 32768) < 7:  # the end of a block is filled with zeros
+            position += rest
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
 @pytest.mark.slow
 def test_wandb_offline_keeps_a_run(tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     output = tiny_config.parent / "output"
-    assert main(["--config-file", str(tiny_config), "SOLVER.LOGGERS", "['wandb']"]) == 0
+    command = ["--config-file", str(tiny_config)]
+    options = ["SOLVER.LOGGERS", "['wandb']"]
+    assert main([*command, *options]) == 0
+    assert main([*command, "--resume", *options, "SOLVER.MAX_ITER", "3"]) == 0
     run_id = json.loads((output / "loggers.json").read_text())["wandb"]
-    (file,) = output.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
-    store, keys, config = DataStore(), set(), set()
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        keys |= {item.key or "/".join(item.nested_key) for item in record.history.item}
-        config |= {item.key or "/".join(item.nested_key) for item in record.run.config.update}
-    assert {"total_loss", "lr", "segm/AP", "iteration", "preview_shapes_val"} <= keys
-    assert "SOLVER.MAX_ITER" in config
+    files = sorted(output.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
+    assert len(files) == 2  # `wandb sync` joins them by the id
+    rows, config = [], {}
+    for data in (data for file in files for data in wandb_records(file)):
+        record = wandb_internal_pb2.Record.FromString(data)
+        if row := {"/".join(item.nested_key) or item.key: item for item in record.history.item}:
+            rows.append({key: json.loads(item.value_json) for key, item in row.items()})
+        config |= {item.key: item.value_json for item in record.run.config.update}
+    assert [row["iteration"] for row in rows if "total_loss" in row] == [1, 2]
+    assert any("segm/AP" in row for row in rows)
+    assert any("preview_shapes_val/_type" in row for row in rows)
+    assert json.loads(config["SOLVER.MAX_ITER"]) == 3
 
 
 @pytest.mark.slow
@@ -199,9 +219,10 @@ def test_mlflow_offline_keeps_a_run(
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
     output = tiny_config.parent / "output"
-    command = ["--config-file", str(tiny_config), "SOLVER.LOGGERS", "['mlflow']"]
-    assert main(command) == 0
-    assert main([*command, "--resume", "SOLVER.MAX_ITER", "3"]) == 0
+    command = ["--config-file", str(tiny_config)]
+    options = ["SOLVER.LOGGERS", "['mlflow']"]
+    assert main([*command, *options]) == 0
+    assert main([*command, "--resume", *options, "SOLVER.MAX_ITER", "3"]) == 0
     run_id = json.loads((output / "loggers.json").read_text())["mlflow"]
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)

@@ -53,7 +53,6 @@ MISSING_FILE = {
     "convert-torchvision": ["no.pth", "out.pth"],
     "stock-config": ["--weights", "no.pth", "--output", "out.yaml"],
     "doctor": ["--json", "no/doctor.json"],
-    "models": ["no"],
     TRAIN: ["--config-file", "no.yaml"],
 }
 
@@ -88,7 +87,6 @@ def test_help_and_mistakes_are_answered_without_torch(name: str, tmp_path: Path)
         (["predict", "--weights", CONFIG, "photos", "--config-file", "no.yaml"], "no.yaml"),
         (["predict", "--weights", CONFIG, "photos", "--score-threshold", "2"], "from 0 to 1"),
         (["predict", "photos", "--config-file", CONFIG], "--weights"),
-        (["predict", "photos", "--weights", CONFIG, "--model", "x"], "--model"),
         (["report", "photos", "--output", "file"], "not a report"),
         (["report", "photos", "--json-file", "no.json"], "no.json"),
         (["report", "photos", "./photos"], "same folder"),

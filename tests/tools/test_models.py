@@ -62,6 +62,7 @@ def test_names_of_models_are_accepted_in_several_forms() -> None:
     expected = f"detectron2://{full}/137260431/model_final_a54504.pkl"
     for name in (full, f"{full}.yaml", "mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_1x.yaml"):
         assert zoo_weights(name) == expected
+    assert zoo_weights("mask_rcnn_R_50_FPN") == zoo_weights("mask_rcnn_R_50_FPN_3x")
     assert "PascalVOC" in zoo_weights("PascalVOC-Detection/faster_rcnn_R_50_C4")
 
 
@@ -70,6 +71,7 @@ def test_names_of_models_are_accepted_in_several_forms() -> None:
     [
         ([], "model_final_f10217.pkl'"),
         (["--model", "keypoint_rcnn_R_50_FPN_3x"], "model_final_a6e10b.pkl'"),
+        (["--model", "mask_rcnn_R_50_FPN", "--weights", __file__], "--model"),
         (["--model", "keypoint_rcnn_R50_FPN_3x"], "'keypoint_rcnn_R_50_FPN_3x'?"),
         (["--model", "retinanet_R_50_FPN_3x"], "retinanet_R_50_FPN_3x.yaml not available"),
     ],
