@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
+from mask_rcnn_plus.config.stock import COUNTERPARTS, POOLERS
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.stages import StageTimer, stage_modules
 from mask_rcnn_plus.modeling import PastedMasks, postprocess
@@ -28,12 +29,7 @@ DTYPES = ("fp32", "bf16", "fp16")
 BASELINES = ("stock", "torchvision")
 PASTE = "paste, RLE"
 
-_FUSED_HEADS = {
-    "StandardROIHeads": "FusedROIHeads",
-    "Res5ROIHeads": "FusedRes5ROIHeads",
-    "CascadeROIHeads": "FusedCascadeROIHeads",
-}
-_STOCK_HEADS = {ours: stock for stock, ours in _FUSED_HEADS.items()}
+_FUSED_HEADS = {stock: ours for ours, stock in COUNTERPARTS.items()}
 # Module of torchvision's model -> the stage that does the same in detectron2's.
 _TORCHVISION_STAGES = {
     "transform": "other",
@@ -80,11 +76,11 @@ def stock_config(cfg: CfgNode) -> CfgNode:
     stock = cfg.clone()
     stock.defrost()
     heads = cfg.MODEL.ROI_HEADS.NAME
-    stock.MODEL.ROI_HEADS.NAME = _STOCK_HEADS.get(heads, heads)
+    stock.MODEL.ROI_HEADS.NAME = COUNTERPARTS.get(heads, heads)
     stock.MODEL.CHANNELS_LAST = False
     for section in ("ROI_BOX_HEAD", "ROI_MASK_HEAD", "ROI_KEYPOINT_HEAD"):
         kind = cfg.MODEL[section].POOLER_TYPE
-        if kind not in ("", "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated"):
+        if kind not in POOLERS:
             raise UserError(
                 f"MODEL.{section}.POOLER_TYPE: '{kind}' is not in detectron2, which the benchmark "
                 "compares with; set ROIAlignV2"

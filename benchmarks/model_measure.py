@@ -98,7 +98,9 @@ def measure_training(
         a row per implementation: what ``_row`` returns, the "losses" of all steps, and
         "loss_difference", the mean relative difference from stock's losses.
     """
-    trainers = {"stock fp32": _stock_trainer(cfg, model, device)}
+    stock = copy.deepcopy(model).train()
+    optimizer = build_stock_optimizer(cfg, stock)
+    trainers = {"stock fp32": _Trainer(SimpleTrainer, stock, optimizer, device)}
     trainers |= {f"ours {dtype}": _our_trainer(cfg, model, dtype, device) for dtype in dtypes}
     losses: dict[str, list[float]] = {name: [] for name in trainers}
 
@@ -112,10 +114,11 @@ def measure_training(
     rows = []
     for number, (name, run) in enumerate(runs.items()):
         # The measurement of memory adds further losses.
-        own, stock = (losses[key][: 1 + repeats] for key in (name, "stock fp32"))
+        own, expected = (losses[key][: 1 + repeats] for key in (name, "stock fp32"))
         row = _row(name, times[name], run, images=len(batches[0]), device=device)
         row["stages"][DATA] = data_ms[number > 0]
-        difference = statistics.fmean(abs(a - b) / abs(a) for a, b in zip(stock, own, strict=True))
+        pairs = zip(expected, own, strict=True)
+        difference = statistics.fmean(abs(a - b) / abs(a) for a, b in pairs)
         rows.append({**row, "losses": own, "loss_difference": difference})
     return rows
 
@@ -177,11 +180,6 @@ class _Trainer:
         with self._storage:
             self._trainer.run_step()
         return self._storage.latest()["total_loss"][0]
-
-
-def _stock_trainer(cfg: CfgNode, model: nn.Module, device: str) -> _Trainer:
-    model = copy.deepcopy(model).train()
-    return _Trainer(SimpleTrainer, model, build_stock_optimizer(cfg, model), device)
 
 
 def _our_trainer(cfg: CfgNode, model: nn.Module, dtype: str, device: str) -> _Trainer:

@@ -11,12 +11,12 @@ from mask_rcnn_plus.errors import UserError
 
 STOCK_CONFIG = "config_detectron2.yaml"
 # Our heads -> detectron2's, with the same parameters, losses and detections.
-_COUNTERPARTS = {
+COUNTERPARTS = {
     "FusedROIHeads": "StandardROIHeads",
     "FusedRes5ROIHeads": "Res5ROIHeads",
     "FusedCascadeROIHeads": "CascadeROIHeads",
 }
-_POOLERS = ("", "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
+POOLERS = ("", "ROIAlign", "ROIAlignV2", "ROIPool", "ROIAlignRotated")
 
 
 def stock_config(cfg: CfgNode) -> CfgNode:
@@ -34,7 +34,7 @@ def stock_config(cfg: CfgNode) -> CfgNode:
     stock = get_detectron2_cfg()
     _copy(cfg, stock)
     model = stock.MODEL
-    model.ROI_HEADS.NAME = _COUNTERPARTS.get(model.ROI_HEADS.NAME, model.ROI_HEADS.NAME)
+    model.ROI_HEADS.NAME = COUNTERPARTS.get(model.ROI_HEADS.NAME, model.ROI_HEADS.NAME)
     heads = ["ROI_BOX_HEAD"]
     heads += ["ROI_MASK_HEAD"] * model.MASK_ON + ["ROI_KEYPOINT_HEAD"] * model.KEYPOINT_ON
     for group in ("BACKBONE", "ROI_HEADS", *heads):
@@ -42,7 +42,7 @@ def stock_config(cfg: CfgNode) -> CfgNode:
         if name in registry and registry.get(name).__module__.startswith("mask_rcnn_plus."):
             raise _no_counterpart(f"{group}.NAME", name)
     for group in heads:
-        if model[group].POOLER_TYPE not in _POOLERS:
+        if model[group].POOLER_TYPE not in POOLERS:
             raise _no_counterpart(f"{group}.POOLER_TYPE", model[group].POOLER_TYPE)
     return stock
 

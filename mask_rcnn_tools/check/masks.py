@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as coco_mask
 
 from mask_rcnn_plus.data.mask_rules import (
     MAX_COORDINATE,
     MAX_STEPS,
     are_numbers,
     rle_fault,
-    run_lengths,
 )
 from mask_rcnn_tools.check.forms import to_coco
 from mask_rcnn_tools.check.problems import Annotations
@@ -274,39 +274,18 @@ def measure_rles(
         pixels; and areas (R,) in pixels. A mask with a fault or without pixels has a box of NaN
         and the area 0.
     """
-    faults = [""] * len(rles)
+    faults = [rle_fault(rle, list(size)) for rle, size in zip(rles, sizes, strict=True)]
     boxes, areas = _no_measurements(len(rles))
-    # Compressed run lengths are decoded all at once; the rest is checked one by one.
-    fast = [
-        number
-        for number, (rle, size) in enumerate(zip(rles, sizes, strict=True))
-        if _has_size(rle, size)
-        and type(text := rle.get("counts")) is str
-        and text.isascii()
-        and text
-    ]
-    counts, spans = _decompress([rles[number]["counts"] for number in fast])
-    fast = fast[: len(spans)]
-    if fast:
-        starts = np.cumsum(spans) - spans
-        pixels = np.array([sizes[number][0] * sizes[number][1] for number in fast])
-        valid = np.add.reduceat(counts, starts) == pixels
-        valid &= np.minimum.reduceat(counts, starts) >= 0
-        counts, spans = counts[np.repeat(valid, spans)], spans[valid]
-        fast = [number for number, is_valid in zip(fast, valid, strict=True) if is_valid]
-
-    measured = list(fast)
-    lists: list[Ints] = []
-    for number in sorted(set(range(len(rles))) - set(fast)):
-        faults[number] = rle_fault(rles[number], list(sizes[number]))
-        if not faults[number]:
-            lists.append(np.array(run_lengths(rles[number]) or [0], np.int64))
-            measured.append(number)
-    if measured:
-        counts = np.concatenate([counts, *lists])
-        spans = np.concatenate([spans, np.array([len(part) for part in lists], np.int64)])
-        heights = np.array([sizes[number][0] for number in measured])
-        boxes[measured], areas[measured] = _measure_runs(counts, spans, heights)
+    # One by one, because pycocotools cannot measure more than 255 masks at once with NumPy 2.
+    for number, (rle, size) in enumerate(zip(rles, sizes, strict=True)):
+        if faults[number]:
+            continue
+        if isinstance(rle["counts"], list):
+            rle = coco_mask.frPyObjects(rle, *size)
+        areas[number] = coco_mask.area(rle)
+        if areas[number]:
+            x, y, width, height = coco_mask.toBbox(rle)
+            boxes[number] = x, y, x + width, y + height
     return faults, boxes, areas
 
 
@@ -314,70 +293,3 @@ def _has_size(rle: dict[str, Any], size: Size) -> bool:
     """Whether an RLE has the size of its image, as whole numbers."""
     own = rle.get("size")
     return own == list(size) and type(own[0]) is int and type(own[1]) is int
-
-
-def _decompress(texts: list[str]) -> tuple[Ints, Ints]:
-    """Decodes COCO's compressed run lengths (the format is described in ``mask_rules``).
-
-    Args:
-        texts: M masks' counts, each of at least one ASCII character.
-
-    Returns:
-        all run lengths in a row, and how many each mask has (M,); both are empty if any text is
-        malformed.
-    """
-    nothing = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if not texts:
-        return nothing
-    codes = np.frombuffer("".join(texts).encode("ascii"), np.uint8).astype(np.int64) - 48
-    ends = np.cumsum([len(text) for text in texts])
-    is_last = (codes & 32) == 0
-    if codes.min() < 0 or codes.max() > 63 or not is_last[ends - 1].all():
-        return nothing
-    tails = np.flatnonzero(is_last)  # the last character of each number
-    heads = np.append(0, tails[:-1] + 1)
-    if (tails - heads).max() > 6:  # more than 35 bits, so that sums might overflow
-        return nothing
-    place = np.arange(len(codes)) - np.repeat(heads, tails - heads + 1)
-    values = np.add.reduceat((codes & 31) << (5 * place), heads)
-    negative = (codes[tails] & 16) != 0
-    values -= np.where(negative, np.int64(1) << (5 * (tails - heads + 1)), 0)
-    # From the fourth on, a number is the difference to the last but one. Undo that by cumulative
-    # sums: over a mask's odd places from 1 on, and over its even places from 2 on.
-    spans = np.diff(np.append(0, np.searchsorted(tails, ends - 1) + 1))
-    rank = np.arange(len(values)) - np.repeat(np.cumsum(spans) - spans, spans)
-    for parity in (0, 1):
-        chosen = np.flatnonzero((rank % 2 == parity) & (rank > 0))
-        if len(chosen):
-            total = np.cumsum(values[chosen])
-            first = np.flatnonzero(rank[chosen] == 2 - parity)
-            before = total[first] - values[chosen][first]
-            values[chosen] = total - np.repeat(before, np.diff(np.append(first, len(chosen))))
-    return values, spans
-
-
-def _measure_runs(counts: Ints, spans: Ints, heights: Ints) -> tuple[Floats, Floats]:
-    """Boxes and areas of masks whose runs fill their image, column by column.
-
-    Args:
-        counts: all run lengths in a row; the first of each mask is background.
-        spans: (M,): how many runs each mask has.
-        heights: (M,): of the images, in pixels.
-    """
-    starts = np.cumsum(spans) - spans
-    rank = np.arange(len(counts)) - np.repeat(starts, spans)
-    total = np.cumsum(counts)
-    stops = total - np.repeat(total[starts] - counts[starts], spans)
-    begins = stops - counts
-    on = (rank % 2 == 1) & (counts > 0)
-    height = np.repeat(heights, spans)
-    (x0, y0), (x1, y1) = np.divmod(begins, height), np.divmod(stops - 1, height)
-    one_column = x0 == x1
-    y0, y1 = np.where(one_column, y0, 0), np.where(one_column, y1 + 1, height)
-    low = np.where(on, (x0, y0), np.int64(2**62))
-    high = np.where(on, (x1 + 1, y1), -np.int64(2**62))
-    low, high = np.minimum.reduceat(low, starts, axis=1), np.maximum.reduceat(high, starts, axis=1)
-    boxes = np.concatenate([low, high]).T.astype(np.float64)
-    areas = np.add.reduceat(np.where(on, counts, 0), starts).astype(np.float64)
-    boxes[areas == 0] = np.nan
-    return boxes, areas
