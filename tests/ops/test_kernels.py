@@ -321,16 +321,22 @@ def most_registers(kernel: str) -> int:
     return MOST_REGISTERS[1 if "_rois" in kernel else 2]
 
 
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    """The kernels as the host sees them."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    return compile_kernels(tmp_path_factory.mktemp("emulation"))
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=lambda c: "sm_{}{}".format(*c))
-def test_machine_code_of_every_kernel(capability, tmp_path_factory, tmp_path):
+def test_machine_code_of_every_kernel(capability, host, tmp_path):
     nvrtc_or_skip()
     cuobjdump = tool("cuobjdump")
     target = kernels.target_of(capability)
     if not target.startswith("sm_"):
         pytest.skip(f"NVRTC compiles PTX of {target} for it")
-    host = compile_kernels(tmp_path_factory.mktemp("emulation"))
     for kernel in kernels.KERNELS:
         name, code = kernels._compile(kernel, target)
         path = tmp_path / "kernel.cubin"
