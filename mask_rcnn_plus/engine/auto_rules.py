@@ -167,21 +167,35 @@ def _repeat_threshold(cfg: CfgNode, data: Data) -> tuple[float, str]:
 def _max_iter(cfg: CfgNode, data: Data) -> tuple[int, str]:
     images, batch = len(data.records), cfg.SOLVER.IMS_PER_BATCH
     pretrained = bool(cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.PRETRAINED)
-    iterations = math.ceil(images_to_see(images, pretrained=pretrained) / batch)
+    shown = images_to_see(images)
+    if pretrained:
+        objects = float(np.mean([len(objects_of(record)) for record in data.sample]))
+        shown = images_to_see_pretrained(images, objects=objects)
+    iterations = math.ceil(shown / batch)
     epochs = iterations * batch / images
     return iterations, (
         f"{epochs:.{0 if epochs >= 10 else 1}f} epochs of {images} images in batches of {batch}"
     )
 
 
-def images_to_see(images: int, *, pretrained: bool = False) -> float:
-    """How many images a training shows, repetitions included, for a number of training images.
+def images_to_see(images: int) -> float:
+    """How many images a training from random weights shows, repetitions included.
 
-    Few images are shown more often, but there is a least length: random weights need it to get
-    anywhere, pretrained ones half of it. Many images are shown for 12 epochs, as in COCO's 1x.
+    Few images are shown more often, but there is a least length that random weights need to get
+    anywhere. Many images are shown for 12 epochs, as in COCO's 1x.
     """
-    few = max(2400, 300 * math.sqrt(images))
-    return max(few / 2 if pretrained else few, 12 * images)
+    return max(2400, 300 * math.sqrt(images), 12 * images)
+
+
+def images_to_see_pretrained(images: int, *, objects: float) -> float:
+    """The same for pretrained weights, which need less, and still less if images are dense.
+
+    Args:
+        images: the number of training images.
+        objects: the mean number of objects per image.
+    """
+    shown = max(600, 75 * math.sqrt(images), 6 * images)
+    return max(500, shown * min(1, math.sqrt(12 / objects)))
 
 
 def _steps(cfg: CfgNode, data: Data) -> tuple[tuple[int, ...], str]:

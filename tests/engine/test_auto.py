@@ -16,7 +16,7 @@ from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.config.values import AUTO, is_auto
 from mask_rcnn_plus.engine import main
 from mask_rcnn_plus.engine.auto import resolve, warn_of_little_data
-from mask_rcnn_plus.engine.auto_rules import images_to_see
+from mask_rcnn_plus.engine.auto_rules import images_to_see, images_to_see_pretrained
 from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.derived import scale_schedule
 from mask_rcnn_plus.prediction.building import resolve_classes
@@ -89,6 +89,15 @@ def test_few_images_are_shown_more_often_and_many_for_twelve_epochs() -> None:
     cfg = chosen(records(1000), "SOLVER.IMS_PER_BATCH", "4")
     assert cfg.SOLVER.MAX_ITER == 3000
     assert chosen(records(1000), "SOLVER.IMS_PER_BATCH", "8").SOLVER.MAX_ITER == 1500
+
+
+def test_pretrained_weights_see_fewer_images_and_still_fewer_dense_ones() -> None:
+    for count in (2, 12, 96, 1000, 118_000):
+        sparse, dense = (images_to_see_pretrained(count, objects=n) for n in (3, 36))
+        assert 500 <= dense <= sparse <= images_to_see(count) / 2
+    assert images_to_see_pretrained(1000, objects=48) == 3000
+    weights = ["MODEL.WEIGHTS", "package://x"]
+    assert chosen(records(1000), *weights).SOLVER.MAX_ITER == 3000
 
 
 def test_images_without_objects_count_only_if_they_are_trained_on() -> None:
