@@ -290,11 +290,12 @@ def test_fallback_on_cuda_says_how_to_fix_it_and_what_determinism_costs(cuda_dev
 def parameter_sizes(cubin: bytes) -> list[int]:
     """Of the one kernel in a cubin, from its note EIATTR_KPARAM_INFO."""
     found = {}
-    # Format EIFMT_SVAL, the attribute, 12 bytes: index, ordinal, offset, and the size from bit 18.
-    for match in re.finditer(rb"\x04\x17\x0c\x00(.{12})", cubin, re.DOTALL):
-        values = match[1]
-        word = int.from_bytes(values[8:12], "little")
-        found[int.from_bytes(values[4:6], "little")] = word >> 18
+    # Format EIFMT_SVAL, the attribute, and 12 bytes: an index of 0, the parameter's number, its
+    # offset, and its size from bit 18 on, above what is the same for all parameters.
+    for match in re.finditer(rb"\x04\x17\x0c\x00\x00{4}(.{2}).{2}(.{4})", cubin, re.DOTALL):
+        word = int.from_bytes(match[2], "little")
+        if word & 0x1FFFF == 0x1F000:
+            found[int.from_bytes(match[1], "little")] = word >> 18
     return [found[ordinal] for ordinal in sorted(found)]
 
 
