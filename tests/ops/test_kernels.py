@@ -294,7 +294,7 @@ def parameter_sizes(cubin: bytes) -> list[int]:
     # offset, and its size from bit 18 on, above what is the same for all parameters.
     for match in re.finditer(rb"\x04\x17\x0c\x00\x00{4}(.{2}).{2}(.{4})", cubin, re.DOTALL):
         word = int.from_bytes(match[2], "little")
-        if word & 0x1FFFF == 0x1F000:
+        if word >> 12 & 0x1F == 0x1F:  # the constant bank
             found[int.from_bytes(match[1], "little")] = word >> 18
     return [found[ordinal] for ordinal in sorted(found)]
 
