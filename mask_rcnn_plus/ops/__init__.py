@@ -6,9 +6,11 @@ depends on detectron2.
 """
 
 from mask_rcnn_plus.ops.layers import RoIAlign, RoIPool, RoIWarp
-from mask_rcnn_plus.ops.library import backend
+from mask_rcnn_plus.ops.library import backend, connect_kernels
 from mask_rcnn_plus.ops.mask_rle import paste_masks_rle
 from mask_rcnn_plus.ops.roi_ops import fpn_roi_align, roi_align, roi_pool, roi_warp
+
+connect_kernels()
 
 __all__ = [
     "RoIAlign",

@@ -11,74 +11,113 @@ from torch import Tensor
 
 NAMESPACE = "mask_rcnn_plus"
 
-_FIXES = {
-    "cpu": "install a C++ compiler (g++ 11 or newer, or clang) and reinstall mask-rcnn-plus",
-    "cuda": "install a C++ compiler and the CUDA toolkit of torch's version "
-    f"({torch.version.cuda}), and reinstall mask-rcnn-plus",
-}
+_FIX = "install a C++ compiler (g++ 11 or newer, or clang) and reinstall mask-rcnn-plus"
+
+
+def _path(name: str) -> Path | None:
+    folder = Path(__file__).parent
+    paths = (folder / (name + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return next(filter(Path.exists, paths), None)
 
 
 def _load(name: str) -> str | None:
     """Loads a library beside this file; returns None, or why that failed."""
+    if path := _path(name):
+        try:
+            torch.ops.load_library(path)
+        except OSError as error:
+            return f"{path} does not load: {error}"
+        return None
     folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / (name + suffix)
-        if path.exists():
-            try:
-                torch.ops.load_library(path)
-            except OSError as error:
-                return f"{path} does not load: {error}"
-            return None
     return f"{folder} contains no {name} library; this installation was built without one"
 
 
-def _load_for_cuda(cpu_failure: str | None) -> str | None:
-    """Loads the CUDA library, which needs torch's, and the CPU one, which declares operators."""
-    if torch.version.cuda is None:
-        return "this torch was built without CUDA"
-    if cpu_failure is not None:
-        return f"the library that declares the operators is missing: {cpu_failure}"
-    return _load("_roi_cuda")
-
-
+# Its operators for CUDA ask kernels.py for their kernels.
 _failures: dict[str, str | None] = {"cpu": _load("_roi_cpu")}
-_failures["cuda"] = _load_for_cuda(_failures["cpu"])
 _failures["meta"] = _failures["cpu"]  # meta tensors only need the fake kernels
 
 _warned: set[str] = set()
 
 
-def why_missing(device_type: str) -> str | None:
-    """The reason why a ``torch.device.type`` lacks compiled operators; None if they exist."""
-    return _failures.get(device_type, f"there are no compiled operators for {device_type}")
+def connect_kernels() -> str | None:
+    """Lets the operators for CUDA ask for their kernels; returns None, or why that failed."""
+    # Here, because the doctor loads this file without the package.
+    from mask_rcnn_plus.ops import kernels
+
+    if _failures["cpu"] is None and (path := _path("_roi_cpu")):
+        try:
+            kernels.connect(path)
+        except (OSError, AttributeError) as error:
+            return f"the operators' library is not this version's: {error}"
+    return _failures["cpu"]
 
 
-def has_native(device_type: str) -> bool:
-    """Whether compiled operators exist for a ``torch.device.type``."""
-    return why_missing(device_type) is None
+@torch.compiler.assume_constant_result
+def _why_missing_on_cuda(index: int | None) -> str | None:
+    """Tries one kernel on each device, once."""
+    from mask_rcnn_plus.ops import kernels
+
+    device = "cuda" if index is None else f"cuda:{index}"
+    if device not in _failures:
+        _failures[device] = connect_kernels() or kernels.why_missing(index)
+    return _failures[device]
 
 
-def how_to_fix(device_type: str) -> str:
+def why_missing(device: torch.device | str) -> str | None:
+    """The reason why a device lacks compiled operators; None if they run on it."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        index = device.index
+        if index is None and torch.cuda.is_available():
+            index = torch.cuda.current_device()
+        return _why_missing_on_cuda(index)
+    return _failures.get(device.type, f"there are no compiled operators for {device.type}")
+
+
+def has_native(device: torch.device | str) -> bool:
+    """Whether compiled operators run on a device."""
+    return why_missing(device) is None
+
+
+def how_to_fix(device: torch.device | str) -> str:
     """How to get the missing operators; "" if that is impossible."""
-    return _FIXES.get(device_type, "")
+    kind = torch.device(device).type
+    if kind == "cuda" and _failures["cpu"] is None:
+        from mask_rcnn_plus.ops import kernels
+
+        return kernels.how_to_fix()
+    return _FIX if kind in ("cpu", "cuda") else ""
 
 
-def warn_of_fallback(device_type: str) -> None:
-    """Warns once per device type that torchvision's operators are used, and how to fix it."""
-    if device_type in _warned:
-        return
-    _warned.add(device_type)
-    fix = how_to_fix(device_type)
-    warnings.warn(
-        f"RoI operators on {device_type} run through torchvision, more slowly and one level at a "
-        f"time: {why_missing(device_type)}." + (f" To fix this, {fix}." if fix else ""),
-        stacklevel=3,
-    )
+def warn_of_fallback(device: torch.device | str) -> None:
+    """Warns once per device that torchvision's operators are used, and how to fix it."""
+    device = torch.device(device)
+    if str(device) not in _warned:
+        _warned.add(str(device))
+        fix = how_to_fix(device)
+        warnings.warn(
+            f"RoI operators on {device} run through torchvision, more slowly and one level at a "
+            f"time: {why_missing(device)}." + (f" To fix this, {fix}." if fix else ""),
+            stacklevel=3,
+        )
+    if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        name = f"deterministic {device}"
+        if name not in _warned:
+            _warned.add(name)
+            warnings.warn(
+                f"torch.use_deterministic_algorithms(True) on {device}: torchvision's RoI "
+                "operators are deterministic only in a path that takes seconds a call and may run "
+                f"out of memory. Turn it off, or get the compiled operators: {how_to_fix(device)}",
+                stacklevel=3,
+            )
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """``"native"`` if a device has this project's compiled operators, else ``"torchvision"``."""
-    return "native" if has_native(torch.device(device).type) else "torchvision"
+    """``"native"`` if this project's compiled operators run on a device, else ``"torchvision"``.
+
+    Each CUDA device is tried once: one kernel is compiled, unless it is cached, and loaded.
+    """
+    return "native" if has_native(device) else "torchvision"
 
 
 def _warn_of_instruction_set() -> None:

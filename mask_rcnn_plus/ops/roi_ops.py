@@ -238,8 +238,8 @@ def _pool(
         int(grid),
         *pyramid,
     )
-    if not has_native(rows.device.type):
-        warn_of_fallback(rows.device.type)
+    if not has_native(rows.device):
+        warn_of_fallback(rows.device)
         return fallback.pool_pyramid(*arguments, mode)
     if mode == "max":
         return torch.ops.mask_rcnn_plus.fpn_roi_max(*arguments, channels_last)[0]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_tools import machine
-from mask_rcnn_tools.arguments import Parser, any_path
+from mask_rcnn_tools.arguments import Parser, UsageError, any_path
 from mask_rcnn_tools.doctor.diagnosis import diagnose
-from mask_rcnn_tools.doctor.probes import plugin_folder, run_probes, version
+from mask_rcnn_tools.doctor.probes import load_file, plugin_folder, run_probes, version
 from mask_rcnn_tools.doctor.report import format_report
 from mask_rcnn_tools.files import require_new, write_file
 
@@ -23,26 +23,28 @@ _EPILOG = f"""\
 examples:
   {PROGRAM}
   {PROGRAM} --output output/balloons --json doctor.json
+  {PROGRAM} --compile 8.0 9.0
 
 The doctor also runs if torch, detectron2 or the operators cannot be imported or crash, and reports
-it. It changes nothing and needs no network. The report contains paths and names of data sets: read
-it before you publish it.
+it. It changes nothing but the cache of CUDA kernels, and needs no network. The report contains
+paths and names of data sets: read it before you publish it.
 
 exit code: 0 if nothing is broken, even if there is advice; 1 if something is broken; 2 if the
 command line is wrong
 """
 # Environment variables that change how training runs.
 _VARIABLES = (
-    *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "DETECTRON2_DATASETS", "KMP_BLOCKTIME", "LD_PRELOAD"),
+    *("CUDA_VISIBLE_DEVICES", "DETECTRON2_DATASETS", "KMP_BLOCKTIME", "LD_PRELOAD"),
     *("MASK_RCNN_PLUS_CACHE", "MASK_RCNN_PLUS_CPU_ISA", "MKL_NUM_THREADS", "OMP_NUM_THREADS"),
     *("OMP_WAIT_POLICY", "PYTHONPATH", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
-    "TORCH_CUDA_ARCH_LIST",
 )
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command: returns 1 if something is broken, else 0."""
     arguments = _parse(argv)
+    if arguments.compile is not None:
+        return _compile_kernels(arguments.compile)
     facts = {
         "python": python_facts(),
         "machine": machine_facts(arguments.output),
@@ -75,10 +77,46 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="also write the report as json; - prints only json",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    parser.add_argument(
+        "--compile",
+        nargs="*",
+        type=_capability,
+        metavar="CAPABILITY",
+        help="only compile all CUDA kernels into the cache, for GPUs of these compute "
+        "capabilities, such as 8.0 9.0 (default: those of this machine's GPUs)",
+    )
     arguments = parser.parse_args(argv)
     if arguments.json not in (None, "-"):
         require_new(Path(arguments.json), overwrite=arguments.overwrite, option="--json")
     return arguments
+
+
+def _capability(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
+    if not (major.isdecimal() and minor.isdecimal() and len(minor) == 1):
+        raise argparse.ArgumentTypeError(f"expected a compute capability such as 9.0, got {text!r}")
+    return int(major), int(minor)
+
+
+def _compile_kernels(capabilities: Sequence[tuple[int, int]]) -> int:
+    try:
+        kernels = load_file("ops/kernels.py")
+    except ImportError as error:
+        raise UsageError(f"--compile needs torch: {error}") from error
+    found = sorted(set(capabilities) or set(kernels.present_capabilities()))
+    if not found:
+        raise UsageError("--compile: torch sees no GPU; name compute capabilities, such as 8.0 9.0")
+    kernels.cache_folder().mkdir(parents=True, exist_ok=True)  # an error if it is not writable
+    for capability in found:
+        try:
+            for kernel in kernels.KERNELS:
+                kernels.compiled(kernel, capability)
+        except kernels.Unavailable as reason:
+            raise UsageError(f"--compile: {reason}") from reason
+        version = ".".join(map(str, capability))
+        count, folder = len(kernels.KERNELS), kernels.cache_folder()
+        print(f"{count} kernels for compute capability {version} are in {folder}")
+    return 0
 
 
 def _announce(probe: str) -> None:

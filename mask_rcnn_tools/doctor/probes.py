@@ -4,6 +4,7 @@ Each probe returns facts; "broken" and "advice" among them are lists of sentence
 what they examine: a failed import is a fact about the installation, not a failure of the doctor.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import multiprocessing
@@ -112,7 +113,7 @@ def plugin_folder() -> Path:
     return Path(spec.origin).parent
 
 
-def _load_file(name: str) -> Any:
+def load_file(name: str) -> Any:
     """Imports one file of the plugin without the package, which would import detectron2."""
     path = plugin_folder() / name
     spec = importlib.util.spec_from_file_location(f"_doctor_{path.stem}", path)
@@ -190,28 +191,33 @@ def supports(compiled: list[str], major: int, minor: int) -> bool:
 def probe_operators() -> dict[str, Any]:
     """Finds which implementation of the operators runs on each device, and why."""
     torch = importlib.import_module("torch")
-    library = _load_file("ops/library.py")
-    facts: dict[str, Any] = {"backend": {}, "reason": {}, "built": {}, "broken": [], "advice": []}
+    library, kernels = load_file("ops/library.py"), load_file("ops/kernels.py")
+    facts: dict[str, Any] = {"backend": {}, "reason": {}, "NVRTC": "", "broken": [], "advice": []}
+    if torch.version.cuda:
+        with contextlib.suppress(kernels.Unavailable):
+            facts["NVRTC"] = ".".join(map(str, kernels.nvrtc_version()))
+        facts["cache"] = str(kernels.cache_folder())
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    for device in ("cpu", "cuda"):
-        facts["backend"][device] = library.backend(device)
-        path = next((plugin_folder() / "ops").glob(f"_roi_{device}.*"), None)
-        if path is not None and device == "cuda":
-            facts["built"] = _read_build(path)
-        reason = library.why_missing(device)
+    on_cpu = library.why_missing("cpu")
+    reasons = {"cpu": on_cpu}
+    for index in range(gpus):
+        reasons[f"cuda:{index}"] = on_cpu or kernels.why_missing(index)
+    if not gpus:
+        reasons["cuda"] = kernels.why_missing()
+    for device, reason in reasons.items():
+        facts["backend"][device] = "torchvision" if reason else "native"
         if reason is None:
             continue
         facts["reason"][device] = reason
-        if device == "cuda" and not gpus:
-            continue
-        sentence = f"{reason}. To fix it, {library.how_to_fix(device)}"
-        if path is not None and "does not load" in reason:
-            facts["broken"].append(f"operators on {device}: {sentence}")
-        else:
+        fix = library.how_to_fix("cpu") if on_cpu else kernels.how_to_fix()
+        if "does not load" in reason and reason == on_cpu:
+            facts["broken"].append(f"operators on {device}: {reason}. To fix it, {fix}")
+        elif device != "cuda":  # no GPU
             facts["advice"].append(
-                f"operators on {device} run through torchvision, several times slower: {sentence}"
+                f"operators on {device} run through torchvision, several times slower: {reason}. "
+                f"To fix it, {fix}"
             )
-    if facts["backend"]["cpu"] == "native":
+    if on_cpu is None:
         facts["instruction set"] = torch.ops.mask_rcnn_plus.cpu_isa()
     if wanted := os.environ.get("MASK_RCNN_PLUS_CPU_ISA"):
         used = facts.get("instruction set", "torchvision")
@@ -220,49 +226,12 @@ def probe_operators() -> dict[str, Any]:
             if wanted == used
             else f"MASK_RCNN_PLUS_CPU_ISA is '{wanted}', but the operators use {used}: unset it"
         )
-    if fault := cuda_mismatch(facts["built"].get("CUDA", ""), torch.version.cuda):
-        facts["broken" if gpus else "advice"].append(fault)
-    for index in range(gpus):
-        capability = torch.cuda.get_device_capability(index)
-        if fault := gpu_too_old(facts["built"].get("capabilities", []), *capability):
-            facts["broken"].append(f"operators on CUDA device {index}: {fault}")
     return facts
-
-
-def gpu_too_old(built: list[str], major: int, minor: int) -> str:
-    """The problem if a GPU is older than every GPU that a library was built for, else ""."""
-    if not built or (major, minor) >= min(tuple(map(int, c.split("."))) for c in built):
-        return ""
-    return (
-        f"it has compute capability {major}.{minor}, but they were built for {', '.join(built)}: "
-        f"reinstall mask-rcnn-plus with TORCH_CUDA_ARCH_LIST={major}.{minor}"
-    )
-
-
-def cuda_mismatch(built: str, used: str | None) -> str:
-    """The problem if a library was built with another CUDA version than torch, else ""."""
-    if not built or used is None or built.split(".")[0] == used.split(".")[0]:
-        return ""
-    return (
-        f"the operators for CUDA were built with CUDA {built}, and torch with {used}: reinstall "
-        f"mask-rcnn-plus with an nvcc of CUDA {used.split('.')[0]}"
-    )
-
-
-def _read_build(path: Path) -> dict[str, Any]:
-    """The CUDA version and the GPUs that a library was compiled for, which nvcc notes in it."""
-    content = path.read_bytes()
-    versions = sorted(set(re.findall(rb"Build cuda_(\d+\.\d+)\.", content)))
-    capabilities = sorted({int(code) for code in re.findall(rb"-arch sm_(\d+)", content)})
-    return {
-        "CUDA": versions[-1].decode() if versions else "",
-        "capabilities": [f"{code // 10}.{code % 10}" for code in capabilities],
-    }
 
 
 def probe_detectron2() -> dict[str, Any]:
     """Finds which detectron2 is installed, and which patches the plugin applies to it."""
-    origin = _load_file("compat/origin.py").detectron2_origin()
+    origin = load_file("compat/origin.py").detectron2_origin()
     facts: dict[str, Any] = {
         "origin": origin.kind,
         "distribution": origin.distribution,

@@ -115,10 +115,9 @@ def _operators(report: dict[str, Any]) -> Rows:
         detail = operators["reason"].get(device, "")
         if device == "cpu" and "instruction set" in operators:
             detail = f"instruction set {operators['instruction set']}"
-        if device == "cuda" and not detail and operators["built"]:
-            built = operators["built"]
-            detail = f"built with CUDA {built['CUDA']} for {', '.join(built['capabilities'])}"
         yield device, f"{backend} ({detail})" if detail else backend
+    if operators.get("NVRTC"):
+        yield "NVRTC", f"{operators['NVRTC']}, compiles CUDA kernels into {operators['cache']}"
 
 
 def _self_test(report: dict[str, Any]) -> Rows:

@@ -1,11 +1,6 @@
 // The CUDA kernels of the RoI operators, compiled for the CPU and called by test_cuda_emulation.py through ctypes; and
 // for comparison the same operators, written directly from their definitions, one sample or point at a time.
-#include "cuda_emulation.h"
-// The emulation above must come before the headers that it replaces.
-#include "roi_cuda_average.cuh"
-#include "roi_cuda_average_backward.cuh"
-#include "roi_cuda_max.cuh"
-#include "roi_cuda_max_backward.cuh"
+#include "cuda_emulation_driver.h"
 
 namespace {
 
@@ -129,7 +124,7 @@ API const char* average(const Call* call, int type, uint64_t seed, void* const* 
     return dispatch(type, [&](auto t) {
       using T = decltype(t);
       return cuda::launch_average<T>(*call, maps_at<const T>(maps, *call), static_cast<const Working<T>*>(boxes),
-                                     static_cast<T*>(out), nullptr);
+                                     static_cast<T*>(out), 0);
     });
   });
 }
@@ -145,7 +140,7 @@ API const char* average_backward(const Call* call, int type, uint64_t seed, cons
       using W = Working<T>;
       return cuda::launch_average_backward<T>(*call, static_cast<const W*>(boxes), static_cast<const T*>(grad),
                                               grad_channels_last, maps_at<T>(maps, *call),
-                                              Plan<W>::in(plan, call->rois), nullptr);
+                                              Plan<W>::in(plan, call->rois), 0);
     });
   });
 }
@@ -157,7 +152,7 @@ API const char* maximum(const Call* call, int type, uint64_t seed, void* const* 
     return dispatch(type, [&](auto t) {
       using T = decltype(t);
       return cuda::launch_max<T>(*call, maps_at<const T>(maps, *call), static_cast<const Working<T>*>(boxes),
-                                 static_cast<T*>(out), index, nullptr);
+                                 static_cast<T*>(out), index, 0);
     });
   });
 }
@@ -171,7 +166,7 @@ API const char* maximum_backward(const Call* call, int type, uint64_t seed, cons
       using W = Working<T>;
       return cuda::launch_max_backward<T>(*call, static_cast<const W*>(boxes), static_cast<const T*>(grad),
                                           grad_channels_last, index, call->channels_last, maps_at<T>(maps, *call),
-                                          Plan<W>::in(plan, call->rois), nullptr);
+                                          Plan<W>::in(plan, call->rois), 0);
     });
   });
 }
@@ -296,6 +291,14 @@ API int axes_beyond_tables(const Call* call, const float* boxes) {
     }
   }
   return count;
+}
+
+// The sizes of a kernel's parameters, ended by 0.
+API const int* parameter_sizes(const char* kernel) {
+  static std::vector<int> sizes;
+  sizes = emulation::kernels().at(kernel).sizes;
+  sizes.push_back(0);
+  return sizes.data();
 }
 
 // Sums a block's numbers through shared memory, with or without the necessary barrier: tests the emulation itself.

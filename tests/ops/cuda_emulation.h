@@ -7,6 +7,7 @@
 // beyond it, and a second seed detects reads of memory that was never written. Threads that wait at different barriers,
 // or exit while others wait, are an error.
 #pragma once
+#define ROI_EMULATION
 #include <ucontext.h>
 
 #include <algorithm>
@@ -200,6 +201,8 @@ struct alignas(16) uint4 {
 
 inline void __stwb(uint4* to, uint4 value) { *to = value; }
 
+#define ROI_SHARED_MEMORY(name) unsigned char* name = emulation::shared_memory()
+#define ROI_ASSERT(condition) emulation::check(condition, #condition)
 #define threadIdx emulation::machine.thread_index
 #define blockIdx emulation::machine.block_index
 #define __syncthreads() emulation::machine.wait_for_block(EMULATION_PLACE)

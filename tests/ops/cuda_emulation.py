@@ -55,6 +55,7 @@ def compile_kernels(folder: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.new_call.restype = ctypes.c_void_p
     library.plan_bytes.restype = ctypes.c_int64
+    library.parameter_sizes.restype = ctypes.POINTER(ctypes.c_int)
     for name in ("average", "average_backward", "maximum", "maximum_backward"):
         getattr(library, name).restype = ctypes.c_char_p
     return library

@@ -1,8 +1,6 @@
-// The unchanged operators of roi_cuda.cu, registered for the CPU in a separate namespace: the code between torch and the
+// The unchanged operators of roi_cuda.cpp, registered for the CPU in a separate namespace: the code between torch and the
 // kernels runs on CPU tensors, and the kernels are emulated.
-#include "cuda_emulation.h"
 // These must come before the renames below.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -14,21 +12,15 @@ struct NoGuard {
 };
 }  // namespace torch::stable::accelerator
 
-namespace {
-AOTITorchError no_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return 0;
-}
-}  // namespace
+#include "cuda_emulation_driver.h"
 
 #define DeviceGuard NoGuard
 #define is_cuda is_cpu
-#define aoti_torch_get_current_cuda_stream no_stream
-#undef STD_CUDA_KERNEL_LAUNCH_CHECK
-#define STD_CUDA_KERNEL_LAUNCH_CHECK() ((void)0)
+// A CPU tensor's is -1.
+#define get_device_index() get_device_index() + 1
 
 #define CUDA CPU
 #define mask_rcnn_plus mask_rcnn_plus_emulated
 
-#include "roi_cuda.cu"
+#include "roi_cuda.cpp"
 #include "roi_ops.cpp"

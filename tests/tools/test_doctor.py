@@ -189,16 +189,56 @@ def test_a_wrong_operator_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("no kernel image" in sentence for sentence in probes.probe_self_test()["broken"])
 
 
-def test_libraries_for_another_cuda_or_gpu() -> None:
-    assert probes.cuda_mismatch("13.0", "13.1") == "" == probes.cuda_mismatch("13.0", None)
-    assert "CUDA 13.0, and torch with 12.8: reinstall" in probes.cuda_mismatch("13.0", "12.8")
+def test_a_torch_for_other_gpus() -> None:
     assert probes.supports(["sm_80"], 8, 6) and not probes.supports(["sm_80"], 9, 0)
     assert probes.supports(["sm_80", "compute_80"], 9, 0) and not probes.supports(["sm_86"], 8, 0)
     assert probes.supports(["sm_90a", "sm_120"], 12, 0)
-    # Newer GPUs compile PTX.
-    assert probes.gpu_too_old(["8.0", "12.0"], 8, 0) == "" == probes.gpu_too_old(["9.0"], 13, 0)
-    assert probes.gpu_too_old([], 5, 0) == ""
-    assert "with TORCH_CUDA_ARCH_LIST=7.0" in probes.gpu_too_old(["10.0", "7.5"], 7, 0)
+
+
+def test_gpus_whose_kernels_do_not_compile_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = probes.load_file
+
+    def load_file(name: str) -> Any:
+        module = original(name)
+        if name == "ops/kernels.py":
+            reasons = {0: None, 1: "libnvrtc.so.13 does not load"}
+            module.why_missing = lambda device=None: reasons[device]
+            module.how_to_fix = lambda: "run pip"
+        return module
+
+    monkeypatch.setattr(probes, "load_file", load_file)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    facts = probes.probe_operators()
+    if ops.backend("cpu") != "native":
+        pytest.skip("no compiled operators")
+    assert facts["backend"] == {"cpu": "native", "cuda:0": "native", "cuda:1": "torchvision"}
+    assert not facts["broken"]
+    (sentence,) = (s for s in facts["advice"] if "cuda" in s)
+    assert "cuda:1" in sentence and "libnvrtc.so.13" in sentence and "run pip" in sentence
+
+
+def test_compile_fills_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MASK_RCNN_PLUS_CACHE", str(tmp_path))
+    kernels = probes.load_file("ops/kernels.py")
+    monkeypatch.setattr(kernels, "KERNELS", kernels.KERNELS[2:3])  # it compiles quickly
+    monkeypatch.setattr("mask_rcnn_tools.doctor.command.load_file", lambda name: kernels)
+    try:
+        kernels.nvrtc_version()
+    except kernels.Unavailable as reason:
+        assert main(["doctor", "--compile", "9.0"]) == 2
+        assert str(reason) in capsys.readouterr().err
+        return
+    assert main(["doctor", "--compile", "9.0", "8.0"]) == 0
+    assert len(list((tmp_path / "cuda").iterdir())) == 2
+    assert "capability 8.0" in capsys.readouterr().out
+    monkeypatch.setattr(kernels, "present_capabilities", list)
+    assert main(["doctor", "--compile"]) == 2
+    assert "torch sees no GPU" in capsys.readouterr().err
+    assert main(["doctor", "--compile", "3.0"]) == 2
+    assert "this GPU has 3.0" in capsys.readouterr().err
 
 
 def test_a_limited_instruction_set_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +300,7 @@ def test_advice(report: dict[str, Any]) -> None:
         (["--json", "nowhere/doctor.json"], "a folder that exists"),
         (["--json", __file__], "--overwrite"),
         (["--jsn", "x"], "unrecognized arguments"),
+        (["--compile", "sm_90"], "such as 9.0"),
     ],
 )
 def test_a_wrong_argument_gives_a_one_line_error(

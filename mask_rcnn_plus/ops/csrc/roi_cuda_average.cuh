@@ -220,7 +220,8 @@ constexpr int kMostLanes = 16;
 
 // Returns false if the call needs more blocks than a launch may have.
 template <class T>
-bool launch_average(const Call& call, const Maps<const T>& maps, const Working<T>* boxes, T* out, void* stream) {
+bool launch_average(const Call& call, const Maps<const T>& maps, const Working<T>* boxes, T* out,
+                    int device) {
   int capacity = tap_capacity<Working<T>>(call);
   bool vectors = call.channels_last && is_vectorised<T>(out, call.channels);
   for (int l = 0; l < call.pyramid.levels; l++) vectors = vectors && is_vectorised<T>(maps.level[l], call.channels);
@@ -229,15 +230,15 @@ bool launch_average(const Call& call, const Maps<const T>& maps, const Working<T
     while (lanes < kMostLanes && lanes * kVector<T> < call.channels) lanes *= 2;
     int64_t chunks = ceil_div(call.channels, lanes * kVector<T>);
     if (chunks > kMostBlocks / call.rois) return false;
-    launch(average_vectors<T>, call.rois * chunks, tap_bytes<Working<T>>(call, capacity), stream, call, maps, boxes, out, lanes,
-           static_cast<int>(chunks), capacity);
+    ROI_LAUNCH(average_vectors, T, call.rois * chunks, tap_bytes<Working<T>>(call, capacity), device, call, maps, boxes,
+               out, lanes, static_cast<int>(chunks), capacity);
     return true;
   }
   int64_t chunk_channels = kElementsABlock / call.bins() > 1 ? kElementsABlock / call.bins() : 1;
   int64_t chunks = ceil_div(call.channels, chunk_channels);
   if (chunks > kMostBlocks / call.rois) return false;
-  launch(average_elements<T>, call.rois * chunks, tap_bytes<Working<T>>(call, capacity), stream, call, maps, boxes, out,
-         chunk_channels, chunks, capacity);
+  ROI_LAUNCH(average_elements, T, call.rois * chunks, tap_bytes<Working<T>>(call, capacity), device, call, maps, boxes,
+             out, chunk_channels, chunks, capacity);
   return true;
 }
 

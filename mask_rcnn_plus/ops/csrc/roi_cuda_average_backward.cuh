@@ -211,7 +211,7 @@ ROI_KERNEL(2) spread_elements(Call call, Plan<Working<T>> plan, const T* grad, S
 // have.
 template <class T>
 bool launch_average_backward(const Call& call, const Working<T>* boxes, const T* grad, bool grad_channels_last,
-                             const Maps<T>& maps, const Plan<Working<T>>& plan, void* stream) {
+                             const Maps<T>& maps, const Plan<Working<T>>& plan, int device) {
   bool vectors = call.channels_last && grad_channels_last && is_vectorised<T>(grad, call.channels);
   for (int l = 0; l < call.pyramid.levels; l++) vectors = vectors && is_vectorised<T>(maps.level[l], call.channels);
   int columns = vectors ? kVectorColumns<T> : kElementColumns;
@@ -219,16 +219,16 @@ bool launch_average_backward(const Call& call, const Working<T>* boxes, const T*
   int64_t tiles = tiling.begin[call.pyramid.levels];
   int64_t chunks = ceil_div(call.channels, vectors ? kWarp * kVector<T> : kElementChannels);
   if (tiles > 0 && chunks > kMostBlocks / tiles) return false;
-  if (!launch_plan(call, boxes, plan, stream)) return false;
+  if (!launch_plan(call, boxes, plan, device)) return false;
 
   auto bytes_of = vectors ? WeightTables<Working<T>, kVectorColumns<T>>::bytes : WeightTables<Working<T>, kElementColumns>::bytes;
   TableShape shape = make_table_shape(call.sampling, bytes_of);
   int64_t shared = sizeof(HitList) + shape.batch * bytes_of(shape.bins_y, shape.bins_x);
   if (vectors) {
-    launch(spread_vectors<T>, tiles * chunks, shared, stream, call, plan, grad, maps, tiling, shape, chunks);
+    ROI_LAUNCH(spread_vectors, T, tiles * chunks, shared, device, call, plan, grad, maps, tiling, shape, chunks);
   } else {
     Strides from = strides_of(grad_channels_last, call.channels, call.sampling.bins_y, call.sampling.bins_x);
-    launch(spread_elements<T>, tiles * chunks, shared, stream, call, plan, grad, from, maps, tiling, shape, chunks);
+    ROI_LAUNCH(spread_elements, T, tiles * chunks, shared, device, call, plan, grad, from, maps, tiling, shape, chunks);
   }
   return true;
 }

@@ -1,30 +1,33 @@
-// Everything that the kernel files need from CUDA. Only this file includes CUDA's headers. For the tests, the host's
-// compiler compiles the kernels with tests/ops/cuda_emulation.h instead of CUDA, which runs their threads one by one.
+// Everything that the kernel files need from CUDA. NVRTC compiles the kernels; the host's compiler only reads their
+// parameters. For the tests, it also compiles them, with tests/ops/cuda_emulation.h, which runs their threads one by one.
 #pragma once
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
-#include <cstring>
-#include <limits>
-
 #include "roi_math.h"
 
-#ifdef __CUDACC__
-// A wrong image index must stop the program, also in release builds.
+#ifdef __CUDACC_RTC__
+// A wrong image index must stop the program.
 #undef NDEBUG
-#include <cuda_runtime.h>
-
-#include <cassert>
 #define ROI_DEVICE __device__ __forceinline__
 #define ROI_KERNEL(blocks_an_sm) __global__ void __launch_bounds__(roi::cuda::kThreads, blocks_an_sm)
 #define ROI_SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
 #define ROI_ASSERT(condition) assert(condition)
+#define ROI_LAUNCH(kernel, T, ...)
 #else
-#include "cuda_emulation.h"
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstring>
 #define ROI_DEVICE inline
 #define ROI_KERNEL(blocks_an_sm) void
-#define ROI_SHARED_MEMORY(name) unsigned char* name = emulation::shared_memory()
-#define ROI_ASSERT(condition) emulation::check(condition, #condition)
+// ROI_LAUNCH(kernel, type, blocks, bytes of shared memory, device, arguments...)
+#define ROI_LAUNCH(kernel, T, ...)                                                 \
+  do {                                                                             \
+    static Kernel compiled(#kernel, kTypeName<T>);                                 \
+    launch(static_cast<decltype(&kernel<T>)>(nullptr), compiled, __VA_ARGS__);     \
+  } while (false)
+#ifndef ROI_EMULATION
+#define ROI_SHARED_MEMORY(name) unsigned char* name = shared_memory
+#define ROI_ASSERT(condition) (void)(condition)
+#endif
 #endif
 
 namespace roi::cuda {
@@ -39,17 +42,23 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int64_t kSharedBytes = 40 * 1024;
 constexpr int64_t kMostBlocks = INT32_MAX;
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int64_t shared_bytes, void* stream,
-            const Arguments&... arguments) {
-  if (blocks == 0) return;
-#ifdef __CUDACC__
-  kernel<<<static_cast<unsigned>(blocks), kThreads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-#else
-  (void)stream;
-  emulation::launch(blocks, kThreads, shared_bytes, [&] { kernel(arguments...); });
+// As in the kernels' names.
+template <class T>
+constexpr const char* kTypeName = "float";
+template <>
+inline constexpr const char* kTypeName<double> = "double";
+template <>
+inline constexpr const char* kTypeName<Half> = "c10::Half";
+template <>
+inline constexpr const char* kTypeName<BFloat16> = "c10::BFloat16";
+
+}  // namespace roi::cuda
+
+#ifndef __CUDACC_RTC__
+#include "roi_cuda_host.h"
 #endif
-}
+
+namespace roi::cuda {
 
 // The arguments that all kernels of one call share.
 struct Call {
@@ -120,7 +129,7 @@ using Working = typename WorkingType<T>::Type;
 
 template <class W>
 ROI_DEVICE W not_a_number() {
-  return std::numeric_limits<W>::quiet_NaN();
+  return static_cast<W>(nanf(""));
 }
 
 ROI_DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }

@@ -121,11 +121,11 @@ ROI_KERNEL(1) rank_rois(Plan<R> plan, int64_t rois, int64_t maps) {
 }
 
 template <class R>
-bool launch_plan(const Call& call, const R* boxes, const Plan<R>& plan, void* stream) {
+bool launch_plan(const Call& call, const R* boxes, const Plan<R>& plan, int device) {
   int64_t queries = call.rois + maps_of(call) + 1;
   if (queries > kMostBlocks - kThreads) return false;
-  launch(plan_rois<R>, ceil_div(call.rois, kWarps), 0, stream, call, boxes, plan);
-  launch(rank_rois<R>, ceil_div(queries, kWarps), 0, stream, plan, call.rois, maps_of(call));
+  ROI_LAUNCH(plan_rois, R, ceil_div(call.rois, kWarps), 0, device, call, boxes, plan);
+  ROI_LAUNCH(rank_rois, R, ceil_div(queries, kWarps), 0, device, plan, call.rois, maps_of(call));
   return true;
 }
 

@@ -104,15 +104,16 @@ ROI_KERNEL(2) max_elements(Call call, Maps<const T> maps, const Working<T>* boxe
 
 // Returns false if the call needs more blocks than a launch may have.
 template <class T>
-bool launch_max(const Call& call, const Maps<const T>& maps, const Working<T>* boxes, T* out, int* indices, void* stream) {
+bool launch_max(const Call& call, const Maps<const T>& maps, const Working<T>* boxes, T* out, int* indices,
+                int device) {
   int64_t bins = int64_t{call.sampling.bins_y} + call.sampling.bins_x;
   int64_t header = sizeof(MaxHeader<Working<T>>), shared = header + bins * sizeof(Range);
   bool tables = shared <= kSharedBytes;
   int64_t chunk_channels = kMaximaABlock / call.bins() > 1 ? kMaximaABlock / call.bins() : 1;
   int64_t chunks = ceil_div(call.channels, chunk_channels);
   if (chunks > kMostBlocks / call.rois) return false;
-  launch(max_elements<T>, call.rois * chunks, tables ? shared : header, stream, call, maps, boxes, out,
-         indices, chunk_channels, chunks, tables);
+  ROI_LAUNCH(max_elements, T, call.rois * chunks, tables ? shared : header, device, call, maps, boxes, out,
+             indices, chunk_channels, chunks, tables);
   return true;
 }
 

@@ -142,18 +142,18 @@ ROI_KERNEL(2) spread_maxima(Call call, Plan<Working<T>> plan, const T* grad, Str
 template <class T>
 bool launch_max_backward(const Call& call, const Working<T>* boxes, const T* grad, bool grad_channels_last,
                          const int* indices, bool indices_channels_last, const Maps<T>& maps, const Plan<Working<T>>& plan,
-                         void* stream) {
+                         int device) {
   Tiling tiling = make_tiling(call.pyramid, kMaxRows, kMaxColumns);
   int64_t tiles = tiling.begin[call.pyramid.levels], chunks = ceil_div(call.channels, kMaxChannels);
   if (tiles > 0 && chunks > kMostBlocks / tiles) return false;
-  if (!launch_plan(call, boxes, plan, stream)) return false;
+  if (!launch_plan(call, boxes, plan, device)) return false;
   int bins_y = call.sampling.bins_y, bins_x = call.sampling.bins_x;
   Strides from = strides_of(grad_channels_last, call.channels, bins_y, bins_x);
   Strides from_index = strides_of(indices_channels_last, call.channels, bins_y, bins_x);
   TableShape shape = make_table_shape(call.sampling, PointTables::bytes);
   int64_t shared = sizeof(HitList) + shape.batch * PointTables::bytes(shape.bins_y, shape.bins_x);
-  launch(spread_maxima<T>, tiles * chunks, shared, stream, call, plan, grad, from, indices, from_index, maps, tiling,
-         shape, chunks);
+  ROI_LAUNCH(spread_maxima, T, tiles * chunks, shared, device, call, plan, grad, from, indices, from_index, maps, tiling,
+             shape, chunks);
   return true;
 }
 

@@ -9,12 +9,12 @@
 // -ffp-contract=off, the device uses the _rn intrinsics), so host and device agree bit for bit. The only exception is
 // the logarithm exactly at a level border.
 #pragma once
+#ifdef __CUDACC_RTC__
+#include "roi_cuda_nvrtc.h"
+#define ROI_HD __device__ __forceinline__
+#else
 #include <cmath>
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define ROI_HD __host__ __device__ __forceinline__
-#else
 #define ROI_HD inline __attribute__((always_inline))
 #endif
 
@@ -30,7 +30,7 @@ constexpr int kMaxBins = 32768;
 // A value of Axis::samples: every cell of a bin is a point.
 constexpr int kWholeCells = -1;
 
-#ifdef __CUDA_ARCH__
+#ifdef __CUDACC_RTC__
 ROI_HD float add(float a, float b) { return __fadd_rn(a, b); }
 ROI_HD float sub(float a, float b) { return __fsub_rn(a, b); }
 ROI_HD float mul(float a, float b) { return __fmul_rn(a, b); }

@@ -1,8 +1,8 @@
-// The RoI operators for CUDA: from torch's arguments to kernel launches. The kernels are in the .cuh files.
+// The RoI operators for CUDA: from torch's arguments to kernel launches. The kernels are in the .cuh files, and are
+// compiled at first use.
 //
 // Nothing here waits for the device, so a box with a wrong image index cannot raise an exception: it fails an assertion
 // in the kernel, which torch reports at the next synchronisation.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -18,18 +18,7 @@
 namespace roi::cuda {
 namespace {
 
-// Makes a tensor's device the current one during this object's lifetime.
-class OnDeviceOf {
- public:
-  explicit OnDeviceOf(const Tensor& t) : guard_(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
-  }
-  void* stream() const { return stream_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  void* stream_ = nullptr;
-};
+using torch::stable::accelerator::DeviceGuard;
 
 // Calls run(T()), where T is the features' type.
 template <class Run>
@@ -78,7 +67,6 @@ const T* from(const Tensor& t) {
 
 void check_launched(bool launched) {
   STD_TORCH_CHECK(launched, "too many RoIs, channels or cells for one launch; split the call");
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // The arguments of one call, and its features as the kernels read them.
@@ -113,7 +101,7 @@ Tensor average(std::vector<Tensor> features, const Tensor& boxes, int64_t pooled
   Pyramid pyramid = make_pyramid(sizes_of(features), scales, min_level, canonical_size, canonical_level);
   Sampling sampling = make_sampling(pooled_height, pooled_width, ratio, grid);
   check_averaged(sampling);
-  OnDeviceOf device(boxes);
+  DeviceGuard guard(boxes.get_device_index());
   Tensor out = empty({boxes.size(0), features[0].size(1), pooled_height, pooled_width}, features[0],
                      features[0].scalar_type(), channels_last);
   if (out.numel() == 0) return out;
@@ -121,7 +109,7 @@ Tensor average(std::vector<Tensor> features, const Tensor& boxes, int64_t pooled
   dispatch(out.scalar_type(), [&](auto type) {
     using T = decltype(type);
     check_launched(launch_average<T>(f.call, pointers_to<T>(f.maps), from<Working<T>>(f.boxes), into<T>(out),
-                                     device.stream()));
+                                     boxes.get_device_index()));
   });
   return out;
 }
@@ -134,7 +122,7 @@ std::tuple<Tensor, Tensor> maximum(std::vector<Tensor> features, const Tensor& b
   Pyramid pyramid = make_pyramid(sizes_of(features), scales, min_level, canonical_size, canonical_level);
   Sampling sampling = make_sampling(pooled_height, pooled_width, ratio, grid);
   check_planes(pyramid);
-  OnDeviceOf device(boxes);
+  DeviceGuard guard(boxes.get_device_index());
   std::vector<int64_t> sizes = {boxes.size(0), features[0].size(1), pooled_height, pooled_width};
   Tensor out = empty(sizes, features[0], features[0].scalar_type(), channels_last);
   Tensor index = empty(sizes, features[0], ScalarType::Int, channels_last);
@@ -143,7 +131,7 @@ std::tuple<Tensor, Tensor> maximum(std::vector<Tensor> features, const Tensor& b
   dispatch(out.scalar_type(), [&](auto type) {
     using T = decltype(type);
     check_launched(launch_max<T>(f.call, pointers_to<T>(f.maps), from<Working<T>>(f.boxes), into<T>(out), into<int>(index),
-                                 device.stream()));
+                                 boxes.get_device_index()));
   });
   return {out, index};
 }
@@ -158,7 +146,7 @@ std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Ten
                   "the gradient must have shape (R, C, pooled_height, pooled_width)");
   Sampling sampling = make_sampling(grad.size(2), grad.size(3), ratio, grid);
   if (index == nullptr) check_averaged(sampling);
-  OnDeviceOf device(boxes);
+  DeviceGuard guard(boxes.get_device_index());
   std::vector<Tensor> out;
   for (int l = 0; l < pyramid.levels; l++)
     out.push_back(empty({sizes.begin() + 4 * l, sizes.begin() + 4 * l + 4}, grad, grad.scalar_type(), channels_last));
@@ -181,13 +169,13 @@ std::vector<Tensor> gradients(const Tensor& grad, const Tensor* index, const Ten
     if (index == nullptr) {
       check_launched(launch_average_backward<T>(call, from<W>(rois), from<T>(given),
                                                 channels_last || is_channels_last(given),
-                                                pointers_into<T>(out), plan, device.stream()));
+                                                pointers_into<T>(out), plan, boxes.get_device_index()));
       return;
     }
     Tensor points = dense(*index);
     check_launched(launch_max_backward<T>(call, from<W>(rois), from<T>(given), is_channels_last(given),
                                           from<int>(points), is_channels_last(points), pointers_into<T>(out), plan,
-                                          device.stream()));
+                                          boxes.get_device_index()));
   });
   return out;
 }
@@ -215,6 +203,16 @@ std::vector<Tensor> maximum_backward(const Tensor& grad, const Tensor& index, co
 
 }  // namespace
 }  // namespace roi::cuda
+
+// Called by mask_rcnn_plus/ops/kernels.py, first with `find` only.
+extern "C" __attribute__((visibility("default"))) void roi_cuda_connect(void* find, void* set_context, void* launch,
+                                                                        void* current_stream) {
+  using roi::cuda::Driver;
+  roi::cuda::driver = {reinterpret_cast<decltype(Driver::find)>(find),
+                       reinterpret_cast<decltype(Driver::set_context)>(set_context),
+                       reinterpret_cast<decltype(Driver::launch)>(launch),
+                       reinterpret_cast<decltype(Driver::current_stream)>(current_stream)};
+}
 
 STABLE_TORCH_LIBRARY_IMPL(mask_rcnn_plus, CUDA, m) {
   m.impl("fpn_roi_align", TORCH_BOX(&roi::cuda::average));
