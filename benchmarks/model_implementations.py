@@ -3,6 +3,7 @@
 Each maps images to boxes, scores and run-length encoded masks.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,7 @@ def build_implementations(
     dtypes: Sequence[str],
     image_size: tuple[int, int],
 ) -> list[Implementation]:
-    """The baselines in fp32, then ours in each dtype.
+    """The baselines in fp32, then ours in each dtype; on a GPU also with CUDA graphs.
 
     Args:
         cfg: detectron2's; its thresholds and numbers of detections apply to all implementations.
@@ -129,11 +130,12 @@ def build_implementations(
         implementations.append(_torchvision(model, device))
     ours = build_model(our_config(cfg)).eval()
     ours.load_state_dict(stock.state_dict())
-    for dtype in dtypes:
-        model = optimize(ours, dtype)
-        implementations.append(
-            _detectron2(f"ours {dtype}", model, device, postprocess, PastedMasks.rle)
-        )
+    for dtype, graphs in itertools.product(dtypes, (False, True)):
+        if graphs and device.type != "cuda":
+            continue
+        model = optimize(ours, dtype, cuda_graphs=graphs)
+        name = f"ours {dtype}" + ", graphs" * graphs
+        implementations.append(_detectron2(name, model, device, postprocess, PastedMasks.rle))
     return implementations
 
 

@@ -14,7 +14,7 @@ from mask_rcnn_tools.terminal import PROGRAM, shell_command
 # Command -> its folder in mask_rcnn_tools, whose command.py defines main(argv), and a description.
 COMMANDS = {
     "predict": ("predict", "find and draw objects in images, folders and videos"),
-    "models": ("models", "list the models of detectron2's zoo"),
+    "models": ("models", "list the pretrained models that predict and train can start from"),
     "report": ("report", "make an HTML page of an evaluation, or compare two"),
     "convert": ("convert", "convert labels of Roboflow, CVAT, labelme, YOLO, ... to a data set"),
     "check-data": ("check", "find errors in data sets, and repair their json"),
@@ -27,7 +27,7 @@ COMMANDS = {
 }
 _TRAIN = ("train_net.py", "--config-file", "YAML")
 _EVALUATE = (*_TRAIN, "--eval-only", "MODEL.WEIGHTS", "FILE")
-_PREDICT = (PROGRAM, "predict", "INPUT")
+_PREDICT = (PROGRAM, "predict", "--weights", "FILE", "INPUT")
 # What people type -> the command line that does it. The benchmarks run from a clone.
 _ELSEWHERE = {
     **dict.fromkeys(("train", "fit"), _TRAIN),

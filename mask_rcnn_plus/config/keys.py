@@ -105,11 +105,11 @@ def _add_model_keys(cfg: CfgNode) -> None:
     cfg.MODEL.TIMM.FREEZE_BATCH_NORM = False
 
     # MODEL.ROI_HEADS.NUM_CLASSES is detectron2's key; train_net.py reads -1 as "as many as the
-    # training set has". In the same way, -1 (in lists (-1,), [[-1]] or [-1.0, -1.0]) means "from the
-    # training data" for SOLVER.MAX_ITER, STEPS, WARMUP_ITERS and CHECKPOINT_PERIOD, TEST.EVAL_PERIOD
-    # and DETECTIONS_PER_IMAGE, INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, MIN_SIZE_TEST, MAX_SIZE_TEST
-    # and CROP.SIZE, MODEL.ANCHOR_GENERATOR.SIZES and DATALOADER.REPEAT_THRESHOLD. The run logs the
-    # values with their reasons, and saves them in config.yaml (docs/auto_settings.md).
+    # training set has". In the same way, -1, or a list of -1, means "from the training data" for
+    # SOLVER.MAX_ITER, STEPS, WARMUP_ITERS and CHECKPOINT_PERIOD; TEST.EVAL_PERIOD and
+    # DETECTIONS_PER_IMAGE; INPUT.MIN_SIZE_TRAIN, MAX_SIZE_TRAIN, MIN_SIZE_TEST, MAX_SIZE_TEST and
+    # CROP.SIZE; MODEL.ANCHOR_GENERATOR.SIZES; DATALOADER.REPEAT_THRESHOLD. The run logs the values
+    # with their reasons, and saves them in config.yaml (docs/auto_settings.md).
 
     # MLPMaskHead (Mask R-CNN, table 2e): NUM_FC layers of FC_DIM, then one layer that predicts a
     # mask of OUTPUT_RESOLUTION x OUTPUT_RESOLUTION per class. The paper has NUM_FC 2 and 3.
@@ -273,6 +273,10 @@ def _add_training_keys(cfg: CfgNode) -> None:
     # keep, besides model_final.pth and model_best.pth. 0 keeps all.
     cfg.SOLVER.KEEP_CHECKPOINTS = 0
 
+    # Services that receive the metrics besides TensorBoard: "wandb" and "mlflow", each a package of
+    # its own. Their environment variables apply, such as WANDB_MODE=offline.
+    cfg.SOLVER.LOGGERS = []
+
 
 def _add_test_keys(cfg: CfgNode) -> None:
     # The metric that selects OUTPUT_DIR/model_best.pth, such as "segm/AP"; with several test sets
@@ -329,5 +333,5 @@ def _add_test_keys(cfg: CfgNode) -> None:
     # torch.compile the backbone and the RPN head. The first images take minutes; on CPUs it has not
     # paid off.
     cfg.TEST.OPTIMIZE.COMPILE = False
-    # On a GPU, replay the backbone as a CUDA graph for image sizes that repeat.
+    # On a GPU, replay the backbone as a CUDA graph for image sizes that repeat (the first four).
     cfg.TEST.OPTIMIZE.CUDA_GRAPHS = False

@@ -165,7 +165,7 @@ def _merge(base: dict[str, Any], values: dict[str, Any], subject: str) -> None:
 
 def _over_defaults(values: dict[str, Any], subject: str, opts: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
-    known = dict(_flatten(cfg))
+    known = dict(flatten(cfg))
     # detectron2 guesses the version, with a warning, if it is missing. All of ours are 2.
     if (version := values.pop("VERSION", 2)) != 2:
         advice = "convert it to VERSION 2" if version in (0, 1) else "only VERSION 2 is supported"
@@ -173,13 +173,13 @@ def _over_defaults(values: dict[str, Any], subject: str, opts: Sequence[str]) ->
     if isinstance(solver := values.get("SOLVER"), dict):
         solver.pop("ACCUMULATE_EXACT", None)  # in configs that an earlier version saved
     with _one_line(subject):
-        _check_keys((key for key, _ in _flatten(values)), known, subject)
+        _check_keys((key for key, _ in flatten(values)), known, subject)
         _fit_types(values, known, f"{subject}: ")
         # Not merge_from_file, which may read the file again with yaml.unsafe_load.
         cfg.merge_from_other_cfg(CfgNode(values))
     _merge_opts(cfg, list(opts), known)
     with _one_line(subject):
-        check_values(dict(_flatten(cfg)), known)
+        check_values(dict(flatten(cfg)), known)
     return cfg
 
 
@@ -262,9 +262,10 @@ def _check_keys(keys: Iterable[str], known: Mapping[str, Any], where: str) -> No
             raise UserError(f"{where} has the unknown key '{key}'{did_you_mean(key, known)}")
 
 
-def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The full keys of nested settings, such as a config, and their values."""
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -4,6 +4,7 @@ Every key of this project has its rule here. detectron2's keys have one only whe
 would otherwise fail late, or silently train something else. All checks raise a UserError.
 """
 
+import importlib.util
 import math
 import re
 import reprlib
@@ -138,6 +139,7 @@ _BOX_LOSS = _one_of("smooth_l1", "giou", "diou", "ciou")
 _IOUS = _list_of(_FRACTION, rising=True)
 _IOU_LABELS = _list_of(_one_of(-1, 0, 1))
 _METRIC = Rule('the name of a metric, such as "segm/AP", or ""', lambda v: isinstance(v, str))
+_LOGGERS = ("mlflow", "wandb")
 _MODE = _one_of("auto", "max", "min")
 # Smaller weights, or their gradients, may be 0 in float32.
 _WEIGHT = Rule(
@@ -278,6 +280,7 @@ RULES = {
     "SOLVER.WARMUP_METHOD": _one_of("linear", "constant"),
     "SOLVER.CHECKPOINT_PERIOD": _auto(_COUNT),
     "SOLVER.KEEP_CHECKPOINTS": _COUNT_OR_ZERO,
+    "SOLVER.LOGGERS": _NAMES,
     "SOLVER.IMS_PER_BATCH": Rule("1 or more (at most 65536)", _integer(1, 2**16).allows),
     "SOLVER.REFERENCE_WORLD_SIZE": _COUNT_OR_ZERO,
     "SOLVER.REFERENCE_IMS_PER_BATCH": _COUNT_OR_ZERO,
@@ -486,6 +489,22 @@ def check_sampler(cfg: CfgNode) -> None:
             "repeats no image: set the share of the images below which a class counts as rare, "
             "such as 0.001 for LVIS"
         )
+
+
+def check_loggers(cfg: CfgNode) -> None:
+    """Refuses loggers that are unknown or not installed."""
+    for name in cfg.SOLVER.LOGGERS:
+        if name not in _LOGGERS:
+            known = "TensorBoard is always on; others: " + " and ".join(_LOGGERS)
+            raise UserError(
+                f"SOLVER.LOGGERS: unknown '{name}'{did_you_mean(name, _LOGGERS) or f'; {known}'}"
+            )
+        # A folder of that name, which the services themselves create, is not the package.
+        if not (spec := importlib.util.find_spec(name)) or not spec.origin:
+            raise UserError(
+                f"SOLVER.LOGGERS names '{name}', which is not installed: "
+                f"`uv sync --extra {name}`, or `pip install {name}`"
+            )
 
 
 def check_metrics(cfg: CfgNode) -> None:

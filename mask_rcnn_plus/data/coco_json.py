@@ -3,7 +3,6 @@
 import colorsys
 import json
 import logging
-import math
 import re
 import reprlib
 import unicodedata
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mask_rcnn_plus.data.mask_rules import mask_fault, max_pixels
+from mask_rcnn_plus.data.mask_rules import are_numbers, is_number, mask_fault, max_pixels
 from mask_rcnn_plus.errors import UserError, printable, reason
 
 logger = logging.getLogger(__name__)
@@ -250,7 +249,7 @@ def _annotation_fault(
         if not _is_id(annotation[field]) or annotation[field] not in ids[section]:
             return f"has the {field} {_show(annotation[field])}, which is not in '{section}'"
     box = annotation["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not are_numbers(box, 4) or not all(map(is_number, box)):
         return f"has the bbox {_show(box)}, which is not [x, y, width, height] in pixels"
     if crowd_flag(annotation.get("iscrowd")) is None:
         return f"has the iscrowd {_show(annotation['iscrowd'])}, which is neither 0 nor 1"
@@ -267,8 +266,13 @@ def crowd_flag(value: object) -> int | None:
 
     Tools also write false, 0.0 or null. None is returned for any other value.
     """
-    is_number = isinstance(value, int | float)  # also true and false
-    return int(bool(value)) if value is None or (is_number and value in (0, 1)) else None
+    plain = value is None or isinstance(value, int | float)  # also true and false
+    return int(bool(value)) if plain and value in (None, 0, 1) else None
+
+
+def lenient_flag(value: Any) -> int:
+    """As :func:`crowd_flag`, but also for text and lists: 0 for "0", "false" and empty ones."""
+    return int(value not in (0, None, "", "0", "false", "False", [], {}))
 
 
 def is_whole(value: object) -> bool:
@@ -278,13 +282,6 @@ def is_whole(value: object) -> bool:
 
 def _is_id(value: object) -> bool:
     return type(value) is str or is_whole(value)
-
-
-def _is_number(value: object) -> bool:
-    try:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
-    except OverflowError:  # an integer with hundreds of digits
-        return False
 
 
 def is_names(names: object) -> bool:

@@ -22,6 +22,22 @@ def max_pixels() -> int:
     return min(2 * (Image.MAX_IMAGE_PIXELS or 2**30), 2**31 - 1)
 
 
+def is_number(value: Any, limit: float = 1e15) -> bool:
+    """Whether a json's value is a number between -limit and limit. NaN, true and false are not.
+
+    Numbers above the default limit are not sizes, scores or losses, and some libraries fail on
+    them.
+    """
+    return type(value) in (int, float) and -limit < value < limit
+
+
+def are_numbers(values: Any, count: int | None = None) -> bool:
+    """Whether a json's value is a list of numbers, NaN among them, with ``count`` of them."""
+    if not isinstance(values, list) or count not in (None, len(values)):
+        return False
+    return set(map(type, values)) <= {int, float}
+
+
 def mask_fault(segmentation: Any, size: list[int]) -> str:
     """The reason, as a clause, why a mask is unsafe for pycocotools; "" if it is safe or missing.
 
@@ -37,7 +53,7 @@ def mask_fault(segmentation: Any, size: list[int]) -> str:
         shown = reprlib.repr(segmentation)
         return f"has the segmentation {shown}, which is neither polygons nor an RLE"
     for polygon in segmentation:
-        if not isinstance(polygon, list) or not set(map(type, polygon)) <= {int, float}:
+        if not are_numbers(polygon):
             return f"has the polygon {reprlib.repr(polygon)}, which is not a list of numbers"
         if fault := _coordinates_fault(polygon):
             return fault

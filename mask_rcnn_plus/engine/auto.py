@@ -15,7 +15,6 @@ from mask_rcnn_plus.engine.auto_rules import (
     Records,
     get_value,
     objects_of,
-    repeat_nothing,
     set_value,
     shorter_side_of,
     sizes_of,
@@ -54,6 +53,7 @@ def resolve(cfg: CfgNode, records: Records, *, tests: int = 0, resume: bool = Fa
         value, why = RULES[key](cfg, data)
         set_value(cfg, key, value)
         lines.append((key, _text(value), why))
+    _switch_off(cfg, keys)
     widths = [max(len(line[column]) for line in lines) for column in (0, 1)]
     table = "\n".join(f"  {k:{widths[0]}}  {v:{widths[1]}}  {why}" for k, v, why in lines)
     logger.info(f"Settings from the data (-1 in the config):\n{table}")
@@ -83,10 +83,20 @@ def resolve_from_checkpoint(cfg: CfgNode, weights: str, *, trusted: bool = False
 
 
 def _take(cfg: CfgNode, source: CfgNode) -> None:
-    for key in _unresolved(cfg):
+    keys = _unresolved(cfg)
+    for key in keys:
         set_value(cfg, key, get_value(source, key))
-    if not cfg.DATALOADER.REPEAT_THRESHOLD:
-        repeat_nothing(cfg)
+    _switch_off(cfg, keys)
+
+
+def _switch_off(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Turns off, in place, what the values of these keys leave without effect."""
+    loader, crop = cfg.DATALOADER, cfg.INPUT.CROP
+    repeats = loader.SAMPLER_TRAIN == "RepeatFactorTrainingSampler"
+    if "DATALOADER.REPEAT_THRESHOLD" in keys and repeats and not loader.REPEAT_THRESHOLD:
+        loader["SAMPLER_TRAIN"] = "TrainingSampler"
+    if "INPUT.CROP.SIZE" in keys and min(crop.SIZE) == 1:
+        crop["ENABLED"] = False  # with crops, boxes would be those of the masks
 
 
 def _unresolved(cfg: CfgNode) -> list[str]:

@@ -24,13 +24,13 @@ Records = Sequence[dict[str, Any]]
 
 _STEP = 32  # image sizes are multiples of it
 # Shorter sides of images to train on from random weights, and to test on.
-_SMALLEST, _LARGEST, _LARGEST_TEST = 224, 384, 800
+_SMALLEST, _LARGEST, _LARGEST_TEST = 256, 384, 800
 _WANTED = 64  # pixels: the size of the median object
 _WINDOW = 256  # pixels: the shorter side of a window of a larger image
 _ENLARGED = 2  # at most
 _SAMPLED = 4000  # images whose objects are measured
 _FITTED = 1000  # boxes that anchors are fitted to
-_GAIN = 0.03  # of a recall, for which fitted anchors are used
+_GAIN = 0.03  # of the recall at IoU 0.5, for which fitted anchors are used
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,15 @@ def _anchor_sizes(cfg: CfgNode, data: Data) -> tuple[list[list[float]], str]:
         return value, "4 cells of each feature map"
     before, fitted = coverage(seen, start), fit(seen, start, fit_ratios=False)
     after = coverage(seen, fitted)
-    gain = max(after.recall_50 - before.recall_50, after.recall_70 - before.recall_70)
-    recalls = " to ".join(f"{c.recall_50:.0%} and {c.recall_70:.0%}" for c in (before, after))
-    if gain < _GAIN or after.recall_50 < before.recall_50 - 0.005:
-        return value, f"4 cells of each feature map; fitting would gain too little ({recalls})"
+    recalls = f"{before.recall_50:.0%} to {after.recall_50:.0%}"
+    # Recall at 0.7 can rise a lot, but then all maps have anchors of similar sizes: no AP gained.
+    if after.recall_50 - before.recall_50 < _GAIN:
+        return (
+            value,
+            f"4 cells of each feature map; fitting changes recall at IoU 0.5 from {recalls}",
+        )
     value = [list(level) for level in fitted.sizes]
-    return value, f"recall at IoU 0.5 and 0.7 rises from {recalls}"
+    return value, f"fitted: recall at IoU 0.5 rises from {recalls}"
 
 
 def _repeat_threshold(cfg: CfgNode, data: Data) -> tuple[float, str]:
@@ -154,7 +157,6 @@ def _repeat_threshold(cfg: CfgNode, data: Data) -> tuple[float, str]:
     threshold = round(middle / 2, 4)
     rare = sum(share < threshold for share in data.shares)
     if not rare:
-        repeat_nothing(cfg)
         return 0.0, "no class is in less than half as many images as the median class"
     return threshold, (
         f"half the share of images with the median class, {middle:.0%}; {rare} of "
@@ -162,30 +164,38 @@ def _repeat_threshold(cfg: CfgNode, data: Data) -> tuple[float, str]:
     )
 
 
-def repeat_nothing(cfg: CfgNode) -> None:
-    """Without rare classes, another sampler does the same without a threshold above 0."""
-    if cfg.DATALOADER.SAMPLER_TRAIN == "RepeatFactorTrainingSampler":
-        cfg.DATALOADER["SAMPLER_TRAIN"] = "TrainingSampler"
-
-
 def _max_iter(cfg: CfgNode, data: Data) -> tuple[int, str]:
     images, batch = len(data.records), cfg.SOLVER.IMS_PER_BATCH
     pretrained = bool(cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.PRETRAINED)
-    iterations = math.ceil(images_to_see(images, pretrained=pretrained) / batch)
+    shown = images_to_see(images)
+    if pretrained:
+        objects = float(np.mean([len(objects_of(record)) for record in data.sample]))
+        shown = images_to_see_pretrained(images, objects=objects)
+    iterations = math.ceil(shown / batch)
     epochs = iterations * batch / images
     return iterations, (
         f"{epochs:.{0 if epochs >= 10 else 1}f} epochs of {images} images in batches of {batch}"
     )
 
 
-def images_to_see(images: int, *, pretrained: bool = False) -> float:
-    """How many images a training shows, repetitions included, for a number of training images.
+def images_to_see(images: int) -> float:
+    """How many images a training from random weights shows, repetitions included.
 
-    Few images are shown more often, but there is a least length: random weights need it to get
-    anywhere, pretrained ones half of it. Many images are shown for 12 epochs, as in COCO's 1x.
+    Few images are shown more often, but there is a least length that random weights need to get
+    anywhere. Many images are shown for 12 epochs, as in COCO's 1x.
     """
-    few = max(2400, 300 * math.sqrt(images))
-    return max(few / 2 if pretrained else few, 12 * images)
+    return max(2400, 300 * math.sqrt(images), 12 * images)
+
+
+def images_to_see_pretrained(images: int, *, objects: float) -> float:
+    """The same for pretrained weights, which need less, and still less if images are dense.
+
+    Args:
+        images: the number of training images.
+        objects: the mean number of objects per image.
+    """
+    shown = max(600, 75 * math.sqrt(images), 6 * images)
+    return max(500, shown * min(1, math.sqrt(12 / objects)))
 
 
 def _steps(cfg: CfgNode, data: Data) -> tuple[tuple[int, ...], str]:

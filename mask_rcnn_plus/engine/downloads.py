@@ -1,178 +1,242 @@
-"""Downloads weights into iopath's cache: completely or not at all, and continued after a break."""
+"""Downloads files into iopath's cache: resumed after a break, checked, never half-written.
 
-import functools
+A download goes into ``NAME.part``, which is renamed when it is complete. ``NAME.part.etag`` holds
+the server's ETag, which tells whether the rest still belongs to the same file.
+"""
+
+import errno
 import hashlib
-import http.client
 import logging
+import os
 import re
-import ssl
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from http.client import HTTPException
 from pathlib import Path
+from typing import Any
+from urllib import request
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from iopath.common.file_io import file_lock, get_cache_dir
+import portalocker
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import HTTPURLHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
 from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_plus.files import file_digest, replacing
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 4  # connections per download, each continuing where the one before broke
-_TIMEOUT = 30  # seconds without any data
-_CHUNK = 1 << 20
-_BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-# Names that contain the start of the file's digest: the model zoo's (which calls it MD5; other
-# sources say SHA-256, so both are accepted) and torchvision's (SHA-256).
-_DIGESTS = (r"model_final_([0-9a-f]{6})\.pkl", r".*-([0-9a-f]*[a-f][0-9a-f]*)\.pth")
+_TIMEOUT = 30  # seconds without a byte
+_BLOCK = 1 << 20
 
 
-def download(url: str) -> Path:
-    """The file at an address; downloaded unless it is in the cache.
+class NoSpaceError(UserError):
+    """The disk is full."""
 
-    The cache is iopath's ($FVCORE_CACHE, else ``~/.torch/iopath_cache``), with its layout. Proxies
-    are those of the environment (``https_proxy``). Processes that need the same file wait for one.
+    exit_code = 4
 
-    Args:
-        url: ``http://`` or ``https://``.
 
-    Raises:
-        UserError: the file cannot be downloaded or saved, or differs from the digest in its name.
+class Downloads(HTTPURLHandler):
+    """Replaces iopath's handler of URLs; uses the same file names in the same cache.
+
+    ``detectron2://`` and ``catalog://`` lead here too. A cached file is checked once per process.
     """
-    file = cached_file(url)
-    if file.is_file() and _is_intact(file):
-        return file
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(file)):
-            if not (file.is_file() and _is_intact(file)):
-                if file.is_file():
-                    logger.warning(f"'{file}' is damaged: downloading it again")
-                _replace(file, url)
-    except OSError as error:
-        if isinstance(error, (URLError, *_BROKEN)):
-            raise UserError(_explain(url, error, file)) from error
-        raise UserError(f"cannot save the weights '{url}' in '{file}': {reason(error)}") from error
-    return file
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._checked: dict[tuple[str, Path], tuple[int, int]] = {}
 
-def cached_file(url: str) -> Path:
-    """Where the cache keeps the file of an address, whether it exists or not.
-
-    Raises:
-        UserError: the address does not name a file.
-    """
-    path = unquote(urlsplit(url).path)
-    if not Path(path).name or ".." in Path(path).parts:
-        raise UserError(f"weights '{url}': the address does not end in the name of a file")
-    return Path(get_cache_dir(), path.lstrip("/"))
-
-
-def _replace(file: Path, url: str) -> None:
-    """Downloads a file beside the old one, and replaces that."""
-    part = file.with_name(f"{file.name}.part")
-    _receive(url, part)
-    if not _is_intact(part, file.name):
-        part.unlink()
-        raise UserError(
-            f"the weights '{url}' are damaged or changed: the digest in their name is not that of "
-            "the downloaded file; nothing was kept"
-        )
-    part.replace(file)
-
-
-def _receive(url: str, part: Path) -> None:
-    """Downloads into a file. What an earlier try has left is continued if the server can do so."""
-    # The version of the file on the server that the part belongs to.
-    version_file = part.with_name(f"{part.name}.version")
-    for attempt in range(_ATTEMPTS):
-        last = attempt == _ATTEMPTS - 1
-        version = (
-            version_file.read_text(encoding="utf-8")
-            if part.exists() and version_file.exists()
-            else ""
-        )
-        start = part.stat().st_size if version else 0
-        headers = {"Range": f"bytes={start}-", "If-Range": version} if start else {}
-        request = urllib.request.Request(url, headers=headers)
+    def _get_local_path(
+        self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any
+    ) -> str:
+        self._check_kwargs(kwargs)
+        # iopath would not look into a cache that it cannot write to.
+        own = Path(cache_dir or os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
+        if not force and self._is_sound(path, file := own / _relative(path)):
+            return str(file)
+        file = Path(get_cache_dir(cache_dir)) / _relative(path)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-                start = start if response.status == 206 else 0
-                length = response.headers.get("Content-Length", "")
-                total = start + int(length) if length.isdecimal() else 0
-                tag = response.headers.get("ETag", "")
-                version_file.write_text("" if tag.startswith("W/") else tag, encoding="utf-8")
-                with _writing(part, version_file), part.open("ab") as target:
-                    target.truncate(start)
-                    for chunk in _chunks(response, part.name.removesuffix(".part"), start, total):
-                        target.write(chunk)
-            if not total or part.stat().st_size == total:
-                version_file.unlink()
+            self._fetch(path, file, force)
+        except (OSError, HTTPException, portalocker.LockException) as error:
+            raise _failure(path, file, error) from error
+        return str(file)
+
+    def _fetch(self, url: str, file: Path, force: bool) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with portalocker.Lock(f"{file}.lock", timeout=0):
+                pass
+        except portalocker.LockException:
+            logger.warning(f"another process is downloading {file.name}: waiting for it")
+        with file_lock(str(file)):
+            if not force and self._is_sound(url, file):
                 return
-            if last:
-                raise ConnectionError(f"the connection broke at {part.stat().st_size} of {total} B")
-        except HTTPError as error:
-            if error.code != 416 or last:  # 416: the part is longer than the file
-                raise
-            part.unlink()
-        except _BROKEN as error:
-            if last or not part.exists():
-                raise URLError(error) from error
+            replaced = file.is_file() and not force
+            _download(url, file)
+            if replaced:
+                logger.warning(f"'{file}' was damaged or from another URL: downloaded again")
+            self._is_sound(url, file)
 
-
-@contextmanager
-def _writing(*files: Path) -> Iterator[None]:
-    """Removes the files if the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if not isinstance(error, _BROKEN):
-            for file in files:
-                file.unlink(missing_ok=True)
-        raise
-
-
-def _chunks(
-    response: http.client.HTTPResponse, name: str, start: int, total: int
-) -> Iterator[bytes]:
-    with tqdm(
-        desc=name, initial=start, total=total or None, unit="B", unit_scale=True, unit_divisor=1024
-    ) as bar:
-        while chunk := response.read(_CHUNK):
-            yield chunk
-            bar.update(len(chunk))
-
-
-def _is_intact(file: Path, name: str = "") -> bool:
-    status = file.stat()
-    return _has_digest(name or file.name, file, status.st_size, status.st_mtime_ns)
-
-
-@functools.cache  # a run asks several times for the same file
-def _has_digest(name: str, file: Path, *_: int) -> bool:
-    """Whether a file has the digest in a name; True if the name contains none."""
-    match = next(filter(None, (re.fullmatch(pattern, name) for pattern in _DIGESTS)), None)
-    if not match or len(match[1]) < 6:
+    def _is_sound(self, url: str, file: Path) -> bool:
+        if not file.is_file():
+            return False
+        version = file.stat().st_mtime_ns, file.stat().st_size
+        if self._checked.get((url, file)) != version:
+            if _fault(url, file) or not _as_recorded(url, file):
+                return False
+            self._checked[url, file] = version
         return True
-    digests = {"sha256": hashlib.sha256(), "md5": hashlib.md5(usedforsecurity=False)}
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            for digest in digests.values():
-                digest.update(chunk)
-    return any(digest.hexdigest().startswith(match[1]) for digest in digests.values())
 
 
-def _explain(url: str, error: OSError, file: Path) -> str:
+def _relative(url: str) -> str:
+    """The file of a URL in the cache, named as iopath does, but never outside the cache."""
+    name = url.rpartition("/")[2]
+    if len(name) > HTTPURLHandler.MAX_FILENAME_LEN:
+        name = f"{name[:100]}_{hashlib.sha256(url.encode()).hexdigest()[:32]}"
+    return os.path.normpath(f"/{urlsplit(url).path}/../{name}").lstrip("/")
+
+
+def _download(url: str, file: Path) -> None:
+    """Downloads a file; after a break the rest, as long as each attempt brings some of it."""
+    part, etag = file.with_name(f"{file.name}.part"), file.with_name(f"{file.name}.part.etag")
+    while True:
+        start = _size(part) if etag.is_file() else 0
+        try:
+            _receive(url, part, etag, start)
+        except HTTPError as error:
+            if error.code != 416 or not start:
+                raise
+            _remove(part, etag)  # longer than the file
+            continue
+        except (OSError, HTTPException) as error:
+            if _is_full(error) or not etag.is_file():
+                _remove(part, etag)
+            elif _size(part) > start:
+                continue
+            raise
+        if not (fault := _fault(url, part)):
+            break
+        _remove(part, etag)
+        if not start:
+            raise URLError(fault)
+    if not _promised(url)[0]:
+        with replacing(_record(file)) as record:
+            record.write(f"{file_digest(part)}  {file.name}\n# {url}\n")
+    part.replace(file)
+    _remove(etag)
+
+
+def _receive(url: str, part: Path, etag: Path, start: int) -> None:
+    """Appends what is missing to the first ``start`` bytes, or begins again if it has changed."""
+    headers = (
+        {"Range": f"bytes={start}-", "If-Range": etag.read_text(encoding="utf-8")} if start else {}
+    )
+    with request.urlopen(request.Request(url, headers=headers), timeout=_TIMEOUT) as response:
+        if response.headers.get_content_type() == "text/html" and not url.endswith(
+            (".html", "htm")
+        ):
+            raise URLError("the server sent a web page")
+        if response.status != 206:
+            start = 0
+            _remove(etag, part)
+            # A weak ETag may be the same for other bytes.
+            if (tag := response.headers.get("ETag", "")).startswith('"'):
+                etag.write_text(tag, encoding="utf-8")
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        with (
+            part.open("ab") as out,
+            tqdm(
+                desc=urlsplit(url).path.rpartition("/")[2],
+                total=total,
+                initial=start,
+                unit="B",
+                unit_scale=True,
+                # In a log file, a line now and then.
+                mininterval=0.1 if sys.stderr.isatty() else 30,
+            ) as bar,
+        ):
+            while block := response.read1(_BLOCK):
+                out.write(block)
+                bar.update(len(block))
+            out.flush()
+            os.fsync(out.fileno())
+            if total is not None and out.tell() != total:
+                raise ConnectionError(f"received {out.tell():,} of {total:,} bytes")
+
+
+def _promised(url: str) -> tuple[str, tuple[str, ...]]:
+    """The start of the digest in a file name, and the algorithms that it may be of."""
+    name = urlsplit(url).path.rpartition("/")[2]
+    # detectron2's zoo documents MD5; other projects that name files like this use SHA-256.
+    if match := re.fullmatch(r"model_(?:final|\d{7})_([0-9a-f]{6})\.(?:pkl|pth)", name):
+        return match[1], ("md5", "sha256")
+    # torchvision and timm. Eight decimal digits may be a date.
+    if match := re.search(r"-(?!\d{8})([0-9a-f]{8})\.pth?$", name):
+        return match[1], ("sha256",)
+    return "", ()
+
+
+def _fault(url: str, file: Path) -> str:
+    """Why a file cannot be the one that its name promises; "" if it can."""
+    start, algorithms = _promised(url)
+    if not start or any(file_digest(file, a).startswith(start) for a in algorithms):
+        return ""
+    return f"the {' and '.join(map(str.upper, algorithms))} of the content must begin with {start}"
+
+
+def _as_recorded(url: str, file: Path) -> bool:
+    """Whether a file without a digest in its name is what this module downloaded from the URL."""
+    record = _record(file)
+    if _promised(url)[0] or not record.is_file():  # iopath makes no record
+        return True
+    return record.read_text(encoding="utf-8") == f"{file_digest(file)}  {file.name}\n# {url}\n"
+
+
+def _record(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _is_full(error: BaseException) -> bool:
+    return getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _failure(url: str, file: Path, error: Exception) -> UserError:
+    if _is_full(error):
+        return NoSpaceError(
+            f"cannot save '{file}': {reason(error)}; free space, or set FVCORE_CACHE to a folder "
+            "on another disk"
+        )
+    if not isinstance(error, URLError) and getattr(error, "filename", None):
+        return UserError(
+            f"cannot save '{file}': {reason(error)}; set FVCORE_CACHE to another folder"
+        )
     # urllib wraps the cause in its own error; only an HTTP status says more than the cause.
     cause = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
-    proxy = urllib.request.getproxies().get(urlsplit(url).scheme)
-    through = ""
-    with suppress(ValueError):
-        if proxy and not urllib.request.proxy_bypass(urlsplit(url).hostname or ""):
-            through = f" through the proxy {urlsplit(proxy).hostname}"
-    advice = (
-        "" if isinstance(error, HTTPError) else f"; without a network, put the file to '{file}'"
-    )
-    return f"cannot download the weights '{url}'{through}: {cause!s:.200}{advice}"
+    advice = ""
+    if not isinstance(cause, HTTPError | str):
+        advice = f"; without a network, save this file as '{file}'"
+        if file.is_file():
+            advice += " (the file there is damaged)"
+    return UserError(f"cannot download '{url}'{_through_proxy(url)}: {cause!s:.200}{advice}")
+
+
+def _through_proxy(url: str) -> str:
+    parts = urlsplit(url)
+    proxy = request.getproxies().get(parts.scheme)
+    if not proxy or request.proxy_bypass(parts.hostname or ""):
+        return ""
+    return f" through the proxy {proxy.rpartition('@')[2]}"  # without its password
+
+
+PathManager.register_handler(Downloads())

@@ -16,6 +16,9 @@ from mask_rcnn_plus.config import with_values
 from mask_rcnn_plus.engine import ema
 from mask_rcnn_plus.engine.checkpoint import Checkpointer
 from mask_rcnn_plus.engine.console import ProgressBar
+from mask_rcnn_plus.engine.curves import write_curves
+from mask_rcnn_plus.engine.loggers import Loggers
+from mask_rcnn_plus.engine.memory import FreedMemory
 from mask_rcnn_plus.engine.metrics import (
     BestCheckpoint,
     EarlyStopping,
@@ -37,6 +40,7 @@ def extend_hooks(
 ) -> list[HookBase | None]:
     """Adds this project's hooks to those of detectron2's DefaultTrainer, in the right order."""
     extended: list[HookBase | None] = [MetricsHistory(Path(cfg.OUTPUT_DIR) / "metrics.json")]
+    extended.append(FreedMemory())
     average = None
     if cfg.SOLVER.EMA.ENABLED:
         average = ema.WeightAverage(
@@ -62,6 +66,10 @@ def extend_hooks(
         extended.append(hook)
     if comm.is_main_process():
         extended.insert(-1, ProgressBar())
+        # After detectron2's writers.
+        extended.append(CallbackHook(after_train=_draw_curves))
+        if cfg.SOLVER.LOGGERS:
+            extended.append(Loggers(cfg))
     return extended
 
 
@@ -110,6 +118,11 @@ def _show_pictures(cfg: CfgNode, prefix: str) -> None:
         if picture is not None:  # otherwise drawing failed, which is in the log
             image = picture[:, :, ::-1].transpose(2, 0, 1).copy()
             get_event_storage().put_image(f"{prefix}preview/{name}", image)
+
+
+def _draw_curves(trainer: Any) -> None:
+    if trainer.finished:
+        write_curves(Path(trainer.cfg.OUTPUT_DIR))
 
 
 def _rewind(precise: PreciseBN, trainer: Any) -> None:

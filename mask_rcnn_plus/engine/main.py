@@ -152,7 +152,7 @@ def _print_next_steps(cfg: CfgNode) -> None:
     )
     print(
         "\nNext:\n"
-        f"  curves:           {tensorboard} --logdir {folder}\n"
+        f"  curves:           {tensorboard} --logdir {folder}, or curves.png there\n"
         f"  evaluate again:   {environment}{train} --config-file {config} --eval-only "
         f"MODEL.WEIGHTS {weights}\n"
         f"  your own data:    {train} --config-file configs/small_data.yaml "

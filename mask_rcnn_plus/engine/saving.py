@@ -19,7 +19,7 @@ import torch
 
 from mask_rcnn_plus.engine.weights import explain, read_torch
 from mask_rcnn_plus.errors import UserError, reason
-from mask_rcnn_plus.files import replacing
+from mask_rcnn_plus.files import file_digest, replacing
 
 _PART = ".part"  # ends the names of temporary files
 _POINTER = "last_checkpoint"
@@ -49,9 +49,9 @@ def save(data: dict[str, Any], path: Path) -> None:
                 raise writer.error
             to_disk(file)
         digest = writer.hash.hexdigest()
-        if _digest(part) != digest:
+        if file_digest(part) != digest:
             raise OSError(None, "the file reads back differently from what was written")
-        old = (_stored_digests(path) or [_digest(path)]) if path.exists() else []
+        old = (_stored_digests(path) or [file_digest(path)]) if path.exists() else []
         _write_text(_digest_file(path), "".join(f"{d}  {path.name}\n" for d in [digest, *old]))
         part.replace(path)
         _write_text(_digest_file(path), f"{digest}  {path.name}\n")
@@ -180,7 +180,7 @@ def damage(path: Path) -> str:
         digests = _stored_digests(path)
         if not digests:
             read_torch(path)
-        elif _digest(path) not in digests:
+        elif file_digest(path) not in digests:
             return f"is damaged: its SHA-256 is not the one in {_digest_file(path).name}"
     except Exception as error:
         return f"cannot be read: {explain(error)}"
@@ -243,14 +243,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def _digest_file(path: Path) -> Path:

@@ -18,6 +18,7 @@ from mask_rcnn_plus.config.stock import STOCK_CONFIG, write_stock_config
 from mask_rcnn_plus.config.values import (
     check_class_metrics,
     check_components,
+    check_loggers,
     check_metrics,
     check_optimize,
     check_options,
@@ -67,6 +68,7 @@ def setup(args: argparse.Namespace, *, check_data: DataCheck | None = None) -> C
     if not args.eval_only:
         check_metrics(cfg)
         check_sampler(cfg)
+        check_loggers(cfg)
     _take_folder(cfg.OUTPUT_DIR)
     setup_console(cfg.OUTPUT_DIR, comm.get_rank())
     if comm.is_main_process():

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint.catalog import ModelCatalog
-from detectron2.utils.file_io import Detectron2Handler, PathManager
+from detectron2.utils.file_io import PathManager
 
+from mask_rcnn_plus.engine import downloads  # noqa: F401  (registers itself)
 from mask_rcnn_plus.engine.arguments import TRUST_FLAG
-from mask_rcnn_plus.engine.downloads import download
 from mask_rcnn_plus.engine.package_weights import PREFIX, is_efficientnet, package_file, to_timm
 from mask_rcnn_plus.errors import UserError, did_you_mean_file, reason
 
@@ -51,7 +50,7 @@ def local_weights(weights: str) -> Path:
     if weights.startswith(PREFIX):
         return package_file(weights)
     if "://" in weights:
-        return _remote(weights)
+        return _download(weights)
     file = Path(weights)
     if file.is_dir():
         raise UserError(f"weights '{weights}' are a folder: name a .pth or .pkl file")
@@ -167,25 +166,6 @@ def read_torch(path: Path, *, mapped: bool = False, also: Sequence[type] = ()) -
             if match := re.search(r"GLOBAL (\S+)", str(error)):
                 raise UnsafePickleError(match[1]) from error
             raise
-
-
-def _remote(weights: str) -> Path:
-    """A remote file, in a cache on this machine."""
-    url = weights
-    if url.startswith("catalog://"):
-        try:
-            url = ModelCatalog.get(url.removeprefix("catalog://"))
-        except RuntimeError as error:
-            raise UserError(f"weights '{weights}': {error}") from error
-    zoo = Detectron2Handler.PREFIX
-    if url.startswith(zoo):
-        url = Detectron2Handler.S3_DETECTRON2_PREFIX + url.removeprefix(zoo)
-    if url.startswith(("http://", "https://")):
-        return download(url)
-    try:  # what a program has registered with detectron2
-        return Path(PathManager.get_local_path(url))
-    except Exception as error:
-        raise UserError(f"cannot download the weights '{weights}': {reason(error)}") from error
 
 
 def cannot_load(name: str, error: Exception, path: Path | None = None) -> UserError:
@@ -366,3 +346,15 @@ class _ZooUnpickler(pickle.Unpickler):
         if (full := f"{module}.{name}") not in _ALLOWED:
             raise UnsafePickleError(full)
         return _ALLOWED[full]
+
+
+def _download(url: str) -> Path:
+    try:
+        file = Path(PathManager.get_local_path(url))
+    except UserError:
+        raise
+    except Exception as error:  # an unknown name of detectron2's catalog, a handler of the user
+        raise UserError(f"cannot find the weights '{url}': {reason(error)}") from error
+    if not file.is_file():
+        raise UserError(f"weights '{url}' do not exist")
+    return file

@@ -340,5 +340,5 @@ def _use_graphs(model: nn.Module, device: torch.device, report: OptimizationRepo
     if device.type != "cuda":
         report.kept.append(f"CUDA graphs: the model is on {device}")
     elif isinstance(getattr(model, "backbone", None), nn.Module):
-        model.backbone = GraphedBackbone(model.backbone, report=report)
+        model.backbone = GraphedBackbone(model.backbone)
         report.done.append("backbone: a CUDA graph where sizes repeat (no GPU has run this yet)")

@@ -3,13 +3,12 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mask_rcnn_plus.errors import reason
+from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.optimization.layers import InferenceLayer
 from mask_rcnn_plus.optimization.model import OptimizationReport
 
@@ -18,13 +17,8 @@ logger = logging.getLogger(__name__)
 Maps = dict[str, Tensor]
 
 DEVICE = "cuda"
-# Each graph keeps its result maps for one size: 80 MiB at 800 x 1216 in fp32. The graphs share the
-# memory of intermediate results, about 1 GiB.
+# Each graph keeps the memory of its result maps and intermediate ones, about 1 GiB at 800 x 1216.
 MAX_GRAPHS = 4
-# The number of shapes whose uses are counted.
-_MAX_SHAPES = 256
-# Runs before a capture, in which libraries choose algorithms and allocate their workspaces.
-_WARM_UPS = 3
 
 
 class Wrapper(nn.Module):
@@ -35,12 +29,10 @@ class Wrapper(nn.Module):
 
     part: nn.Module
 
-    def __init__(self, part: nn.Module, *, name: str, report: OptimizationReport) -> None:
-        """``part`` is in evaluation mode; ``name`` is its name in the model of ``report``."""
+    def __init__(self, part: nn.Module) -> None:
+        """``part`` is in evaluation mode."""
         super().__init__()
         self.part = part
-        self.name = name
-        self.report = report
 
     def __getattr__(self, name: str) -> Any:
         # A model reads attributes of its parts, such as a backbone's size_divisibility.
@@ -48,13 +40,6 @@ class Wrapper(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("part"), name)
-
-    def give_up(self, method: str, error: Exception) -> None:
-        """Records, in the log and the report, why the part runs without ``method``."""
-        failure = f"{type(error).__name__}: {reason(error)}"
-        text = f"{self.name}: without {method}, which failed ({failure})"
-        logger.warning("Not optimized: %s", text)
-        self.report.kept.append(text)
 
 
 class Compiled(Wrapper):
@@ -65,8 +50,9 @@ class Compiled(Wrapper):
     """
 
     def __init__(self, part: nn.Module, *, name: str, report: OptimizationReport) -> None:
-        """Arguments as for :class:`Wrapper`."""
-        super().__init__(part, name=name, report=report)
+        """``part`` is in evaluation mode; ``name`` is its name in the model of ``report``."""
+        super().__init__(part)
+        self.name, self.report = name, report
         # torch cannot fuse across oneDNN's operators, and fuses by itself without them.
         self._fused = [m for m in part.modules() if isinstance(m, InferenceLayer) and m.fused]
         for layer in self._fused:
@@ -93,7 +79,10 @@ class Compiled(Wrapper):
             self._works = False
             for layer in self._fused:
                 layer.fused = True
-            self.give_up("torch.compile", error)
+            failure = f"{type(error).__name__}: {reason(error)}"
+            text = f"{self.name}: without torch.compile, which failed ({failure})"
+            logger.warning("Not optimized: %s", text)
+            self.report.kept.append(text)
             return result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,73 +94,65 @@ class Compiled(Wrapper):
 
 
 class GraphedBackbone(Wrapper):
-    """A backbone that replays its kernels as one CUDA graph for input shapes that repeat.
+    """A backbone whose kernels are replayed as a CUDA graph for input shapes that repeat.
 
-    A shape is captured at its second use while there are fewer than ``MAX_GRAPHS`` graphs. After
-    that, a shape replaces the least used graph once it has been used twice as often, so shapes that
-    keep changing are not captured again and again. All other images run without a graph. Threads
-    and streams may share a model: replays wait for each other.
+    A shape is captured at its second use, until there are ``MAX_GRAPHS`` graphs. All other images
+    run without a graph. Threads and streams may share a model.
 
-    If a capture fails, the backbone runs without graphs from then on, and the report says why.
-    No GPU has run this yet.
+    No GPU has run this: docs/performance.md says what is tested without one.
     """
 
-    def __init__(self, backbone: nn.Module, *, report: OptimizationReport) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         """``backbone`` is in evaluation mode and returns maps by name."""
-        super().__init__(backbone, name="backbone", report=report)
+        super().__init__(backbone)
         self._forget()
 
     def _forget(self) -> None:
         self._lock = threading.Lock()
-        self._uses: dict[Any, int] = {}  # in the order of the last use
-        self._graphs: dict[Any, _Graph] = {}
-        self._recorder: _Recorder | None = None
-        self._failed = False
+        self._seen: set[Any] = set()
+        self._graphs: dict[Any, Callable[[Tensor], Maps]] = {}
 
     def forward(self, x: Tensor) -> Maps:
-        """(N, C, H, W) to maps by name."""
-        if x.device.type != DEVICE or torch.is_grad_enabled() or self._failed or _is_capturing():
+        """(N, C, H, W) to maps by name.
+
+        Raises:
+            UserError: the backbone cannot be captured.
+        """
+        if x.device.type != DEVICE or torch.is_grad_enabled():
             return self.part(x)
-        # A graph contains the casts of its capture.
+        # A graph contains the casts of its capture; its tensors belong to one stream.
         autocast = torch.is_autocast_enabled(DEVICE) and torch.get_autocast_dtype(DEVICE)
-        key = (tuple(x.shape), x.dtype, x.device, autocast)
+        key = (x.shape, x.dtype, autocast, torch.cuda.current_stream(x.device))
         with self._lock:
-            if self._is_due(key):
-                self._capture(key, x)
-            if self._recorder is not None and key in self._graphs:
-                return self._recorder.replay(self._graphs[key], x)
+            if key in self._seen and key not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+                self._graphs[key] = self._capture(x)
+            self._seen.add(key)
+            if key in self._graphs:
+                # The next replay overwrites the graph's own maps.
+                return {name: value.clone() for name, value in self._graphs[key](x).items()}
         return self.part(x)
 
-    def _is_due(self, key: Any) -> bool:
-        """Counts a use of a shape; returns whether to capture it now."""
-        self._uses[key] = self._uses.pop(key, 0) + 1
-        if len(self._uses) > _MAX_SHAPES:
-            del self._uses[next(shape for shape in self._uses if shape not in self._graphs)]
-        if key in self._graphs or self._uses[key] < 2:
-            return False
-        is_full = len(self._graphs) == MAX_GRAPHS
-        return not is_full or self._uses[key] >= 2 * self._uses[self._least_used()]
-
-    def _least_used(self) -> Any:
-        return min(self._graphs, key=self._uses.__getitem__)
-
-    def _capture(self, key: Any, x: Tensor) -> None:
-        try:
-            self._recorder = self._recorder or _Recorder(x.device)
-            graph = self._recorder.record(self.part, x)
-        # Any exception: if the part itself raises it, it does so again without a graph.
-        except Exception as error:
-            self._failed, self._recorder = True, None
-            self._graphs.clear()
-            self.give_up("CUDA graphs", error)
-            return
-        # Only now: the device may have been replaying the old graph, and the capture waited for it.
-        if len(self._graphs) == MAX_GRAPHS:
-            del self._graphs[self._least_used()]
-        self._graphs[key] = graph
+    def _capture(self, x: Tensor) -> Callable[[Tensor], Maps]:
+        enabled, dtype = torch.is_autocast_enabled(DEVICE), torch.get_autocast_dtype(DEVICE)
+        # Tensors made in inference mode cannot be written outside it. Weights in autocast's cache
+        # would live in the memory of the graph that cast them.
+        with (
+            torch.cuda.device(x.device),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(DEVICE, dtype, enabled=enabled, cache_enabled=False),
+        ):
+            try:
+                # Not the module itself, since torch refuses modules with hooks.
+                return torch.cuda.make_graphed_callables(self.part.__call__, (x.clone(),))
+            except RuntimeError as error:
+                raise UserError(
+                    f"cannot capture the backbone as a CUDA graph ({reason(error)}); run without: "
+                    "TEST.OPTIMIZE.CUDA_GRAPHS False, or optimize(model, cuda_graphs=False)"
+                ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_lock", "_uses", "_graphs", "_recorder", "_failed")
+        own = ("_lock", "_seen", "_graphs")
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -182,77 +163,3 @@ class GraphedBackbone(Wrapper):
         # A graph reads the weights at their addresses during the capture.
         self._forget()
         return super()._apply(fn, recurse)
-
-
-@dataclass
-class _Graph:
-    """The kernels for one shape, with the tensors that they read (source) and write (maps)."""
-
-    graph: Any
-    source: Tensor
-    maps: Maps
-
-
-class _Recorder:
-    """Captures and replays on one device.
-
-    Its graphs are replayed one after the other, so they share the memory of intermediate results.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        with torch.cuda.device(device):
-            # Only captures on the same stream share memory.
-            self._stream = torch.cuda.Stream(device)
-            self._pool = torch.cuda.graph_pool_handle()
-        self._last: Any = None
-
-    def record(self, call: Callable[[Tensor], Maps], x: Tensor) -> _Graph:
-        """Captures ``call(x)``. It may raise any exception; the current stream is restored."""
-        enabled, dtype = torch.is_autocast_enabled(DEVICE), torch.get_autocast_dtype(DEVICE)
-        # Tensors made in inference mode cannot be written outside it. Weights in autocast's cache
-        # would live in the memory of the graph that cast them.
-        with (
-            torch.cuda.device(self._device),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(DEVICE, dtype, enabled=enabled, cache_enabled=False),
-        ):
-            source, outside = x.clone(), torch.cuda.current_stream()
-            side = torch.cuda.Stream(self._device)
-            side.wait_stream(outside)
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UPS):
-                    call(source)
-            outside.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            try:
-                # Other threads may use the device during the capture.
-                with torch.cuda.graph(
-                    graph,
-                    pool=self._pool,
-                    stream=self._stream,
-                    capture_error_mode="thread_local",
-                ):
-                    maps = call(source)
-            finally:
-                # If the end of a capture fails, torch leaves its own stream current.
-                torch.cuda.set_stream(outside)
-        return _Graph(graph, source, dict(maps))
-
-    def replay(self, graph: _Graph, x: Tensor) -> Maps:
-        """The result for ``x``, as new tensors."""
-        stream = torch.cuda.current_stream(self._device)
-        if self._last is not None:
-            stream.wait_event(self._last)
-        graph.source.copy_(x)
-        graph.graph.replay()
-        # The next replay overwrites the maps. A copy takes a hundredth of the time to compute them.
-        maps = {name: value.clone() for name, value in graph.maps.items()}
-        self._last = stream.record_event()
-        return maps
-
-
-def _is_capturing() -> bool:
-    """Whether the caller captures this call."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2 import modeling
+from detectron2 import model_zoo, modeling
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.model_zoo.model_zoo import _ModelZooUrls
 
 from mask_rcnn_plus.config import complete, load_config, parse_config, with_values
 from mask_rcnn_plus.config.values import check_components
@@ -33,8 +34,8 @@ def read_config(
 
     Args:
         weights: a file, a URL or a ``detectron2://`` name.
-        config_file: read instead of the config in the checkpoint. Needed for a ``.pkl`` and for
-            checkpoints of other programs, which contain no config.
+        config_file: read instead of the config in the checkpoint. Needed for checkpoints of other
+            programs, which contain no config, except for those of detectron2's model zoo.
         opts: config keys and values in turn, e.g. ``["TEST.AUG.ENABLED", "True"]``.
         trusted: read the weights as a full pickle, which may run any code.
 
@@ -46,7 +47,8 @@ def read_config(
         UserError: the weights are missing or not a checkpoint, or the config is missing or invalid.
     """
     opts = ["MODEL.DEVICE", "auto", *opts]
-    if config_file is not None:
+    config_file = config_file or _zoo_config(weights)
+    if config_file:
         local_weights(weights)
         cfg = load_config(config_file, opts)
     else:
@@ -127,6 +129,17 @@ def build_model(cfg: CfgNode, *, trusted: bool = False) -> torch.nn.Module:
     checkpointer.trusted = cfg.MODEL.WEIGHTS if trusted else ""
     checkpointer.load(cfg.MODEL.WEIGHTS)
     return model.eval()
+
+
+def _zoo_config(weights: str) -> str:
+    """The config of a checkpoint of detectron2's model zoo, by its file name; else ""."""
+    for name, file in _ModelZooUrls.CONFIG_PATH_TO_URL_SUFFIX.items():
+        if Path(file).name == Path(weights).name:
+            try:
+                return model_zoo.get_config_file(f"{name}.yaml")
+            except RuntimeError as error:
+                raise UserError(f"no config for weights '{weights}': {error}") from error
+    return ""
 
 
 def _registered_names(cfg: CfgNode, count: int) -> list[str]:

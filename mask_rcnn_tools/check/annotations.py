@@ -1,6 +1,7 @@
 """Checks flags, keypoints and duplicates of annotations. json_checks.py checks boxes and masks."""
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 from mask_rcnn_plus.data.coco_json import (
@@ -9,6 +10,7 @@ from mask_rcnn_plus.data.coco_json import (
     keypoint_conflict,
     keypoint_metadata,
 )
+from mask_rcnn_plus.data.mask_rules import are_numbers, is_number
 from mask_rcnn_tools.check.masks import segmentation_kind
 from mask_rcnn_tools.check.problems import Annotations, Problem, is_key
 
@@ -31,31 +33,38 @@ def check_flags(annotations: Annotations) -> None:
             annotations.add_problem("ignore", index, f"has the ignore {_show(ignore)}")
         if "area" not in annotation:
             annotations.add_problem("area-missing", index)
-        elif type(area) not in (int, float) or not 0 <= area < 1e12:
+        elif not is_number(area, 1e12) or area < 0:
             annotations.add_problem("area", index, f"has the area {_show(area)}")
 
 
 def check_crowds(annotations: Annotations) -> None:
-    """Counts the crowds, which training leaves out, and finds those that are single objects.
+    """Counts the crowds, which training leaves out, and finds those that are single objects."""
+    brushes = brush_masks(annotations.entries)
+    for index, entry in enumerate(annotations.entries):
+        if crowd_flag(entry.get("iscrowd")) == 1:
+            annotations.add_problem("crowd-brush" if index in brushes else "crowd", index)
+
+
+def brush_masks(entries: Sequence[dict[str, Any]]) -> set[int]:
+    """The indices of the annotations that are crowds only because CVAT exports brush masks so.
 
     CVAT exports each brush mask as a crowd, but no polygon. So a crowd with an RLE counts as an
     object if all RLEs of the json are crowds, and either it has CVAT's ``attributes`` with
     ``occluded``, or all annotations of the json are crowds.
     """
-    flags = [crowd_flag(entry.get("iscrowd")) for entry in annotations.entries]
-    crowds = [index for index, flag in enumerate(flags) if flag == 1]
+    crowds = {i for i, entry in enumerate(entries) if crowd_flag(entry.get("iscrowd")) == 1}
     if not crowds:
-        return
-    kinds = [segmentation_kind(entry.get("segmentation")) for entry in annotations.entries]
-    brushes = {index for index in crowds if kinds[index] == "rle"}
-    only_crowds = len(crowds) == len(kinds)
-    if len(brushes) < kinds.count("rle"):
-        brushes = set()
-    for index in crowds:
-        attributes = annotations.entries[index].get("attributes")
-        from_cvat = isinstance(attributes, dict) and "occluded" in attributes
-        is_object = index in brushes and (from_cvat or only_crowds)
-        annotations.add_problem("crowd-brush" if is_object else "crowd", index)
+        return set()
+    kinds = [segmentation_kind(entry.get("segmentation")) for entry in entries]
+    if not crowds.issuperset(index for index, kind in enumerate(kinds) if kind == "rle"):
+        return set()
+    attributes = {index: entries[index].get("attributes") for index in crowds}
+    return {
+        index
+        for index, fields in attributes.items()
+        if kinds[index] == "rle"
+        and (len(crowds) == len(entries) or (isinstance(fields, dict) and "occluded" in fields))
+    }
 
 
 def check_keypoints(annotations: Annotations) -> list[str]:
@@ -100,9 +109,9 @@ def keypoints_fault(keypoints: Any, names: Any) -> str:
     """
     if keypoints is None or keypoints == []:
         return ""
-    if not isinstance(keypoints, list) or not set(map(type, keypoints)) <= {int, float}:
+    if not are_numbers(keypoints):
         return f"has the keypoints {_show(keypoints)}, which are not a list of numbers"
-    if not all(-1e6 < value < 1e6 for value in keypoints):
+    if not all(is_number(value, 1e6) for value in keypoints):
         return "has a keypoint that is NaN, infinite or extremely large"
     if len(keypoints) % 3:
         return f"has {len(keypoints)} numbers as keypoints, which is not a multiple of 3"
@@ -115,8 +124,8 @@ def check_duplicates(annotations: Annotations) -> None:
     """Finds annotations with the image, category, box, mask and keypoints of an earlier one."""
     seen: dict[Any, list[int]] = {}
     for index, annotation in enumerate(annotations.entries):
-        box = annotation.get("bbox")
-        if type(box) is not list or not set(map(type, box)) <= {int, float}:
+        box: Any = annotation.get("bbox")
+        if not are_numbers(box):
             continue
         earlier = seen.setdefault((annotation["image_id"], annotation["category_id"], *box), [])
         for other in earlier:

@@ -5,6 +5,8 @@ import json
 import re
 from typing import Any
 
+from mask_rcnn_plus.data.mask_rules import are_numbers
+
 _X_Y = (("x", "y"), ("all_points_x", "all_points_y"))
 
 
@@ -23,13 +25,13 @@ def to_coco(segmentation: Any) -> Any:
             value = json.loads(value)
         if isinstance(value, dict) and "counts" in value:
             return value
-    if polygon := _polygon(value):
+    if polygon := to_polygon(value):
         return [polygon]
-    polygons = [_polygon(part) for part in value] if isinstance(value, list) else []
+    polygons = [to_polygon(part) for part in value] if isinstance(value, list) else []
     return polygons if polygons and all(polygons) and polygons != segmentation else None
 
 
-def _polygon(value: Any) -> list[float] | None:
+def to_polygon(value: Any) -> list[float] | None:
     """A polygon of at least three points as [x0, y0, x1, y1, ...]; None if it is not one."""
     points: list[Any] = value
     if isinstance(value, str) and re.fullmatch(r"[-+\d.eE,;\s()\[\]]+", value):
@@ -46,7 +48,7 @@ def _polygon(value: Any) -> list[float] | None:
         points = [list(point) for point in zip(*lists, strict=True)]
     if not isinstance(points, list) or not points:
         return None
-    if not set(map(type, points)) <= {int, float}:
+    if not are_numbers(points):
         pairs = [_point(point) for point in points]
         if not all(pairs):
             return None
@@ -59,5 +61,4 @@ def _point(value: Any) -> list[float] | None:
         value = value[0]  # OpenCV's contours
     if isinstance(value, dict):
         value = [value.get("x"), value.get("y")]
-    is_pair = isinstance(value, list) and len(value) == 2
-    return value if is_pair and set(map(type, value)) <= {int, float} else None
+    return value if are_numbers(value, 2) else None

@@ -14,6 +14,7 @@ from mask_rcnn_plus.data.coco_json import (
     is_whole,
     outline_fault,
 )
+from mask_rcnn_plus.data.mask_rules import are_numbers, is_number
 from mask_rcnn_tools.check.annotations import (
     check_crowds,
     check_duplicates,
@@ -277,9 +278,9 @@ def _read_boxes(annotations: Annotations) -> Floats:
     values: list[float] = []
     invalid = [np.nan] * 4
     for index, annotation in enumerate(annotations.entries):
-        box = annotation.get("bbox")
-        if type(box) is list and len(box) == 4 and set(map(type, box)) <= {int, float}:
-            if not all(-1e9 < value < 1e9 for value in box):  # also true for NaN
+        box: Any = annotation.get("bbox")
+        if are_numbers(box, 4):
+            if not all(is_number(value, 1e9) for value in box):
                 annotations.add_problem("box-nan", index, f"has the bbox {_show(box)}")
                 box = invalid
             values += box

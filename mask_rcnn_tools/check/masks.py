@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, MAX_STEPS, rle_fault, run_lengths
+from mask_rcnn_plus.data.mask_rules import (
+    MAX_COORDINATE,
+    MAX_STEPS,
+    are_numbers,
+    rle_fault,
+    run_lengths,
+)
 from mask_rcnn_tools.check.forms import to_coco
 from mask_rcnn_tools.check.problems import Annotations
 
@@ -54,10 +60,10 @@ def segmentation_kind(segmentation: Any) -> str:
     if segmentation is None or segmentation in ([], {}):
         return "none"
     if isinstance(segmentation, list):
-        if _is_numbers(segmentation):
+        if are_numbers(segmentation):
             return "mask-flat"
         if all(
-            isinstance(part, list) and len(part) > 5 and _is_numbers(part[:1])
+            isinstance(part, list) and len(part) > 5 and are_numbers(part[:1])
             for part in segmentation
         ):
             return "polygons"
@@ -216,15 +222,11 @@ def measure_polygons(
 
 def _structure_problem(polygon: Any) -> str:
     """The kind of problem that a polygon has apart from its coordinates' values, or ""."""
-    if not isinstance(polygon, list) or not _is_numbers(polygon):
+    if not are_numbers(polygon):
         return "polygon-type"
     if len(polygon) < 6:
         return "polygon-short"
     return "polygon-odd" if len(polygon) % 2 else ""
-
-
-def _is_numbers(values: list[Any]) -> bool:
-    return set(map(type, values)) <= {int, float}
 
 
 def _measure_outlines(

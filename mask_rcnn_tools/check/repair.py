@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mask_rcnn_plus.data.coco_json import is_whole
+from mask_rcnn_plus.data.coco_json import is_whole, lenient_flag
+from mask_rcnn_plus.data.mask_rules import are_numbers
 from mask_rcnn_tools.check.forms import to_coco
 from mask_rcnn_tools.check.json_checks import inspect
 from mask_rcnn_tools.check.masks import (
@@ -247,9 +248,7 @@ def _as_int(value: Any) -> int | None:
 
 def _box_corners(box: Any) -> list[float] | None:
     """x0, y0, x1, y1 of a json's box, or None if it is invalid."""
-    if isinstance(box, list) and len(box) == 4 and set(map(type, box)) <= {int, float}:
-        return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-    return None
+    return [box[0], box[1], box[0] + box[2], box[1] + box[3]] if are_numbers(box, 4) else None
 
 
 def _image_size(image: dict[str, Any]) -> Size | None:
@@ -320,15 +319,12 @@ def _compute_area(annotation: dict[str, Any], image: dict[str, Any]) -> None:
     annotation["area"] = area if 0 <= area < 1e12 else 0.0
 
 
-_FALSE: tuple[Any, ...] = (0, None, "0", "", "false", "False", [], {})
-
-
 def _correct_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> None:
-    annotation["iscrowd"] = int(annotation["iscrowd"] not in _FALSE)
+    annotation["iscrowd"] = lenient_flag(annotation["iscrowd"])
 
 
 def _ignore_to_crowd(annotation: dict[str, Any], _: dict[str, Any]) -> None:
-    if annotation.pop("ignore") not in _FALSE:
+    if lenient_flag(annotation.pop("ignore")):
         annotation["iscrowd"] = 1
 
 

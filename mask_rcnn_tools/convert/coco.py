@@ -18,10 +18,11 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_plus.data.coco_json import is_names, outline_fault
-from mask_rcnn_plus.data.mask_rules import rle_fault
+from mask_rcnn_plus.data.coco_json import is_names, lenient_flag, outline_fault
+from mask_rcnn_plus.data.mask_rules import are_numbers, is_number, rle_fault
 from mask_rcnn_plus.errors import UserError
-from mask_rcnn_tools.check.images import UnreadableFile
+from mask_rcnn_tools.check.annotations import brush_masks
+from mask_rcnn_tools.check.forms import to_coco, to_polygon
 from mask_rcnn_tools.convert.classes import clean_name
 from mask_rcnn_tools.convert.geometry import InvalidShape, clip, polygon, rectangle, to_number
 from mask_rcnn_tools.convert.images import NamedImages
@@ -31,6 +32,7 @@ from mask_rcnn_tools.convert.labels import (
     Labels,
     files_below,
     keep_splits,
+    read_each,
     read_json,
     split_of,
     unknown_layout,
@@ -57,21 +59,19 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
         UserError: there is no COCO json.
     """
     reader = _Reader(Labels(), source, images)
-    paths = files_below(source, ".json") if source.is_dir() else [source]
+    paths = files_below(source, ".json")
     # COCO publishes keypoints and captions of the same images in files beside these.
     instances = {path.parent for path in paths if path.name.startswith("instances_")}
+    beside = [
+        path
+        for path in paths
+        if path.parent in instances and not path.name.startswith("instances_")
+    ]
+    for path in beside:
+        reader.labels.note("json files beside instances_*.json are left out", path)
+    wanted = (path for path in paths if path not in beside)
     found = 0
-    for path in paths:
-        if path.parent in instances and not path.name.startswith("instances_"):
-            reader.labels.note("json files beside instances_*.json are left out", path)
-            continue
-        try:
-            content = read_json(path)
-        except UnreadableFile as error:
-            if path == source:
-                raise UserError(f"'{path}' {error}") from error
-            reader.labels.skip("files cannot be read", f"{path} {error}")
-            continue
+    for path, content in read_each(read_json, wanted, source, reader.labels):
         if fault := outline_fault(content):
             if path == source:
                 raise UserError(f"'{path}' is not in COCO format: {fault}")
@@ -100,7 +100,7 @@ class _Reader:
         """Adds the images and objects of a json with COCO's outline."""
         names = self._read_categories(path, content["categories"])
         images = self._read_images(path, content["images"])
-        from_cvat = _is_from_cvat(content["annotations"])
+        brushes = brush_masks([e if isinstance(e, dict) else {} for e in content["annotations"]])
         entries = progress_bar(f"reading {path.name}", "annotation", content["annotations"])
         for index, entry in enumerate(entries):
             where = f"{path}: annotations[{index}]"
@@ -114,7 +114,7 @@ class _Reader:
             if (image := images[image_id]) is None:  # already skipped
                 continue
             try:
-                self._add(entry, image, names[category_id], where, from_cvat)
+                self._add(entry, image, names[category_id], where, index in brushes)
             except InvalidShape as error:
                 self.labels.skip("annotations are invalid", f"{where} {error}")
 
@@ -193,11 +193,11 @@ class _Reader:
         return next((folder for folder in folders if _has_file(folder, names)), folders[0])
 
     def _add(
-        self, entry: dict[str, Any], image: LabelledImage, label: str, where: str, from_cvat: bool
+        self, entry: dict[str, Any], image: LabelledImage, label: str, where: str, is_brush: bool
     ) -> None:
         """Adds an annotation to its image."""
         labelled = LabelledObject(label, fields={"id": entry.get("id")})
-        segmentation = entry.get("segmentation")
+        segmentation = to_coco(entry.get("segmentation")) or entry.get("segmentation")
         if isinstance(segmentation, dict) and segmentation:
             labelled.rle = _compress(segmentation, image)
         elif segmentation:
@@ -208,8 +208,8 @@ class _Reader:
         else:
             labelled.fields |= _box(entry.get("bbox"), image)
             self._boxes.append((image, labelled, where))
-        crowd = any(entry.get(key) not in _FALSE for key in ("iscrowd", "ignore"))
-        if crowd and from_cvat and labelled.rle:
+        crowd = any(lenient_flag(entry.get(key)) for key in ("iscrowd", "ignore"))
+        if is_brush:
             self.labels.note(
                 "brush masks, which CVAT's export marks iscrowd: 1, become ordinary objects", where
             )
@@ -217,7 +217,7 @@ class _Reader:
         labelled.fields["iscrowd"] = int(crowd)
         if keypoints := entry.get("keypoints"):
             names = self.labels.categories[clean_name(label)].get("keypoints", [])
-            if _are_numbers(keypoints) and len(keypoints) == 3 * len(names):
+            if are_numbers(keypoints, 3 * len(names)) and all(map(is_number, keypoints)):
                 found = sum(value > 0 for value in keypoints[2::3])
                 labelled.fields |= {"keypoints": keypoints, "num_keypoints": found}
             else:
@@ -225,9 +225,6 @@ class _Reader:
                 self.labels.skip(what, where)
         if segmentation:
             image.objects.append(labelled)
-
-
-_FALSE = (0, None, "", "0", "false", "False")
 
 
 def _category_fields(entry: dict[str, Any]) -> dict[str, Any]:
@@ -238,15 +235,9 @@ def _category_fields(entry: dict[str, Any]) -> dict[str, Any]:
     if is_names(entry.get("keypoints")):
         fields["keypoints"] = entry["keypoints"]
         links = entry.get("skeleton")
-        if isinstance(links, list) and all(_are_numbers(link) for link in links):
+        if isinstance(links, list) and all(map(are_numbers, links)):
             fields["skeleton"] = links
     return fields
-
-
-def _is_from_cvat(entries: list[Any]) -> bool:
-    """Whether annotations are from CVAT, which writes the attribute "occluded" into all."""
-    attributes = (entry.get("attributes") for entry in entries[:1] if isinstance(entry, dict))
-    return any(isinstance(fields, dict) and "occluded" in fields for fields in attributes)
 
 
 def _has_file(folder: Path, names: list[Any]) -> bool:
@@ -254,14 +245,6 @@ def _has_file(folder: Path, names: list[Any]) -> bool:
         return any(isinstance(name, str) and (folder / name).is_file() for name in names)
     except (OSError, ValueError):  # too long, a NUL
         return False
-
-
-def _are_numbers(values: Any) -> bool:
-    """Whether a value is a list of finite numbers."""
-    return isinstance(values, list) and all(
-        type(value) in (int, float) and abs(value) < 1e9 and math.isfinite(value)
-        for value in values
-    )
 
 
 def _compress(rle: dict[str, Any], image: LabelledImage) -> dict[str, Any]:
@@ -276,18 +259,14 @@ def _compress(rle: dict[str, Any], image: LabelledImage) -> dict[str, Any]:
 
 
 def _polygons(segmentation: Any) -> tuple[list[list[float]], list[InvalidShape]]:
-    """The valid polygons of a segmentation, at least one, and the faults of the others.
-
-    It may also be one polygon, and the corners may be pairs.
-    """
+    """The valid polygons of a segmentation, at least one, and the faults of the others."""
     if not isinstance(segmentation, list):
         raise InvalidShape("has a segmentation that is neither polygons nor an RLE")
-    if type(segmentation[0]) in (int, float):
-        segmentation = [segmentation]
     polygons, faults = [], []
     for part in segmentation:
+        part = to_polygon(part) or part
         try:
-            if isinstance(part, list) and not (part and isinstance(part[0], list)):
+            if are_numbers(part):
                 part = [part[i : i + 2] for i in range(0, len(part), 2)]
             polygons.append(polygon(part))
         except InvalidShape as fault:

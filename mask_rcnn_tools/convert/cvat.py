@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from mask_rcnn_plus.errors import UserError, reason
+from mask_rcnn_plus.errors import reason
 from mask_rcnn_tools.check.images import UnreadableFile
 from mask_rcnn_tools.convert.classes import clean_name
 from mask_rcnn_tools.convert.geometry import (
@@ -29,6 +29,7 @@ from mask_rcnn_tools.convert.labels import (
     Labels,
     files_below,
     keep_splits,
+    read_each,
     read_text,
     split_of,
     unknown_layout,
@@ -53,17 +54,10 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     """
     labels = Labels()
     classes: list[str] = []
-    paths = files_below(source, ".xml") if source.is_dir() else [source]
+    paths = files_below(source, ".xml")
     named = NamedImages(source, images, labels)
     found = 0
-    for path in paths:
-        try:
-            root = _read_xml(path)
-        except UnreadableFile as error:
-            if not source.is_dir():
-                raise UserError(f"'{path}' {error}") from error
-            labels.skip("files cannot be read as CVAT for images 1.1", f"{path} {error}")
-            continue
+    for path, root in read_each(_read_xml, paths, source, labels):
         found += 1
         for label in root.iterfind("meta//labels/label"):
             name = label.findtext("name") or ""

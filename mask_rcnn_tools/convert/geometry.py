@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, mask_fault
+from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, is_number, mask_fault
 from mask_rcnn_tools.check.masks import MIN_AREA
 from mask_rcnn_tools.convert.labels import LabelledObject
 
@@ -24,7 +24,7 @@ def to_number(value: Any) -> float:
     Raises:
         InvalidShape: it is not a number (a bool or a text is not one), or is extremely large.
     """
-    if type(value) not in (int, float) or not abs(value) <= MAX_COORDINATE:
+    if not is_number(value) or abs(value) > MAX_COORDINATE:
         raise InvalidShape(f"has the coordinate {value!r:.40}")
     return float(value)
 

@@ -9,7 +9,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.images import UnreadableFile
 from mask_rcnn_tools.convert.geometry import (
     InvalidShape,
@@ -28,6 +27,7 @@ from mask_rcnn_tools.convert.labels import (
     LabelledObject,
     Labels,
     files_below,
+    read_each,
     read_json,
     unknown_layout,
 )
@@ -52,18 +52,11 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     """
     labels = Labels()
     # Exports to cloud storage have no file ending.
-    paths = files_below(source, ".json", "") if source.is_dir() else [source]
+    paths = files_below(source, ".json", "")
     named = NamedImages(source, images, labels)
     tasks: list[tuple[str, dict[str, Any]]] = []
     found = 0
-    for path in paths:
-        try:
-            content = _tasks(read_json(path))
-        except UnreadableFile as error:
-            if not source.is_dir():
-                raise UserError(f"'{path}' {error}") from error
-            labels.skip("files cannot be read as Label Studio's", f"{path} {error}")
-            continue
+    for path, content in read_each(_read_tasks, paths, source, labels):
         found += 1
         for index, task in enumerate(content):
             where = f"{path}[{index}]"
@@ -91,11 +84,12 @@ def _is_task(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("data"), dict)
 
 
-def _tasks(content: Any) -> list[Any]:
+def _read_tasks(path: Path) -> list[Any]:
     """The entries of a json, at least one of them a task.
 
     Cloud storage gets one file per task, or per annotation.
     """
+    content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("task"), dict):
         content = {**content["task"], "annotations": [content]}
     entries = content if isinstance(content, list) else [content]

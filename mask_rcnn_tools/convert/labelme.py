@@ -34,6 +34,7 @@ from mask_rcnn_tools.convert.labels import (
     images_below,
     keep_splits,
     measure,
+    read_each,
     read_json,
     read_pixels,
     split_of,
@@ -57,15 +58,11 @@ def read(source: Path, *, images: Path | None = None) -> Labels:
     """
     labels = Labels()
     folder = source if source.is_dir() else source.parent
-    jsons = files_below(source, ".json") if source.is_dir() else [source]
+    jsons = files_below(source, ".json")
     files = ImageFiles(folder) if images is None else ImageFiles(images, folder)
     seen: set[Path | str] = set()
-    for path in progress_bar("reading labelme", "file", jsons):
-        try:
-            content = read_json(path)
-        except UnreadableFile as error:
-            labels.skip("files cannot be read", f"{path} {error}")
-            continue
+    bar = progress_bar("reading labelme", "file", jsons)
+    for path, content in read_each(read_json, bar, source, labels):
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
             labels.skip("files are not labelme's", f"{path} has no list 'shapes'")
             continue

@@ -5,8 +5,9 @@ import io
 import json
 import os
 import re
+import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -214,6 +215,8 @@ def read_text(path: Path) -> str:
     Raises:
         UnreadableFile: the file cannot be read, or has another encoding.
     """
+    if kind := irregular_kind(path):  # reading a pipe could wait forever
+        raise UnreadableFile(f"is {kind}; name a file")
     try:
         content = path.read_bytes()
         return content.decode(json.detect_encoding(content))
@@ -233,6 +236,29 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UnreadableFile(f"is not valid JSON: {reason(error, 120)}") from error
+
+
+def read_each(
+    read: Callable[[Path], Any], paths: Iterable[Path], source: Path, labels: Labels
+) -> Iterator[tuple[Path, Any]]:
+    """Each label file and its content. Skips files that cannot be read.
+
+    Args:
+        read: returns the content of a file, or raises UnreadableFile.
+        paths: the files.
+        source: what the user wants to convert.
+        labels: collects what is skipped.
+
+    Raises:
+        UserError: the source is a file that cannot be read.
+    """
+    for path in paths:
+        try:
+            yield path, read(path)
+        except UnreadableFile as error:
+            if path == source:
+                raise UserError(f"'{path}' {error}") from error
+            labels.skip("files cannot be read", f"{path} {error}")
 
 
 def from_base64(text: Any) -> bytes:
@@ -256,8 +282,11 @@ def files_below(folder: Path, *suffixes: str) -> list[Path]:
     """All files in a folder and its subfolders, sorted, except hidden files and folders.
 
     Args:
+        folder: the folder. The only result for a file is the file.
         suffixes: in small letters, such as ".json"; without them, all files are listed.
     """
+    if not folder.is_dir():
+        return [folder]
     return sorted(
         path
         for path in folder.rglob("*")
@@ -283,8 +312,19 @@ def report_irregular(labels: Labels, source: Path) -> None:
             if path.is_symlink() and not used:
                 what = "links to folders are not followed; name the folders as SOURCE"
                 labels.skip(what, path)
-        elif not os.path.isfile(path):  # noqa: PTH113
-            labels.skip("files are links that lead nowhere, pipes or devices", path)
+        elif kind := irregular_kind(path):
+            labels.skip("files are links that lead nowhere, pipes or devices", f"{path} is {kind}")
+
+
+def irregular_kind(path: Path) -> str:
+    """What a path is, if it is not a file or a folder, such as "a pipe"; otherwise ""."""
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        is_link = os.path.islink(path)  # noqa: PTH114  (Path's method raises errors for some links)
+        return f"a link that leads nowhere ({os.readlink(path)})" if is_link else ""  # noqa: PTH115
+    names = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return "" if kind in (stat.S_IFREG, stat.S_IFDIR) else names.get(kind, "a device")
 
 
 def split_of(*names: str) -> str:

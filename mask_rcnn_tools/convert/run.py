@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mask_rcnn_plus.data.formats import limit_pixels
+from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.check.checking import check_coco, note_leaks
 from mask_rcnn_tools.check.problems import ERROR
 from mask_rcnn_tools.convert.labels import Labels, report_irregular
@@ -24,7 +25,14 @@ def run(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     name = arguments.format.replace("-", "_")
     reader = importlib.import_module(f"mask_rcnn_tools.convert.{name}")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in options}
-    labels: Labels = reader.read(arguments.source, **given)
+    try:
+        labels: Labels = reader.read(arguments.source, **given)
+    except UserError as error:
+        # The files that are missing may be there, but as a link that leads nowhere or a pipe.
+        odd = Labels()
+        report_irregular(odd, arguments.source)
+        places = [place for group in odd.skipped.values() for place in group]
+        raise UserError("; ".join([str(error), *places[:2]])) from error
     report_irregular(labels, arguments.source)  # nothing, if the source is a file
     plan = Plan(
         arguments.output,

@@ -22,6 +22,7 @@ from mask_rcnn_tools.convert.labels import (
     files_below,
     images_below,
     keep_splits,
+    read_each,
     read_json,
     read_text,
     split_of,
@@ -55,15 +56,10 @@ def read(
     """
     labels = Labels()
     top = source if source.is_dir() else source.parent
-    files = files_below(source, ".json", ".csv") if source.is_dir() else [source]
+    files = files_below(source, ".json", ".csv")
     image_files = ImageFiles(images or top)
     entries: list[tuple[Path, dict[str, Any]]] = []
-    for path in files:
-        try:
-            content = _read_csv(path) if path.suffix.lower() == ".csv" else _read_json(path)
-        except UnreadableFile as error:
-            labels.skip("files cannot be read", f"{path} {error}")
-            continue
+    for path, content in read_each(_read_file, files, source, labels):
         entries += [(path, entry) for entry in content]
     if class_name is None:
         class_attribute = _choose_attribute(class_attribute, [entry for _, entry in entries])
@@ -106,8 +102,10 @@ def read(
     return labels
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    """The entries of a JSON file: filename, and regions as (shape, attributes)."""
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file: filename, and regions as (shape, attributes)."""
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path)
     content = read_json(path)
     if isinstance(content, dict) and "_via_img_metadata" in content:  # a project
         content = content["_via_img_metadata"]
@@ -131,7 +129,7 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    """The entries of a CSV file, as ``_read_json`` returns them."""
+    """The entries of a CSV file, as ``_read_file`` returns them."""
     entries: dict[str, dict[str, Any]] = {}
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # polygons are long
     try:

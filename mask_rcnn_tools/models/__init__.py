@@ -1,1 +1,1 @@
-"""The command ``mask-rcnn-plus models``, and what is known of detectron2's model zoo."""
+"""The command ``mask-rcnn-plus models``, and the models of detectron2's zoo by name."""

@@ -1,38 +1,36 @@
-"""Lists the models of detectron2's zoo that predict and fine-tuning can start from."""
+"""Lists the models of detectron2's zoo that predict and train here."""
 
 from collections.abc import Sequence
 
 from mask_rcnn_tools.arguments import Parser
-from mask_rcnn_tools.models.zoo import MODELS, cached_file
+from mask_rcnn_tools.models.zoo import DEFAULT, PUBLISHED, cached_file, checkpoints
 
 PROGRAM = "mask-rcnn-plus models"
 
 _EPILOG = f"""
 examples:
-  the list:
-    {PROGRAM}
-  draw COCO's 80 classes with one of them; the weights are downloaded once:
-    {PROGRAM.split()[0]} predict --model mask_rcnn_R_101_FPN_3x photo.jpg
-  fine-tune one on your own data: see configs/finetune
+  {PROGRAM}
+  mask-rcnn-plus predict --model keypoint_rcnn_R_50_FPN_3x photo.jpg
+  mask-rcnn-plus predict photo.jpg        (uses {DEFAULT})
 
-AP is that of COCO val2017, in percent, as detectron2 publishes it. Without a network, copy a file
-from the cache of another machine to the same place.
+AP is what detectron2 published for COCO val2017. MB are of the file, if it is cached, else 4 bytes
+per parameter. Weights are downloaded when they are first used, into $FVCORE_CACHE (default:
+~/.torch/iopath_cache). To fine-tune one, see configs/finetune.
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command: returns 0."""
-    parser = Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG)
-    parser.add_argument("--paths", action="store_true", help="show where the cache keeps each file")
-    arguments = parser.parse_args(argv)
-    width = max(map(len, MODELS))
-    print(f"{'MODEL':{width}}  BOX AP  MASK AP  KEYPOINT AP    SIZE")
-    for name, (box, mask, keypoints, megabytes) in MODELS.items():
-        file = cached_file(name)
+    Parser(prog=PROGRAM, description=__doc__, epilog=_EPILOG).parse_args(argv)
+    zoo = checkpoints()
+    print(f"{'model':32}  box AP  mask AP  keypoint AP   MB  cached")
+    for name, (*metrics, megabytes) in PUBLISHED.items():
+        box, mask, keypoint = (f"{ap:.1f}" if ap else "" for ap in metrics)
+        cached = cached_file(zoo[name])
+        if is_cached := cached.is_file():
+            megabytes = round(cached.stat().st_size / 1e6)
         print(
-            f"{name:{width}}  {box:6.1f}  {mask or '-':>7}  {keypoints or '-':>11}  "
-            f"{megabytes:3} MB  {'cached' if file.is_file() else ''}".rstrip()
+            f"{name.rpartition('/')[2]:32}  {box:>6}  {mask:>7}  {keypoint:>11}  {megabytes:>3}"
+            f"{'  yes' * is_cached}"
         )
-        if arguments.paths:
-            print(f"  {file}")
     return 0

@@ -16,7 +16,7 @@ from mask_rcnn_tools.arguments import (
     positive,
     weights,
 )
-from mask_rcnn_tools.models import zoo
+from mask_rcnn_tools.models.zoo import DEFAULT, zoo_weights
 from mask_rcnn_tools.predict.layout import check_output
 from mask_rcnn_tools.predict.sources import find_sources
 
@@ -24,7 +24,7 @@ PROGRAM = "mask-rcnn-plus predict"
 
 # Config keys that an option sets; --set would have no effect.
 _OPTIONS = {
-    "MODEL.WEIGHTS": "--weights",
+    "MODEL.WEIGHTS": "--weights or --model",
     "MODEL.DEVICE": "--device",
     "INPUT.MAX_PIXELS": "--max-pixels",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "--score-threshold",
@@ -33,14 +33,14 @@ _OPTIONS = {
 
 _EPILOG = f"""
 examples:
-  COCO's 80 classes, without a training:
+  COCO's 80 classes, with a model that is downloaded once:
     {PROGRAM} photo.jpg
   a checkpoint of train_net.py, which contains its config and class names:
     {PROGRAM} --weights output/model_final.pth photo.jpg
   folders, patterns and videos together, with COCO results and a table:
     {PROGRAM} --weights output/model_final.pth photos "more/*.png" clip.mp4 --json --csv
-  another model from detectron2's zoo, only people and dogs:
-    {PROGRAM} --model mask_rcnn_R_101_FPN_3x --classes person,dog street.jpg
+  another model of detectron2's zoo, only people and dogs:
+    {PROGRAM} --model mask_rcnn_X_101_32x8d_FPN_3x --classes person,dog street.jpg
   small objects in a large image:
     {PROGRAM} --weights output/model_final.pth --slice 1024 --overlap 0.2 aerial.tif
   the first camera, until Ctrl-C:
@@ -92,17 +92,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help='an image, a folder, a pattern such as "photos/*.jpg", a video, or the number of a '
         "camera",
     )
-    add(
-        "--weights",
-        type=weights,
-        metavar="FILE",
-        help="checkpoint: .pth, or .pkl from the zoo",
-    )
-    add(
+    model = parser.add_mutually_exclusive_group().add_argument
+    model("--weights", type=weights, metavar="FILE", help="checkpoint: .pth, or .pkl from the zoo")
+    model(
         "--model",
+        dest="weights",
+        type=zoo_weights,
         metavar="NAME",
-        help="instead of --weights: a model of detectron2's zoo, which knows COCO's classes "
-        f"(default: {zoo.DEFAULT}; `{PROGRAM.split()[0]} models` lists all); downloaded once",
+        help=f"model of detectron2's zoo, see mask-rcnn-plus models (default: {DEFAULT})",
     )
     add(
         "--config-file",
@@ -191,13 +188,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     for key, _ in arguments.set:
         if key in _OPTIONS:
             parser.error(f"--set {key} would have no effect: use {_OPTIONS[key]}")
-    if arguments.weights and arguments.model:
-        parser.error("--weights and --model exclude each other")
-    if not arguments.weights:
+    if arguments.weights is None:
         if arguments.config_file:
             parser.error("--config-file needs --weights")
-        name = zoo.model_name(arguments.model or zoo.DEFAULT)
-        arguments.weights, arguments.config_file = zoo.weights(name), zoo.config_file(name)
+        arguments.weights = zoo_weights(DEFAULT)
     arguments.overlap = 0.2 if arguments.overlap is None else arguments.overlap
     return arguments
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from mask_rcnn_plus.data.mask_rules import mask_fault
+from mask_rcnn_plus.data.mask_rules import is_number, mask_fault
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_tools.report import files
 
@@ -33,7 +33,7 @@ def _fault(entry: Mapping[str, Any], sizes: Mapping[Any, list[int]]) -> str:
     score, box, mask = entry.get("score"), entry.get("bbox"), entry.get("segmentation")
     if not {type(entry.get("image_id")), type(entry.get("category_id"))} <= {int, str}:
         return "lacks image_id or category_id"
-    if not files.is_number(score) or not 0 <= score <= 1:
+    if not is_number(score) or not 0 <= score <= 1:
         return f"has the score {reprlib.repr(score)}, expected 0 to 1"
     if box is not None and not files.is_box(box):
         return f"has the bbox {reprlib.repr(box)}, expected [x, y, width, height] in pixels"

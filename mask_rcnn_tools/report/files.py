@@ -7,20 +7,16 @@ import csv
 import json
 import os
 import reprlib
-from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from mask_rcnn_plus.config.reading import parse_plain
-from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE
+from mask_rcnn_plus.config.reading import flatten, parse_plain
+from mask_rcnn_plus.data.mask_rules import MAX_COORDINATE, are_numbers, is_number
 from mask_rcnn_plus.errors import UserError, reason
 from mask_rcnn_plus.evaluation.metrics import read_summary as read_rows
 from mask_rcnn_plus.evaluation.speed import InferenceSpeed
-
-# Larger numbers are not sizes, scores or losses, and some libraries fail on them.
-_MAX_NUMBER = 1e15
 
 T = TypeVar("T")
 
@@ -105,18 +101,9 @@ def _is_path(text: str) -> bool:
         return False
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of a json is a finite number of a usable size."""
-    return type(value) in (int, float) and -_MAX_NUMBER < value < _MAX_NUMBER
-
-
 def is_box(value: Any) -> bool:
     """Whether a value of a json is a box that can be drawn."""
-    return (
-        isinstance(value, list)
-        and len(value) == 4
-        and all(is_number(number) and abs(number) <= MAX_COORDINATE for number in value)
-    )
+    return are_numbers(value, 4) and all(abs(number) <= MAX_COORDINATE for number in value)
 
 
 def read_summary(path: Path) -> list[dict[str, Any]]:
@@ -140,33 +127,7 @@ def read_settings(text: str, subject: str) -> dict[str, Any]:
     Raises:
         UserError: the text is not plain YAML, or is too large.
     """
-    return dict(_flat(parse_plain(text, subject))) if text else {}
-
-
-def _flat(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def read_training(path: Path) -> list[dict[str, float]]:
-    """The numbers of each logged iteration, in order. Skips incomplete lines.
-
-    If a resumed run repeated an iteration, the last value is used.
-    """
-    rows: dict[int, dict[str, float]] = {}
-    for line in read_text(path).splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        iteration = row.get("iteration") if isinstance(row, dict) else None
-        if type(iteration) is int and is_number(iteration):
-            numbers = {key: float(value) for key, value in row.items() if is_number(value)}
-            rows.setdefault(iteration, {}).update(numbers)
-    return [rows[iteration] for iteration in sorted(rows)]
+    return dict(flatten(parse_plain(text, subject))) if text else {}
 
 
 def read_text(path: Path) -> str:

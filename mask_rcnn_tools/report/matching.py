@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pycocotools.mask as mask_util
 from tqdm import tqdm
 
+from mask_rcnn_plus.data.mask_rules import is_number
 from mask_rcnn_plus.evaluation.coco_json import segmentation_to_rle
-from mask_rcnn_tools.report.files import is_number
 
 Array = npt.NDArray[Any]
 

@@ -1,6 +1,5 @@
 """The report as one HTML page: what one run contributes, what changed between two, the template."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +9,7 @@ import jinja2
 import numpy as np
 from tqdm import tqdm
 
+from mask_rcnn_plus.engine.curves import panels
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.report import plots, text
 from mask_rcnn_tools.report.command import MARK
@@ -136,7 +136,9 @@ class RunReport:
         self.quality = image_quality(analysis, main, self.threshold)
         self.notes = list(text.notes(run, self.splits[main], self.calibrations[main]))
         self.per_class = text.per_class(run)
-        self.training = list(_training_plots(run))
+        self.training = [
+            (panel.title, plots.curves(panel.lines, panel.ylabel)) for panel in panels(run.training)
+        ]
         self.data = text.data_rows(run)
         self.sizes = plots.histogram(
             np.sqrt(analysis.truth.area[~analysis.truth.crowd]), "square root of the area in pixels"
@@ -294,28 +296,6 @@ def _card(name: str, note: str, panels: Iterable[tuple[str, Picture | None]]) ->
         "note": note,
         "panels": [(title, picture) for title, picture in panels if picture is not None],
     }
-
-
-def _training_plots(run: Run) -> Iterable[tuple[str, str]]:
-    """(title, plot) of the training's logged values."""
-    series: dict[str, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    for row in run.training:
-        for key, value in row.items():
-            if isinstance(value, int | float) and np.isfinite(value):
-                series[key][0].append(row["iteration"])
-                series[key][1].append(value)
-    losses = [k for k in series if "loss" in k.lower()]
-    validation = [k for k in losses if "val" in k.lower()]
-    training = sorted((k for k in losses if k not in validation), key=lambda k: k != "total_loss")
-    ap = [k for k in series if k.endswith("/AP") and len(series[k][0]) > 1]
-    for title, ylabel, keys in (
-        ("Training losses", "loss", training),
-        ("Validation losses", "loss", validation),
-        ("AP during training", "AP", ap),
-        ("Learning rate", "learning rate", [k for k in series if k == "lr"]),
-    ):
-        if keys:
-            yield title, plots.curves({k: series[k] for k in keys}, ylabel)
 
 
 def _require_same_data(before: Run, after: Run) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mask_rcnn_plus.engine.curves import STYLE
 from mask_rcnn_plus.errors import printable
 from mask_rcnn_tools.report.matching import THRESHOLDS
 from mask_rcnn_tools.report.metrics import Calibration
@@ -22,18 +23,11 @@ _LINE_COLORS = ("#0072b2", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00"
 _MAX_POINTS = 400
 _UNIT_SQUARE: Any = {"xlim": (0, 1), "ylim": (0, 1.02)}
 _STYLE: Any = {
+    **STYLE,
     "svg.fonttype": "none",
     "svg.hashsalt": "mask-rcnn-plus",
-    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
 }
 
 P = ParamSpec("P")

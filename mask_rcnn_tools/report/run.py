@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mask_rcnn_plus.data.coco_json import read_coco_json
+from mask_rcnn_plus.data.mask_rules import is_number
+from mask_rcnn_plus.engine.curves import read_metrics
 from mask_rcnn_plus.errors import UserError
 from mask_rcnn_tools.report import files
 from mask_rcnn_tools.report.detections import EVALUATE_AGAIN, checked_results
@@ -70,7 +72,7 @@ def read_run(
     limit = evaluation.detections_per_image
     if limit is None:
         default = settings.get("TEST.DETECTIONS_PER_IMAGE")
-        limit = int(default) if files.is_number(default) else 100
+        limit = int(default) if is_number(default) else 100
     summary = files.read_summary(results / "summary.csv")
     max_dets = max([100, limit, *(row["max_dets"] for row in summary if row["task"] == "bbox")])
     ground_truth = read_coco_json(json_file)
@@ -96,6 +98,6 @@ def read_run(
         evaluation=evaluation,
         config=config,
         settings=settings,
-        training=files.read_training(folder / "metrics.json"),
+        training=read_metrics(files.read_text(folder / "metrics.json")),
         limit=limit,
     )

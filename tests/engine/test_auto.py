@@ -16,7 +16,7 @@ from mask_rcnn_plus import UserError, load_config
 from mask_rcnn_plus.config.values import AUTO, is_auto
 from mask_rcnn_plus.engine import main
 from mask_rcnn_plus.engine.auto import resolve, warn_of_little_data
-from mask_rcnn_plus.engine.auto_rules import images_to_see
+from mask_rcnn_plus.engine.auto_rules import images_to_see, images_to_see_pretrained
 from mask_rcnn_plus.engine.checks import check_datasets
 from mask_rcnn_plus.engine.derived import scale_schedule
 from mask_rcnn_plus.prediction.building import resolve_classes
@@ -91,6 +91,15 @@ def test_few_images_are_shown_more_often_and_many_for_twelve_epochs() -> None:
     assert chosen(records(1000), "SOLVER.IMS_PER_BATCH", "8").SOLVER.MAX_ITER == 1500
 
 
+def test_pretrained_weights_see_fewer_images_and_still_fewer_dense_ones() -> None:
+    for count in (2, 12, 96, 1000, 118_000):
+        sparse, dense = (images_to_see_pretrained(count, objects=n) for n in (3, 36))
+        assert 500 <= dense <= sparse <= images_to_see(count) / 2
+    assert images_to_see_pretrained(1000, objects=48) == 3000
+    weights = ["MODEL.WEIGHTS", "package://x"]
+    assert chosen(records(1000), *weights).SOLVER.MAX_ITER == 3000
+
+
 def test_images_without_objects_count_only_if_they_are_trained_on() -> None:
     data = [*records(1000), *records(1000, objects=0)]
     half = chosen(data).SOLVER.MAX_ITER
@@ -125,7 +134,7 @@ def test_small_objects_get_large_images_within_bounds(side: int, crop: str) -> N
     sizes = [each.MIN_SIZE_TEST for each in inputs]
     most = 384 if crop == "[1.0, 1.0]" else 800
     assert sizes == sorted(sizes, reverse=True)
-    assert min(side, 224) <= min(sizes) and max(sizes) <= max(64, min(most, 2 * side))
+    assert min(side, 256) <= min(sizes) and max(sizes) <= max(64, min(most, 2 * side))
     for each in inputs:
         seen = each.MIN_SIZE_TEST * each.CROP.SIZE[0]
         assert (
@@ -136,10 +145,10 @@ def test_small_objects_get_large_images_within_bounds(side: int, crop: str) -> N
 
 def test_large_and_small_objects() -> None:
     large = chosen(records(20, size=150)).INPUT
-    assert (large.MIN_SIZE_TEST, large.CROP.SIZE) == (224, (1.0, 1.0))
+    assert (large.MIN_SIZE_TEST, large.CROP.SIZE) == (256, (1.0, 1.0))
     # Windows of 256 pixels of the enlarged image.
     small = chosen(records(20, size=15, side=256, objects=9)).INPUT
-    assert (small.MIN_SIZE_TEST, small.CROP.SIZE) == (512, (0.5, 0.5))
+    assert (small.MIN_SIZE_TEST, small.CROP.SIZE, small.CROP.ENABLED) == (512, (0.5, 0.5), True)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +161,7 @@ def test_large_and_small_objects() -> None:
 def test_windows_must_show_objects_and_show_them_whole(data: list[dict[str, Any]]) -> None:
     inputs = chosen(data).INPUT
     assert (inputs.MIN_SIZE_TEST, inputs.CROP.SIZE) == (384, (1.0, 1.0))
+    assert not inputs.CROP.ENABLED
 
 
 def test_without_crops_images_are_whole() -> None:
@@ -179,13 +189,15 @@ def test_rare_classes_are_repeated_and_others_are_not() -> None:
 
 
 def test_anchors_are_fitted_only_if_that_gains_recall() -> None:
-    cfg = load_config(SMALL)
-    resolve(cfg, records(30, size=96, side=256))
-    fitted = [size for (size,) in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
-    assert len(fitted) == 5 and fitted == sorted(fitted) != [16, 32, 64, 128, 256]
-    cfg = load_config(SMALL, ["INPUT.MIN_SIZE_TRAIN", "(256,)"])
+    cells = [[16.0], [32.0], [64.0], [128.0], [256.0]]
+    sizes = ["INPUT.MIN_SIZE_TRAIN", "(256,)", "INPUT.MIN_SIZE_TEST", "256"]
+    cfg = load_config(SMALL, sizes)
     resolve(cfg, records(30, size=64, side=256))
-    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[16.0], [32.0], [64.0], [128.0], [256.0]]
+    assert cells == cfg.MODEL.ANCHOR_GENERATOR.SIZES
+    cfg = load_config(SMALL, sizes)
+    resolve(cfg, records(30, size=5, side=256))
+    fitted = [size for (size,) in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
+    assert len(fitted) == 5 and fitted == sorted(fitted) and fitted[0] < 10
 
 
 def test_explicit_values_win() -> None:

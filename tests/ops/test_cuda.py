@@ -41,12 +41,14 @@ def random_maps(channels_last, dtype=torch.float32, channels=32, device="cuda"):
     return [m.to(device, dtype).contiguous(memory_format=layout) for m in maps]
 
 
-def random_boxes(count=400, device="cuda"):
+def random_boxes(count=400, dtype=torch.float32, device="cuda"):
     generator = torch.Generator().manual_seed(4)
     corner = torch.rand(count, 2, generator=generator) * torch.tensor([600.0, 400.0]) - 20
     size = torch.exp(torch.rand(count, 2, generator=generator) * 4) * 8
     image = torch.randint(0, 2, (count, 1), generator=generator)
-    return torch.cat([image, corner, corner + size], dim=1).to(device)
+    boxes = torch.cat([image, corner, corner + size], dim=1).to(device)
+    # fp64 maps need fp64 boxes, all others fp32 boxes.
+    return boxes.double() if dtype == torch.float64 else boxes
 
 
 def settings(channels_last, ratio=2, grid=1):
@@ -69,7 +71,8 @@ def random_like(out):
 def test_average_equals_the_cpu(ratio, grid, dtype, channels_last):
     results = []
     for device in ("cpu", "cuda"):
-        maps, boxes = random_maps(channels_last, dtype, device=device), random_boxes(device=device)
+        maps = random_maps(channels_last, dtype, device=device)
+        boxes = random_boxes(dtype=dtype, device=device)
         rest = settings(channels_last, ratio, grid)
         out = operators.fpn_roi_align(maps, boxes, 7, 7, *rest)
         grad = random_like(out)
@@ -90,7 +93,8 @@ def test_average_equals_the_cpu(ratio, grid, dtype, channels_last):
 def test_maximum_equals_the_cpu(ratio, grid, dtype, channels_last):
     results = []
     for device in ("cpu", "cuda"):
-        maps, boxes = random_maps(channels_last, dtype, device=device), random_boxes(device=device)
+        maps = random_maps(channels_last, dtype, device=device)
+        boxes = random_boxes(dtype=dtype, device=device)
         rest = settings(channels_last, ratio, grid)
         out, index = operators.fpn_roi_max(maps, boxes, 7, 7, *rest)
         grad = random_like(out)

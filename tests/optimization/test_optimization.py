@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mask_rcnn_plus import UserError, optimize
 from mask_rcnn_plus.evaluation import run_inference
 from mask_rcnn_plus.modeling import PastedMasks
-from mask_rcnn_plus.optimization import layers, onednn
+from mask_rcnn_plus.optimization import conversion, layers, onednn
 from mask_rcnn_plus.optimization.proposals import largest
 from tests.modeling.models import ARCHITECTURES, build
 
@@ -295,7 +295,24 @@ def test_bf16_detects_the_same_objects(name: str) -> None:
     model = lively(MODELS[name]())
     fast = optimize(model, "bf16")
     assert fast.backbone is not model.backbone
-    for a, b in zip(detect(fast), detect(model), strict=True):
+    assert_same_objects(detect(fast), detect(model))
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "group norm", "mlp masks", "timm"])
+def test_fp16_detects_the_same_objects_with_the_layers_of_a_gpu(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "is_usable", lambda dtype: False)
+    # "fp16" is refused on CPUs, where it is slow.
+    monkeypatch.setitem(conversion.DTYPES, "bf16", torch.float16)
+    model = lively(MODELS[name]())
+    fast = optimize(model, "bf16")
+    assert fast.optimization_dtype == torch.float16
+    assert_same_objects(detect(fast), detect(model))
+
+
+def assert_same_objects(actual: list[Any], expected: list[Any]) -> None:
+    for a, b in zip(actual, expected, strict=True):
         assert a.scores.dtype == a.pred_boxes.tensor.dtype == torch.float32
         strong = b[b.scores > 0.5]
         same = pairwise_iou(strong.pred_boxes, a.pred_boxes)

@@ -43,6 +43,7 @@ TRAIN = str(ROOT / "train_net.py")
 # Command -> arguments that are complete but for a missing file, and its name.
 MISSING_FILE = {
     "predict": ["--weights", "no.pth", "."],
+    "models": ["no"],
     "report": ["no"],
     "convert": ["yolo", "no", "--output", "out"],
     "check-data": ["--json-file", "no.json", "--image-root", "."],
@@ -52,7 +53,6 @@ MISSING_FILE = {
     "convert-torchvision": ["no.pth", "out.pth"],
     "stock-config": ["--weights", "no.pth", "--output", "out.yaml"],
     "doctor": ["--json", "no/doctor.json"],
-    "models": ["no"],
     TRAIN: ["--config-file", "no.yaml"],
 }
 
@@ -86,6 +86,7 @@ def test_help_and_mistakes_are_answered_without_torch(name: str, tmp_path: Path)
         (["predict", "--weights", CONFIG, "photos", "--like", "no.json"], "no.json"),
         (["predict", "--weights", CONFIG, "photos", "--config-file", "no.yaml"], "no.yaml"),
         (["predict", "--weights", CONFIG, "photos", "--score-threshold", "2"], "from 0 to 1"),
+        (["predict", "photos", "--config-file", CONFIG], "--weights"),
         (["report", "photos", "--output", "file"], "not a report"),
         (["report", "photos", "--json-file", "no.json"], "no.json"),
         (["report", "photos", "./photos"], "same folder"),

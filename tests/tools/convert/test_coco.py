@@ -146,6 +146,10 @@ COUNTS = coco_mask.encode(np.asfortranarray(MASK, np.uint8))["counts"].decode()
         (SQUARE[0], SQUARE),
         ([[[4, 5], [20, 5], [20, 25], [4, 25]]], SQUARE),
         ([*SQUARE, [1, 1, 3, 3]], SQUARE),  # a polygon of two corners
+        ([{"x": x, "y": y} for x, y in zip(SQUARE[0][::2], SQUARE[0][1::2], strict=True)], SQUARE),
+        ({"all_points_x": SQUARE[0][::2], "all_points_y": SQUARE[0][1::2]}, SQUARE),
+        ("4,5 20,5 20,25 4,25", SQUARE),
+        (json.dumps({"size": [30, 40], "counts": COUNTS}), {"size": [30, 40], "counts": COUNTS}),
         ({"size": [30, 40], "counts": COUNTS}, {"size": [30, 40], "counts": COUNTS}),
         (
             {"size": [30, 40], "counts": [125, *[20, 10] * 15, 20, 605]},
@@ -195,8 +199,29 @@ def test_brush_masks_of_cvat_are_objects(read: Read, written: Written) -> None:
     labels = read(segmentation=rle, iscrowd=1, attributes={"occluded": False})
     assert len(next(places for what, places in labels.noted.items() if "CVAT" in what)) == 1
     assert written(labels)["annotations"][0]["iscrowd"] == 0
-    crowd = coco.read
-    assert crowd and read(segmentation=rle, iscrowd=1).noted == {}
+    # Without CVAT's attributes, and beside an object, it is a crowd.
+    body = content("0.jpg", segmentation=rle, iscrowd=1)
+    body["annotations"].append({**body["annotations"][0], "segmentation": SQUARE, "iscrowd": 0})
+    labels = read(body)
+    assert labels.noted == {}
+    assert [a["iscrowd"] for a in written(labels, overwrite=True)["annotations"]] == [1, 0]
+    # CVAT never writes a run length that is not a crowd.
+    for annotation in body["annotations"]:
+        annotation |= {"segmentation": rle, "attributes": {"occluded": False}}
+    assert read(body).noted == {}
+
+
+def test_brush_masks_are_found_wherever_they_are_in_the_json(read: Read, written: Written) -> None:
+    body = content("0.jpg")
+    body["annotations"].append(
+        {
+            **body["annotations"][0],
+            "segmentation": {"size": [30, 40], "counts": COUNTS},
+            "iscrowd": 1,
+            "attributes": {"occluded": False},
+        }
+    )
+    assert [a["iscrowd"] for a in written(read(body))["annotations"]] == [0, 0]
 
 
 def test_boxes_are_kept_only_if_there_are_no_masks(read: Read, written: Written) -> None:

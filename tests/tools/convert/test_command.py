@@ -73,6 +73,40 @@ def test_links_that_lead_nowhere_and_pipes_are_skipped_and_named(
     assert "out_train: 4 images" in out
 
 
+@pytest.mark.parametrize("target", ["/nowhere", "images"])
+def test_an_image_folder_that_leads_nowhere_is_named(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "seg"
+    source.mkdir()
+    (source / "data.yaml").write_text("names: [cat]")
+    (source / "images").symlink_to(target)
+    assert main(["convert", "yolo", str(source), "--output", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert f"{source / 'images'} is a link that leads nowhere ({target})" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("voc", "masks")])
+def test_a_pipe_as_source_is_named_and_not_read(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "labels.json")
+    arguments = [name, str(tmp_path / "labels.json"), "--output", str(tmp_path / "out")]
+    assert main(["convert", *arguments]) == 2
+    assert "labels.json' is a pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if n not in ("voc", "masks", "yolo")])
+def test_an_unreadable_file_as_source_is_the_error(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.json").write_text("{")
+    arguments = [name, str(tmp_path / "labels.json"), "--output", str(tmp_path / "out")]
+    assert main(["convert", *arguments]) == 2
+    assert "labels.json' is not valid" in capsys.readouterr().err
+
+
 def test_a_shell_can_run_the_next_command(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
