@@ -6,6 +6,7 @@ do not. This cannot show what the GPU's assembler does, the memory order between
 
 import ctypes
 import os
+import resource
 import shutil
 from functools import partial
 from pathlib import Path
@@ -174,10 +175,12 @@ def test_a_changed_kernel_is_detected(name, host, tmp_path, monkeypatch):
 
 
 def outcome(run) -> str:
-    """What a function does in a process of its own, which a wrong address may end."""
+    """What a function does in a process of its own, which a wrong address or number may end."""
     reader, writer = os.pipe()
     if (process := os.fork()) == 0:
         text = "passed"
+        # A wrong number may also make a loop long.
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
         try:
             run()
         except BaseException as error:
