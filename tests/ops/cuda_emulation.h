@@ -3,9 +3,9 @@
 //
 // A block's threads are fibers. Each runs until it waits for others. A seed determines which thread and which block run
 // next: a kernel with a missing barrier, or whose blocks are not independent, has another result with another seed.
-// Shared memory is a heap block of exactly the requested size, filled with a seeded byte: a sanitizer detects accesses
-// beyond it, and a second seed detects reads of memory that was never written. Threads that wait at different barriers,
-// or exit while others wait, are an error.
+// Shared memory is a heap block of exactly the requested size, filled with zeros or with a seeded byte: a sanitizer
+// detects accesses beyond it, and a second seed detects reads of memory that was never written. Threads that wait at
+// different barriers, or exit while others wait, are an error.
 #pragma once
 #define ROI_EMULATION
 #include <ucontext.h>
@@ -34,7 +34,13 @@ class Machine {
  public:
   Index thread_index{}, block_index{};
 
-  void seed(uint64_t value) { random_.seed(value); }
+  // Even seeds fill shared memory with zeros, odd ones with another byte. Threads run in any order (seeds 0 and 1), the
+  // first ones first (2 and 3), or the last ones first (4 and 5).
+  void seed(uint64_t value) {
+    random_.seed(value);
+    zeros_ = value % 2 == 0;
+    order_ = value / 2 % 3;
+  }
 
   unsigned char* shared_memory() { return shared_.get(); }
 
@@ -110,7 +116,7 @@ class Machine {
   void run_block(int64_t block, int64_t shared_bytes) {
     // malloc aligns to 16 bytes, as the device does.
     shared_.reset(static_cast<unsigned char*>(std::malloc(shared_bytes)));
-    std::memset(shared_.get(), static_cast<int>(random_() & 0xff), shared_bytes);
+    std::memset(shared_.get(), zeros_ ? 0 : static_cast<int>(random_() & 0xff), shared_bytes);
     block_index.x = static_cast<unsigned>(block);
     ready_.clear();
     for (size_t i = 0; i < fibers_.size(); i++) {
@@ -125,7 +131,10 @@ class Machine {
     }
     for (;;) {
       while (!ready_.empty()) {
-        size_t pick = random_() % ready_.size(), i = ready_[pick];
+        size_t pick = random_() % ready_.size();
+        if (order_ == 1) pick = std::min_element(ready_.begin(), ready_.end()) - ready_.begin();
+        if (order_ == 2) pick = std::max_element(ready_.begin(), ready_.end()) - ready_.begin();
+        size_t i = ready_[pick];
         ready_[pick] = ready_.back();
         ready_.pop_back();
         thread_index.x = static_cast<unsigned>(i);
@@ -152,6 +161,8 @@ class Machine {
   };
 
   std::mt19937_64 random_;
+  bool zeros_ = false;
+  uint64_t order_ = 0;
   std::function<void()> body_;
   std::string error_;
   std::vector<Fiber> fibers_;

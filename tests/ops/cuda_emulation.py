@@ -19,7 +19,8 @@ GUARD = 64
 PROT_NONE = 0
 
 
-def _compile(name: str, folder: Path, *flags: str) -> Path:
+def compile_library(name: str, folder: Path, *flags: str) -> Path:
+    """Compiles a file beside this one with the host's compiler; returns the library's path."""
     path = folder / f"{name}.so"
     include = Path(torch.__file__).parent / "include"
     source = Path(__file__).with_name(f"{name}.cpp")
@@ -46,12 +47,16 @@ def load_operators(folder: Path) -> None:
     """
     flags = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-ltorch_cpu"]
     flags += [f"-L{Path(torch.__file__).parent / 'lib'}"]
-    torch.ops.load_library(_compile("cuda_emulation_operators", folder, *flags))
+    torch.ops.load_library(compile_library("cuda_emulation_operators", folder, *flags))
 
 
 def compile_kernels(folder: Path) -> ctypes.CDLL:
     """Compiles the kernels with the host's compiler; returns the library."""
-    path = _compile("cuda_emulation", folder)
+    return load_kernels(compile_library("cuda_emulation", folder))
+
+
+def load_kernels(path: Path) -> ctypes.CDLL:
+    """A library that ``compile_library`` made of cuda_emulation.cpp."""
     library = ctypes.CDLL(str(path))
     library.new_call.restype = ctypes.c_void_p
     library.plan_bytes.restype = ctypes.c_int64

@@ -1,8 +1,8 @@
 """The CUDA kernels, run on the CPU thread by thread (cuda_emulation.h), against their definitions.
 
 Every kernel runs twice, with its threads and blocks in different orders: equal bits mean that no
-barrier is missing. This cannot detect how the device rounds log2f at a level border, or memory that
-several blocks write at the same time.
+barrier is missing. test_ptx.py runs these tests on the code of CUDA's compiler. This cannot detect
+how the device rounds log2f at a level border, or memory that several blocks write at the same time.
 """
 
 import math
@@ -21,6 +21,9 @@ LAYOUTS = pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
 )
+# Seeds of the machine: threads in any order with shared memory full of a byte, and the first ones
+# first with zeros.
+SCHEDULES = (1, 2)
 # Positions of samples are equal everywhere; the order of sums differs.
 TOLERANCE = {
     torch.float32: 2e-6,
@@ -79,13 +82,15 @@ def random_maps(case: Case, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [random(*shape).to(dtype) for shape in case.sizes]
 
 
-def twice(run: Callable[[int], Tensor | list[Tensor]]) -> Tensor | list[Tensor]:
-    """Runs with two schedules, which must agree bit for bit; returns the result."""
-    one, other = run(1), run(2)
-    for a, b in zip(*([x] if isinstance(x, Tensor) else x for x in (one, other)), strict=True):
-        bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
-        assert torch.equal(a.view(bits), b.view(bits))
-    return one
+def repeated(run: Callable[[int], Tensor | list[Tensor]]) -> Tensor | list[Tensor]:
+    """Runs with every schedule, which must agree bit for bit; returns the result."""
+    first, *others = (run(seed) for seed in SCHEDULES)
+    for other in others:
+        pair = ([x] if isinstance(x, Tensor) else x for x in (first, other))
+        for a, b in zip(*pair, strict=True):
+            bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
+            assert torch.equal(a.view(bits), b.view(bits))
+    return first
 
 
 def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -97,7 +102,7 @@ def assert_near(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 def check_average(kernels: Kernels, case: Case, dtype: torch.dtype = torch.float32) -> None:
     maps = random_maps(case, dtype)
-    out = twice(lambda seed: kernels.average(case, maps, seed))
+    out = repeated(lambda seed: kernels.average(case, maps, seed))
     assert_near(out, kernels.plain_average(case, maps), dtype)
 
 
@@ -110,7 +115,7 @@ def check_average_backward(
     grad = random(*case.out_shape()).to(dtype)
     if grad_channels_last is None:
         grad_channels_last = case.channels_last
-    grads = twice(lambda seed: kernels.average_backward(case, grad, grad_channels_last, seed))
+    grads = repeated(lambda seed: kernels.average_backward(case, grad, grad_channels_last, seed))
     for actual, expected in zip(grads, kernels.plain_average_backward(case, grad), strict=True):
         assert_near(actual, expected, dtype)
 
@@ -118,7 +123,7 @@ def check_average_backward(
 def check_maximum(kernels: Kernels, case: Case, dtype: torch.dtype = torch.float32) -> None:
     maps = random_maps(case, dtype)
     expected, expected_index = kernels.plain_maximum(case, maps)
-    out, index = twice(lambda seed: list(kernels.maximum(case, maps, seed)))
+    out, index = repeated(lambda seed: list(kernels.maximum(case, maps, seed)))
     assert torch.equal(index, expected_index)
     torch.testing.assert_close(out, expected.to(dtype), rtol=0, atol=0, equal_nan=True)
 
@@ -133,7 +138,7 @@ def check_maximum_backward(
     grad = random(*case.out_shape()).to(dtype)
     if grad_channels_last is None:
         grad_channels_last = case.channels_last
-    grads = twice(
+    grads = repeated(
         lambda seed: kernels.maximum_backward(case, grad, grad_channels_last, index, seed)
     )
     expected = kernels.plain_maximum_backward(case, grad, index)
