@@ -167,13 +167,14 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
     for name, folder in list(_folders.items()):
         if not is_by_folder(name):
             del _folders[name]
-        elif not folder.json_file.is_file():
+        elif not os.path.isfile(folder.json_file):  # noqa: PTH113
             folder.withdraw()
             MetadataCatalog.remove(name)
     names: list[str] = []
     root = dataset_root() if root is None else root
     json_files = root.absolute().glob("[!.]*/[!.]*.json")
-    for json_file in sorted(path for path in json_files if path.is_file()):
+    # Unlike Path.is_file, os.path.isfile is False in a folder that this user may not enter.
+    for json_file in sorted(path for path in json_files if os.path.isfile(path)):  # noqa: PTH113
         name = f"{json_file.parent.name}_{json_file.stem}"
         if name in names:
             _folders[name].rival = json_file

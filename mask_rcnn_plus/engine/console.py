@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.launch import lost_process
 from mask_rcnn_plus.errors import UserError, reason
 
@@ -78,7 +79,8 @@ def in_one_line(problem: str) -> Iterator[None]:
     except (UserError, FloatingPointError):
         raise
     except Exception as error:
-        if lost_process(error):
+        full_disk = isinstance(error, OSError) and error.errno in saving.NO_WRITING
+        if full_disk or lost_process(error):
             raise
         logger.error(problem, exc_info=True, extra=LOG_ONLY)
         raise UserError(

@@ -129,7 +129,8 @@ def _prepare_evaluation(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], 
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
 
     def evaluate() -> None:
-        results = Trainer.test(cfg, model)
+        with in_one_line("the evaluation failed"):
+            results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)
             _print_previews(cfg)

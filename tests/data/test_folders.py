@@ -1,6 +1,8 @@
 """Data sets by folder: which are registered, and when they are read again."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -409,3 +411,20 @@ def test_catalogs_are_extended_once() -> None:
     before = catalog.get, catalog.register, type(MetadataCatalog).get
     folders.extend_catalogs()
     assert (catalog.get, catalog.register, type(MetadataCatalog).get) == before
+
+
+def test_a_folder_that_may_not_be_entered_is_skipped(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("closed/train.json"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    for name in ("closed", "open"):
+        (root / name).mkdir()
+        (root / name / "train.json").write_text("{}")
+    monkeypatch.setattr(os, "stat", refuse)
+    assert register_folder_datasets() == ["open_train"]

@@ -270,3 +270,9 @@ def test_errors_name_the_value(
             BatchPredictor.from_checkpoint(weights, opts=[key, value])
     with pytest.raises(UserError, match="array_format"):
         BatchPredictor.from_checkpoint(weights, array_format="GBR")
+
+
+@pytest.mark.parametrize("names", [3, "cat", None])
+def test_class_names_that_are_not_a_list_are_refused(weights: str, names: object) -> None:
+    with pytest.raises(UserError, match=f"class_names is {names!r}"):
+        BatchPredictor.from_checkpoint(weights, opts=["MODEL.DEVICE", "cpu"], class_names=names)
