@@ -1,5 +1,6 @@
 """train_net.py as a user runs it: training, resuming, evaluating, and every error."""
 
+import errno
 import json
 import os
 import pickle
@@ -13,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.modeling import GeneralizedRCNN
 
 from mask_rcnn_plus import get_cfg, load_config
 from mask_rcnn_plus.engine import Trainer, main
@@ -375,6 +378,39 @@ def test_unusable_weights_are_refused(
     foreign = tmp_path / "foreign.pth"
     torch.save({"model": {"layer.weight": torch.zeros(1)}}, foreign)
     assert "no parameter fits" in refusal(capsys, tiny_config, "MODEL.WEIGHTS", str(foreign))
+
+
+def test_an_error_on_the_first_image_of_an_evaluation_is_one_line(
+    trained: Path,
+    tiny_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("sizes differ")
+
+    monkeypatch.setattr(GeneralizedRCNN, "preprocess_image", fail)
+    weights = ("--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth"))
+    message = refusal(capsys, tiny_config, *weights)
+    for part in ("failed on", ".png", "sizes differ", "log.txt"):
+        assert part in message
+
+
+@pytest.mark.parametrize("method", ["process", "evaluate"])
+def test_a_full_disk_in_evaluation_has_its_own_code(
+    method: str,
+    trained: Path,
+    tiny_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "results.json")
+
+    monkeypatch.setattr(DatasetEvaluators, method, fail)
+    assert run(tiny_config, "--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth")) == 4
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "results.json" in line and "No space left" in line
 
 
 def test_a_pkl_that_would_run_code_is_refused(
