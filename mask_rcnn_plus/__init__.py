@@ -12,6 +12,7 @@ compat.apply()
 # After compat, which makes detectron2.modeling importable.
 from mask_rcnn_plus import device, modeling  # noqa: E402, F401
 from mask_rcnn_plus.config import add_mask_rcnn_plus_config, get_cfg, load_config  # noqa: E402
+from mask_rcnn_plus.config.stock import accept_our_keys  # noqa: E402
 from mask_rcnn_plus.data import register_folder_datasets  # noqa: E402
 from mask_rcnn_plus.data.folders import extend_catalogs  # noqa: E402
 from mask_rcnn_plus.engine.weights import read_class_names  # noqa: E402
@@ -20,6 +21,7 @@ from mask_rcnn_plus.optimization import optimize  # noqa: E402
 from mask_rcnn_plus.prediction import BatchPredictor, SlicedPredictor  # noqa: E402
 
 device.extend_detectron2()
+accept_our_keys()
 extend_catalogs()
 
 __all__ = [

@@ -1,5 +1,7 @@
 """Converts a config for programs that know only detectron2's keys and ROI heads."""
 
+import copy
+import functools
 from pathlib import Path
 
 from detectron2 import modeling
@@ -45,6 +47,34 @@ def stock_config(cfg: CfgNode) -> CfgNode:
         if model[group].POOLER_TYPE not in POOLERS:
             raise _no_counterpart(f"{group}.POOLER_TYPE", model[group].POOLER_TYPE)
     return stock
+
+
+def accept_our_keys() -> None:
+    """Makes detectron2's ``CfgNode`` merge files that have this project's keys.
+
+    Only the keys of the file are added, so other configs, and what is saved of them, stay as they
+    are. The method is replaced because detectron2 has no hook. A second call changes nothing.
+    """
+    original = CfgNode.merge_from_other_cfg
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def merge_from_other_cfg(self: CfgNode, cfg_other: CfgNode) -> None:
+        if "VERSION" in self:  # a whole config
+            _add_keys(self, cfg_other, get_cfg())
+        original(self, cfg_other)
+
+    CfgNode.merge_from_other_cfg = merge_from_other_cfg
+
+
+def _add_keys(cfg: CfgNode, other: CfgNode, defaults: CfgNode) -> None:
+    for key in other.keys() & defaults.keys():
+        group = isinstance(defaults[key], CfgNode)
+        if key not in cfg:
+            cfg[key] = CfgNode() if group else copy.deepcopy(defaults[key])
+        if group and isinstance(cfg[key], CfgNode) and isinstance(other[key], dict):
+            _add_keys(cfg[key], other[key], defaults[key])
 
 
 def write_stock_config(cfg: CfgNode, path: Path) -> None:

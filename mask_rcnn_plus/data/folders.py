@@ -150,13 +150,6 @@ def dataset_root() -> Path:
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except PermissionError:  # the folder may be listed, but not entered
-        return False
-
-
 def register_folder_datasets(root: Path | None = None) -> list[str]:
     """Registers every ``NAME/SPLIT.json`` below a folder in detectron2's catalogs as NAME_SPLIT.
 
@@ -174,13 +167,14 @@ def register_folder_datasets(root: Path | None = None) -> list[str]:
     for name, folder in list(_folders.items()):
         if not is_by_folder(name):
             del _folders[name]
-        elif not _is_file(folder.json_file):
+        elif not os.path.isfile(folder.json_file):  # noqa: PTH113
             folder.withdraw()
             MetadataCatalog.remove(name)
     names: list[str] = []
     root = dataset_root() if root is None else root
     json_files = root.absolute().glob("[!.]*/[!.]*.json")
-    for json_file in sorted(filter(_is_file, json_files)):
+    # Unlike Path.is_file, os.path.isfile is False in a folder that this user may not enter.
+    for json_file in sorted(path for path in json_files if os.path.isfile(path)):  # noqa: PTH113
         name = f"{json_file.parent.name}_{json_file.stem}"
         if name in names:
             _folders[name].rival = json_file

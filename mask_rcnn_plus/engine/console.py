@@ -17,8 +17,8 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 from tqdm.contrib import DummyTqdmFile
 
+from mask_rcnn_plus.engine import saving
 from mask_rcnn_plus.engine.launch import lost_process
-from mask_rcnn_plus.engine.saving import NO_WRITING
 from mask_rcnn_plus.errors import UserError, reason
 
 logger = logging.getLogger(__name__)
@@ -73,16 +73,14 @@ def _on_screen(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def in_one_line(problem: str) -> Iterator[None]:
-    """Raises any error of detectron2, such as incompatible settings, as a UserError.
-
-    Errors with an exit code of their own pass: a full disk, a lost process, divergence.
-    """
+    """Raises any error of detectron2, such as incompatible settings, as a UserError."""
     try:
         yield
     except (UserError, FloatingPointError):
         raise
     except Exception as error:
-        if lost_process(error) or (isinstance(error, OSError) and error.errno in NO_WRITING):
+        full_disk = isinstance(error, OSError) and error.errno in saving.NO_WRITING
+        if full_disk or lost_process(error):
             raise
         logger.error(problem, exc_info=True, extra=LOG_ONLY)
         raise UserError(

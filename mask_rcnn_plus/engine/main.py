@@ -129,7 +129,7 @@ def _prepare_evaluation(cfg: CfgNode, args: argparse.Namespace) -> Callable[[], 
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
 
     def evaluate() -> None:
-        with in_one_line("the evaluation fails"):
+        with in_one_line("the evaluation failed"):
             results = Trainer.test(cfg, model)
         if comm.is_main_process():
             verify_results(cfg, results)

@@ -191,7 +191,7 @@ def _evaluation_mode(model: Any) -> Iterator[None]:
 def _naming_files(batch: Batch) -> Iterator[None]:
     try:
         yield
-    except UserError:
+    except (UserError, OSError):  # an OSError names its own file, which an evaluator writes
         raise
     except Exception as error:
         files = " or ".join(str(image.get("file_name", "?")) for image in batch)

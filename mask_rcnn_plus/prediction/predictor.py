@@ -85,6 +85,10 @@ class BatchPredictor:
         if input_format not in ("BGR", "RGB", "L"):
             raise UserError(f"INPUT.FORMAT is '{input_format}': must be BGR, RGB or L")
         _check(array_format, batch_size)
+        if isinstance(class_names, str) or not isinstance(class_names, Sequence):
+            raise UserError(
+                f"class_names is {class_names!r}: give a list of names, in order of ids"
+            )
         self.model = model.eval()
         self.class_names = list(class_names)
         self.batch_size = batch_size
@@ -114,9 +118,6 @@ class BatchPredictor:
             kwargs: for the constructor, such as ``batch_size``.
         """
         _check(kwargs.get("array_format", "BGR"), kwargs.get("batch_size", 1))
-        names = kwargs.get("class_names", [])
-        if isinstance(names, str) or not isinstance(names, Sequence):
-            raise UserError(f"class_names must be a list of strings, got {names!r:.80}")
         cfg, names = resolve_classes(cfg, trusted=trust_checkpoint)
         if cfg.TEST.AUG.ENABLED and cfg.MODEL.KEYPOINT_ON:
             raise UserError(

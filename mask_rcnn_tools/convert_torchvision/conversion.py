@@ -8,7 +8,13 @@ import torch
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
-from mask_rcnn_plus.engine.weights import cannot_load, local_weights, read_torch
+from mask_rcnn_plus.engine.weights import (
+    UnsafePickleError,
+    cannot_load,
+    explain,
+    local_weights,
+    read_torch,
+)
 from mask_rcnn_plus.errors import UserError
 
 _STAGES = (3, 4, 6, 3)  # blocks per stage of a ResNet-50
@@ -171,8 +177,10 @@ def read_state(weights: str) -> dict[str, Tensor]:
     try:
         # Checkpoints of torchvision's reference training also contain its arguments.
         state = read_torch(path, also=[argparse.Namespace])
+    except UnsafePickleError as error:
+        raise UserError(f"weights '{path}' cannot be loaded: {explain(error)}") from error
     except Exception as error:
-        raise cannot_load(weights, error, path) from error
+        raise cannot_load(str(path), error, path) from error
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(map(torch.is_tensor, state.values())):

@@ -114,6 +114,26 @@ def test_a_stock_config_has_the_keys_and_heads_of_detectron2(
 
 
 @pytest.mark.parametrize(
+    "file", ["quickstart", "small_data", "timm/mask_rcnn_swin_tiny_FPN_3x", "paper/2e_mlp_3_hidden"]
+)
+def test_detectron2s_own_config_merges_every_config_of_the_project(file: str) -> None:
+    cfg, path = detectron2_config(), ROOT / f"configs/{file}.yaml"
+    cfg.merge_from_file(str(path))
+    assert complete(cfg).dump() == load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE]).dump()
+
+
+def test_merging_adds_only_the_keys_of_the_file() -> None:
+    cfg = detectron2_config()
+    cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"EMA": {"ENABLED": True}}, "DATA_CHECK": "off"}))
+    assert cfg.SOLVER.EMA == {"ENABLED": True} and cfg.DATA_CHECK == "off"
+    assert cfg.MODEL.DEVICE == "cuda" and "OPTIMIZER" not in cfg.SOLVER
+    assert complete(cfg).SOLVER.EMA.DECAY == get_cfg().SOLVER.EMA.DECAY
+    assert "EMA" not in detectron2_config().SOLVER
+    with pytest.raises(KeyError, match=r"SOLVER\.EMMA"):
+        cfg.merge_from_other_cfg(CfgNode({"SOLVER": {"EMMA": {"ENABLED": True}}}))
+
+
+@pytest.mark.parametrize(
     ("file", "options", "key", "value"),
     [
         ("timm/mask_rcnn_swin_tiny_FPN_3x", [], "BACKBONE.NAME", "build_timm_fpn_backbone"),

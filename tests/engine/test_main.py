@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.evaluation import DatasetEvaluators
+from detectron2.modeling import GeneralizedRCNN
 
 from mask_rcnn_plus import get_cfg, load_config
 from mask_rcnn_plus.engine import Trainer, main
@@ -378,6 +380,39 @@ def test_unusable_weights_are_refused(
     assert "no parameter fits" in refusal(capsys, tiny_config, "MODEL.WEIGHTS", str(foreign))
 
 
+def test_an_error_on_the_first_image_of_an_evaluation_is_one_line(
+    trained: Path,
+    tiny_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("sizes differ")
+
+    monkeypatch.setattr(GeneralizedRCNN, "preprocess_image", fail)
+    weights = ("--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth"))
+    message = refusal(capsys, tiny_config, *weights)
+    for part in ("failed on", ".png", "sizes differ", "log.txt"):
+        assert part in message
+
+
+@pytest.mark.parametrize("method", ["process", "evaluate"])
+def test_a_full_disk_in_evaluation_has_its_own_code(
+    method: str,
+    trained: Path,
+    tiny_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "results.json")
+
+    monkeypatch.setattr(DatasetEvaluators, method, fail)
+    assert run(tiny_config, "--eval-only", "MODEL.WEIGHTS", str(trained / "model_final.pth")) == 4
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "results.json" in line and "No space left" in line
+
+
 def test_a_pkl_that_would_run_code_is_refused(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -484,28 +519,3 @@ def test_a_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and arguments[0] in error
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (RuntimeError("sizes do not match"), 2),
-        (OSError(errno.ENOSPC, "No space left on device", "x.json"), 4),
-    ],
-)
-def test_an_evaluation_that_fails_is_one_line(
-    trained: Path,
-    tmp_path: Path,
-    error: Exception,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(Trainer, "test", fail)
-    weights = ("MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "o"))
-    assert run(trained / "config.yaml", "--eval-only", *weights) == code
-    out, err = capsys.readouterr()
-    assert "Traceback" not in out + err and str(error.args[-1]) in err

@@ -226,6 +226,7 @@ def classes_that_differ() -> object:
         (None, [], "in.pth' does not exist"),
         (b"not a checkpoint", [], "in.pth' cannot be loaded: the file is text"),
         ([torch.zeros(1)], [], "are not a state dict: save model.state_dict()"),
+        (b"a text\n", [], "the file is text"),
         ({"a": 1}, [], "are not a state dict: save model.state_dict()"),
         (resnet, [], "missing: 295 keys (backbone.body.conv1.weight, "),
         (classes_that_differ, [], "cls_score 91, bbox_pred 91, mask_fcn_logits 3"),
