@@ -62,6 +62,20 @@ def _with_device(cfg: CfgNode) -> CfgNode:
     return cfg if device == cfg.MODEL.DEVICE else with_values(cfg, {"MODEL.DEVICE": device})
 
 
+def _require_values(cfg: CfgNode) -> None:
+    """Refuses a config whose model depends on the data; train_net.py has resolved these values."""
+    model = cfg.MODEL
+    for key, value, resolved in (
+        ("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES, "the number of classes"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", model.ANCHOR_GENERATOR.SIZES, "the sizes in pixels"),
+    ):
+        if value in (-1, [[-1]]):
+            raise UserError(
+                f"{key} is {value}, which only train_net.py takes from the data: set {resolved}, "
+                "or use the config.yaml of a run"
+            )
+
+
 def use_channels_last(model: torch.nn.Module) -> None:
     """Converts a detectron2 model, in place, to channels_last (NHWC) memory.
 
@@ -115,6 +129,7 @@ def extend_detectron2() -> None:
     @functools.wraps(build_model)
     def build_model_extended(cfg: CfgNode) -> torch.nn.Module:
         cfg = _with_device(cfg)
+        _require_values(cfg)
         model = build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
             use_channels_last(model)

@@ -29,6 +29,8 @@ def shrink(cfg: CfgNode) -> CfgNode:
     model.RPN.POST_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TEST = 20
     model.RPN.BATCH_SIZE_PER_IMAGE = 32
     model.ROI_HEADS.NUM_CLASSES = min(model.ROI_HEADS.NUM_CLASSES % 1000, 3)  # -1: from the data
+    if model.ANCHOR_GENERATOR.SIZES == [[-1]]:  # from the data
+        model.ANCHOR_GENERATOR.SIZES = [[8], [16], [32], [64], [128]]
     model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8
     model.ROI_BOX_HEAD.FC_DIM = 16
     model.ROI_BOX_HEAD.CONV_DIM = 32

@@ -14,7 +14,7 @@ from detectron2.modeling.meta_arch.build import build_model
 from detectron2.utils.events import EventStorage
 
 from mask_rcnn_plus import UserError, get_cfg
-from mask_rcnn_plus.config import load_config
+from mask_rcnn_plus.config import load_config, with_values
 from mask_rcnn_plus.config.values import check_solver
 from mask_rcnn_plus.data.seeding import seed_all
 from mask_rcnn_plus.device import extend_detectron2, make_current, resolve_device
@@ -279,3 +279,13 @@ def test_channels_last_trains_keypoints() -> None:
         torch.testing.assert_close(losses[1][name], loss, rtol=1e-4, atol=1e-5)
     sum(losses[1].values()).backward()
     assert model.roi_heads.keypoint_head.score_lowres.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("MODEL.ROI_HEADS.NUM_CLASSES", -1), ("MODEL.ANCHOR_GENERATOR.SIZES", [[-1]])],
+)
+def test_a_model_is_not_built_from_values_that_the_data_must_give(key: str, value: object) -> None:
+    cfg = with_values(get_cfg(), {key: value, "MODEL.DEVICE": "cpu"})
+    with pytest.raises(UserError, match=key):
+        modeling.build_model(cfg)
