@@ -53,7 +53,8 @@ def accept_our_keys() -> None:
     """Makes detectron2's ``CfgNode`` merge files that have this project's keys.
 
     Only the keys of the file are added, so other configs, and what is saved of them, stay as they
-    are. The method is replaced because detectron2 has no hook. A second call changes nothing.
+    are. detectron2 offers no other place for this than the method itself. A second call changes
+    nothing.
     """
     original = CfgNode.merge_from_other_cfg
     if hasattr(original, "__wrapped__"):

@@ -19,7 +19,7 @@ from mask_rcnn_plus.engine.auto_rules import (
     shorter_side_of,
     sizes_of,
 )
-from mask_rcnn_plus.engine.weights import read_metadata
+from mask_rcnn_plus.engine.weights import listed, read_metadata
 from mask_rcnn_plus.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def resolve_from_checkpoint(cfg: CfgNode, weights: str, *, trusted: bool = False
         trusted: read the file as a full pickle, which may run any code.
 
     Raises:
-        UserError: the checkpoint has no config.
+        UserError: the checkpoint does not contain a config.
     """
     if not _unresolved(cfg):
         return
@@ -119,10 +119,10 @@ def warn_of_little_data(cfg: CfgNode, records: Records, names: Sequence[str]) ->
         )
     used = {o["category_id"] for record in records for o in objects_of(record)}
     if empty := [name for index, name in enumerate(names) if index not in used]:
-        listed = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        missing = listed([f"'{name}'" for name in empty], 5)
         logger.warning(
-            f"DATASETS.TRAIN has no object of {len(empty)} of {len(names)} classes ({listed}): the "
-            "model will never predict them; label some, or remove the classes from the json files"
+            f"DATASETS.TRAIN lacks objects of {len(empty)} of {len(names)} classes ({missing}): "
+            "the model will never predict them; label some, or remove the classes from the json files"
         )
     if cfg.INPUT.JITTER.ENABLED:
         return

@@ -102,7 +102,7 @@ def _is_part(loss: str) -> bool:
 def write_curves(folder: Path) -> None:
     """Draws ``curves.png`` from the ``metrics.json`` of a run's folder.
 
-    A run that logged a single iteration has no curves. If drawing fails, the log says why.
+    Draws nothing if only one iteration was logged. If drawing fails, the log says why.
 
     Raises:
         SaveError: the disk is full or does not accept writing.

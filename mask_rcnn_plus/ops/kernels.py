@@ -173,7 +173,7 @@ def compiled(kernel: str, capability: Capability) -> tuple[bytes, bytes]:
     parts = [kernel, *map(str, nvrtc_version()), target_of(capability), *_OPTIONS]
     key = hashlib.sha256("\n".join([*parts, *sum(_sources().items(), ())]).encode()).hexdigest()
     path = None
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: the home folder is unknown
         path = cache_folder() / key[:32]
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:
@@ -210,7 +210,7 @@ def _save(path: Path, content: bytes) -> None:
 
 @functools.cache
 def _sources() -> dict[str, str]:
-    """File name -> text of what NVRTC compiles."""
+    """The files that NVRTC compiles, from name to text."""
     names = ("roi_math.h", "roi_cuda_nvrtc.h", *sorted(p.name for p in _CSRC.glob("*.cuh")))
     return {name: (_CSRC / name).read_text(encoding="utf-8") for name in names}
 

@@ -71,7 +71,7 @@ def why_missing(device: torch.device | str) -> str | None:
         if index is None and torch.cuda.is_available():
             index = torch.cuda.current_device()
         return _why_missing_on_cuda(index)
-    return _failures.get(device.type, f"there are no compiled operators for {device.type}")
+    return _failures.get(device.type, f"the operators are not compiled for {device.type}")
 
 
 def has_native(device: torch.device | str) -> bool:

@@ -81,8 +81,8 @@ def anchor_settings(cfg: CfgNode) -> AnchorSettings | None:
     """The anchors and the resizing of a config.
 
     Returns:
-        None if the config has no anchors, takes them or the sizes from the data (-1), or uses
-        jitter, for which there is ``mask-rcnn-plus fit-anchors``.
+        None without anchors, with anchors or sizes from the data (-1), and with jitter, for which
+        ``mask-rcnn-plus fit-anchors`` does the same.
     """
     anchors = cfg.MODEL.ANCHOR_GENERATOR
     sizes = [float(size) for level in anchors.SIZES for size in _as_list(level)]

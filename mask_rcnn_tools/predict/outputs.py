@@ -8,6 +8,7 @@ import json
 import math
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -52,7 +53,7 @@ _SMALL_SIDE = 800
 _ENLARGED_SIDE = 480
 
 
-class Output:
+class Output(ABC):
     """Writes frames with their objects to a folder, one after the other.
 
     Args:
@@ -64,8 +65,9 @@ class Output:
     def __init__(self, folder: Path, class_names: Sequence[str], files: ExitStack) -> None:
         self._folder, self._class_names, self._files = folder, class_names, files
 
+    @abstractmethod
     def add(self, frame: Frame, instances: Instances) -> None:
-        raise NotImplementedError
+        """Writes the objects of the next frame."""
 
     def _open(self, name: str) -> IO[str]:
         """A text file that stays open until the end."""
