@@ -122,7 +122,8 @@ def warn_of_little_data(cfg: CfgNode, records: Records, names: Sequence[str]) ->
         missing = listed([f"'{name}'" for name in empty], 5)
         logger.warning(
             f"DATASETS.TRAIN lacks objects of {len(empty)} of {len(names)} classes ({missing}): "
-            "the model will never predict them; label some, or remove the classes from the json files"
+            "the model will never predict them; label some, or remove the classes from the json "
+            "files"
         )
     if cfg.INPUT.JITTER.ENABLED:
         return
