@@ -132,10 +132,10 @@ def _draw(shown: Sequence[Panel], title: str, file: Any) -> None:
         warnings.filterwarnings("ignore", "Glyph")
         figure = Figure(figsize=(6.4 * columns, 3.9 * rows), dpi=110, layout="constrained")
         figure.suptitle(printable(title), fontsize=12)
-        grid = figure.subplots(rows, columns, squeeze=False).flat
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, panel in zip(grid, shown, strict=False):
             _draw_panel(axes, panel)
-        for axes in list(grid)[len(shown) :]:
+        for axes in grid[len(shown) :]:
             axes.set_axis_off()
         figure.savefig(file, format="png")
 

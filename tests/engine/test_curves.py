@@ -56,6 +56,21 @@ def test_ap_is_drawn_if_it_was_measured_more_than_once() -> None:
     assert ap.lines == {"segm/AP": ([19.0, 39.0], [3.0, 5.0])}
 
 
+def test_a_place_without_a_plot_stays_empty(tmp_path: Path) -> None:
+    lines = [
+        *_lines(19, 100, 3.0),
+        '{"iteration": 29, "segm/AP": 2}',
+        '{"iteration": 49, "segm/AP": 7}',
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    write_curves(tmp_path)
+    picture = cv2.imread(str(tmp_path / CURVES))
+    height, width, _ = picture.shape
+    below = picture[height // 2 + 20 :]
+    quarters = below[:, : width // 2], below[:, width // 2 + 20 :]
+    assert [int(quarter.min()) == 255 for quarter in quarters] == [False, True]
+
+
 def test_a_picture_is_drawn_and_matplotlib_stays_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     (tmp_path / "metrics.json").write_text("\n".join(_lines(19, 2000, 1.0)), encoding="utf-8")
