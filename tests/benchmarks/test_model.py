@@ -68,6 +68,7 @@ def result(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, d
     return text, json.loads((folder / "model.json").read_text()), folder
 
 
+@pytest.mark.slow
 def test_our_detections_agree_with_stock_detectron2(result: tuple[str, dict, Path]) -> None:
     stock, ours, bf16 = result[1]["inference"]
     assert [row["side"] for row in (stock, ours, bf16)] == ["stock fp32", "ours fp32", "ours bf16"]
@@ -81,6 +82,7 @@ def test_our_detections_agree_with_stock_detectron2(result: tuple[str, dict, Pat
     assert bf16["agreement"]["score_difference_largest"] > exact["score_difference_largest"]
 
 
+@pytest.mark.slow
 def test_stages_add_up_to_the_total(result: tuple[str, dict, Path]) -> None:
     for row in result[1]["inference"]:
         assert {"backbone", "FPN", "RPN head", "box head", "mask head", "paste, RLE"} <= set(
@@ -97,6 +99,7 @@ def test_stages_add_up_to_the_total(result: tuple[str, dict, Path]) -> None:
         assert row["images_per_second"] == pytest.approx(2000 / row["total"])
 
 
+@pytest.mark.slow
 def test_training_losses_agree_with_stock_detectron2(result: tuple[str, dict, Path]) -> None:
     stock, ours, bf16 = result[1]["training"]
     assert len(stock["losses"]) == 2 and stock["loss_difference"] == 0
@@ -106,6 +109,7 @@ def test_training_losses_agree_with_stock_detectron2(result: tuple[str, dict, Pa
     assert bf16["losses"][0] != ours["losses"][0]
 
 
+@pytest.mark.slow
 def test_markdown_and_json_contain_the_same_values(result: tuple[str, dict, Path]) -> None:
     text, report, folder = result
     assert report["command"] in text and f"torch {torch.__version__}" in text

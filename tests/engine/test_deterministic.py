@@ -18,6 +18,7 @@ def train(config: Path, output: Path) -> dict[str, torch.Tensor]:
     return torch.load(output / "model_final.pth", weights_only=True)["model"]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_seed_give_the_same_weights(
     tiny_config: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

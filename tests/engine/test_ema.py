@@ -77,6 +77,7 @@ def test_the_average_continues_from_its_state() -> None:
     assert follow(second, second.trainer.model, [2.0]) == expected
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_and_saves_both(
     small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -484,6 +484,7 @@ def test_an_interrupt_prints_no_traceback(
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_evaluation_resumes_from_an_intact_checkpoint_in_its_folder(
     trained: Path, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def test_patience_counts_evaluations_since_the_best() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_with_a_final_checkpoint_and_stays_ended(
     small_config: Path,
     tmp_path: Path,

@@ -165,6 +165,7 @@ def test_two_killed_processes_end_with_the_files_of_one(
     assert all_metrics == all_metrics[:1] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("changed", ["weights", "settings", "image", "json", "nothing", "off"])
 def test_results_of_another_evaluation_are_never_reused(
@@ -240,6 +241,7 @@ def test_an_optimized_copy_has_the_current_weights(
         evaluation_model(cfg, model)
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_the_copy_and_continues_training(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

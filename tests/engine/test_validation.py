@@ -78,6 +78,7 @@ def test_a_part_of_the_images_is_evenly_spaced() -> None:
     assert metrics["validation/b/loss_number"] == 7
 
 
+@pytest.mark.slow
 def test_training_is_bitwise_equal_with_and_without(small_config: Path, tmp_path: Path) -> None:
     def run(name: str, *keys: str) -> dict[str, Any]:
         command = ["--config-file", str(small_config), "SOLVER.MAX_ITER", "5", *keys]

@@ -150,6 +150,7 @@ AVERAGES = pytest.mark.parametrize("check", [check_average, check_average_backwa
 MAXIMA = pytest.mark.parametrize("check", [check_maximum, check_maximum_backward])
 
 
+@pytest.mark.slow
 def test_missing_barrier_is_detected(kernels):
     sums = {
         barrier: [kernels.library.sum_of_a_block(seed, barrier) for seed in range(4)]

@@ -12,6 +12,7 @@ from mask_rcnn_plus.ops import backend
 from tests.ops.cuda_emulation import load_operators
 
 pytestmark = [
+    pytest.mark.slow,  # compiles the kernels for the emulation once more
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
     pytest.mark.skipif(backend() != "native", reason="nothing to compare with"),
 ]
